@@ -1,0 +1,154 @@
+//! What each role tells about itself; `standin status` puts the parts together.
+
+use super::ring::{Health, HealthState};
+use crate::ids::{BootTime, Role, RosterVersion, ServerName, Term, VirtualServerName};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, time::Duration};
+
+/// What a role tells about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleStatus {
+    /// Which role.
+    pub role: Role,
+    /// Its process.
+    pub pid: u32,
+    /// When it started.
+    pub started: BootTime,
+    /// Its program's version.
+    pub version: String,
+    /// Everything counted, refusals by reason among it.
+    pub counters: BTreeMap<String, u64>,
+    /// What an operator should know: missing rights, a foreign address, a configuration mismatch.
+    pub notes: Vec<String>,
+    /// What only this role knows.
+    pub detail: Detail,
+}
+
+/// What only one role knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Detail {
+    /// hbd.
+    Hbd {
+        /// Per peer and path.
+        paths: Vec<PathStatus>,
+    },
+    /// listend.
+    Listend {
+        /// Per peer: link up.
+        links: Vec<(ServerName, bool)>,
+    },
+    /// doctord.
+    Doctord {
+        /// The present opinion.
+        health: Health,
+        /// Last clock offset of each server, where known.
+        offsets: Vec<(ServerName, OffsetStatus)>,
+    },
+    /// electd.
+    Electd(Box<ElectdStatus>),
+    /// The main daemon.
+    Main {
+        /// The roles it keeps running.
+        roles: Vec<ChildStatus>,
+    },
+}
+
+/// One path to one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// The peer.
+    pub server: ServerName,
+    /// Its address on this path.
+    pub address: String,
+    /// When something authentic last arrived over it.
+    pub last_heard: Option<BootTime>,
+}
+
+/// Another server's clock minus this server's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffsetStatus {
+    /// Difference in microseconds.
+    pub offset_us: i64,
+    /// It is known to within this.
+    pub bound_us: u64,
+}
+
+/// One child of the main daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildStatus {
+    /// Which role.
+    pub role: Role,
+    /// Its process, if it runs.
+    pub pid: Option<u32>,
+    /// When it was last started.
+    pub started: BootTime,
+    /// How often it had to be started again.
+    pub restarts: u64,
+}
+
+/// electd's view.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElectdStatus {
+    /// This server.
+    pub server: ServerName,
+    /// Blank, silent, or taking part.
+    pub standing: String,
+    /// Maintenance is on.
+    pub maintenance: bool,
+    /// This server only votes.
+    pub witness: bool,
+    /// The lease in force here.
+    pub lease: Duration,
+    /// The quorum rule, and whether it promises that never two servers answer.
+    pub quorum: String,
+    /// Voters needed.
+    pub quorum_need: u32,
+    /// Voters heard now, this one included.
+    pub quorum_have: u32,
+    /// The roster's version.
+    pub roster: RosterVersion,
+    /// The voters in force.
+    pub voters: Vec<ServerName>,
+    /// Every other server as electd sees it.
+    pub servers: Vec<ServerView>,
+    /// Every virtual server.
+    pub virtual_servers: Vec<VirtualServerView>,
+}
+
+/// Another server as electd sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerView {
+    /// Its name.
+    pub name: ServerName,
+    /// The doctor's word.
+    pub state: HealthState,
+    /// Its place in the order of succession, 0 = first; none for a witness or an unfit server.
+    pub rank: Option<u32>,
+    /// When its last beat arrived.
+    pub last_heard: Option<BootTime>,
+    /// How fresh its files are: term and run.
+    pub freshness: (Term, u64),
+    /// Its configuration differs from this server's.
+    pub config_differs: bool,
+}
+
+/// One virtual server as electd sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualServerView {
+    /// Its name.
+    pub name: VirtualServerName,
+    /// "master", "slave", "candidate" or "witness".
+    pub role: String,
+    /// Who is master, as far as known.
+    pub master: Option<ServerName>,
+    /// The term of that master, or the highest known.
+    pub term: Term,
+    /// As in the configuration.
+    pub addresses: Vec<String>,
+    /// What guards the addresses, and why not something better.
+    pub gate: String,
+    /// The lease still runs for so long (master only).
+    pub lease_left: Option<Duration>,
+    /// Why the role last changed.
+    pub reason: String,
+}

@@ -1,0 +1,4 @@
+//! What servers say to each other: beats over UDP, signals over TCP.
+
+pub mod beat;
+pub mod signal;
