@@ -1,3 +1,11 @@
-//! To be written.
+//! doctord: the opinion about every server's health, and nothing else. See doctord(8).
 
-fn main() {}
+mod links;
+mod shell;
+
+use protocol::Role;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    daemon::main(Role::Doctord, shell::run)
+}

@@ -1,1 +1,276 @@
-//! To be written.
+//! `standin.toml`: from text to types that cannot hold a bad value.
+//!
+//! ```text
+//!   text ──▶ raw (sections, keys, lines) ──▶ checked (what is meant, every rule kept) ──▶ Config
+//! ```
+//!
+//! Every problem is reported at once, each with file, line, key and the mend. The crate opens no file: the
+//! text comes from the caller. The file is the same on all servers; [`Config::hash`] tells whether it is.
+
+mod checked;
+pub mod error;
+pub mod key;
+mod raw;
+
+pub use error::{ConfigError, Problem};
+pub use key::{ClusterKeys, parse_key};
+
+use protocol::{ServerName, VirtualServerName};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// `[cluster] key` if the file has none.
+pub const KEY_FILE: &str = "/etc/standin/cluster.key";
+/// `[cluster] port` if the file has none.
+pub const PORT: u16 = 6946;
+/// `[cluster] heartbeat` if the file has none.
+pub const HEARTBEAT: Duration = Duration::from_millis(100);
+/// `[cluster] lease` if the file has none.
+pub const LEASE: Duration = Duration::from_millis(500);
+/// Shortest heartbeat interval.
+pub const HEARTBEAT_MIN: Duration = Duration::from_millis(5);
+/// Longest lease.
+pub const LEASE_MAX: Duration = Duration::from_secs(10);
+/// A lease has at least so many heartbeat intervals.
+pub const LEASE_HEARTBEATS_MIN: u32 = 5;
+/// `priority` if the file has none.
+pub const PRIORITY: u32 = 100;
+/// Highest priority.
+pub const PRIORITY_MAX: u32 = 65_535;
+/// Most addresses of one server, that is, heartbeat paths.
+pub const PATHS_MAX: usize = 8;
+/// Most virtual servers of a cluster.
+pub const VIRTUAL_SERVERS_MAX: usize = 256;
+/// Most addresses of one virtual server.
+pub const VIRTUAL_ADDRESSES_MAX: usize = 4096;
+/// `[scripts] directory` if the file has none.
+pub const SCRIPTS_DIRECTORY: &str = "/etc/standin";
+/// `[scripts] timeout` if the file has none.
+pub const SCRIPTS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time limit of a script.
+pub const SCRIPTS_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+/// Checks the text of a configuration file; `file` is named in errors.
+pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
+    checked::config(text, file)
+}
+
+/// A configuration that keeps every rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where it came from, for errors.
+    pub file: PathBuf,
+    /// What holds for all servers.
+    pub cluster: Cluster,
+    /// The servers, in the order of the file.
+    pub servers: Vec<Server>,
+    /// The virtual servers, in the order of the file.
+    pub virtual_servers: Vec<VirtualServer>,
+    /// How role scripts are run on this server.
+    pub scripts: ScriptsConfig,
+    /// Of the meaning, not of the text, and of nothing that may differ between servers (key file, real
+    /// time, scripts): equal on all servers of a well-kept cluster.
+    pub hash: u64,
+}
+
+/// What holds for all servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Name of the cluster, bound into every seal.
+    pub name: String,
+    /// The file with the cluster key.
+    pub key: PathBuf,
+    /// UDP port of heartbeats and TCP port of signals.
+    pub port: u16,
+    /// Heartbeat interval, h in the rules.
+    pub heartbeat: Duration,
+    /// Lease, L in the rules.
+    pub lease: Duration,
+    /// What makes a master.
+    pub quorum: Quorum,
+    /// Real-time scheduling and locked memory, where permitted.
+    pub realtime: bool,
+}
+
+/// What makes a master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quorum {
+    /// Promises of more than half of the voters.
+    Majority,
+    /// Nothing: takes over without asking. Two masters at a time are possible.
+    None,
+}
+
+impl fmt::Display for Quorum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Majority => "majority",
+            Self::None => "none",
+        })
+    }
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Its name.
+    pub name: ServerName,
+    /// Its addresses; each is a heartbeat path.
+    pub addresses: Vec<IpAddr>,
+    /// The higher stands first among equally fresh servers.
+    pub priority: u32,
+    /// Votes and never serves.
+    pub witness: bool,
+}
+
+/// One virtual server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualServer {
+    /// Its name.
+    pub name: VirtualServerName,
+    /// The interface that carries its addresses on every server.
+    pub interface: String,
+    /// Its addresses.
+    pub addresses: Vec<VirtualAddress>,
+    /// Whether a better server takes over from a fit master.
+    pub preempt: Preempt,
+    /// Overrides the servers' priorities.
+    pub priority: BTreeMap<ServerName, u32>,
+}
+
+/// An address of a virtual server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VirtualAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// Length of the network's prefix in bits.
+    pub prefix: u8,
+}
+
+impl fmt::Display for VirtualAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix)
+    }
+}
+
+/// Whether a better server takes over from a fit master (a planned handover, at most once in 10 min).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preempt {
+    /// The master stays.
+    Never,
+    /// A server with fresher files takes over.
+    Fresher,
+    /// A server with fresher files or higher priority takes over.
+    Always,
+}
+
+impl fmt::Display for Preempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Never => "never",
+            Self::Fresher => "fresher",
+            Self::Always => "always",
+        })
+    }
+}
+
+/// How role scripts are run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScriptsConfig {
+    /// Holds `master.d` and `slave.d`.
+    pub directory: PathBuf,
+    /// Time limit of one script.
+    pub timeout: Duration,
+}
+
+impl Config {
+    /// The server of that name.
+    pub fn server(&self, name: &ServerName) -> Option<&Server> {
+        self.servers.iter().find(|s| s.name == *name)
+    }
+
+    /// All servers but `me`.
+    pub fn peers(&self, me: &ServerName) -> impl Iterator<Item = &Server> {
+        self.servers.iter().filter(move |s| s.name != *me)
+    }
+
+    /// Which of the servers this one is: the one named by `given` (`--server`), else the one that has one of
+    /// the `local` addresses, else the one named like the host, with or without its domain.
+    pub fn find_self(
+        &self,
+        given: Option<&str>,
+        hostname: &str,
+        local: &[IpAddr],
+    ) -> Result<ServerName, ConfigError> {
+        let fail = |what: String| ConfigError::one(&self.file, None, "[[server]]", what);
+        let names = || {
+            self.servers
+                .iter()
+                .map(|s| s.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        if let Some(given) = given {
+            return self.named(given).ok_or_else(|| {
+                fail(format!(
+                    "no server is named \"{given}\" (--server); the file lists {}",
+                    names()
+                ))
+            });
+        }
+        let mine: Vec<&Server> = self
+            .servers
+            .iter()
+            .filter(|s| s.addresses.iter().any(|a| local.contains(a)))
+            .collect();
+        match mine.as_slice() {
+            [server] => return Ok(server.name.clone()),
+            [] => {}
+            [a, b, ..] => {
+                return Err(fail(format!(
+                    "this host has addresses of both {} and {}; say which it is with --server NAME",
+                    a.name, b.name
+                )));
+            }
+        }
+        let short = hostname.split('.').next().unwrap_or(hostname);
+        self.named(hostname).or_else(|| self.named(short)).ok_or_else(|| {
+            fail(format!(
+                "this host, \"{hostname}\", is not in the list: none of {} has its name or one of its \
+                 addresses; add a [[server]] for it, or say which it is with --server NAME",
+                names()
+            ))
+        })
+    }
+
+    /// The priority of `server` for `v`: that of the virtual server if it gives one, else the server's own.
+    pub fn priority(&self, server: &ServerName, v: &VirtualServerName) -> u32 {
+        let special = self
+            .virtual_servers
+            .iter()
+            .find(|x| x.name == *v)
+            .and_then(|x| x.priority.get(server).copied());
+        special
+            .or_else(|| self.server(server).map(|s| s.priority))
+            .unwrap_or(PRIORITY)
+    }
+
+    /// The step between candidates of neighbouring rank: half a heartbeat interval. Whoever measures round
+    /// trips takes at least four of them.
+    pub fn skew(&self) -> Duration {
+        self.cluster.heartbeat / 2
+    }
+
+    fn named(&self, name: &str) -> Option<ServerName> {
+        self.servers
+            .iter()
+            .map(|s| &s.name)
+            .find(|n| n.as_str() == name)
+            .cloned()
+    }
+}

@@ -1,1 +1,29 @@
-//! To be written.
+//! What all daemons share, so that each one's `main` tells only its own story.
+//!
+//! ```text
+//!   args ──▶ log ──▶ config ──▶ Boot ──▶ run(boot): open, drop privileges, ready, event loop ──▶ exit code
+//! ```
+//!
+//! [`EventLoop`] holds the Unix sockets of the ring, the timer, the Unix signals and whatever else the
+//! daemon listens to, behind one closed enum of events. Nothing in it blocks, and everything has a limit.
+
+mod args;
+mod boot;
+mod clock;
+pub mod ctl;
+pub mod durable;
+mod error;
+mod event_loop;
+pub mod key;
+mod local_socket;
+mod log;
+pub mod privileges;
+mod ready;
+pub mod sys;
+
+pub use args::{Args, CONFIG, RUN_DIR, STATE_DIR};
+pub use boot::{Boot, load_config, main, run_as};
+pub use clock::{check as check_clock, now, random, random_u64, real_now_ns};
+pub use error::Error;
+pub use event_loop::{ConnId, Event, EventLoop};
+pub use privileges::Keep;

@@ -42,8 +42,12 @@ impl std::error::Error for CodecError {
     }
 }
 
+/// What a decoder may count while it reads one message. It counts integers at their full size, up to eight
+/// for one byte, and so must be allowed eight times [`MESSAGE_MAX`]; it allocates no more than it counts.
+const DECODER_MAX: usize = 8 * MESSAGE_MAX;
+
 fn configuration() -> impl bincode::config::Config {
-    bincode::config::standard().with_limit::<MESSAGE_MAX>()
+    bincode::config::standard().with_limit::<DECODER_MAX>()
 }
 
 /// Writes `message` as bytes, at most [`MESSAGE_MAX`] of them.

@@ -1,1 +1,318 @@
-//! To be written.
+//! Takes addresses over and gives them up: the only crate that changes addresses and neighbours.
+//!
+//! ```text
+//!   electd ── open until t, shut, announce, probe ──▶ worker thread ──▶ netlink: addresses
+//!          ◀───────── opened, shut, lapsed, ... ────              └──▶ ARP, ND: announcements
+//! ```
+//!
+//! The worker is the enforcer of the lease: a virtual server's addresses are present exactly while
+//! now <= deadline, by CLOCK_BOOTTIME. Nobody needs to act for them to go; extending is one atomic store,
+//! and the worker looks at it when the old deadline has come. Behind the worker stands the kernel: each
+//! address has a lifetime of a few seconds, renewed each second, so a dead electd leaves nothing behind.
+//!
+//! It decides nothing: who is master, and until when, is electd's matter.
+
+mod arp;
+mod clock;
+mod error;
+mod gate_file;
+mod ndp;
+mod netlink;
+mod scripts;
+mod sys;
+mod worker;
+
+pub use arp::Mac;
+pub use error::Error;
+pub use scripts::{ScriptRole, ScriptRun, Scripts};
+
+use config::VirtualAddress;
+use crossbeam_channel::Sender;
+use gate_file::{BootId, GateFile};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use protocol::{BootTime, VirtualServerName};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+use worker::{Command, Worker};
+
+/// What guards the addresses, for `standin status`.
+pub const GATE: &str = "addresses: removed when the lease ends, by the kernel if electd is dead";
+
+/// How much earlier than the lease's end the deadline must be, so that the addresses are gone in time.
+/// For sets of many addresses the worker itself begins the earlier the more there are.
+pub const MARGIN: Duration = Duration::from_millis(2);
+
+/// What the worker's stack needs at most: all of it may be locked into memory.
+const STACK: usize = 512 * 1024;
+
+/// The addresses of a virtual server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressSet {
+    /// Whose addresses they are.
+    pub virtual_server: VirtualServerName,
+    /// The interface that carries them.
+    pub interface: String,
+    /// The addresses, in the order they are added and announced.
+    pub addresses: Vec<VirtualAddress>,
+}
+
+/// Addresses found open at start: they stay, and the worker guards their deadline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// Whose addresses they are.
+    pub virtual_server: VirtualServerName,
+    /// Until when they stay unless extended.
+    pub deadline: BootTime,
+}
+
+/// What the worker did or saw. Delivered on the worker's thread: the receiver must not block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The addresses are there and the first announcements are on their way.
+    Opened {
+        /// Whose addresses.
+        v: VirtualServerName,
+    },
+    /// Asked to shut: read back, none of the addresses is left.
+    Shut {
+        /// Whose addresses.
+        v: VirtualServerName,
+    },
+    /// The deadline has passed: read back, none of the addresses is left.
+    Lapsed {
+        /// Whose addresses.
+        v: VirtualServerName,
+    },
+    /// Something cannot be done now. It is tried again for as long as it is wanted; the same trouble is
+    /// told once. Instead of `Probed`: the probe could not be made.
+    Failed {
+        /// Whose addresses.
+        v: VirtualServerName,
+        /// What, and why not.
+        what: String,
+    },
+    /// Addresses removed by another program were put back.
+    Restored {
+        /// Whose addresses.
+        v: VirtualServerName,
+        /// Which addresses.
+        what: String,
+    },
+    /// Somebody else says that an address of ours is at its MAC address. Told at most once a second for
+    /// each address; the address has been announced again.
+    ForeignClaim {
+        /// Whose address.
+        v: VirtualServerName,
+        /// Who claims it.
+        mac: Mac,
+    },
+    /// The probe has ended.
+    Probed {
+        /// Whose addresses.
+        v: VirtualServerName,
+        /// Who answered for one of them.
+        answered_by: Option<Mac>,
+    },
+}
+
+/// What the handle and the worker share about a virtual server.
+#[derive(Debug)]
+struct Shared {
+    /// The addresses may be there while now <= this (nanoseconds of CLOCK_BOOTTIME); 0 = shut.
+    deadline: AtomicU64,
+    /// The addresses are there: the worker needs no waking for a longer deadline.
+    present: AtomicBool,
+    /// None if it could not be opened at a reload: then a restart of electd does not adopt.
+    file: Option<GateFile>,
+    file_failed: AtomicBool,
+}
+
+impl Shared {
+    fn new(file: Option<GateFile>) -> Arc<Self> {
+        Arc::new(Self {
+            deadline: AtomicU64::new(0),
+            present: AtomicBool::new(false),
+            file,
+            file_failed: AtomicBool::new(false),
+        })
+    }
+
+    fn note(&self, deadline: BootTime) {
+        let Some(file) = &self.file else { return };
+        if let Err(e) = file.write(deadline)
+            && !self.file_failed.swap(true, SeqCst)
+        {
+            log::warn!(
+                "cannot write {}: {e}; a restart of electd would not adopt",
+                file.path().display()
+            );
+        }
+    }
+}
+
+/// The handle to the worker. Dropping it stops the worker and leaves the addresses as they are: they go
+/// with their kernel lifetime unless the next life adopts them.
+#[derive(Debug)]
+pub struct Takeover {
+    run_dir: PathBuf,
+    boot: BootId,
+    shared: Mutex<BTreeMap<VirtualServerName, Arc<Shared>>>,
+    commands: Sender<Command>,
+    waker: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Takeover {
+    /// Starts the worker, under SCHED_FIFO with the priority given if any. Sets with a deadline of this
+    /// boot still ahead and addresses there are adopted; all other left-over addresses of the sets are
+    /// removed before it returns. An interface that is missing is no error.
+    pub fn start(
+        run_dir: &Path,
+        sets: Vec<AddressSet>,
+        realtime: Option<i32>,
+        events: impl Fn(Event) + Send + 'static,
+    ) -> Result<(Self, Vec<Adopted>), Error> {
+        let boot = gate_file::boot_id()?;
+        let mut shared = BTreeMap::new();
+        let mut with_shared = Vec::new();
+        for set in sets {
+            let own = Shared::new(Some(GateFile::open(run_dir, &set.virtual_server, boot)?));
+            shared.insert(set.virtual_server.clone(), own.clone());
+            with_shared.push((set, own));
+        }
+        let waker = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+            .map_err(|e| Error::kernel("an event descriptor")(e.into()))?;
+        let waker = Arc::new(waker);
+        let (commands, inbox) = crossbeam_channel::unbounded();
+        let (report, started) = crossbeam_channel::bounded(1);
+        let worker_waker = waker.clone();
+        let run = move || {
+            if let Some(priority) = realtime
+                && let Err(e) = sys::scheduler_fifo(priority)
+            {
+                log::warn!(
+                    "the thread that guards the addresses runs without real-time priority: {e}"
+                );
+            }
+            let started = Worker::start(with_shared, inbox, worker_waker, Box::new(events));
+            match started {
+                Ok((worker, adopted)) => {
+                    let _ = report.send(Ok(adopted));
+                    worker.run();
+                }
+                Err(e) => {
+                    let _ = report.send(Err(e));
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("takeover".into())
+            .stack_size(STACK)
+            .spawn(run)
+            .map_err(Error::kernel("a thread that guards the addresses"))?;
+        let adopted = started.recv().map_err(|_| Error::Worker)??;
+        let takeover = Self {
+            run_dir: run_dir.to_owned(),
+            boot,
+            shared: Mutex::new(shared),
+            commands,
+            waker,
+            thread: Some(thread),
+        };
+        Ok((takeover, adopted))
+    }
+
+    /// Opens, or extends: the addresses are to be there until `deadline`. Never shortens. Costs one store
+    /// and one small write to the run-dir; the worker is woken only if the addresses are not there.
+    pub fn open(&self, v: &VirtualServerName, deadline: BootTime) {
+        let Some(shared) = self.find(v) else { return };
+        if shared.deadline.fetch_max(deadline.0, SeqCst) >= deadline.0 {
+            return;
+        }
+        shared.note(deadline);
+        // The worker clears `present` first and looks at the deadline then: one of the two sees the other.
+        if !shared.present.load(SeqCst) {
+            self.tell(Command::Look);
+        }
+    }
+
+    /// Removes the addresses now. [`Event::Shut`] follows after reading back, also if none was there.
+    pub fn shut(&self, v: &VirtualServerName) {
+        let Some(shared) = self.find(v) else { return };
+        shared.deadline.store(0, SeqCst);
+        shared.note(BootTime(0));
+        self.tell(Command::Shut(v.clone()));
+    }
+
+    /// Announces the addresses again, if they are there: after a heal.
+    pub fn announce(&self, v: &VirtualServerName) {
+        self.tell(Command::Announce(v.clone()));
+    }
+
+    /// Asks the network whether anybody has the addresses: three times, 20 ms apart, without claiming
+    /// them. [`Event::Probed`] follows at the first answer or 20 ms after the last question.
+    pub fn probe(&self, v: &VirtualServerName) {
+        self.tell(Command::Probe(v.clone()));
+    }
+
+    /// Takes a changed configuration. Addresses no longer listed are removed; [`Event::Shut`] follows for
+    /// virtual servers no longer listed. Addresses new in an open set are added.
+    pub fn replace_sets(&self, sets: Vec<AddressSet>) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut old = std::mem::take(&mut *shared);
+        let mut with_shared = Vec::new();
+        for set in sets {
+            let v = &set.virtual_server;
+            let own = old.remove(v).unwrap_or_else(|| {
+                let file = GateFile::open(&self.run_dir, v, self.boot);
+                Shared::new(
+                    file.map_err(|e| log::warn!("{e}; a restart of electd would not adopt"))
+                        .ok(),
+                )
+            });
+            shared.insert(v.clone(), own.clone());
+            with_shared.push((set, own));
+        }
+        for gone in old.values() {
+            gone.deadline.store(0, SeqCst);
+            gone.note(BootTime(0));
+            if let Some(file) = &gone.file {
+                file.remove();
+            }
+        }
+        self.tell(Command::Replace(with_shared));
+    }
+
+    fn find(&self, v: &VirtualServerName) -> Option<Arc<Shared>> {
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = shared.get(v).cloned();
+        if found.is_none() {
+            log::warn!("virtual server {v} has no addresses here");
+        }
+        found
+    }
+
+    fn tell(&self, command: Command) {
+        // Fails only when the worker is gone, and then the process is going too.
+        let _ = self.commands.send(command);
+        // Fails only when the counter is full: then it is readable anyway.
+        let _ = self.waker.write(1);
+    }
+}
+
+impl Drop for Takeover {
+    fn drop(&mut self) {
+        self.tell(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -26,6 +26,9 @@ pub enum HbdToDoctord {
         /// The acknowledgement.
         ack: Ack,
     },
+    /// Nothing may have arrived, but hbd is there and reads its sockets: sent when the link to doctord is
+    /// made and every heartbeat interval, so that silence can be told from deafness.
+    Listening,
 }
 
 /// How a beat or acknowledgement arrived.

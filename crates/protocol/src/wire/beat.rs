@@ -4,8 +4,9 @@ use crate::ids::{Instance, Number, RosterVersion, ServerName, Term, VirtualServe
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Most virtual servers a server keeps promises for (ELECTION R25).
-pub const VIRTUAL_SERVERS_MAX: usize = 4096;
+/// Most virtual servers a server keeps promises for (ELECTION R25), so that
+/// a beat that names them all stays one datagram.
+pub const VIRTUAL_SERVERS_MAX: usize = 512;
 
 /// Sent every heartbeat interval by every server to every other, over every path, under one number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,8 +21,8 @@ pub struct Beat {
     pub promise_max: Duration,
     /// Floor of every virtual server that `standings` does not name.
     pub floor_base: Term,
-    /// The sender is blank or silent: it neither votes nor promises yet (ELECTION R20, R21).
-    pub silent: bool,
+    /// Whether the sender votes and promises yet.
+    pub participation: Participation,
     /// The sender takes no new mastership (`standin maintenance on`).
     pub maintenance: bool,
     /// The sender votes but never serves.
@@ -36,6 +37,17 @@ pub struct Beat {
     pub roster: Roster,
     /// Hash of the sender's configuration: a mismatch is reported, never a reason to ignore a beat.
     pub config_hash: u64,
+}
+
+/// Whether a server takes part in elections (ELECTION R20, R21).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Participation {
+    /// Its reservation is missing: its floors mean nothing.
+    Blank,
+    /// It restarted without its memory and keeps silent; its floors hold.
+    Silent,
+    /// It votes and promises.
+    Active,
 }
 
 /// What a server says about one virtual server.
@@ -87,6 +99,9 @@ pub struct Roster {
     pub version: RosterVersion,
     /// Sorted by name, without repetition.
     pub voters: Vec<ServerName>,
+    /// The virtual server whose master alone may change the roster, so that the terms in the version are
+    /// terms of one election.
+    pub keeper: Option<VirtualServerName>,
 }
 
 /// The answer to one beat: sent only after electd itself has noted its promises (ELECTION R3, R5).

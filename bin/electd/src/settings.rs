@@ -1,0 +1,51 @@
+//! The configuration as the elector and the takeover want it.
+
+use config::{Config, Preempt, Quorum};
+use election::{Mode, Settings, VirtualServerSettings};
+use protocol::ServerName;
+use takeover::AddressSet;
+
+/// What the elector needs to know.
+pub fn election(config: &Config, me: &ServerName) -> Settings {
+    let mut servers: Vec<_> = config.servers.iter().map(|s| s.name.clone()).collect();
+    servers.sort();
+    let virtual_servers = config.virtual_servers.iter().map(|v| {
+        let settings = VirtualServerSettings {
+            interface: v.interface.clone(),
+            priority: config.priority(me, &v.name),
+            preempt: match v.preempt {
+                Preempt::Never => election::Preempt::Never,
+                Preempt::Fresher => election::Preempt::Fresher,
+                Preempt::Always => election::Preempt::Always,
+            },
+        };
+        (v.name.clone(), settings)
+    });
+    Settings {
+        me: me.clone(),
+        heartbeat: config.cluster.heartbeat,
+        lease: config.cluster.lease,
+        margin: takeover::MARGIN,
+        mode: match config.cluster.quorum {
+            Quorum::Majority => Mode::Majority,
+            Quorum::None => Mode::None,
+        },
+        witness: config.server(me).is_some_and(|s| s.witness),
+        servers,
+        virtual_servers: virtual_servers.collect(),
+        config_hash: config.hash,
+    }
+}
+
+/// The addresses this server may have to take over: none for a witness.
+pub fn address_sets(config: &Config, me: &ServerName) -> Vec<AddressSet> {
+    if config.server(me).is_some_and(|s| s.witness) {
+        return Vec::new();
+    }
+    let set = |v: &config::VirtualServer| AddressSet {
+        virtual_server: v.name.clone(),
+        interface: v.interface.clone(),
+        addresses: v.addresses.clone(),
+    };
+    config.virtual_servers.iter().map(set).collect()
+}

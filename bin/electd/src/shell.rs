@@ -1,0 +1,348 @@
+//! Carries messages, time and files between the elector, the takeover and the other roles.
+
+use crate::{
+    lock::InstanceLock,
+    memory_file::MemoryFile,
+    reservation_file::{self, Writer},
+    settings,
+    threads::{Report, Reporter},
+};
+use crossbeam_channel::Receiver;
+use daemon::{Boot, ConnId, Error, Event, EventLoop};
+use election::{Elector, Input, Output, RoleChange, Start, Wish};
+use protocol::{
+    BootTime, Instance, Role, VirtualServerName, codec,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        ring::{DoctordToElectd, ElectdToHbd, ElectdToListend, ListendToElectd},
+        status::Detail,
+    },
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+use takeover::{ScriptRole, ScriptRun, Scripts, Takeover};
+
+/// electd stands above everything but the kernel's own threads.
+const PRIORITY: i32 = 60;
+
+/// Role scripts get so long to end when electd stops.
+const SCRIPTS_AT_STOP: Duration = Duration::from_secs(10);
+
+/// Alarms kept for `standin status`.
+const ALARMS: usize = 8;
+
+/// Everything electd holds.
+pub struct Shell {
+    boot: Boot,
+    events: EventLoop,
+    elector: Elector,
+    takeover: Takeover,
+    scripts: Scripts,
+    memory: MemoryFile,
+    writer: Writer,
+    reports: Receiver<Report>,
+    /// Who waits for which wish.
+    wishes: BTreeMap<u64, ConnId>,
+    last_wish: u64,
+    notes: Vec<String>,
+    alarms: VecDeque<String>,
+    stopped: bool,
+    /// Lost last, so that no other electd starts before everything above is gone.
+    _lock: InstanceLock,
+}
+
+impl Shell {
+    /// Opens whatever needs rights, and finds out what an earlier electd left.
+    pub fn open(boot: Boot, lock: InstanceLock) -> Result<Self, Error> {
+        let receives = [Role::Doctord, Role::Listend, Role::Standin];
+        let events = EventLoop::open(&boot, &receives, &[Role::Hbd, Role::Listend])?;
+        let (reporter, reports) = Reporter::new(events.waker());
+        let (memory, remembered) = MemoryFile::open(&boot.args.run_dir)?;
+        let reservation = reservation_file::read(&boot.args.state_dir)?;
+        let writing = reporter.clone();
+        let writer = Writer::start(boot.args.state_dir.clone(), move |written| {
+            writing.report(Report::Reservation(written));
+        })?;
+        let scripts = &boot.config.scripts;
+        let scripts = Scripts::start(
+            &scripts.directory,
+            scripts.timeout,
+            &boot.args.run_dir.join("scripts.log"),
+        );
+        let realtime = boot.config.cluster.realtime.then_some(PRIORITY + 1);
+        let sets = settings::address_sets(&boot.config, &boot.me);
+        let (takeover, adopted) =
+            Takeover::start(&boot.args.run_dir, sets, realtime, move |event| {
+                reporter.report(Report::Takeover(event));
+            })
+            .map_err(|e| Error::Failed(e.to_string()))?;
+        let gates: Vec<_> = adopted.into_iter().map(|a| (a.virtual_server, a.deadline)).collect();
+        let mastered = |v: &VirtualServerName| {
+            remembered.as_ref().is_none_or(|m| {
+                m.votes.iter().any(|x| x.virtual_server == *v && x.holder.as_ref() == Some(&boot.me))
+            })
+        };
+        let to_slave: Vec<_> = settings::address_sets(&boot.config, &boot.me)
+            .into_iter()
+            .map(|set| set.virtual_server)
+            .filter(|v| mastered(v) && !gates.iter().any(|(gate, _)| gate == v))
+            .collect();
+        let start = Start {
+            instance: Instance(daemon::random_u64()?),
+            seed: daemon::random_u64()?,
+            reservation,
+            memory: remembered,
+            gates,
+        };
+        let elector = Elector::new(settings::election(&boot.config, &boot.me), start, daemon::now());
+        let shell = Self {
+            boot,
+            events,
+            elector,
+            takeover,
+            scripts,
+            memory,
+            writer,
+            reports,
+            wishes: BTreeMap::new(),
+            last_wish: 0,
+            notes: Vec::new(),
+            alarms: VecDeque::new(),
+            stopped: false,
+            _lock: lock,
+        };
+        for virtual_server in to_slave {
+            shell.run_scripts(virtual_server, ScriptRole::Slave, None, "started");
+        }
+        Ok(shell)
+    }
+
+    /// Real time for the loop; the threads that may be slow were started without it.
+    pub fn realtime(&self) -> Vec<String> {
+        self.boot.realtime(PRIORITY)
+    }
+
+    /// Ready to serve; `notes` are kept for `standin status`.
+    pub fn ready(&mut self, notes: Vec<String>) {
+        self.notes = notes;
+        self.carry_out();
+        self.boot.ready();
+    }
+
+    /// Until stopped.
+    pub fn run(mut self) -> Result<(), Error> {
+        let mut events = Vec::new();
+        while !self.stopped {
+            self.events.wait(self.elector.poll_timeout(), &mut events)?;
+            for event in events.drain(..) {
+                self.event(event);
+                self.carry_out();
+            }
+        }
+        if !self.scripts.wait_idle(SCRIPTS_AT_STOP) {
+            log::warn!("role scripts still run; electd does not wait for them any longer");
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.elector.handle(daemon::now(), input);
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Message { from: Role::Doctord, bytes } => match codec::decode(&bytes) {
+                Ok(DoctordToElectd::Beat { from, at, beat }) => self.tell(Input::Beat { from, at, beat }),
+                Ok(DoctordToElectd::Ack { from, ack, .. }) => self.tell(Input::Ack { from, ack }),
+                Ok(DoctordToElectd::Health(health)) => self.tell(Input::Health(health)),
+                Err(e) => log::warn!("unreadable message from doctord: {e}"),
+            },
+            Event::Message { from: Role::Listend, bytes } => match codec::decode(&bytes) {
+                Ok(ListendToElectd::Signal { from, signal }) => self.tell(Input::Signal { from, signal }),
+                Ok(ListendToElectd::Link { server, up: true }) => self.tell(Input::Linked(server)),
+                Ok(ListendToElectd::Link { up: false, .. }) => {}
+                Err(e) => log::warn!("unreadable message from listend: {e}"),
+            },
+            Event::Message { from, .. } => log::warn!("{from} has nothing to say to electd"),
+            Event::Ctl { conn, request } => self.request(conn, request),
+            Event::PeerGone(Role::Doctord) => self.tell(Input::DoctorLost),
+            Event::Up(Role::Listend) => {
+                let config = self.boot.config.clone();
+                for server in &config.servers {
+                    self.tell(Input::Linked(server.name.clone())); // itself is nobody it asks
+                }
+            }
+            Event::Up(_) | Event::Down(_) | Event::PeerGone(_) | Event::Source { .. } => {}
+            Event::Woken => {
+                for report in self.reports.try_iter().collect::<Vec<_>>() {
+                    self.report(report);
+                    self.carry_out();
+                }
+            }
+            Event::Terminate => self.tell(Input::Stop),
+            Event::Reload => self.reload(),
+            Event::Deadline => self.elector.handle_timeout(daemon::now()),
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        use takeover::Event as Address;
+        match report {
+            Report::Reservation(Ok(reservation)) => self.tell(Input::Reserved(reservation)),
+            Report::Reservation(Err(why)) => self.tell(Input::ReserveFailed(why)),
+            Report::Takeover(Address::Opened { v }) => log::info!("addresses of {v} are up"),
+            Report::Takeover(Address::Shut { v }) => self.tell(Input::GateShut(v)),
+            Report::Takeover(Address::Lapsed { v }) => {
+                log::warn!("lease of {v} ran out: its addresses are removed");
+            }
+            Report::Takeover(Address::Failed { v, what }) => self.tell(Input::GateBroken(v, what)),
+            Report::Takeover(Address::Restored { v, what }) => {
+                self.alarm(format!("{v}: {what} was removed by another program and put back"));
+            }
+            Report::Takeover(Address::ForeignClaim { v, mac }) => {
+                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                self.alarm(format!("{v}: {mac} claims one of its addresses"));
+                self.tell(Input::ForeignClaim(v));
+            }
+            Report::Takeover(Address::Probed { v, answered_by }) => {
+                self.tell(Input::Probed(v, answered_by.is_some()));
+            }
+        }
+    }
+
+    /// R8 and the order of DESIGN: the outputs, one after another.
+    fn carry_out(&mut self) {
+        let mut remembered = self.memory.retry();
+        while let Some(output) = self.elector.poll_output() {
+            let may_rely = remembered;
+            match output {
+                Output::Remember(memory) => remembered = self.memory.write(memory),
+                Output::Beat(beat) if may_rely => {
+                    self.events.send(Role::Hbd, &ElectdToHbd::Beat { made: daemon::now(), beat });
+                }
+                Output::Ack { to, ack } if may_rely => {
+                    self.events.send(Role::Hbd, &ElectdToHbd::Ack { made: daemon::now(), to, ack });
+                }
+                Output::Signal { to, signal } if may_rely => {
+                    self.events.send(Role::Listend, &ElectdToListend { to, signal });
+                }
+                Output::Open(v, until) if may_rely => self.takeover.open(&v, until),
+                Output::Beat(_) | Output::Ack { .. } | Output::Signal { .. } | Output::Open(..) => {}
+                Output::Shut(v) => self.takeover.shut(&v),
+                Output::Announce(v) => self.takeover.announce(&v),
+                Output::Probe(v) => self.takeover.probe(&v),
+                Output::Reserve(reservation) => self.writer.request(reservation),
+                Output::Role(change) => self.role_changed(change),
+                Output::Alarm(text) => self.alarm(text),
+                Output::Notice(text) => log::info!("{text}"),
+                Output::Answer { id, answer } => self.answer(id, answer),
+                Output::Stopped(last) => {
+                    if let Some(last) = last
+                        && let Err(e) = reservation_file::write(&self.boot.args.state_dir, &last)
+                    {
+                        log::error!("{e}");
+                    }
+                    self.stopped = true;
+                }
+            }
+        }
+    }
+
+    fn role_changed(&mut self, change: RoleChange) {
+        let RoleChange { virtual_server, master, term, renewed, holder, reason } = change;
+        let (from, to) = match (master, renewed) {
+            (true, true) => ("master", "master"),
+            (true, false) => ("slave", "master"),
+            (false, _) => ("master", "slave"),
+        };
+        log::info!("role virtual_server={virtual_server} from={from} to={to} term={term} reason=\"{reason}\"");
+        if !renewed {
+            let role = if master { ScriptRole::Master } else { ScriptRole::Slave };
+            let run = ScriptRun {
+                virtual_server,
+                server: self.boot.me.clone(),
+                role,
+                term,
+                master: holder,
+                reason,
+            };
+            self.scripts.run(run);
+        }
+    }
+
+    fn run_scripts(
+        &self,
+        virtual_server: VirtualServerName,
+        role: ScriptRole,
+        master: Option<protocol::ServerName>,
+        reason: &str,
+    ) {
+        let (server, term) = (self.boot.me.clone(), protocol::Term(0));
+        let reason = reason.to_owned();
+        self.scripts.run(ScriptRun { virtual_server, server, role, term, master, reason });
+    }
+
+    fn alarm(&mut self, text: String) {
+        log::error!("{text}");
+        if self.alarms.back() != Some(&text) {
+            self.alarms.push_back(text);
+        }
+        while self.alarms.len() > ALARMS {
+            self.alarms.pop_front();
+        }
+    }
+
+    // ---- the operator --------------------------------------------------------------------------------
+
+    fn request(&mut self, conn: ConnId, request: CtlRequest) {
+        let wish = match request {
+            CtlRequest::Status => {
+                let status = CtlReply::Status(Box::new(self.status()));
+                return self.events.reply(conn, &status);
+            }
+            CtlRequest::Promote { to, virtual_server } => Wish::Promote(to, virtual_server),
+            CtlRequest::Resign => Wish::Resign,
+            CtlRequest::Maintenance(on) => Wish::Maintenance(on),
+            CtlRequest::ServerAdd(server) => Wish::Add(server),
+            CtlRequest::ServerRemove(server) => Wish::Remove(server),
+        };
+        self.last_wish += 1;
+        self.wishes.insert(self.last_wish, conn);
+        self.tell(Input::Operator { id: self.last_wish, wish });
+    }
+
+    fn answer(&mut self, id: u64, answer: Result<String, String>) {
+        let Some(conn) = self.wishes.remove(&id) else { return };
+        let reply = match answer {
+            Ok(text) => CtlReply::Done(text),
+            Err(text) => CtlReply::No(text),
+        };
+        self.events.reply(conn, &reply);
+    }
+
+    fn status(&self) -> protocol::local::status::RoleStatus {
+        let now: BootTime = daemon::now();
+        let mut view = self.elector.view(now);
+        for v in &mut view.virtual_servers {
+            let set = self.boot.config.virtual_servers.iter().find(|x| x.name == v.name);
+            v.addresses = set.into_iter().flat_map(|x| x.addresses.iter().map(ToString::to_string)).collect();
+            v.gate = takeover::GATE.to_owned();
+        }
+        let mut counters = self.events.counters();
+        counters.extend(self.elector.counters().iter().map(|(what, n)| ((*what).to_owned(), *n)));
+        let notes = self.notes.iter().chain(&self.alarms).cloned().collect();
+        self.boot.status(counters, notes, Detail::Electd(Box::new(view)))
+    }
+
+    /// SIGHUP: the elector takes the new settings in place; nothing is restarted.
+    fn reload(&mut self) {
+        if let Err(e) = self.boot.reload() {
+            return self.alarm(format!("the configuration stays as it was: {e}"));
+        }
+        self.takeover.replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
+        self.tell(Input::Settings(settings::election(&self.boot.config, &self.boot.me)));
+        log::info!("configuration read again");
+    }
+}

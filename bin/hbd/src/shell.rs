@@ -1,0 +1,468 @@
+//! The thin shell around the core: sockets, clocks, randomness, the ring, and the log.
+
+use crate::{limiter::Limiter, socket::Socket};
+use config::{ClusterKeys, Config};
+use daemon::{Boot, Error, Event, EventLoop, Keep};
+use heartbeat::{Heartbeat, Input, Output, Path, PeerSettings, Refusal, Settings, Transmit};
+use nix::errno::Errno;
+use protocol::{
+    BootTime, Role, ServerName, codec,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        ring::{ElectdToHbd, HbdToDoctord},
+        status::Detail,
+    },
+    seal::Sealer,
+    wire::datagram::{DATAGRAM_MAX, Incarnation},
+};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+/// Datagrams read from one socket before everything else has its turn again.
+const READ_BUDGET: usize = 64;
+
+/// First and longest wait before a socket that could not be opened is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// hbd's shell.
+pub struct Shell {
+    boot: Boot,
+    core: Heartbeat,
+    ring: EventLoop,
+    slots: Vec<Slot>,
+    counters: BTreeMap<String, u64>,
+    /// Rights that were missing at the start.
+    notes: Vec<String>,
+    /// Paths that could not be sent on the last time.
+    broken: BTreeMap<(IpAddr, IpAddr), Errno>,
+    limiter: Limiter,
+    /// When doctord is told again that hbd is there and reads.
+    listening_at: BootTime,
+    buffer: Vec<u8>,
+}
+
+/// One address of this server and its socket.
+struct Slot {
+    address: IpAddr,
+    socket: Option<Socket>,
+    /// Why there is no socket.
+    error: Option<Errno>,
+    retry_at: BootTime,
+    retry_after: Duration,
+    /// There may be more to read.
+    readable: bool,
+    /// Before this nothing was left to read: whatever is read later did not arrive earlier.
+    drained: BootTime,
+}
+
+impl Shell {
+    /// Reads the key, draws the incarnation, opens sockets and ring.
+    pub fn open(boot: Boot) -> Result<Self, Error> {
+        let sealer = sealer(&boot.keys()?, &boot.config);
+        let incarnation = Incarnation(daemon::random()?);
+        let core = Heartbeat::new(settings(&boot.config, &boot.me), sealer, incarnation);
+        let ring = EventLoop::open(&boot, &[Role::Electd], &[Role::Doctord])?;
+        let mut shell = Self {
+            boot,
+            core,
+            ring,
+            slots: Vec::new(),
+            counters: BTreeMap::new(),
+            notes: Vec::new(),
+            broken: BTreeMap::new(),
+            limiter: Limiter::default(),
+            listening_at: BootTime(0),
+            buffer: vec![0; DATAGRAM_MAX],
+        };
+        shell.open_slots()?;
+        Ok(shell)
+    }
+
+    /// Real time first, since that takes a right; then hbd gives up all it has.
+    pub fn give_up_rights(&mut self, priority: i32) -> Result<(), Error> {
+        self.notes = self.boot.realtime(priority);
+        self.notes.extend(self.boot.drop_privileges(Keep::Nothing)?);
+        Ok(())
+    }
+
+    /// Serves until told to stop.
+    pub fn serve(&mut self) -> Result<(), Error> {
+        self.boot.ready();
+        let mut events = Vec::new();
+        loop {
+            let deadline = self.deadline();
+            self.ring.wait(deadline, &mut events)?;
+            for event in events.drain(..) {
+                match event {
+                    Event::Message {
+                        from: Role::Electd,
+                        bytes,
+                    } => self.relay(&bytes)?,
+                    Event::Message { .. } => self.count("malformed_messages"),
+                    Event::Ctl { conn, request } => {
+                        let reply = self.answer(&request);
+                        self.ring.reply(conn, &reply);
+                    }
+                    Event::Source { id, readable, .. } => {
+                        if let Some(slot) = self.slots.get_mut(id) {
+                            slot.readable |= readable;
+                        }
+                    }
+                    Event::Reload => self.reload()?,
+                    Event::Terminate => {
+                        log::info!("stops; counted: {:?}", self.all_counters());
+                        return Ok(());
+                    }
+                    Event::Up(Role::Doctord) => self.listening_at = BootTime(0),
+                    Event::Up(_) | Event::Down(_) | Event::PeerGone(_) => {}
+                    Event::Woken | Event::Deadline => {}
+                }
+            }
+            for id in 0..self.slots.len() {
+                self.receive(id)?;
+            }
+            self.timeouts()?;
+        }
+    }
+
+    fn deadline(&self) -> Option<BootTime> {
+        if self.slots.iter().any(|s| s.readable) {
+            return Some(BootTime(0)); // Only look what else is there.
+        }
+        let retries = self
+            .slots
+            .iter()
+            .filter(|s| s.socket.is_none())
+            .map(|s| s.retry_at);
+        let listening = self.tells_doctord().then_some(self.listening_at);
+        retries
+            .chain(self.core.poll_timeout())
+            .chain(listening)
+            .min()
+    }
+
+    /// Someone to tell, and something to tell: a socket is open, and none has anything unread.
+    fn tells_doctord(&self) -> bool {
+        self.ring.is_up(Role::Doctord)
+            && self.slots.iter().any(|s| s.socket.is_some())
+            && !self.slots.iter().any(|s| s.readable)
+    }
+
+    fn timeouts(&mut self) -> Result<(), Error> {
+        let now = daemon::now();
+        let heartbeat = self.boot.config.cluster.heartbeat;
+        // A little early if hbd is awake anyway.
+        if self.listening_at <= now + heartbeat / 4 && self.tells_doctord() {
+            self.ring.send(Role::Doctord, &HbdToDoctord::Listening);
+            self.listening_at = now + heartbeat;
+        }
+        if self.core.poll_timeout().is_some_and(|due| due <= now) {
+            self.core.handle(
+                now,
+                Input::Timeout {
+                    fresh: daemon::random()?,
+                },
+            );
+            self.carry_out()?;
+        }
+        for id in 0..self.slots.len() {
+            if self.slots[id].socket.is_none() && self.slots[id].retry_at <= now {
+                self.open_slot(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn relay(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        match codec::decode::<ElectdToHbd>(bytes) {
+            Ok(message) => {
+                self.core.handle(daemon::now(), Input::Send(message));
+                self.carry_out()
+            }
+            Err(e) => {
+                self.count("malformed_messages");
+                self.warn(
+                    "electd",
+                    &format!("electd: {e}: install one version of all daemons"),
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads what is there, within the budget.
+    fn receive(&mut self, id: usize) -> Result<(), Error> {
+        for _ in 0..READ_BUDGET {
+            let slot = &mut self.slots[id];
+            let Some(socket) = slot.socket.as_ref().filter(|_| slot.readable) else {
+                return Ok(());
+            };
+            let before = daemon::now();
+            let datagram = match socket.receive(&mut self.buffer) {
+                Ok(datagram) => datagram,
+                Err(Errno::EAGAIN) => {
+                    slot.readable = false;
+                    slot.drained = before;
+                    return Ok(());
+                }
+                Err(e) => {
+                    self.count(&format!("receive_errors_{e:?}").to_lowercase());
+                    continue;
+                }
+            };
+            let local = slot.address;
+            let (now, real_now) = (daemon::now(), daemon::real_now_ns());
+            let real_ns = datagram.received_ns.unwrap_or(real_now);
+            // Setting the wall clock in between must not move an arrival out of the time it can have had.
+            let waited = Duration::from_nanos(real_now.saturating_sub(real_ns));
+            let at = (now - waited).max(slot.drained.min(now));
+            let source = datagram.source;
+            let input = if datagram.cut {
+                Input::TooLong(source)
+            } else {
+                let bytes = &self.buffer[..datagram.length];
+                Input::Datagram {
+                    source,
+                    local,
+                    bytes,
+                    at,
+                    real_ns,
+                }
+            };
+            self.core.handle(now, input);
+            self.carry_out()?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self) -> Result<(), Error> {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::Transmit(transmit) => self.transmit(transmit)?,
+                Output::Deliver(message) => {
+                    self.ring.send(Role::Doctord, &message);
+                }
+                Output::Met(server) => log::info!("{server}: heard, its incarnation is proved"),
+                Output::Refused { source, why } => self.log_refusal(source, why),
+            }
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, mut transmit: Transmit) -> Result<(), Error> {
+        let nonce = daemon::random()?;
+        let bytes = match self.core.seal(&mut transmit, nonce, daemon::real_now_ns()) {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                self.count("unsent_too_long");
+                self.warn("seal", &format!("{}: cannot be told: {e}", transmit.to));
+                return Ok(());
+            }
+        };
+        let port = self.boot.config.cluster.port;
+        for path in &transmit.paths {
+            let slot = self.slots.iter().find(|s| s.address == path.local);
+            match slot.and_then(|s| s.socket.as_ref()) {
+                Some(socket) => {
+                    let sent = socket.send(&bytes, SocketAddr::new(path.remote, port));
+                    self.note_sent(&transmit.to, path, sent);
+                }
+                None => self.count("unsent_no_socket"),
+            }
+        }
+        Ok(())
+    }
+
+    /// An error of sending is never fatal: the next beat tries again.
+    fn note_sent(&mut self, to: &ServerName, path: &Path, sent: Result<(), Errno>) {
+        let pair = (path.local, path.remote);
+        let way = || format!("{to}: path from {} to {}", pair.0, pair.1);
+        match sent {
+            Ok(()) => {
+                self.count("datagrams_sent");
+                if !self.broken.is_empty()
+                    && self.broken.remove(&pair).is_some()
+                    && self
+                        .limiter
+                        .allow(daemon::now(), &format!("{} again", way()))
+                        .is_some()
+                {
+                    log::info!("{}: sending works again", way());
+                }
+            }
+            Err(e) => {
+                self.count(&format!("send_errors_{e:?}").to_lowercase());
+                if self.broken.insert(pair, e) != Some(e) {
+                    self.warn(&way(), &format!("{}: cannot send: {}", way(), e.desc()));
+                }
+            }
+        }
+    }
+
+    fn log_refusal(&mut self, source: IpAddr, why: Refusal) {
+        use Refusal::*;
+        match why {
+            // What a restart of either side, or a slow path, brings along.
+            UnknownIncarnation | FormerIncarnation | FormerReceiver | Unasked | Stale => {
+                log::debug!("{source}: refused: {why}");
+            }
+            // Any address of the world: one thing to the limiter.
+            Unlisted => self.warn(why.name(), &format!("{source}: refused: {why}")),
+            TooLong | NotOurs | Version(_) | Unauthentic | Malformed | Replayed | HelloTooOften => {
+                let key = format!("{} {source}", why.name());
+                self.warn(&key, &format!("{source}: refused: {why}"));
+            }
+        }
+    }
+
+    fn warn(&mut self, key: &str, line: &str) {
+        match self.limiter.allow(daemon::now(), key) {
+            Some(0) => log::warn!("{line}"),
+            Some(held) => log::warn!("{line} (and {held} more since the last such line)"),
+            None => {}
+        }
+    }
+
+    fn count(&mut self, name: &str) {
+        match self.counters.get_mut(name) {
+            Some(n) => *n += 1,
+            None => {
+                self.counters.insert(name.to_owned(), 1);
+            }
+        }
+    }
+
+    fn all_counters(&self) -> BTreeMap<String, u64> {
+        let mut all = self.ring.counters();
+        all.extend(self.counters.clone());
+        all.extend(self.core.counters().map(|(name, n)| (name.to_owned(), n)));
+        all
+    }
+
+    fn answer(&self, request: &CtlRequest) -> CtlReply {
+        let CtlRequest::Status = request else {
+            return CtlReply::No("hbd only tells its status; ask electd".to_owned());
+        };
+        let mut notes = self.notes.clone();
+        notes.extend(self.slots.iter().filter_map(|s| {
+            let error = s.error?.desc();
+            Some(format!("cannot listen at {}: {error}", s.address))
+        }));
+        notes.extend(
+            self.broken
+                .iter()
+                .map(|((from, to), e)| format!("cannot send from {from} to {to}: {}", e.desc())),
+        );
+        notes.extend(self.core.unreachable().map(|server| {
+            format!("{server}: has no address of the same family (IPv4, IPv6) as this server")
+        }));
+        let detail = Detail::Hbd {
+            paths: self.core.paths(),
+        };
+        CtlReply::Status(Box::new(self.boot.status(
+            self.all_counters(),
+            notes,
+            detail,
+        )))
+    }
+
+    /// On an error everything stays as it was.
+    fn reload(&mut self) -> Result<(), Error> {
+        let port = self.boot.config.cluster.port;
+        if let Err(e) = self.boot.reload() {
+            log::error!("configuration not reloaded: {e}");
+            return Ok(());
+        }
+        match self.boot.keys() {
+            Ok(keys) => self.core.set_keys(sealer(&keys, &self.boot.config)),
+            Err(e) => log::warn!("the cluster key stays as it was; restart hbd to change it: {e}"),
+        }
+        let settings = settings(&self.boot.config, &self.boot.me);
+        let ours = settings.addresses.clone();
+        self.core.configure(settings);
+        self.broken.clear();
+        if port != self.boot.config.cluster.port
+            || !self.slots.iter().map(|s| &s.address).eq(ours.iter())
+        {
+            self.open_slots()?;
+        }
+        log::info!("configuration reloaded");
+        Ok(())
+    }
+
+    /// A socket for each address; one that cannot be had does not hinder the others.
+    fn open_slots(&mut self) -> Result<(), Error> {
+        for slot in &mut self.slots {
+            if let Some(mut socket) = slot.socket.take() {
+                self.ring.deregister(socket.source())?;
+            }
+        }
+        let slot = |address: &IpAddr| Slot {
+            address: *address,
+            socket: None,
+            error: None,
+            retry_at: BootTime(0),
+            retry_after: RETRY.0,
+            readable: false,
+            drained: BootTime(0),
+        };
+        self.slots = own_addresses(&self.boot.config, &self.boot.me)
+            .iter()
+            .map(slot)
+            .collect();
+        (0..self.slots.len()).try_for_each(|id| self.open_slot(id))
+    }
+
+    fn open_slot(&mut self, id: usize) -> Result<(), Error> {
+        let port = self.boot.config.cluster.port;
+        let slot = &mut self.slots[id];
+        let address = slot.address;
+        match Socket::open(address, port) {
+            Ok(mut socket) => {
+                self.ring
+                    .register(socket.source(), id, mio::Interest::READABLE)?;
+                slot.socket = Some(socket);
+                slot.readable = true; // What came before the registration is told by nobody.
+                slot.drained = daemon::now();
+                if slot.error.take().is_some() {
+                    log::info!("listens at {address} port {port} now");
+                }
+            }
+            Err(e) => {
+                if slot.error.replace(e) != Some(e) {
+                    log::warn!("cannot listen at {address} port {port}: {}", e.desc());
+                }
+                slot.retry_at = daemon::now() + slot.retry_after;
+                slot.retry_after = (slot.retry_after * 2).min(RETRY.1);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sealer(keys: &ClusterKeys, config: &Config) -> Sealer {
+    Sealer::new(&keys.open, &config.cluster.name)
+}
+
+fn own_addresses(config: &Config, me: &ServerName) -> Vec<IpAddr> {
+    config
+        .server(me)
+        .map(|s| s.addresses.clone())
+        .unwrap_or_default()
+}
+
+fn settings(config: &Config, me: &ServerName) -> Settings {
+    let peer = |s: &config::Server| PeerSettings {
+        name: s.name.clone(),
+        addresses: s.addresses.clone(),
+    };
+    Settings {
+        me: me.clone(),
+        addresses: own_addresses(config, me),
+        heartbeat: config.cluster.heartbeat,
+        peers: config.peers(me).map(peer).collect(),
+    }
+}

@@ -1,0 +1,259 @@
+//! `standin check`: would this server start, and serve?
+
+use clap::{ArgMatches, Command};
+use config::{Config, Server};
+use daemon::{
+    Args, Error, durable,
+    sys::{self, Capability},
+};
+use election::Reservation;
+use nix::unistd::{AccessFlags, access};
+use protocol::{
+    Role, ServerName,
+    local::ctl::{CtlReply, CtlRequest},
+};
+use std::{
+    io::ErrorKind,
+    net::{TcpListener, UdpSocket},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+pub fn command() -> Command {
+    Command::new("check")
+        .about("Check configuration, key, rights, interfaces and folders of this server")
+}
+
+pub fn run(matches: &ArgMatches) -> ExitCode {
+    let args = crate::args(matches);
+    let (config, me) = match daemon::load_config(&args) {
+        Ok(found) => found,
+        Err(e) => return crate::fail(&e),
+    };
+    let mut report = Report::default();
+    report.ok(format!(
+        "{}: cluster {}, this server is {me}",
+        args.config.display(),
+        config.cluster.name
+    ));
+    if let Err(e) = key(&config, &mut report) {
+        return crate::fail(&e);
+    }
+    clock(&mut report);
+    if let Some(server) = config.server(&me) {
+        rights(server, &mut report);
+        if !server.witness {
+            interfaces(&config, &mut report);
+            scripts(&config, &mut report);
+        }
+        let running = roles(&args.run_dir, &mut report);
+        if !running {
+            ports(server, config.cluster.port, &mut report);
+        }
+    }
+    executables(&mut report);
+    folder("run-dir", &args.run_dir, &mut report);
+    folder("state-dir", &args.state_dir, &mut report);
+    reservation(&args, &config, &me, &mut report);
+    if report.wrong == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+#[derive(Default)]
+struct Report {
+    wrong: usize,
+}
+
+impl Report {
+    fn ok(&mut self, what: impl std::fmt::Display) {
+        println!("ok     {what}");
+    }
+
+    /// Worth knowing, and no reason not to start.
+    fn note(&mut self, what: impl std::fmt::Display) {
+        println!("note   {what}");
+    }
+
+    fn wrong(&mut self, what: impl std::fmt::Display) {
+        self.wrong += 1;
+        println!("WRONG  {what}");
+    }
+}
+
+fn key(config: &Config, report: &mut Report) -> Result<(), Error> {
+    let keys = daemon::key::load(&config.cluster.key)?;
+    let live = keys.open.len();
+    report.ok(format!(
+        "{}: cluster key, {live} live",
+        config.cluster.key.display()
+    ));
+    Ok(())
+}
+
+fn clock(report: &mut Report) {
+    match daemon::check_clock() {
+        Ok(()) => report.ok("clock: good for leases"),
+        Err(e) => report.wrong(e),
+    }
+}
+
+fn rights(server: &Server, report: &mut Report) {
+    let have = sys::capabilities().unwrap_or(0);
+    let needed = [
+        (Capability::NetAdmin, "CAP_NET_ADMIN"),
+        (Capability::NetRaw, "CAP_NET_RAW"),
+    ];
+    for (capability, name) in needed {
+        if sys::has(have, capability) || server.witness {
+            continue;
+        }
+        report.wrong(format!(
+            "{name} is missing: electd could not hold an address; run as root"
+        ));
+    }
+    let wanted = [
+        (Capability::SysNice, "CAP_SYS_NICE"),
+        (Capability::IpcLock, "CAP_IPC_LOCK"),
+    ];
+    for (capability, name) in wanted {
+        if !sys::has(have, capability) {
+            report.note(format!(
+                "{name} is missing: real time only as far as limits permit"
+            ));
+        }
+    }
+}
+
+fn interfaces(config: &Config, report: &mut Report) {
+    for v in &config.virtual_servers {
+        let interface = v.interface.as_str();
+        match nix::net::if_::if_nametoindex(interface) {
+            Ok(_) => report.ok(format!("virtual server {}: interface {interface} is here", v.name)),
+            Err(_) => report.wrong(format!(
+                "virtual server {}: no interface {interface} on this host; see `ip link` and mend interface in {}",
+                v.name,
+                config.file.display()
+            )),
+        }
+    }
+}
+
+fn scripts(config: &Config, report: &mut Report) {
+    for part in ["master.d", "slave.d"] {
+        let folder = config.scripts.directory.join(part);
+        if !folder.is_dir() {
+            report.note(format!(
+                "{}: no such folder, so no role scripts",
+                folder.display()
+            ));
+        }
+    }
+}
+
+/// Which roles answer; whether any does.
+fn roles(run_dir: &Path, report: &mut Report) -> bool {
+    let mut running = false;
+    for role in [
+        Role::Main,
+        Role::Hbd,
+        Role::Listend,
+        Role::Doctord,
+        Role::Electd,
+    ] {
+        match daemon::ctl::call(run_dir, role, &CtlRequest::Status, TIMEOUT) {
+            Ok(CtlReply::Status(status)) => {
+                running = true;
+                report.ok(format!("{role}: runs, pid {}", status.pid));
+            }
+            Ok(CtlReply::Done(_) | CtlReply::No(_)) | Err(_) => {
+                report.note(format!("{role}: does not run"))
+            }
+        }
+    }
+    running
+}
+
+/// The port must be free on the server's own addresses, which must be on this host.
+fn ports(server: &Server, port: u16, report: &mut Report) {
+    for ip in &server.addresses {
+        let bound = UdpSocket::bind((*ip, port)).and_then(|_| TcpListener::bind((*ip, port)));
+        match bound {
+            Ok(_) => report.ok(format!("address {ip} is here and port {port} free")),
+            Err(e) if e.kind() == ErrorKind::AddrInUse => report.wrong(format!(
+                "port {port} of {ip} is taken by another program; end it, or choose another port in [cluster]"
+            )),
+            Err(e) if e.kind() == ErrorKind::AddrNotAvailable => report.wrong(format!(
+                "address {ip} of server {} is not on this host; mend its address, or configure the interface",
+                server.name
+            )),
+            Err(e) => report.wrong(format!("port {port} of {ip}: {e}")),
+        }
+    }
+}
+
+fn executables(report: &mut Report) {
+    for role in crate::run::ROLES {
+        match crate::child::executable(role) {
+            Ok(path) => report.ok(format!("{}: executable", path.display())),
+            Err(e) => report.wrong(e),
+        }
+    }
+}
+
+/// The folder, or the nearest one above it that exists, can be written.
+fn folder(name: &str, path: &Path, report: &mut Report) {
+    let path = if path.is_absolute() {
+        path.to_owned()
+    } else {
+        Path::new(".").join(path)
+    };
+    let Some(existing) = path.ancestors().find(|p| p.exists()) else {
+        return;
+    };
+    match access(existing, AccessFlags::W_OK | AccessFlags::X_OK) {
+        Ok(()) => report.ok(format!("{name} {}: can be written", path.display())),
+        Err(e) => report.wrong(format!(
+            "{name} {}: {} cannot be written ({e}); run as root, or choose another with --{name}",
+            path.display(),
+            existing.display()
+        )),
+    }
+}
+
+fn reservation(args: &Args, config: &Config, me: &ServerName, report: &mut Report) {
+    let path = args.state_dir.join(durable::RESERVATION);
+    let shown = path.display();
+    let blank = "this server would be blank until every other one has told what it needs";
+    let read = match std::fs::read(&path) {
+        Ok(bytes) => Reservation::from_bytes(&bytes).map_err(|e| format!("{shown}: {e}; {blank}")),
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(format!(
+            "{shown}: no term reservation; on a new cluster run `standin init` on each server, else {blank}"
+        )),
+        Err(e) => Err(format!("{shown}: {e}")),
+    };
+    match read {
+        Err(what) => report.wrong(what),
+        Ok(reservation) => {
+            report.ok(format!("{shown}: terms up to {}", reservation.reserved));
+            let voters = &reservation.roster.voters;
+            if !voters.contains(me) {
+                report.note(format!(
+                    "{me} is not a voter yet; run `standin server add {me}` on the master"
+                ));
+            }
+            let listed = |name: &ServerName| config.server(name).is_some();
+            for voter in voters.iter().filter(|v| !listed(v)) {
+                report.note(format!(
+                    "voter {voter} is not in {}; run `standin server remove {voter}` on the master",
+                    config.file.display()
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! One role as the main daemon sees it: a process of its own, or one it found running.
+
+use daemon::{
+    Args, Error,
+    sys::{pidfd_open, pidfd_send_signal},
+};
+use protocol::{
+    BootTime, Role,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        status::ChildStatus,
+    },
+};
+use std::{
+    collections::VecDeque,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// How long a running role may take to say who it is.
+const ADOPT_TIMEOUT: Duration = Duration::from_millis(300);
+/// So many deaths within [`DEATHS_SPAN`] are mended at once.
+const DEATHS_MAX: usize = 5;
+/// What counts as repeated.
+const DEATHS_SPAN: Duration = Duration::from_secs(10);
+/// First and last pause before the next start after repeated deaths.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The executable of `role`: beside this one.
+pub fn executable(role: Role) -> Result<PathBuf, Error> {
+    let own = std::env::current_exe().map_err(|e| Error::io("cannot find this executable", e))?;
+    let path = own.with_file_name(role.name());
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Error::Failed(format!(
+        "{} is missing; install it beside {}",
+        path.display(),
+        own.display()
+    )))
+}
+
+/// A role and its process, if it has one now.
+pub struct Keeper {
+    pub role: Role,
+    process: Option<Process>,
+    started: BootTime,
+    starts: u64,
+    deaths: Deaths,
+    /// When it must be started.
+    pub start_at: Option<BootTime>,
+    /// When it must be killed, because it was asked to end.
+    pub kill_at: Option<BootTime>,
+}
+
+struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+    /// None: found running, not ours to reap.
+    child: Option<Child>,
+}
+
+impl Keeper {
+    /// Takes over the instance that answers at the role's socket, if there is one; else the role is due to
+    /// be started.
+    pub fn new(role: Role, args: &Args, now: BootTime) -> Self {
+        let found = find(role, args);
+        let started = found.as_ref().map_or(now, |(_, started)| *started);
+        let process = found.map(|(process, _)| process);
+        let start_at = process.is_none().then_some(now);
+        let starts = u64::from(process.is_some());
+        let deaths = Deaths::default();
+        Self {
+            role,
+            process,
+            started,
+            starts,
+            deaths,
+            start_at,
+            kill_at: None,
+        }
+    }
+
+    pub fn runs(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Readable when the process has ended.
+    pub fn raw_fd(&self) -> Option<i32> {
+        self.process.as_ref().map(|p| p.pidfd.as_raw_fd())
+    }
+
+    /// Whether the process has ended.
+    pub fn ended(&self) -> bool {
+        self.process.as_ref().is_some_and(|p| exited(&p.pidfd))
+    }
+
+    /// Starts the role. It stays when the main daemon dies, and no key pressed in the main daemon's terminal
+    /// reaches it.
+    pub fn start(&mut self, args: &Args, now: BootTime) -> Result<(), Error> {
+        self.start_at = None;
+        let started = executable(self.role).and_then(|path| {
+            let mut command = Command::new(&path);
+            command
+                .args(args.to_arguments())
+                .stdin(Stdio::null())
+                .process_group(0);
+            command.env_remove("NOTIFY_SOCKET");
+            let failed = |e| Error::io(format!("cannot start {}", path.display()), e);
+            let mut child = command.spawn().map_err(failed)?;
+            match pidfd_open(child.id()) {
+                Ok(pidfd) => Ok(Process {
+                    pid: child.id(),
+                    pidfd,
+                    child: Some(child),
+                }),
+                Err(e) => {
+                    // Unwatched it would never be started again.
+                    let _ = child.kill().and_then(|()| child.wait());
+                    Err(failed(e))
+                }
+            }
+        });
+        match started {
+            Ok(process) => {
+                self.process = Some(process);
+                self.started = now;
+                self.starts += 1;
+                Ok(())
+            }
+            Err(e) => {
+                self.start_at = Some(now + self.deaths.note(now).max(PAUSE.0));
+                Err(e)
+            }
+        }
+    }
+
+    /// Reaps the process if it has ended; how it ended, in words.
+    pub fn reap(&mut self) -> Option<String> {
+        let process = self.process.as_mut()?;
+        let how = match &mut process.child {
+            Some(child) => match child.try_wait() {
+                Ok(None) => return None,
+                Ok(Some(status)) => status.to_string(),
+                Err(e) => e.to_string(),
+            },
+            // Only the kernel's word counts, whoever reaps it.
+            None if exited(&process.pidfd) => "ended".to_owned(),
+            None => return None,
+        };
+        self.process = None;
+        self.kill_at = None;
+        Some(how)
+    }
+
+    /// The role died unasked: when to start it again.
+    pub fn mourn(&mut self, now: BootTime) -> Duration {
+        let pause = self.deaths.note(now);
+        self.start_at = Some(now + pause);
+        pause
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        if let Some(process) = &self.process
+            && let Err(e) = pidfd_send_signal(process.pidfd.as_fd(), signal as i32)
+        {
+            log::warn!("cannot send {signal} to {}: {e}", self.role);
+        }
+    }
+
+    pub fn status(&self) -> ChildStatus {
+        ChildStatus {
+            role: self.role,
+            pid: self.process.as_ref().map(|p| p.pid),
+            started: self.started,
+            restarts: self.starts.saturating_sub(1),
+        }
+    }
+}
+
+fn find(role: Role, args: &Args) -> Option<(Process, BootTime)> {
+    let ask = || match daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, ADOPT_TIMEOUT) {
+        Ok(CtlReply::Status(status)) => Some(status),
+        Ok(CtlReply::Done(_) | CtlReply::No(_)) | Err(_) => None,
+    };
+    let first = ask()?;
+    let pidfd = pidfd_open(first.pid).ok()?;
+    // Asked again behind the descriptor: the number was not given to another process in between.
+    let again = ask().filter(|again| again.pid == first.pid)?;
+    log::info!("{role} runs already, pid {}: watching it", again.pid);
+    Some((
+        Process {
+            pid: again.pid,
+            pidfd,
+            child: None,
+        },
+        again.started,
+    ))
+}
+
+fn exited(pidfd: &OwnedFd) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// The last deaths of a role: one is mended at once, many are not, for that would only burn the machine.
+#[derive(Default)]
+struct Deaths {
+    recent: VecDeque<BootTime>,
+    pauses: u32,
+}
+
+impl Deaths {
+    /// Notes a death; how long to wait before the next start.
+    fn note(&mut self, now: BootTime) -> Duration {
+        while self
+            .recent
+            .front()
+            .is_some_and(|t| now.since(*t) > DEATHS_SPAN)
+        {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(now);
+        if self.recent.len() <= DEATHS_MAX {
+            self.pauses = 0;
+            return Duration::ZERO;
+        }
+        self.recent.pop_front();
+        let pause = PAUSE
+            .0
+            .saturating_mul(1 << self.pauses.min(16))
+            .min(PAUSE.1);
+        self.pauses += 1;
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> BootTime {
+        BootTime(0) + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn single_deaths_are_mended_at_once_and_repeated_ones_with_growing_pauses() {
+        let mut deaths = Deaths::default();
+        for i in 0..5 {
+            assert_eq!(deaths.note(at(i)), Duration::ZERO);
+        }
+        let mut now = 5;
+        for expected in [100, 200, 400, 800, 1600, 3200, 5000] {
+            assert_eq!(deaths.note(at(now)), Duration::from_millis(expected));
+            now += expected;
+        }
+        assert_eq!(
+            deaths.note(at(now + 60_000)),
+            Duration::ZERO,
+            "a minute of health is forgiven"
+        );
+    }
+}

@@ -1,0 +1,640 @@
+//! `standin status [--json]`: what the roles of this server tell, put together.
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use config::Config;
+use protocol::{
+    BootTime, Role, ServerName,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        status::{
+            ChildStatus, Detail, ElectdStatus, OffsetStatus, RoleStatus, ServerView,
+            VirtualServerView,
+        },
+    },
+};
+use serde_json::{Map, Value, json};
+use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode, time::Duration};
+
+const ROLES: [Role; 5] = [
+    Role::Main,
+    Role::Hbd,
+    Role::Listend,
+    Role::Doctord,
+    Role::Electd,
+];
+/// A role that does not answer by then is shown as down.
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+pub fn command() -> Command {
+    Command::new("status")
+        .about("Who is master, who is alive, and how this server's roles are; exit 1 if electd does not answer")
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("For programs; stable keys"))
+}
+
+pub fn run(matches: &ArgMatches) -> ExitCode {
+    let args = crate::args(matches);
+    let (config, me) = match daemon::load_config(&args) {
+        Ok(found) => found,
+        Err(e) => return crate::fail(&e),
+    };
+    let mut answers = BTreeMap::new();
+    for role in ROLES {
+        if let Ok(CtlReply::Status(status)) =
+            daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, TIMEOUT)
+        {
+            answers.insert(role, *status);
+        }
+    }
+    let picture = Picture {
+        config: &config,
+        me: &me,
+        now: daemon::now(),
+        answers,
+    };
+    if matches.get_flag("json") {
+        println!("{:#}", picture.json());
+    } else {
+        print!("{}", picture.text());
+    }
+    if picture.electd().is_some() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+/// Everything known at one moment.
+struct Picture<'a> {
+    config: &'a Config,
+    me: &'a ServerName,
+    now: BootTime,
+    answers: BTreeMap<Role, RoleStatus>,
+}
+
+impl Picture<'_> {
+    fn electd(&self) -> Option<&ElectdStatus> {
+        match &self.answers.get(&Role::Electd)?.detail {
+            Detail::Electd(status) => Some(status),
+            Detail::Hbd { .. }
+            | Detail::Listend { .. }
+            | Detail::Doctord { .. }
+            | Detail::Main { .. } => None,
+        }
+    }
+
+    fn offset(&self, server: &ServerName) -> Option<OffsetStatus> {
+        let Detail::Doctord { offsets, .. } = &self.answers.get(&Role::Doctord)?.detail else {
+            return None;
+        };
+        offsets
+            .iter()
+            .find(|(name, _)| name == server)
+            .map(|(_, offset)| *offset)
+    }
+
+    fn children(&self) -> &[ChildStatus] {
+        match self.answers.get(&Role::Main).map(|s| &s.detail) {
+            Some(Detail::Main { roles }) => roles,
+            _ => &[],
+        }
+    }
+
+    fn virtual_servers(&self) -> &[VirtualServerView] {
+        self.electd().map_or(&[], |e| &e.virtual_servers)
+    }
+
+    /// The highest role this server has for any virtual server.
+    fn role(&self) -> &str {
+        let Some(electd) = self.electd() else {
+            return "down";
+        };
+        let has = |role: &str| electd.virtual_servers.iter().any(|v| v.role == role);
+        match () {
+            () if has("master") => "master",
+            () if has("candidate") => "candidate",
+            () if electd.witness => "witness",
+            () => "slave",
+        }
+    }
+
+    /// This server if it is master of anything, else the first master known, and that one's term.
+    fn master(&self) -> Option<(&ServerName, u64)> {
+        let all = self.virtual_servers();
+        let first = all
+            .iter()
+            .find(|v| v.master.as_ref() == Some(self.me))
+            .or_else(|| all.iter().find(|v| v.master.is_some()));
+        first.and_then(|v| v.master.as_ref().map(|m| (m, v.term.0)))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let down = ROLES
+            .iter()
+            .filter(|r| !self.answers.contains_key(r))
+            .map(|r| format!("{r} does not answer"));
+        let told = self
+            .answers
+            .iter()
+            .flat_map(|(role, s)| s.notes.iter().map(move |n| format!("{role}: {n}")));
+        down.chain(told).collect()
+    }
+
+    fn last_heard_ms(&self, server: &ServerView) -> Option<u128> {
+        server.last_heard.map(|at| self.now.since(at).as_millis())
+    }
+
+    fn json(&self) -> Value {
+        let electd = self.electd();
+        let lease = electd.map_or(self.config.cluster.lease, |e| e.lease);
+        let counters = self
+            .answers
+            .iter()
+            .map(|(role, s)| (role.name().to_owned(), json!(s.counters)));
+        json!({
+            "server": self.me.as_str(),
+            "cluster": self.config.cluster.name,
+            "role": self.role(),
+            "term": self.master().map(|(_, term)| term).or_else(|| self.virtual_servers().iter().map(|v| v.term.0).max()),
+            "master": self.master().map(|(name, _)| name.as_str()),
+            "lease_ms": u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
+            "quorum": {
+                "have": electd.map(|e| e.quorum_have),
+                "need": electd.map(|e| e.quorum_need),
+                "rule": electd.map_or_else(|| self.config.cluster.quorum.to_string(), |e| e.quorum.clone()),
+            },
+            "servers": electd.map_or(&[][..], |e| &e.servers).iter().map(|s| self.server_json(s)).collect::<Vec<_>>(),
+            "virtual_servers": self.virtual_servers().iter().map(virtual_server_json).collect::<Vec<_>>(),
+            "roles": ROLES.iter().map(|role| self.role_json(*role)).collect::<Vec<_>>(),
+            "standing": electd.map(|e| e.standing.as_str()),
+            "maintenance": electd.map(|e| e.maintenance),
+            "witness": electd.map(|e| e.witness),
+            "roster": electd.map(|e| e.roster.to_string()),
+            "voters": electd.map(|e| e.voters.iter().map(ServerName::as_str).collect::<Vec<_>>()),
+            "paths": self.paths_json(),
+            "links": self.links_json(),
+            "interfaces": self.interfaces_json(),
+            "counters": counters.collect::<Map<String, Value>>(),
+            "notes": self.notes(),
+        })
+    }
+
+    fn server_json(&self, s: &ServerView) -> Value {
+        let offset = self.offset(&s.name);
+        json!({
+            "name": s.name.as_str(),
+            "state": s.state.name(),
+            "rank": s.rank,
+            "offset_us": offset.map(|o| o.offset_us),
+            "offset_bound_us": offset.map(|o| o.bound_us),
+            "last_heard_ms": self.last_heard_ms(s).map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
+            "freshness": { "term": s.freshness.0.0, "run": s.freshness.1 },
+            "config_differs": s.config_differs,
+        })
+    }
+
+    fn role_json(&self, role: Role) -> Value {
+        let child = self.children().iter().find(|c| c.role == role);
+        let status = self.answers.get(&role);
+        json!({
+            "name": role.name(),
+            "pid": status.map(|s| s.pid),
+            "uptime_s": status.map(|s| self.now.since(s.started).as_secs()),
+            "restarts": child.map_or(0, |c| c.restarts),
+            "version": status.map(|s| s.version.as_str()),
+        })
+    }
+
+    fn paths_json(&self) -> Vec<Value> {
+        let Some(Detail::Hbd { paths }) = self.answers.get(&Role::Hbd).map(|s| &s.detail) else {
+            return Vec::new();
+        };
+        let path = |p: &protocol::local::status::PathStatus| {
+            let heard = p.last_heard.map(|at| self.now.since(at).as_millis());
+            json!({
+                "server": p.server.as_str(),
+                "address": p.address,
+                "last_heard_ms": heard.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
+            })
+        };
+        paths.iter().map(path).collect()
+    }
+
+    fn links_json(&self) -> Vec<Value> {
+        let Some(Detail::Listend { links }) = self.answers.get(&Role::Listend).map(|s| &s.detail)
+        else {
+            return Vec::new();
+        };
+        links
+            .iter()
+            .map(|(server, up)| json!({ "server": server.as_str(), "up": up }))
+            .collect()
+    }
+
+    fn interfaces_json(&self) -> Vec<Value> {
+        let Some(Detail::Doctord { health, .. }) =
+            self.answers.get(&Role::Doctord).map(|s| &s.detail)
+        else {
+            return Vec::new();
+        };
+        health
+            .links
+            .iter()
+            .map(|l| json!({ "name": l.interface, "up": l.up }))
+            .collect()
+    }
+
+    fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write_text(&mut out);
+        out
+    }
+
+    fn write_text(&self, out: &mut String) -> std::fmt::Result {
+        self.write_head(out)?;
+        let mut table = Table::new([
+            "VIRTUAL SERVER",
+            "ROLE",
+            "MASTER",
+            "TERM",
+            "LEASE LEFT",
+            "ADDRESSES",
+            "REASON",
+        ]);
+        for v in self.virtual_servers() {
+            table.row([
+                v.name.to_string(),
+                v.role.clone(),
+                v.master
+                    .as_ref()
+                    .map_or_else(|| "-".into(), ServerName::to_string),
+                v.term.to_string(),
+                v.lease_left
+                    .map_or_else(|| "-".into(), |l| format!("{} ms", l.as_millis())),
+                v.addresses.join(" "),
+                v.reason.clone(),
+            ]);
+        }
+        table.write(out)?;
+        self.write_gates(out)?;
+        let mut table = Table::new([
+            "SERVER",
+            "STATE",
+            "RANK",
+            "LAST HEARD",
+            "CLOCK OFFSET",
+            "FILES",
+        ]);
+        for s in self.electd().map_or(&[][..], |e| &e.servers) {
+            let offset = self.offset(&s.name);
+            let differs = if s.config_differs {
+                " (its configuration differs)"
+            } else {
+                ""
+            };
+            table.row([
+                format!("{}{differs}", s.name),
+                s.state.name().into(),
+                s.rank.map_or_else(|| "-".into(), |r| r.to_string()),
+                self.last_heard_ms(s)
+                    .map_or_else(|| "never".into(), |ms| format!("{ms} ms ago")),
+                offset.map_or_else(
+                    || "-".into(),
+                    |o| format!("{} us +- {}", o.offset_us, o.bound_us),
+                ),
+                format!("{}.{}", s.freshness.0, s.freshness.1),
+            ]);
+        }
+        table.write(out)?;
+        let mut table = Table::new(["PROCESS", "STATE", "PID", "UPTIME", "RESTARTS"]);
+        for role in ROLES {
+            let status = self.answers.get(&role);
+            let child = self.children().iter().find(|c| c.role == role);
+            table.row([
+                role.to_string(),
+                if status.is_some() { "runs" } else { "down" }.into(),
+                status.map_or_else(|| "-".into(), |s| s.pid.to_string()),
+                status.map_or_else(|| "-".into(), |s| uptime(self.now.since(s.started))),
+                child.map_or_else(|| "-".into(), |c| c.restarts.to_string()),
+            ]);
+        }
+        table.write(out)?;
+        for note in self.notes() {
+            writeln!(out, "note: {note}")?;
+        }
+        Ok(())
+    }
+
+    fn write_head(&self, out: &mut String) -> std::fmt::Result {
+        write!(
+            out,
+            "server {} of cluster {}: {}",
+            self.me,
+            self.config.cluster.name,
+            self.role()
+        )?;
+        let Some(electd) = self.electd() else {
+            return out.write_str("\n\n");
+        };
+        if electd.maintenance {
+            out.write_str(", in maintenance")?;
+        }
+        writeln!(out, ", {}", electd.standing)?;
+        let voters: Vec<&str> = electd.voters.iter().map(ServerName::as_str).collect();
+        writeln!(
+            out,
+            "quorum {}: {} of {} needed voters heard; roster {}: {}; lease {} ms\n",
+            electd.quorum,
+            electd.quorum_have,
+            electd.quorum_need,
+            electd.roster,
+            voters.join(" "),
+            electd.lease.as_millis()
+        )
+    }
+
+    /// What guards the addresses, once if it is the same everywhere.
+    fn write_gates(&self, out: &mut String) -> std::fmt::Result {
+        let all = self.virtual_servers();
+        let Some(first) = all.first() else {
+            return Ok(());
+        };
+        if all.iter().all(|v| v.gate == first.gate) {
+            if first.gate.is_empty() {
+                return Ok(());
+            }
+            return writeln!(out, "gate: {}\n", first.gate);
+        }
+        for v in all {
+            writeln!(out, "gate of {}: {}", v.name, v.gate)?;
+        }
+        out.write_str("\n")
+    }
+}
+
+fn virtual_server_json(v: &VirtualServerView) -> Value {
+    let left = v
+        .lease_left
+        .map(|l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX));
+    json!({
+        "name": v.name.as_str(),
+        "role": v.role,
+        "master": v.master.as_ref().map(ServerName::as_str),
+        "term": v.term.0,
+        "addresses": v.addresses,
+        "gate": v.gate,
+        "reason": v.reason,
+        "lease_left_ms": left,
+    })
+}
+
+fn uptime(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min"),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+/// Left-aligned columns, two blanks apart.
+struct Table<const N: usize> {
+    rows: Vec<[String; N]>,
+}
+
+impl<const N: usize> Table<N> {
+    fn new(head: [&str; N]) -> Self {
+        Self {
+            rows: vec![head.map(str::to_owned)],
+        }
+    }
+
+    fn row(&mut self, row: [String; N]) {
+        self.rows.push(row);
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        if self.rows.len() == 1 {
+            return Ok(());
+        }
+        let width = |column: usize| {
+            self.rows
+                .iter()
+                .map(|r| r[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..N).map(width).collect();
+        for row in &self.rows {
+            let cells = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:width$}"));
+            writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+        }
+        out.write_str("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use protocol::{
+        RosterVersion, Term,
+        local::ring::{Health, HealthState},
+    };
+    use std::path::Path;
+
+    const CONFIG: &str = "[cluster]\nname = \"web\"\n\
+        [[server]]\nname = \"alpha\"\naddress = \"192.0.2.11\"\n\
+        [[server]]\nname = \"beta\"\naddress = \"192.0.2.12\"\n\
+        [[server]]\nname = \"gamma\"\naddress = \"192.0.2.13\"\n";
+
+    fn answer(role: Role, detail: Detail) -> (Role, RoleStatus) {
+        let counters = BTreeMap::from([("refused_replay".to_owned(), 3)]);
+        let notes = vec!["memory is not locked".to_owned()];
+        let started = BootTime(1_000_000_000);
+        (
+            role,
+            RoleStatus {
+                role,
+                pid: 42,
+                started,
+                version: "0".into(),
+                counters,
+                notes,
+                detail,
+            },
+        )
+    }
+
+    fn electd(role: &str) -> Detail {
+        let view = |name: &str, role: &str, master: &str| VirtualServerView {
+            name: name.parse().unwrap(),
+            role: role.into(),
+            master: master.parse().ok(),
+            term: Term(7),
+            addresses: vec!["192.0.2.10/24".into()],
+            gate: "kernel lifetime".into(),
+            lease_left: (role == "master").then_some(Duration::from_millis(380)),
+            reason: "lease expired".into(),
+        };
+        Detail::Electd(Box::new(ElectdStatus {
+            server: "alpha".parse().unwrap(),
+            standing: "taking part".into(),
+            maintenance: false,
+            witness: false,
+            lease: Duration::from_millis(500),
+            quorum: "majority".into(),
+            quorum_need: 2,
+            quorum_have: 3,
+            roster: RosterVersion {
+                term: Term(7),
+                counter: 0,
+            },
+            voters: vec!["alpha".parse().unwrap()],
+            servers: vec![ServerView {
+                name: "beta".parse().unwrap(),
+                state: HealthState::Alive,
+                rank: Some(1),
+                last_heard: Some(BootTime(9_950_000_000)),
+                freshness: (Term(7), 2),
+                config_differs: true,
+            }],
+            virtual_servers: vec![view("mail", "slave", "beta"), view("web", role, "alpha")],
+        }))
+    }
+
+    fn picture<R>(answers: Vec<(Role, RoleStatus)>, look: impl FnOnce(&Picture<'_>) -> R) -> R {
+        let config = config::parse(CONFIG, Path::new("f")).unwrap();
+        let me = config.servers[0].name.clone();
+        let answers = answers.into_iter().collect();
+        look(&Picture {
+            config: &config,
+            me: &me,
+            now: BootTime(10_000_000_000),
+            answers,
+        })
+    }
+
+    #[test]
+    fn json_has_the_stable_keys() {
+        let offset = OffsetStatus {
+            offset_us: -12,
+            bound_us: 40,
+        };
+        let offsets = vec![("beta".parse().unwrap(), offset)];
+        let child = ChildStatus {
+            role: Role::Electd,
+            pid: Some(42),
+            started: BootTime(1),
+            restarts: 4,
+        };
+        let answers = vec![
+            answer(Role::Electd, electd("master")),
+            answer(
+                Role::Doctord,
+                Detail::Doctord {
+                    health: Health::default(),
+                    offsets,
+                },
+            ),
+            answer(Role::Main, Detail::Main { roles: vec![child] }),
+        ];
+        let json = picture(answers, |p| p.json());
+        assert_eq!(json["server"], "alpha");
+        assert_eq!(json["cluster"], "web");
+        assert_eq!(json["role"], "master");
+        assert_eq!(json["term"], 7);
+        assert_eq!(json["master"], "alpha");
+        assert_eq!(json["lease_ms"], 500);
+        assert_eq!(
+            (&json["quorum"]["have"], &json["quorum"]["need"]),
+            (&json!(3), &json!(2))
+        );
+        let server = &json["servers"][0];
+        assert_eq!(server["name"], "beta");
+        assert_eq!(server["state"], "alive");
+        assert_eq!(server["rank"], 1);
+        assert_eq!(server["offset_us"], -12);
+        assert_eq!(server["last_heard_ms"], 50);
+        assert_eq!(server["freshness"], json!({"term": 7, "run": 2}));
+        let web = &json["virtual_servers"][1];
+        assert_eq!(web["name"], "web");
+        assert_eq!(web["role"], "master");
+        assert_eq!(web["addresses"], json!(["192.0.2.10/24"]));
+        assert_eq!(web["gate"], "kernel lifetime");
+        assert_eq!(web["lease_left_ms"], 380);
+        let roles = json["roles"].as_array().unwrap();
+        let role = |name: &str| roles.iter().find(|r| r["name"] == name).unwrap();
+        assert_eq!(role("electd")["restarts"], 4);
+        assert_eq!(role("electd")["uptime_s"], 9);
+        assert_eq!(role("hbd")["pid"], Value::Null);
+        assert_eq!(json["counters"]["electd"]["refused_replay"], 3);
+        let notes = json["notes"].to_string();
+        assert!(
+            notes.contains("hbd does not answer") && notes.contains("electd: memory"),
+            "{notes}"
+        );
+    }
+
+    #[test]
+    fn without_electd_the_role_is_down_and_the_rest_is_told() {
+        let child = ChildStatus {
+            role: Role::Electd,
+            pid: None,
+            started: BootTime(1),
+            restarts: 9,
+        };
+        let answers = vec![answer(Role::Main, Detail::Main { roles: vec![child] })];
+        let (json, text) = picture(answers, |p| (p.json(), p.text()));
+        assert_eq!(json["role"], "down");
+        assert_eq!(json["term"], Value::Null);
+        assert_eq!(json["servers"], json!([]));
+        assert!(
+            text.starts_with("server alpha of cluster web: down\n"),
+            "{text}"
+        );
+        assert!(
+            text.lines()
+                .any(|l| l.split_whitespace().collect::<Vec<_>>()
+                    == ["electd", "down", "-", "-", "9"]),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn text_names_master_servers_and_processes() {
+        let text = picture(vec![answer(Role::Electd, electd("candidate"))], |p| {
+            p.text()
+        });
+        assert!(
+            text.starts_with("server alpha of cluster web: candidate, taking part\n"),
+            "{text}"
+        );
+        for part in [
+            "3 of 2 needed",
+            "beta (its configuration differs)",
+            "50 ms ago",
+            "lease expired",
+            "note: hbd does not answer",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn uptimes_are_short() {
+        for (seconds, expected) in [
+            (59, "59 s"),
+            (61, "1 min"),
+            (3661, "1 h 1 min"),
+            (90_000, "1 d 1 h"),
+        ] {
+            assert_eq!(uptime(Duration::from_secs(seconds)), expected);
+        }
+    }
+}

@@ -1,0 +1,529 @@
+//! The command as an operator types it. The main daemon keeps shell scripts running here; `tests/netns` has
+//! the real daemons.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+const CONFIG: &str = r#"[cluster]
+name = "web"
+key = "KEY"
+
+[[server]]
+name = "alpha"
+address = ["127.0.0.11"]
+
+[[server]]
+name = "beta"
+address = ["127.0.0.12"]
+
+[[server]]
+name = "tie"
+address = ["127.0.0.13"]
+witness = true
+
+[[virtual_server]]
+name = "web"
+interface = "none0"
+address = ["192.0.2.10/24"]
+"#;
+
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Self { dir };
+        place.configure(CONFIG);
+        fs::write(place.path("key"), "5a".repeat(32)).unwrap();
+        place.mode("key", 0o600);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn configure(&self, text: &str) {
+        let key = self.path("key").display().to_string();
+        fs::write(self.path("standin.toml"), text.replace("KEY", &key)).unwrap();
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_standin"));
+        self.complete(&mut command, line);
+        command
+    }
+
+    fn complete(&self, command: &mut Command, line: &str) {
+        command.args(line.split_whitespace());
+        command.arg("--config").arg(self.path("standin.toml"));
+        command.arg("--run-dir").arg(self.path("run"));
+        command.arg("--state-dir").arg(self.path("state"));
+        command.args(["--server", "alpha"]).env_remove("RUST_LOG");
+    }
+
+    fn run(&self, line: &str) -> (i32, String) {
+        told(self.command(line).output().unwrap())
+    }
+}
+
+fn told(output: Output) -> (i32, String) {
+    let text = [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
+    (output.status.code().unwrap_or(-1), text.concat())
+}
+
+fn standin(arguments: &[&str]) -> (i32, String) {
+    told(
+        Command::new(env!("CARGO_BIN_EXE_standin"))
+            .args(arguments)
+            .output()
+            .unwrap(),
+    )
+}
+
+#[test]
+fn version_help_and_wrong_usage() {
+    assert_eq!(
+        standin(&["--version"]),
+        (0, format!("standin {}\n", env!("CARGO_PKG_VERSION")))
+    );
+    let (code, help) = standin(&["--help"]);
+    assert_eq!(code, 0);
+    for command in [
+        "run",
+        "status",
+        "check",
+        "keygen",
+        "init",
+        "promote",
+        "resign",
+        "maintenance",
+    ] {
+        assert!(
+            help.contains(&format!("\n  {command} ")),
+            "{command}: {help}"
+        );
+    }
+    for wrong in [
+        &[][..],
+        &["stauts"],
+        &["status", "--jsno"],
+        &["promote"],
+        &["promote", "be ta"],
+        &["promote", "beta", "--virtual-server", ""],
+        &["maintenance", "maybe"],
+        &["server"],
+        &["server", "swap", "beta"],
+    ] {
+        let (code, text) = standin(wrong);
+        assert_eq!(code, 2, "{wrong:?}: {text}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_exit_code_2_with_file_line_key_and_mend() {
+    let place = Place::new();
+    place.configure(&CONFIG.replace("address = [\"127.0.0.12\"]", "adress = [\"127.0.0.12\"]"));
+    for line in [
+        "run",
+        "run --daemon",
+        "status",
+        "status --json",
+        "check",
+        "init",
+    ] {
+        let (code, text) = place.run(line);
+        assert_eq!(code, 2, "{line}: {text}");
+        let expected =
+            "standin.toml:11: [[server]] beta adress: unknown key; did you mean \"address\"?";
+        assert!(text.contains(expected), "{line}: {text}");
+    }
+    fs::remove_file(place.path("standin.toml")).unwrap();
+    let (code, text) = place.run("check");
+    assert_eq!(code, 2);
+    assert!(
+        text.contains("standin.toml: cannot be read: No such file"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_host_that_is_not_listed_is_told_so() {
+    let place = Place::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_standin"));
+    command
+        .arg("check")
+        .arg("--config")
+        .arg(place.path("standin.toml"));
+    let (code, text) = told(command.args(["--server", "gamma"]).output().unwrap());
+    assert_eq!(code, 2);
+    assert!(
+        text.contains("no server is named \"gamma\" (--server); the file lists alpha, beta, tie"),
+        "{text}"
+    );
+}
+
+#[test]
+fn keygen_makes_a_secret_file_and_never_overwrites_one() {
+    let place = Place::new();
+    let file = place.path("new.key");
+    let file = file.to_str().unwrap();
+    assert_eq!(standin(&["keygen", file]).0, 0);
+    let text = fs::read_to_string(file).unwrap();
+    let key = text.lines().find(|l| !l.starts_with('#')).unwrap();
+    assert!(
+        key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{key}"
+    );
+    assert_eq!(
+        fs::metadata(file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let (code, again) = standin(&["keygen", file]);
+    assert_eq!(code, 1);
+    assert!(again.contains("exists and is left as it is"), "{again}");
+    assert_eq!(fs::read_to_string(file).unwrap(), text);
+    let (code, nowhere) = standin(&["keygen", &format!("{file}/deeper")]);
+    assert_eq!(code, 1);
+    assert!(nowhere.contains("new.key/deeper"), "{nowhere}");
+}
+
+#[test]
+fn init_writes_the_first_reservation_once() {
+    let place = Place::new();
+    let (code, text) = place.run("init");
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("alpha votes with alpha, beta, tie"), "{text}");
+    let file = place.path("state/reservation");
+    let bytes = fs::read(&file).unwrap();
+    let reservation = election::Reservation::from_bytes(&bytes).unwrap();
+    assert_eq!(reservation.roster.voters.len(), 3);
+    assert_eq!(reservation.promise_max, Duration::from_millis(500));
+    let (code, text) = place.run("init");
+    assert_eq!(code, 1);
+    assert!(
+        text.contains("reservation exists: alpha belongs to a cluster already"),
+        "{text}"
+    );
+    assert_eq!(fs::read(&file).unwrap(), bytes);
+}
+
+#[test]
+fn check_names_what_is_wrong_here() {
+    let place = Place::new();
+    let (code, text) = place.run("check");
+    assert_eq!(code, 1, "{text}");
+    for expected in [
+        "ok     CONFIG: cluster web, this server is alpha",
+        "ok     KEY: cluster key, 1 live",
+        "WRONG  virtual server web: no interface none0 on this host",
+        "note   electd: does not run",
+        "ok     address 127.0.0.11 is here and port 6946 free",
+        "/state/reservation: no term reservation; on a new cluster run `standin init`",
+    ] {
+        let expected = expected
+            .replace("CONFIG", place.path("standin.toml").to_str().unwrap())
+            .replace("KEY", place.path("key").to_str().unwrap());
+        assert!(text.contains(&expected), "{expected}\n{text}");
+    }
+    place.run("init");
+    let (_, text) = place.run("check");
+    assert!(text.contains("reservation: terms up to"), "{text}");
+    fs::write(place.path("state/reservation"), b"damaged").unwrap();
+    let (code, text) = place.run("check");
+    assert_eq!(code, 1);
+    assert!(text.contains("this server would be blank"), "{text}");
+    place.mode("key", 0o644);
+    let (code, text) = place.run("check");
+    assert_eq!(code, 2, "{text}");
+    assert!(
+        text.contains("mode 0644") && text.contains("chmod 600"),
+        "{text}"
+    );
+}
+
+#[test]
+fn without_daemons_status_and_requests_say_so() {
+    let place = Place::new();
+    let (code, text) = place.run("status");
+    assert_eq!(code, 1);
+    assert!(text.contains("server alpha of cluster web: down"), "{text}");
+    let (code, text) = place.run("status --json");
+    assert_eq!(code, 1);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&json["role"], &json["server"]),
+        (&"down".into(), &"alpha".into())
+    );
+    for line in [
+        "promote beta",
+        "resign",
+        "maintenance on",
+        "server add beta",
+        "server remove beta",
+    ] {
+        let (code, text) = place.run(line);
+        assert_eq!(code, 1, "{line}: {text}");
+        assert!(
+            text.contains("electd does not run, start it with `standin run`"),
+            "{line}: {text}"
+        );
+    }
+}
+
+// The main daemon with four shell scripts.
+
+/// Says on which Unix signal it ended.
+const ROLE: &str = r#"#!/bin/sh
+name=$(basename "$0")
+echo "$name start $$" >> LOG
+trap 'echo "$name term $$" >> LOG; exit 0' TERM
+trap 'echo "$name hup $$" >> LOG' HUP
+while :; do sleep 0.02; done
+"#;
+
+struct Run {
+    place: Place,
+    main: Child,
+}
+
+impl Run {
+    fn new(role: &str) -> Self {
+        let place = Place::new();
+        let bin = place.path("bin");
+        fs::create_dir(&bin).unwrap();
+        install(&bin);
+        let script = role.replace("LOG", place.path("log").to_str().unwrap());
+        for role in ["hbd", "listend", "doctord", "electd"] {
+            fs::write(bin.join(role), &script).unwrap();
+            place.mode(&format!("bin/{role}"), 0o755);
+        }
+        let main = Self::spawn(&place);
+        let run = Self { place, main };
+        for role in ["hbd", "listend", "doctord", "electd"] {
+            run.await_line(role, "start", 1);
+        }
+        run
+    }
+
+    fn spawn(place: &Place) -> Child {
+        let mut command = Command::new(place.path("bin/standin"));
+        place.complete(&mut command, "run");
+        command
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    fn lines(&self, role: &str, what: &str) -> Vec<String> {
+        let log = fs::read_to_string(self.place.path("log")).unwrap_or_default();
+        let begin = format!("{role} {what} ");
+        log.lines()
+            .filter_map(|l| l.strip_prefix(&begin))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Waits until the log says so `count` times; the last one's process number.
+    fn await_line(&self, role: &str, what: &str, count: usize) -> String {
+        await_that(&format!("{count} x {role} {what}"), || {
+            let lines = self.lines(role, what);
+            (lines.len() >= count).then(|| lines[count - 1].clone())
+        })
+    }
+
+    fn await_end(&mut self) -> Option<i32> {
+        await_that("the end", || self.main.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.main.kill();
+        let _ = self.main.wait();
+        for role in ["hbd", "listend", "doctord", "electd"] {
+            for pid in self.lines(role, "start") {
+                if fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|c| c.contains(role))
+                {
+                    kill("KILL", &pid);
+                }
+            }
+        }
+    }
+}
+
+/// Puts the executable into `bin`. Linked where possible: a copy just written may be "busy" for a moment.
+fn install(bin: &Path) {
+    let (own, new) = (env!("CARGO_BIN_EXE_standin"), bin.join("standin"));
+    if fs::hard_link(own, &new).is_err() {
+        fs::copy(own, &new).unwrap();
+    }
+}
+
+fn kill(signal: &str, pid: &str) {
+    let _ = Command::new("kill")
+        .args([&format!("-{signal}"), pid])
+        .stderr(Stdio::null())
+        .status();
+}
+
+fn await_that<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn position(log: &str, line: &str) -> usize {
+    log.lines()
+        .position(|l| l.starts_with(line))
+        .unwrap_or_else(|| panic!("{line}: {log}"))
+}
+
+#[test]
+fn run_restarts_the_dead_and_stops_in_order() {
+    let mut run = Run::new(ROLE);
+    let pid_file = fs::read_to_string(run.place.path("run/standin.pid")).unwrap();
+    assert_eq!(pid_file.trim(), run.main.id().to_string());
+    let first = run.await_line("electd", "start", 1);
+    kill("KILL", &first);
+    let second = run.await_line("electd", "start", 2);
+    assert_ne!(first, second);
+    assert_eq!(
+        run.lines("hbd", "start").len(),
+        1,
+        "the others are left alone"
+    );
+    let (code, text) = run.place.run("status --json");
+    assert_eq!(code, 1, "no real electd answers");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let roles = json["roles"].as_array().unwrap();
+    assert_eq!(
+        roles.iter().find(|r| r["name"] == "electd").unwrap()["restarts"],
+        1
+    );
+    assert_eq!(
+        roles.iter().find(|r| r["name"] == "main").unwrap()["pid"],
+        run.main.id()
+    );
+
+    kill("TERM", &run.main.id().to_string());
+    assert_eq!(run.await_end(), Some(0));
+    let log = fs::read_to_string(run.place.path("log")).unwrap();
+    let order =
+        ["electd term", "listend term", "doctord term", "hbd term"].map(|l| position(&log, l));
+    assert!(order.is_sorted(), "{log}");
+    assert!(!run.place.path("run/standin.pid").exists());
+}
+
+#[test]
+fn a_role_that_dies_again_and_again_is_started_with_pauses() {
+    let run = Run::new("#!/bin/sh\necho \"$(basename $0) start $$\" >> LOG\nexit 3\n");
+    run.await_line("hbd", "start", 7);
+    thread::sleep(Duration::from_millis(1500));
+    let starts = run.lines("hbd", "start").len();
+    assert!((7..=12).contains(&starts), "{starts} starts");
+}
+
+#[test]
+fn a_reload_tells_electd_and_restarts_the_others_one_by_one() {
+    let run = Run::new(ROLE);
+    let main = run.main.id().to_string();
+    run.place
+        .configure(&CONFIG.replace("name = \"web\"\nkey", "nmae = \"web\"\nkey"));
+    kill("HUP", &main);
+    thread::sleep(Duration::from_millis(300));
+    assert!(
+        run.lines("electd", "hup").is_empty(),
+        "a bad file changes nothing"
+    );
+    run.place.configure(CONFIG);
+    kill("HUP", &main);
+    run.await_line("electd", "hup", 1);
+    for role in ["doctord", "hbd", "listend"] {
+        run.await_line(role, "start", 2);
+    }
+    assert_eq!(run.lines("electd", "start").len(), 1);
+    let log = fs::read_to_string(run.place.path("log")).unwrap();
+    let order = ["doctord term", "hbd term", "listend term"].map(|l| position(&log, l));
+    assert!(order.is_sorted(), "{log}");
+}
+
+#[test]
+fn roles_outlive_the_main_daemon_and_a_second_one_is_refused() {
+    let mut run = Run::new(ROLE);
+    let mut second = Run::spawn(&run.place);
+    assert_eq!(
+        await_that("the refusal", || second.try_wait().unwrap()).code(),
+        Some(1)
+    );
+    run.main.kill().unwrap();
+    run.main.wait().unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let pid = run.await_line("hbd", "start", 1);
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    assert!(run.lines("hbd", "term").is_empty());
+}
+
+#[test]
+fn a_missing_executable_is_named() {
+    let place = Place::new();
+    let bin = place.path("bin");
+    fs::create_dir(&bin).unwrap();
+    install(&bin);
+    let mut command = Command::new(bin.join("standin"));
+    place.complete(&mut command, "run");
+    let (code, text) = told(command.output().unwrap());
+    assert_eq!(code, 1);
+    assert!(
+        text.contains("bin/hbd is missing; install it beside"),
+        "{text}"
+    );
+}
+
+#[test]
+fn run_in_the_background_comes_back_when_it_serves() {
+    let run = Run::new(ROLE);
+    let place = &run.place;
+    kill("TERM", &run.main.id().to_string());
+    await_that("the end", || {
+        (!place.path("run/standin.pid").exists()).then_some(())
+    });
+    let log = place.path("main.log");
+    let mut command = Command::new(place.path("bin/standin"));
+    place.complete(&mut command, "run --daemon");
+    let (code, text) = told(command.arg("--log").arg(&log).output().unwrap());
+    assert_eq!(code, 0, "{text}");
+    let pid = fs::read_to_string(place.path("run/standin.pid")).unwrap();
+    assert!(
+        text.contains(&format!("standin runs, pid {}", pid.trim())),
+        "{text}"
+    );
+    run.await_line("electd", "start", 2);
+    kill("TERM", pid.trim());
+    await_that("its end", || {
+        (!place.path("run/standin.pid").exists()).then_some(())
+    });
+    let log = fs::read_to_string(log).unwrap();
+    assert!(log.contains("main[alpha]: info: ready"), "{log}");
+}

@@ -1,0 +1,224 @@
+//! From the command line to a daemon that knows who it is.
+
+use crate::{
+    Error,
+    args::{self, Args},
+    clock, key, log as logging,
+    privileges::{self, Keep},
+    ready,
+};
+use config::{ClusterKeys, Config, ConfigError};
+use protocol::{
+    BootTime, Role, ServerName,
+    local::status::{Detail, RoleStatus},
+};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    process::{self, ExitCode},
+    sync::Arc,
+};
+
+/// Longest configuration file in bytes.
+const CONFIG_MAX: u64 = 4 * 1024 * 1024;
+
+/// The whole of a daemon's `main`: options, log, configuration, then `run`; its error is logged. Exit code
+/// 0 when `run` ends well, 2 for wrong usage or configuration, else 1.
+pub fn main(role: Role, run: fn(Boot) -> Result<(), Error>) -> ExitCode {
+    let command = args::command(role.name(), about(role));
+    let args = match command.try_get_matches() {
+        Ok(matches) => Args::from_matches(&matches),
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    run_as(role, args, run)
+}
+
+/// [`main`] for an executable that has read its command line itself.
+pub fn run_as(role: Role, args: Args, run: impl FnOnce(Boot) -> Result<(), Error>) -> ExitCode {
+    logging::start(role.name());
+    let end = match Boot::new(role, args).and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            for line in e.to_string().lines() {
+                log::error!("{line}");
+            }
+            e.exit_code()
+        }
+    };
+    logging::flush();
+    end
+}
+
+fn about(role: Role) -> &'static str {
+    match role {
+        Role::Hbd => "standin's heartbeat daemon: sends and receives heartbeats over UDP",
+        Role::Listend => "standin's signal daemon: carries signals between servers over TCP",
+        Role::Doctord => "standin's doctor: tells which servers are alive",
+        Role::Electd => "standin's elector: role, term, lease and addresses of this server",
+        Role::Main => "standin's main daemon",
+        Role::Standin => "standin's command",
+    }
+}
+
+/// A daemon at its start: what it was told and who it is.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// Which daemon.
+    pub role: Role,
+    /// Its options.
+    pub args: Args,
+    /// Its configuration, checked.
+    pub config: Arc<Config>,
+    /// This server.
+    pub me: ServerName,
+    /// When it started.
+    pub started: BootTime,
+}
+
+impl Boot {
+    /// Reads the configuration, finds this server in it and makes the run-dir.
+    pub fn new(role: Role, args: Args) -> Result<Self, Error> {
+        let started = clock::now();
+        let (config, me) = load_config(&args)?;
+        logging::set_name(format!("{role}[{me}]"));
+        let mut builder = std::fs::DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o755)
+            .create(&args.run_dir)
+            .map_err(|e| {
+                Error::io(
+                    format!("cannot make the run-dir {}", args.run_dir.display()),
+                    e,
+                )
+            })?;
+        Ok(Self {
+            role,
+            args,
+            config: Arc::new(config),
+            me,
+            started,
+        })
+    }
+
+    /// The cluster keys.
+    pub fn keys(&self) -> Result<ClusterKeys, Error> {
+        key::load(&self.config.cluster.key)
+    }
+
+    /// Real-time scheduling at `priority` for the calling thread and locked memory for the process, unless
+    /// the configuration says no. The notes say what was not permitted. Call it before
+    /// [`Boot::drop_privileges`].
+    pub fn realtime(&self, priority: i32) -> Vec<String> {
+        let notes = if self.config.cluster.realtime {
+            privileges::realtime(priority)
+        } else {
+            Vec::new()
+        };
+        self.log_notes(notes)
+    }
+
+    /// Gives up every right but `keep`, for good. The notes say what was not possible. Call it once, before
+    /// any thread is started.
+    pub fn drop_privileges(&self, keep: Keep) -> Result<Vec<String>, Error> {
+        privileges::drop_to(keep).map(|notes| self.log_notes(notes))
+    }
+
+    /// "I serve now": a log line, and a word to the service manager if it asked for one. From now on a
+    /// thread writes the log, so that no reader of it can stall the daemon.
+    pub fn ready(&self) {
+        logging::detach();
+        log::info!(
+            "ready, pid {}, version {}",
+            process::id(),
+            env!("CARGO_PKG_VERSION")
+        );
+        if let Err(e) = ready::notify() {
+            log::warn!("cannot tell the service manager ($NOTIFY_SOCKET): {e}");
+        }
+    }
+
+    /// Reads the configuration again. On an error the old one stays in force.
+    pub fn reload(&mut self) -> Result<(), Error> {
+        let (config, me) = load_config(&self.args)?;
+        if me != self.me {
+            let what = format!(
+                "this server was \"{}\" and would now be \"{me}\"; restart it to rename it",
+                self.me
+            );
+            return Err(ConfigError::one(&self.args.config, None, "[[server]]", what).into());
+        }
+        self.config = Arc::new(config);
+        Ok(())
+    }
+
+    /// This daemon's answer to `status`.
+    pub fn status(
+        &self,
+        mut counters: BTreeMap<String, u64>,
+        notes: Vec<String>,
+        detail: Detail,
+    ) -> RoleStatus {
+        if logging::lost() > 0 {
+            counters.insert("log_lines_lost".into(), logging::lost());
+        }
+        RoleStatus {
+            role: self.role,
+            pid: process::id(),
+            started: self.started,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            counters,
+            notes,
+            detail,
+        }
+    }
+
+    fn log_notes(&self, notes: Vec<String>) -> Vec<String> {
+        for note in &notes {
+            log::warn!("{note}");
+        }
+        notes
+    }
+}
+
+/// Reads and checks the configuration, and finds this server in it.
+pub fn load_config(args: &Args) -> Result<(Config, ServerName), Error> {
+    let text = read_config(&args.config)?;
+    let config = config::parse(&text, &args.config)?;
+    let hostname = nix::unistd::gethostname().unwrap_or_default();
+    let me = config.find_self(
+        args.server.as_deref(),
+        &hostname.to_string_lossy(),
+        &local_addresses(),
+    )?;
+    Ok((config, me))
+}
+
+fn read_config(path: &Path) -> Result<String, ConfigError> {
+    use std::io::Read;
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(CONFIG_MAX).read_to_string(&mut text))
+        .map_err(|e| {
+            let what = format!("cannot be read: {e}; write it, or name another with --config FILE");
+            ConfigError::one(path, None, "", what)
+        })?;
+    Ok(text)
+}
+
+fn local_addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    let ip = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+    };
+    interfaces.filter_map(ip).collect()
+}

@@ -1,0 +1,71 @@
+//! One request to a role of this server, for the `standin` command.
+
+use crate::{
+    Error,
+    local_socket::{self, Received, Sent},
+};
+use protocol::{
+    Role,
+    codec::{MESSAGE_MAX, decode, encode},
+    local::{
+        Hello, HelloAnswer, MAGIC,
+        ctl::{CtlReply, CtlRequest},
+    },
+    version,
+};
+use serde::de::DeserializeOwned;
+use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
+
+/// Sends `request` to `role` and waits for the answer; no single step of it takes longer than `timeout`.
+pub fn call(
+    run_dir: &Path,
+    role: Role,
+    request: &CtlRequest,
+    timeout: Duration,
+) -> Result<CtlReply, Error> {
+    let path = local_socket::path(run_dir, role);
+    let failed = |e: io::Error| {
+        let mend = match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                format!("; {role} does not run, start it with `standin run`")
+            }
+            io::ErrorKind::PermissionDenied => "; run this command as root".to_owned(),
+            _ => String::new(),
+        };
+        Error::Failed(format!(
+            "cannot talk to {role} at {}: {e}{mend}",
+            path.display()
+        ))
+    };
+    let socket = local_socket::dial_blocking(&path, timeout).map_err(failed)?;
+    let hello = Hello {
+        magic: MAGIC,
+        version: version::LOCAL,
+        role: Role::Standin,
+    };
+    transmit(&socket, &hello).map_err(failed)?;
+    match receive(&socket).map_err(failed)? {
+        HelloAnswer::Welcome => {}
+        HelloAnswer::Refused(why) => return Err(Error::Failed(format!("{role} refuses: {why}"))),
+    }
+    transmit(&socket, request).map_err(failed)?;
+    receive(&socket).map_err(failed)
+}
+
+fn transmit<M: serde::Serialize>(socket: &OwnedFd, message: &M) -> io::Result<()> {
+    let bytes = encode(message).map_err(io::Error::other)?;
+    match local_socket::transmit(socket, &bytes) {
+        Sent::Yes => Ok(()),
+        Sent::Full => Err(io::ErrorKind::TimedOut.into()),
+        Sent::Closed => Err(io::ErrorKind::BrokenPipe.into()),
+    }
+}
+
+fn receive<M: DeserializeOwned>(socket: &OwnedFd) -> io::Result<M> {
+    let mut buffer = vec![0; MESSAGE_MAX];
+    match local_socket::receive(socket, &mut buffer) {
+        Received::Message(n) => decode(&buffer[..n]).map_err(io::Error::other),
+        Received::Nothing => Err(io::ErrorKind::TimedOut.into()),
+        Received::Closed => Err(io::ErrorKind::ConnectionReset.into()),
+    }
+}

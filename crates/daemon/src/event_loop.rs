@@ -1,0 +1,781 @@
+//! The one place where a daemon waits: for its neighbours in the ring, the operator, its timer, Unix
+//! signals, and whatever else it registered.
+//!
+//! Incoming connections begin with a greeting and belong to a neighbour or to the operator's command.
+//! Outgoing links are made again and again until they hold. All readiness is edge-triggered underneath, so
+//! a connection with more to read than its share of one round is kept in mind for the next.
+
+use crate::{
+    Boot, Error, clock,
+    local_socket::{self, Access, Doorkeeper, Received, Sent},
+};
+use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
+use nix::sys::{
+    time::TimeSpec,
+    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+};
+use protocol::{
+    BootTime, Role,
+    codec::{MESSAGE_MAX, decode, encode},
+    local::{
+        Hello, HelloAnswer, MAGIC,
+        ctl::{CtlReply, CtlRequest},
+    },
+    version,
+};
+use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+/// Incoming connections at a time.
+const CONNECTIONS_MAX: usize = 64;
+/// Messages read from one connection in one round.
+const READS_PER_CONNECTION: usize = 64;
+/// Messages read from all connections in one round.
+const READS_PER_ROUND: usize = 256;
+/// Connections accepted in one round.
+const ACCEPTS_PER_ROUND: usize = 32;
+/// A connection that has not said who it is by then is closed.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
+/// An operator's connection without a request for so long is closed.
+const CTL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How soon a listener out of descriptors tries again.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// A lost link is tried so often in quick succession: a neighbour that was killed is back in milliseconds.
+const QUICK_TRIES: u32 = 40;
+/// Time between quick tries.
+const QUICK_RETRY: Duration = Duration::from_millis(1);
+/// First and last step of the back-off after them.
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// A neighbour that does not answer the greeting by then is dialled anew.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(1);
+
+const LISTENER: usize = 0;
+const TIMER: usize = 1;
+const SIGNALS: usize = 2;
+const WAKER: usize = 3;
+const OUTGOING: usize = 8;
+const INCOMING: usize = 1024;
+const SOURCES: usize = usize::MAX / 2;
+
+/// An operator's connection that waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(usize);
+
+/// What [`EventLoop::wait`] brings.
+#[derive(Debug)]
+pub enum Event {
+    /// A message of a neighbour, to be decoded by the daemon that knows its type.
+    Message {
+        /// Who sent it.
+        from: Role,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+    /// A request of the operator; answer it with [`EventLoop::reply`].
+    Ctl {
+        /// Where the answer goes.
+        conn: ConnId,
+        /// The request.
+        request: CtlRequest,
+    },
+    /// The outgoing link to a role was made.
+    Up(Role),
+    /// The outgoing link to a role was lost.
+    Down(Role),
+    /// An incoming neighbour is gone.
+    PeerGone(Role),
+    /// A registered source is ready. Readiness is told once: read or write until it would block.
+    Source {
+        /// As registered.
+        id: usize,
+        /// Reading will not block, or fails.
+        readable: bool,
+        /// Writing will not block, or fails.
+        writable: bool,
+    },
+    /// Another thread called the waker.
+    Woken,
+    /// SIGTERM or SIGINT.
+    Terminate,
+    /// SIGHUP.
+    Reload,
+    /// The deadline given to `wait` has passed; always the last event of its round.
+    Deadline,
+}
+
+/// See the module's head.
+pub struct EventLoop {
+    poll: Poll,
+    events: Events,
+    waker: Arc<Waker>,
+    timer: TimerFd,
+    armed: Option<BootTime>,
+    signals: Signals,
+    listener: Listener,
+    incoming: BTreeMap<usize, Incoming>,
+    next_token: usize,
+    unread: BTreeSet<usize>,
+    /// Where the next round of reading begins, so that a few busy ones cannot keep the others waiting.
+    next_read: usize,
+    outgoing: Vec<Outgoing>,
+    pending: Vec<Event>,
+    counters: Counters,
+    buffer: Vec<u8>,
+    role: Role,
+}
+
+struct Listener {
+    socket: OwnedFd,
+    door: Doorkeeper,
+    receives_from: Vec<Role>,
+    ready: bool,
+    retry: Option<BootTime>,
+}
+
+struct Incoming {
+    socket: OwnedFd,
+    access: Access,
+    state: IncomingState,
+}
+
+#[derive(Clone, Copy)]
+enum IncomingState {
+    Greeting { until: BootTime },
+    Neighbour(Role),
+    Operator { until: BootTime },
+}
+
+struct Outgoing {
+    role: Role,
+    path: PathBuf,
+    state: OutgoingState,
+    tries: u32,
+}
+
+enum OutgoingState {
+    Down { retry: BootTime },
+    Greeting { socket: OwnedFd, until: BootTime },
+    Up { socket: OwnedFd },
+}
+
+#[derive(Default)]
+struct Counters(BTreeMap<String, u64>);
+
+impl Counters {
+    fn add(&mut self, name: &str) {
+        match self.0.get_mut(name) {
+            Some(count) => *count += 1,
+            None => drop(self.0.insert(name.to_owned(), 1)),
+        }
+    }
+}
+
+impl EventLoop {
+    /// Listens at this role's socket for `receives_from` and the operator, and begins to dial `sends_to`.
+    pub fn open(boot: &Boot, receives_from: &[Role], sends_to: &[Role]) -> Result<Self, Error> {
+        let run_dir = &boot.args.run_dir;
+        let failed = |e: io::Error| Error::io("cannot set up the event loop", e);
+        let poll = Poll::new().map_err(failed)?;
+        let registry = poll.registry();
+        let waker = Arc::new(Waker::new(registry, Token(WAKER)).map_err(failed)?);
+        let timer = TimerFd::new(
+            ClockId::CLOCK_BOOTTIME,
+            TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
+        );
+        let timer = timer.map_err(|e| failed(e.into()))?;
+        let readable = Interest::READABLE;
+        let timer_fd = timer.as_fd().as_raw_fd();
+        registry
+            .register(&mut SourceFd(&timer_fd), Token(TIMER), readable)
+            .map_err(failed)?;
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
+        registry
+            .register(&mut signals, Token(SIGNALS), readable)
+            .map_err(failed)?;
+        let socket = local_socket::open(run_dir, boot.role)?;
+        registry
+            .register(
+                &mut SourceFd(&socket.as_raw_fd()),
+                Token(LISTENER),
+                readable,
+            )
+            .map_err(failed)?;
+        let outgoing = |role: &Role| Outgoing {
+            role: *role,
+            path: local_socket::path(run_dir, *role),
+            state: OutgoingState::Down {
+                retry: BootTime::default(),
+            },
+            tries: 0,
+        };
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(128),
+            waker,
+            timer,
+            armed: None,
+            signals,
+            listener: Listener {
+                socket,
+                door: Doorkeeper::new(),
+                receives_from: receives_from.to_vec(),
+                ready: false,
+                retry: None,
+            },
+            incoming: BTreeMap::new(),
+            next_token: INCOMING,
+            unread: BTreeSet::new(),
+            next_read: 0,
+            outgoing: sends_to.iter().map(outgoing).collect(),
+            pending: Vec::new(),
+            counters: Counters::default(),
+            buffer: vec![0; MESSAGE_MAX],
+            role: boot.role,
+        })
+    }
+
+    /// Listens to `source`; its events carry `id`.
+    pub fn register(
+        &mut self,
+        source: &mut impl mio::event::Source,
+        id: usize,
+        interest: Interest,
+    ) -> Result<(), Error> {
+        let result = self
+            .poll
+            .registry()
+            .register(source, Token(SOURCES + id), interest);
+        result.map_err(|e| Error::io("cannot watch a descriptor", e))
+    }
+
+    /// Listens to `source` under another id or interest.
+    pub fn reregister(
+        &mut self,
+        source: &mut impl mio::event::Source,
+        id: usize,
+        interest: Interest,
+    ) -> Result<(), Error> {
+        let result = self
+            .poll
+            .registry()
+            .reregister(source, Token(SOURCES + id), interest);
+        result.map_err(|e| Error::io("cannot watch a descriptor", e))
+    }
+
+    /// Listens to `source` no longer.
+    pub fn deregister(&mut self, source: &mut impl mio::event::Source) -> Result<(), Error> {
+        let result = self.poll.registry().deregister(source);
+        result.map_err(|e| Error::io("cannot stop watching a descriptor", e))
+    }
+
+    /// Wakes [`EventLoop::wait`] from another thread, as [`Event::Woken`].
+    pub fn waker(&self) -> Arc<Waker> {
+        Arc::clone(&self.waker)
+    }
+
+    /// Waits until something happens or `deadline` passes, and puts it into `events`, which is emptied first.
+    /// A round brings a bounded number of events, and [`Event::Deadline`] even if more is there to read.
+    pub fn wait(
+        &mut self,
+        deadline: Option<BootTime>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Error> {
+        events.clear();
+        loop {
+            self.housekeeping(clock::now());
+            self.arm(deadline)?;
+            let busy = !self.pending.is_empty() || !self.unread.is_empty() || self.listener.ready;
+            match self
+                .poll
+                .poll(&mut self.events, busy.then_some(Duration::ZERO))
+            {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Error::io("cannot wait for events", e)),
+            }
+            self.collect();
+            if self.listener.ready {
+                self.accept();
+            }
+            self.read();
+            events.append(&mut self.pending);
+            if deadline.is_some_and(|d| d <= clock::now()) {
+                events.push(Event::Deadline);
+            }
+            if !events.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends `message` to `to`. Never blocks; false means dropped, and counted.
+    pub fn send<M: Serialize>(&mut self, to: Role, message: &M) -> bool {
+        let Some(link) = self.outgoing.iter_mut().find(|o| o.role == to) else {
+            return false;
+        };
+        let OutgoingState::Up { socket } = &link.state else {
+            self.counters.add(&format!("local_unsent_{to}_down"));
+            return false;
+        };
+        let Ok(bytes) = encode(message) else {
+            self.counters.add(&format!("local_unsent_{to}_too_long"));
+            return false;
+        };
+        match local_socket::transmit(socket, &bytes) {
+            Sent::Yes => true,
+            Sent::Full => {
+                self.counters.add(&format!("local_unsent_{to}_full"));
+                false
+            }
+            Sent::Closed => {
+                self.counters.add(&format!("local_unsent_{to}_down"));
+                self.pending.push(Event::Down(to));
+                link.lost(clock::now());
+                false
+            }
+        }
+    }
+
+    /// Answers a request. The connection stays open for the next one.
+    pub fn reply(&mut self, conn: ConnId, reply: &CtlReply) {
+        let Some(incoming) = self.incoming.get(&conn.0) else {
+            return;
+        };
+        let sent = encode(reply).map(|bytes| local_socket::transmit(&incoming.socket, &bytes));
+        if !matches!(sent, Ok(Sent::Yes)) {
+            self.counters.add("local_unsent_reply");
+            self.close(conn.0);
+        }
+    }
+
+    /// Whether messages to `role` have somewhere to go.
+    pub fn is_up(&self, role: Role) -> bool {
+        self.outgoing
+            .iter()
+            .any(|o| o.role == role && matches!(o.state, OutgoingState::Up { .. }))
+    }
+
+    /// Everything counted here: messages dropped, strangers refused, links made.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        self.counters.0.clone()
+    }
+
+    /// Sets the timer to whatever is due first.
+    fn arm(&mut self, deadline: Option<BootTime>) -> Result<(), Error> {
+        let outgoing = self.outgoing.iter().filter_map(Outgoing::due);
+        let incoming = self.incoming.values().filter_map(|i| i.state.due());
+        let own = outgoing.chain(incoming).chain(self.listener.retry);
+        let due = own.chain(deadline).min();
+        if due == self.armed {
+            return Ok(());
+        }
+        self.armed = due;
+        let set = match due {
+            None => self.timer.unset(),
+            // Zero would disarm the timer; the past fires at once.
+            Some(due) => self.timer.set(
+                Expiration::OneShot(TimeSpec::from(Duration::from_nanos(due.0.max(1)))),
+                TimerSetTimeFlags::TFD_TIMER_ABSTIME,
+            ),
+        };
+        set.map_err(|e| Error::io("cannot set the timer", e))
+    }
+
+    /// What time brings: links to dial, connections to give up.
+    fn housekeeping(&mut self, now: BootTime) {
+        for i in 0..self.outgoing.len() {
+            if self.outgoing[i].due().is_some_and(|due| due <= now) {
+                self.dial(i, now);
+            }
+        }
+        let overdue = |i: &Incoming| i.state.due().is_some_and(|due| due <= now);
+        let overdue: Vec<usize> = self
+            .incoming
+            .iter()
+            .filter(|(_, i)| overdue(i))
+            .map(|(token, _)| *token)
+            .collect();
+        for token in overdue {
+            self.counters.add("local_closed_idle");
+            self.close(token);
+        }
+        if self.listener.retry.is_some_and(|retry| retry <= now) {
+            self.listener.retry = None;
+            self.listener.ready = true;
+        }
+    }
+
+    fn collect(&mut self) {
+        let mut signalled = false;
+        for event in &self.events {
+            match event.token().0 {
+                LISTENER => self.listener.ready = true,
+                TIMER => self.armed = None,
+                SIGNALS => signalled = true,
+                WAKER => self.pending.push(Event::Woken),
+                token if token >= SOURCES => self.pending.push(Event::Source {
+                    id: token - SOURCES,
+                    readable: event.is_readable() || event.is_read_closed() || event.is_error(),
+                    writable: event.is_writable() || event.is_write_closed() || event.is_error(),
+                }),
+                token => drop(self.unread.insert(token)),
+            }
+        }
+        if signalled {
+            let received: BTreeSet<i32> = self.signals.pending().collect();
+            if received.contains(&SIGHUP) {
+                self.pending.push(Event::Reload);
+            }
+            if received.contains(&SIGTERM) || received.contains(&SIGINT) {
+                self.pending.push(Event::Terminate);
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS_PER_ROUND {
+            let socket = match local_socket::accept(&self.listener.socket) {
+                Ok(socket) => socket,
+                Err(e) => match e.kind() {
+                    io::ErrorKind::WouldBlock => {
+                        self.listener.ready = false;
+                        return;
+                    }
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => continue,
+                    _ => {
+                        self.counters.add("local_accept_failed");
+                        self.listener.ready = false;
+                        self.listener.retry = Some(clock::now() + ACCEPT_RETRY);
+                        return;
+                    }
+                },
+            };
+            if let Err(counter) = self.admit(socket) {
+                self.counters.add(counter);
+            }
+        }
+    }
+
+    /// Keeps a new connection, or says what to count.
+    fn admit(&mut self, socket: OwnedFd) -> Result<(), &'static str> {
+        let access = self.listener.door.access(&socket);
+        if access == Access::Denied {
+            return Err("local_refused_user");
+        }
+        if self.incoming.len() >= CONNECTIONS_MAX {
+            return Err("local_refused_full");
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        self.poll
+            .registry()
+            .register(
+                &mut SourceFd(&socket.as_raw_fd()),
+                Token(token),
+                Interest::READABLE,
+            )
+            .map_err(|_| "local_accept_failed")?;
+        let state = IncomingState::Greeting {
+            until: clock::now() + GREETING_TIMEOUT,
+        };
+        self.incoming.insert(
+            token,
+            Incoming {
+                socket,
+                access,
+                state,
+            },
+        );
+        self.unread.insert(token);
+        Ok(())
+    }
+
+    /// Reads from every connection that has something, within the budget of a round.
+    fn read(&mut self) {
+        let mut left = READS_PER_ROUND;
+        let mut unread = std::mem::take(&mut self.unread);
+        let later = unread.split_off(&self.next_read);
+        for token in later.into_iter().chain(unread) {
+            let share = left.min(READS_PER_CONNECTION);
+            if share > 0 {
+                self.next_read = token + 1;
+            }
+            let (read, drained) = if token >= INCOMING {
+                self.read_incoming(token, share)
+            } else {
+                self.read_outgoing(token - OUTGOING, share)
+            };
+            left -= read;
+            if !drained {
+                self.unread.insert(token);
+            }
+        }
+    }
+
+    /// Reads up to `share` messages; returns how many, and whether none is left.
+    fn read_incoming(&mut self, token: usize, share: usize) -> (usize, bool) {
+        for read in 0..share {
+            let Some(incoming) = self.incoming.get(&token) else {
+                return (read, true);
+            };
+            match local_socket::receive(&incoming.socket, &mut self.buffer) {
+                Received::Nothing => return (read, true),
+                Received::Closed => {
+                    self.close(token);
+                    return (read, true);
+                }
+                Received::Message(length) => {
+                    if let Err(counter) = self.take(token, length) {
+                        self.counters.add(counter);
+                        self.close(token);
+                        return (read + 1, true);
+                    }
+                }
+            }
+        }
+        (share, false)
+    }
+
+    /// Handles the message in the buffer, or says what to count before the connection is closed.
+    fn take(&mut self, token: usize, length: usize) -> Result<(), &'static str> {
+        let Some(incoming) = self.incoming.get_mut(&token) else {
+            return Ok(());
+        };
+        let message = &self.buffer[..length];
+        match incoming.state {
+            IncomingState::Neighbour(from) => {
+                self.pending.push(Event::Message {
+                    from,
+                    bytes: message.to_vec(),
+                });
+                Ok(())
+            }
+            IncomingState::Operator { .. } => {
+                let request: CtlRequest = decode(message).map_err(|_| "local_refused_garbage")?;
+                if incoming.access != Access::Full && request != CtlRequest::Status {
+                    return Err("local_refused_command");
+                }
+                incoming.state = IncomingState::Operator {
+                    until: clock::now() + CTL_TIMEOUT,
+                };
+                self.pending.push(Event::Ctl {
+                    conn: ConnId(token),
+                    request,
+                });
+                Ok(())
+            }
+            IncomingState::Greeting { .. } => {
+                let hello: Hello = decode(message).map_err(|_| "local_refused_garbage")?;
+                self.greet(token, &hello)
+            }
+        }
+    }
+
+    fn greet(&mut self, token: usize, hello: &Hello) -> Result<(), &'static str> {
+        let Some(incoming) = self.incoming.get_mut(&token) else {
+            return Ok(());
+        };
+        let refusal = if hello.magic != MAGIC {
+            return Err("local_refused_garbage");
+        } else if hello.version != version::LOCAL {
+            let (role, mine, theirs) = (self.role, version::LOCAL, hello.version);
+            Some(format!(
+                "{role} speaks version {mine} of the local protocol, {} version {theirs}; restart the older",
+                hello.role
+            ))
+        } else if matches!(hello.role, Role::Standin | Role::Main) {
+            incoming.state = IncomingState::Operator {
+                until: clock::now() + CTL_TIMEOUT,
+            };
+            None
+        } else if hello.role == Role::Electd && incoming.access != Access::Full {
+            return Err("local_refused_command");
+        } else if self.listener.receives_from.contains(&hello.role) {
+            incoming.state = IncomingState::Neighbour(hello.role);
+            None
+        } else {
+            Some(format!("{} takes no messages of {}", self.role, hello.role))
+        };
+        let refused = refusal.is_some();
+        let answer = refusal.map_or(HelloAnswer::Welcome, HelloAnswer::Refused);
+        let bytes = encode(&answer).map_err(|_| "local_refused_hello")?;
+        let sent = local_socket::transmit(&incoming.socket, &bytes);
+        if refused || sent != Sent::Yes {
+            return Err("local_refused_hello");
+        }
+        if let IncomingState::Neighbour(role) = incoming.state {
+            self.replace_older(token, role);
+        }
+        Ok(())
+    }
+
+    /// A role speaks over one connection, the newest.
+    fn replace_older(&mut self, token: usize, role: Role) {
+        let older = self
+            .incoming
+            .iter()
+            .filter(|(t, i)| **t != token && i.is_neighbour(role));
+        let older: Vec<usize> = older.map(|(t, _)| *t).collect();
+        for token in older {
+            self.counters.add("local_replaced");
+            self.close(token);
+        }
+    }
+
+    fn close(&mut self, token: usize) {
+        let Some(incoming) = self.incoming.remove(&token) else {
+            return;
+        };
+        let _ = self
+            .poll
+            .registry()
+            .deregister(&mut SourceFd(&incoming.socket.as_raw_fd()));
+        self.unread.remove(&token);
+        if let IncomingState::Neighbour(role) = incoming.state
+            && !self.incoming.values().any(|i| i.is_neighbour(role))
+        {
+            self.pending.push(Event::PeerGone(role));
+        }
+    }
+
+    /// Reads the answer to the greeting; after that nothing comes this way but the end.
+    fn read_outgoing(&mut self, i: usize, share: usize) -> (usize, bool) {
+        let now = clock::now();
+        for read in 0..share {
+            let Some(link) = self.outgoing.get_mut(i) else {
+                return (read, true);
+            };
+            let (OutgoingState::Greeting { socket, .. } | OutgoingState::Up { socket }) =
+                &link.state
+            else {
+                return (read, true);
+            };
+            let length = match local_socket::receive(socket, &mut self.buffer) {
+                Received::Nothing => return (read, true),
+                Received::Message(length) => length,
+                Received::Closed => 0,
+            };
+            match link.answered(&self.buffer[..length], now) {
+                Answer::Up => {
+                    self.counters.add(&format!("local_link_{}", link.role));
+                    self.pending.push(Event::Up(link.role));
+                }
+                Answer::Down => self.pending.push(Event::Down(link.role)),
+                Answer::Nothing => {}
+            }
+        }
+        (share, false)
+    }
+
+    fn dial(&mut self, i: usize, now: BootTime) {
+        let link = &mut self.outgoing[i];
+        let hello = Hello {
+            magic: MAGIC,
+            version: version::LOCAL,
+            role: self.role,
+        };
+        let dialled = local_socket::dial(&link.path).ok().filter(|socket| {
+            let fd = socket.as_raw_fd();
+            let registry = self.poll.registry();
+            registry
+                .register(&mut SourceFd(&fd), Token(OUTGOING + i), Interest::READABLE)
+                .is_ok()
+                && encode(&hello)
+                    .is_ok_and(|bytes| local_socket::transmit(socket, &bytes) == Sent::Yes)
+        });
+        match dialled {
+            Some(socket) => {
+                link.state = OutgoingState::Greeting {
+                    socket,
+                    until: now + WELCOME_TIMEOUT,
+                };
+                self.unread.insert(OUTGOING + i);
+            }
+            None => link.lost(now),
+        }
+    }
+}
+
+enum Answer {
+    Up,
+    Down,
+    Nothing,
+}
+
+impl Outgoing {
+    /// When it must be dialled.
+    fn due(&self) -> Option<BootTime> {
+        match self.state {
+            OutgoingState::Down { retry } => Some(retry),
+            OutgoingState::Greeting { until, .. } => Some(until),
+            OutgoingState::Up { .. } => None,
+        }
+    }
+
+    /// The neighbour said `message`, or closed (an empty one).
+    fn answered(&mut self, message: &[u8], now: BootTime) -> Answer {
+        let lost = OutgoingState::Down { retry: now };
+        match std::mem::replace(&mut self.state, lost) {
+            OutgoingState::Greeting { socket, .. } => match decode(message) {
+                Ok(HelloAnswer::Welcome) => {
+                    self.state = OutgoingState::Up { socket };
+                    self.tries = 0;
+                    return Answer::Up;
+                }
+                Ok(HelloAnswer::Refused(why)) => {
+                    log::warn!("{} refuses the link: {why}", self.role);
+                    self.tries = self.tries.max(QUICK_TRIES + 6);
+                    self.lost(now);
+                }
+                Err(_) => self.lost(now),
+            },
+            OutgoingState::Up { .. } => {
+                self.lost(now);
+                return Answer::Down;
+            }
+            down @ OutgoingState::Down { .. } => self.state = down,
+        }
+        Answer::Nothing
+    }
+
+    fn lost(&mut self, now: BootTime) {
+        self.state = OutgoingState::Down {
+            retry: now + back_off(self.tries),
+        };
+        self.tries = self.tries.saturating_add(1);
+    }
+}
+
+/// Time until the next try after `tries` in vain.
+fn back_off(tries: u32) -> Duration {
+    if tries < QUICK_TRIES {
+        return QUICK_RETRY;
+    }
+    let doublings = (tries - QUICK_TRIES).min(16);
+    RETRY.0.saturating_mul(1 << doublings).min(RETRY.1)
+}
+
+impl Incoming {
+    fn is_neighbour(&self, role: Role) -> bool {
+        matches!(self.state, IncomingState::Neighbour(r) if r == role)
+    }
+}
+
+impl IncomingState {
+    /// When the connection must be closed.
+    fn due(&self) -> Option<BootTime> {
+        match self {
+            Self::Greeting { until } | Self::Operator { until } => Some(*until),
+            Self::Neighbour(_) => None,
+        }
+    }
+}

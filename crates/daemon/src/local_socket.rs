@@ -1,0 +1,230 @@
+//! The `SOCK_SEQPACKET` sockets of the ring: one message = one packet, nothing blocks.
+
+use crate::{Error, privileges::USER, sys};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, getsockopt,
+        listen, recv, send, socket, sockopt,
+    },
+    unistd::{Uid, User, chown},
+};
+use protocol::{Role, codec::MESSAGE_MAX};
+use std::{
+    fs::{Permissions, rename, set_permissions},
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::{Path, PathBuf},
+};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 64;
+
+/// Where `role` listens.
+pub(crate) fn path(run_dir: &Path, role: Role) -> PathBuf {
+    run_dir.join(format!("{role}.sock"))
+}
+
+/// Listens at `<run-dir>/<role>.sock`. A file left over by a dead process is replaced in one step, so that
+/// nobody who connects finds nothing; a living process is left alone and is an error.
+pub(crate) fn open(run_dir: &Path, role: Role) -> Result<OwnedFd, Error> {
+    let path = path(run_dir, role);
+    if answered(&path) {
+        return Err(Error::Failed(format!(
+            "{} is served by another {role} of this server; stop that one first",
+            path.display()
+        )));
+    }
+    let fresh = run_dir.join(format!(".{role}.sock.{}", std::process::id()));
+    let failed = |e: io::Error| Error::io(format!("cannot listen at {}", path.display()), e);
+    let _ = std::fs::remove_file(&fresh);
+    let socket = seqpacket(true).map_err(|e| failed(e.into()))?;
+    let address = UnixAddr::new(&fresh).map_err(|e| too_long(&path, e))?;
+    let open = || -> io::Result<()> {
+        bind(socket.as_raw_fd(), &address)?;
+        if let (true, Ok(Some(user))) = (Uid::effective().is_root(), User::from_name(USER)) {
+            // The daemons without privileges connect through the group. Where the user is not mapped
+            // (user namespace) they stay root and need no group.
+            let _ = chown(&fresh, None, Some(user.gid));
+        }
+        set_permissions(&fresh, Permissions::from_mode(0o660))?;
+        listen(&socket, Backlog::new(BACKLOG)?)?;
+        rename(&fresh, &path)
+    };
+    open().map_err(|e| {
+        let _ = std::fs::remove_file(&fresh);
+        failed(e)
+    })?;
+    Ok(socket)
+}
+
+fn too_long(path: &Path, e: Errno) -> Error {
+    let what = format!(
+        "the socket path {} is too long; choose a shorter --run-dir",
+        path.display()
+    );
+    Error::io(what, e)
+}
+
+/// Somebody lives behind `path`: it takes connections, or has no room for more just now.
+fn answered(path: &Path) -> bool {
+    match dial(path) {
+        Ok(_) => true,
+        Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
+fn seqpacket(nonblocking: bool) -> nix::Result<OwnedFd> {
+    let mut flags = SockFlag::SOCK_CLOEXEC;
+    flags.set(SockFlag::SOCK_NONBLOCK, nonblocking);
+    socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+}
+
+/// Connects without waiting.
+pub(crate) fn dial(path: &Path) -> io::Result<OwnedFd> {
+    let socket = seqpacket(true)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
+}
+
+/// Connects; this and every later read or write of the socket takes at most `timeout`.
+pub(crate) fn dial_blocking(path: &Path, timeout: std::time::Duration) -> io::Result<OwnedFd> {
+    use nix::sys::{socket::setsockopt, time::TimeVal};
+    let micros = i64::try_from(timeout.as_micros())
+        .unwrap_or(i64::MAX)
+        .max(1);
+    let timeout = TimeVal::new(micros / 1_000_000, micros % 1_000_000);
+    let socket = seqpacket(false)?;
+    setsockopt(&socket, sockopt::SendTimeout, &timeout)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
+}
+
+/// What a read brought.
+pub(crate) enum Received {
+    /// A message of so many bytes.
+    Message(usize),
+    /// Nothing more for now.
+    Nothing,
+    /// The other side is gone, or sent more than any message may have.
+    Closed,
+}
+
+/// Reads one message into `buffer`, which holds [`MESSAGE_MAX`] bytes.
+pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Received {
+    loop {
+        // With MSG_TRUNC the answer is the packet's whole length, even if the buffer is shorter.
+        return match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC) {
+            Err(Errno::EINTR) => continue,
+            Err(Errno::EAGAIN) => Received::Nothing,
+            Ok(n) if (1..=MESSAGE_MAX).contains(&n) => Received::Message(n),
+            Ok(_) | Err(_) => Received::Closed,
+        };
+    }
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// The other side will read it.
+    Yes,
+    /// The other side does not keep up: dropped.
+    Full,
+    /// The other side is gone: dropped.
+    Closed,
+}
+
+/// Sends one message.
+pub(crate) fn transmit(socket: &OwnedFd, message: &[u8]) -> Sent {
+    loop {
+        return match send(socket.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL) {
+            Ok(_) => Sent::Yes,
+            Err(Errno::EINTR) => continue,
+            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => Sent::Full,
+            Err(_) => Sent::Closed,
+        };
+    }
+}
+
+/// Takes the next waiting connection.
+pub(crate) fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
+    use std::os::fd::AsFd;
+    sys::accept(AsFd::as_fd(listener))
+}
+
+/// What the user behind a connection may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Root, or this daemon's own user before it dropped privileges: everything.
+    Full,
+    /// The user of the daemons without privileges: messages of the ring and `status`, but no commands and
+    /// nothing in electd's name.
+    Ring,
+    /// Nothing.
+    Denied,
+}
+
+/// Decides about users once, at start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Doorkeeper {
+    own: Uid,
+    standin: Option<Uid>,
+}
+
+impl Doorkeeper {
+    pub(crate) fn new() -> Self {
+        let standin = User::from_name(USER).ok().flatten().map(|u| u.uid);
+        Self {
+            own: Uid::effective(),
+            standin,
+        }
+    }
+
+    /// Access of the process at the other end (SO_PEERCRED).
+    pub(crate) fn access(&self, socket: &OwnedFd) -> Access {
+        use std::os::fd::AsFd;
+        let credentials =
+            getsockopt::<BorrowedFd<'_>, _>(&socket.as_fd(), sockopt::PeerCredentials);
+        credentials.map_or(Access::Denied, |c| self.access_of(Uid::from_raw(c.uid())))
+    }
+
+    fn access_of(&self, uid: Uid) -> Access {
+        if uid.is_root() || uid == self.own {
+            Access::Full
+        } else if self.standin == Some(uid) {
+            Access::Ring
+        } else {
+            Access::Denied
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_get_what_they_need_and_no_more() {
+        let door = Doorkeeper {
+            own: Uid::from_raw(1000),
+            standin: Some(Uid::from_raw(990)),
+        };
+        for (uid, expected) in [
+            (0, Access::Full),
+            (1000, Access::Full),
+            (990, Access::Ring),
+            (1001, Access::Denied),
+        ] {
+            assert_eq!(door.access_of(Uid::from_raw(uid)), expected, "uid {uid}");
+        }
+        let door = Doorkeeper {
+            own: Uid::from_raw(0),
+            standin: None,
+        };
+        assert_eq!(door.access_of(Uid::from_raw(1)), Access::Denied);
+    }
+}

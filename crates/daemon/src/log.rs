@@ -1,0 +1,120 @@
+//! The log: one line on stderr per event, `electd[alpha]: info: text`.
+//!
+//! Until a daemon is ready its lines are written at once. From then on a thread writes them, behind a
+//! bounded queue: a stopped terminal, a full pipe or a dead journal costs lines, never a heartbeat.
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::{
+    io::{self, Write},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+/// Lines that wait for a slow reader.
+const QUEUE_MAX: usize = 1024;
+/// How long the end of the process waits for the last lines.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+
+static NAME: Mutex<String> = Mutex::new(String::new());
+static QUEUE: OnceLock<Sender<Line>> = OnceLock::new();
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+enum Line {
+    Text(Vec<u8>),
+    Flush(Sender<()>),
+}
+
+/// Begins logging; level from `RUST_LOG`, else info.
+pub(crate) fn start(role: &str) {
+    set_name(role.to_owned());
+    // The journal stamps each line itself.
+    let stamped = std::env::var_os("JOURNAL_STREAM").is_none();
+    let format = move |out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>| {
+        if stamped {
+            write!(out, "{} ", out.timestamp_millis())?;
+        }
+        let name = NAME.lock().unwrap_or_else(PoisonError::into_inner);
+        let level = record.level().as_str().to_ascii_lowercase();
+        writeln!(out, "{}: {level}: {}", *name, record.args())
+    };
+    let env = env_logger::Env::default().default_filter_or("info");
+    let target = env_logger::Target::Pipe(Box::new(Stderr));
+    // A second start in one process (tests) keeps the first.
+    let _ = env_logger::Builder::from_env(env)
+        .format(format)
+        .target(target)
+        .try_init();
+}
+
+/// The name at the head of each line.
+pub(crate) fn set_name(name: String) {
+    *NAME.lock().unwrap_or_else(PoisonError::into_inner) = name;
+}
+
+/// From now on a thread of its own writes the lines. Called after privileges are dropped, so that the
+/// thread has none either.
+pub(crate) fn detach() {
+    let (sender, receiver) = bounded(QUEUE_MAX);
+    let started = thread::Builder::new()
+        .name("log".into())
+        .spawn(move || write_lines(&receiver));
+    if started.is_ok() {
+        // Only the first queue counts; a second thread ends with its sender.
+        let _ = QUEUE.set(sender);
+    }
+}
+
+/// Waits, for a limited time, until everything logged so far is written.
+pub(crate) fn flush() {
+    let Some(queue) = QUEUE.get() else { return };
+    let (sender, receiver) = bounded(1);
+    if queue
+        .send_timeout(Line::Flush(sender), FLUSH_TIMEOUT)
+        .is_ok()
+    {
+        let _ = receiver.recv_timeout(FLUSH_TIMEOUT);
+    }
+}
+
+/// Lines lost because nobody read the log.
+pub(crate) fn lost() -> u64 {
+    LOST.load(Ordering::Relaxed)
+}
+
+fn write_lines(lines: &Receiver<Line>) {
+    for line in lines {
+        match line {
+            Line::Text(text) => {
+                let _ = io::stderr().write_all(&text);
+            }
+            Line::Flush(done) => {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        match QUEUE.get() {
+            None => io::stderr().write_all(text)?,
+            Some(queue) => match queue.try_send(Line::Text(text.to_vec())) {
+                Ok(()) => {}
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                    LOST.fetch_add(1, Ordering::Relaxed);
+                }
+            },
+        }
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

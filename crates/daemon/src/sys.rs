@@ -1,0 +1,159 @@
+//! The calls that no safe wrapper offers. The only unsafe code of this crate.
+#![allow(unsafe_code)]
+
+use nix::{errno::Errno, libc};
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+/// Capabilities by their number in the kernel (`linux/capability.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Capability {
+    /// Signals to processes of other users.
+    Kill = 5,
+    /// Change of user for a child.
+    SetGid = 6,
+    /// Change of user for a child.
+    SetUid = 7,
+    /// Addresses, routes, links.
+    NetAdmin = 12,
+    /// Packet sockets.
+    NetRaw = 13,
+    /// Locked memory.
+    IpcLock = 14,
+    /// Real-time scheduling.
+    SysNice = 23,
+}
+
+fn scheduler(policy: libc::c_int, priority: i32) -> io::Result<()> {
+    let param = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: pid 0 is the calling thread; `param` is a live, initialised sched_param.
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const param) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// First in, first out at `priority` (1 to 99) for the calling thread; threads and children that it starts
+/// are ordinary again.
+pub fn scheduler_fifo(priority: i32) -> io::Result<()> {
+    scheduler(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, priority)
+}
+
+/// Only when nothing else wants the processor, for the calling thread.
+pub fn scheduler_idle() -> io::Result<()> {
+    scheduler(libc::SCHED_IDLE, 0)
+}
+
+/// Ordinary scheduling for the calling thread.
+pub fn scheduler_normal() -> io::Result<()> {
+    scheduler(libc::SCHED_OTHER, 0)
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const CAP_VERSION_3: u32 = 0x2008_0522;
+
+/// The calling thread's effective capabilities, a bit each.
+pub fn capabilities() -> io::Result<u64> {
+    let header = CapHeader {
+        version: CAP_VERSION_3,
+        pid: 0,
+    };
+    let mut data = [CapData::default(); 2];
+    // SAFETY: version 3 reads one header and writes two data structs, both laid out as in the kernel.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
+    Errno::result(result).map_err(io::Error::from)?;
+    Ok(u64::from(data[0].effective) | u64::from(data[1].effective) << 32)
+}
+
+/// Whether `capabilities` holds `capability`.
+pub fn has(capabilities: u64, capability: Capability) -> bool {
+    capabilities & 1 << (capability as u8) != 0
+}
+
+/// Gives up every capability of the calling thread but those of `keep` that it has.
+pub fn keep_capabilities(keep: &[Capability]) -> io::Result<()> {
+    let kept = capabilities()? & keep.iter().fold(0, |bits, c| bits | 1u64 << (*c as u8));
+    let part = |bits: u64| {
+        let bits = u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
+        CapData {
+            effective: bits,
+            permitted: bits,
+            inheritable: 0,
+        }
+    };
+    let header = CapHeader {
+        version: CAP_VERSION_3,
+        pid: 0,
+    };
+    let data = [part(kept), part(kept >> 32)];
+    // SAFETY: version 3 reads one header and two data structs, both laid out as in the kernel.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// Takes every capability out of what programs started later may ever get.
+pub fn empty_bounding_set() -> io::Result<()> {
+    for capability in 0..64 {
+        // SAFETY: the call takes plain numbers.
+        let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        match Errno::result(result) {
+            Ok(_) => {}
+            Err(Errno::EINVAL) => break, // beyond the last one this kernel knows
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A descriptor that becomes readable when the process ends; it stays that process's even if the number is
+/// given to another.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the call takes plain numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd).map_err(io::Error::from)?;
+    let fd = i32::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel has just given this descriptor to us alone; it is close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends the Unix signal number `signal` to the process behind `pidfd`.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo asks for the same as kill(2); the rest are plain numbers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            none,
+            0,
+        )
+    };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// Accepts a connection, non-blocking and close-on-exec; `WouldBlock` if none waits.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    use nix::sys::socket::{SockFlag, accept4};
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = accept4(listener.as_raw_fd(), flags)?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,385 @@
+//! The ring between event loops of one process, and the operator's requests.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use daemon::{Args, Boot, Event, EventLoop, now};
+use mio::{Interest, unix::SourceFd};
+use nix::sys::socket::{self as s, MsgFlags, UnixAddr};
+use protocol::{
+    Role,
+    codec::{decode, encode},
+    local::{
+        Hello, HelloAnswer, MAGIC,
+        ctl::{CtlReply, CtlRequest},
+    },
+};
+use std::{
+    io::Write,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+const CONFIG: &str = r#"
+[cluster]
+name = "test"
+[[server]]
+name = "alpha"
+address = ["192.0.2.11"]
+[[server]]
+name = "beta"
+address = ["192.0.2.12"]
+[[server]]
+name = "gamma"
+address = ["192.0.2.13"]
+"#;
+
+fn boot(dir: &Path, role: Role) -> Boot {
+    let args = Args {
+        config: dir.join("standin.toml"),
+        run_dir: dir.to_owned(),
+        state_dir: dir.to_owned(),
+        server: Some("alpha".into()),
+    };
+    std::fs::write(&args.config, CONFIG).unwrap();
+    Boot::new(role, args).unwrap()
+}
+
+/// Waits for the first event that `wanted` finds, for at most five seconds.
+fn wait_for<T>(looped: &mut EventLoop, mut wanted: impl FnMut(Event) -> Option<T>) -> T {
+    let end = now() + Duration::from_secs(5);
+    let mut events = Vec::new();
+    loop {
+        looped.wait(Some(end), &mut events).unwrap();
+        for event in events.drain(..) {
+            assert!(!matches!(event, Event::Deadline), "nothing came");
+            if let Some(found) = wanted(event) {
+                return found;
+            }
+        }
+    }
+}
+
+/// Gives both loops their turns until `sender` is up.
+fn link(sender: &mut EventLoop, to: Role, receiver: &mut EventLoop) {
+    let mut events = Vec::new();
+    for _ in 0..1000 {
+        for looped in [&mut *receiver, &mut *sender] {
+            looped
+                .wait(Some(now() + Duration::from_millis(2)), &mut events)
+                .unwrap();
+        }
+        if sender.is_up(to) {
+            return;
+        }
+    }
+    panic!("no link to {to}");
+}
+
+/// Lets the loop work for so many milliseconds. (Unix signals of another test may end a single wait.)
+fn run_for(looped: &mut EventLoop, millis: u64) {
+    let end = now() + Duration::from_millis(millis);
+    let mut events = Vec::new();
+    while now() < end {
+        looped.wait(Some(end), &mut events).unwrap();
+    }
+}
+
+fn stranger(dir: &Path, role: Role) -> OwnedFd {
+    let flags = s::SockFlag::SOCK_CLOEXEC;
+    let socket = s::socket(s::AddressFamily::Unix, s::SockType::SeqPacket, flags, None).unwrap();
+    let path = dir.join(format!("{role}.sock"));
+    s::connect(socket.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    socket
+}
+
+fn say(socket: &OwnedFd, bytes: &[u8]) {
+    s::send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).unwrap();
+}
+
+fn hear(socket: &OwnedFd) -> Vec<u8> {
+    let mut buffer = vec![0; 4096];
+    let n = s::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap_or(0);
+    buffer.truncate(n);
+    buffer
+}
+
+fn hello(role: Role) -> Vec<u8> {
+    encode(&Hello {
+        magic: MAGIC,
+        version: protocol::version::LOCAL,
+        role,
+    })
+    .unwrap()
+}
+
+#[test]
+fn messages_flow_and_a_lost_neighbour_is_dialled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
+    assert!(!hbd.send(Role::Doctord, &1u64), "nobody listens yet");
+    for round in 0..2u64 {
+        let doctord = boot(dir.path(), Role::Doctord);
+        let mut doctord = EventLoop::open(&doctord, &[Role::Hbd], &[]).unwrap();
+        link(&mut hbd, Role::Doctord, &mut doctord);
+        for i in 0..100u64 {
+            assert!(hbd.send(Role::Doctord, &(round, i)));
+        }
+        let mut got = Vec::new();
+        wait_for(&mut doctord, |e| {
+            if let Event::Message { from, bytes } = e {
+                assert_eq!(from, Role::Hbd);
+                got.push(decode::<(u64, u64)>(&bytes).unwrap());
+            }
+            (got.len() == 100).then_some(())
+        });
+        assert!(got.iter().enumerate().all(|(i, m)| *m == (round, i as u64)));
+        drop(doctord);
+        wait_for(&mut hbd, |e| {
+            matches!(e, Event::Down(Role::Doctord)).then_some(())
+        });
+        assert!(!hbd.is_up(Role::Doctord));
+    }
+    assert_eq!(hbd.counters()["local_link_doctord"], 2);
+}
+
+#[test]
+fn the_receiver_is_told_when_a_neighbour_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut doctord = EventLoop::open(&boot(dir.path(), Role::Doctord), &[Role::Hbd], &[]).unwrap();
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
+    link(&mut hbd, Role::Doctord, &mut doctord);
+    drop(hbd);
+    wait_for(&mut doctord, |e| {
+        matches!(e, Event::PeerGone(Role::Hbd)).then_some(())
+    });
+}
+
+#[test]
+fn a_neighbour_that_does_not_read_costs_messages_and_no_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut doctord = EventLoop::open(&boot(dir.path(), Role::Doctord), &[Role::Hbd], &[]).unwrap();
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
+    link(&mut hbd, Role::Doctord, &mut doctord);
+    let message = vec![7u8; 10_000];
+    let sent = (0..1000)
+        .filter(|_| hbd.send(Role::Doctord, &message))
+        .count();
+    assert!(sent > 5 && sent < 1000, "{sent}");
+    assert_eq!(
+        hbd.counters()["local_unsent_doctord_full"],
+        1000 - sent as u64
+    );
+    assert!(hbd.is_up(Role::Doctord));
+    assert!(
+        !hbd.send(Role::Doctord, &vec![0u8; 70_000]),
+        "longer than any message"
+    );
+    let mut got = 0;
+    wait_for(&mut doctord, |e| {
+        got += usize::from(matches!(e, Event::Message { .. }));
+        (got == sent).then_some(())
+    });
+}
+
+#[test]
+fn garbage_closes_that_connection_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut doctord = EventLoop::open(&boot(dir.path(), Role::Doctord), &[Role::Hbd], &[]).unwrap();
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
+    link(&mut hbd, Role::Doctord, &mut doctord);
+    let mut wrong_magic = hello(Role::Hbd);
+    wrong_magic[0] ^= 1;
+    let greetings = [
+        b"garbage".to_vec(),
+        wrong_magic,
+        vec![0xff; 3000],
+        vec![0; 65_000],
+    ];
+    let sockets: Vec<OwnedFd> = greetings
+        .iter()
+        .map(|greeting| {
+            let socket = stranger(dir.path(), Role::Doctord);
+            say(&socket, greeting);
+            socket
+        })
+        .collect();
+    assert!(hbd.send(Role::Doctord, &5u64));
+    wait_for(&mut doctord, |e| {
+        matches!(e, Event::Message { .. }).then_some(())
+    });
+    run_for(&mut doctord, 20);
+    for socket in &sockets {
+        assert!(hear(socket).is_empty(), "closed");
+    }
+    assert_eq!(doctord.counters()["local_refused_garbage"], 3);
+    assert!(hbd.send(Role::Doctord, &6u64), "the neighbour is untouched");
+}
+
+#[test]
+fn other_versions_and_uninvited_roles_are_refused_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut doctord = EventLoop::open(&boot(dir.path(), Role::Doctord), &[Role::Hbd], &[]).unwrap();
+    let old = encode(&Hello {
+        magic: MAGIC,
+        version: 0,
+        role: Role::Hbd,
+    })
+    .unwrap();
+    for (greeting, expected) in [
+        (old, "version"),
+        (hello(Role::Listend), "no messages of listend"),
+    ] {
+        let socket = stranger(dir.path(), Role::Doctord);
+        say(&socket, &greeting);
+        run_for(&mut doctord, 50);
+        match decode(&hear(&socket)).unwrap() {
+            HelloAnswer::Refused(why) => assert!(why.contains(expected), "{why}"),
+            HelloAnswer::Welcome => panic!("welcome"),
+        }
+    }
+    assert_eq!(doctord.counters()["local_refused_hello"], 2);
+}
+
+#[test]
+fn connections_are_bounded_and_the_silent_ones_are_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut doctord = EventLoop::open(&boot(dir.path(), Role::Doctord), &[Role::Hbd], &[]).unwrap();
+    let mut sockets = Vec::new();
+    for _ in 0..3 {
+        sockets.extend((0..30).map(|_| stranger(dir.path(), Role::Doctord)));
+        run_for(&mut doctord, 20);
+    }
+    assert_eq!(doctord.counters()["local_refused_full"], 90 - 64);
+    run_for(&mut doctord, 1200);
+    assert_eq!(doctord.counters()["local_closed_idle"], 64);
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
+    link(&mut hbd, Role::Doctord, &mut doctord);
+}
+
+#[test]
+fn an_operator_gets_an_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut electd = EventLoop::open(&boot(dir.path(), Role::Electd), &[], &[]).unwrap();
+    let path = dir.path().to_owned();
+    let operator = thread::spawn(move || {
+        daemon::ctl::call(
+            &path,
+            Role::Electd,
+            &CtlRequest::Resign,
+            Duration::from_secs(5),
+        )
+    });
+    let conn = wait_for(&mut electd, |e| match e {
+        Event::Ctl { conn, request } => {
+            assert_eq!(request, CtlRequest::Resign);
+            Some(conn)
+        }
+        _ => None,
+    });
+    electd.reply(conn, &CtlReply::No("not master".into()));
+    assert_eq!(
+        operator.join().unwrap().unwrap(),
+        CtlReply::No("not master".into())
+    );
+    let timeout = Duration::from_millis(50);
+    let silent = daemon::ctl::call(dir.path(), Role::Electd, &CtlRequest::Status, timeout);
+    assert!(silent.unwrap_err().to_string().contains("electd.sock"));
+    let absent = daemon::ctl::call(dir.path(), Role::Hbd, &CtlRequest::Status, timeout);
+    assert!(absent.unwrap_err().to_string().contains("standin run"));
+}
+
+#[test]
+fn a_second_daemon_of_a_role_is_refused_and_a_left_over_socket_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let boot = boot(dir.path(), Role::Hbd);
+    let first = EventLoop::open(&boot, &[], &[]).unwrap();
+    let second = EventLoop::open(&boot, &[], &[]).err().unwrap().to_string();
+    assert!(second.contains("another hbd"), "{second}");
+    drop(first);
+    assert!(dir.path().join("hbd.sock").exists());
+    EventLoop::open(&boot, &[], &[]).unwrap();
+}
+
+#[test]
+fn a_run_dir_with_too_long_a_path_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = dir.path().join("x".repeat(120));
+    let error = EventLoop::open(&boot_in(&long), &[], &[])
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("--run-dir"), "{error}");
+}
+
+fn boot_in(dir: &Path) -> Boot {
+    std::fs::create_dir_all(dir).unwrap();
+    boot(dir, Role::Hbd)
+}
+
+#[test]
+fn deadlines_sources_wakers_and_unix_signals_arrive() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[]).unwrap();
+    let mut events = Vec::new();
+    let deadline = now() + Duration::from_millis(10);
+    hbd.wait(Some(deadline), &mut events).unwrap();
+    assert!(matches!(events[..], [Event::Deadline]), "{events:?}");
+    assert!(now() >= deadline);
+    hbd.wait(Some(deadline), &mut events).unwrap();
+    assert!(
+        matches!(events[..], [Event::Deadline]),
+        "a deadline in the past: {events:?}"
+    );
+
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let fd = reader.as_raw_fd();
+    hbd.register(&mut SourceFd(&fd), 7, Interest::READABLE)
+        .unwrap();
+    writer.write_all(b"x").unwrap();
+    wait_for(&mut hbd, |e| {
+        matches!(
+            e,
+            Event::Source {
+                id: 7,
+                readable: true,
+                ..
+            }
+        )
+        .then_some(())
+    });
+    hbd.deregister(&mut SourceFd(&fd)).unwrap();
+
+    let waker = hbd.waker();
+    thread::spawn(move || waker.wake().unwrap());
+    wait_for(&mut hbd, |e| matches!(e, Event::Woken).then_some(()));
+
+    for (signal, reload) in [("HUP", true), ("TERM", false), ("INT", false)] {
+        let signal: nix::sys::signal::Signal = format!("SIG{signal}").parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::this(), signal).unwrap();
+        wait_for(&mut hbd, |e| match e {
+            Event::Reload => reload.then_some(()),
+            Event::Terminate => (!reload).then_some(()),
+            _ => None,
+        });
+    }
+}
+
+#[test]
+fn a_bad_reload_keeps_the_old_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut boot = boot(dir.path(), Role::Hbd);
+    let write = |text: String| std::fs::write(dir.path().join("standin.toml"), text).unwrap();
+    let old = boot.config.clone();
+    write(CONFIG.replace("[cluster]", "[clutser]"));
+    assert!(
+        boot.reload()
+            .unwrap_err()
+            .to_string()
+            .contains("did you mean \"cluster\"")
+    );
+    assert_eq!(boot.config, old);
+    write(CONFIG.replace("name = \"test\"", "name = \"test\"\nlease = \"1s\""));
+    boot.reload().unwrap();
+    assert_eq!(boot.config.cluster.lease, Duration::from_secs(1));
+}

@@ -1,0 +1,631 @@
+//! Standing, asking, calling, granting (ELECTION R10 to R16).
+
+use crate::{
+    elector::{AFTER, Elector},
+    input::Mode,
+    output::Output,
+    state::{Campaign, Gate, Kind, Peer, Phase, Taking, Virtual},
+};
+use protocol::{
+    BootTime, Instance, Number, RosterVersion, ServerName, Term, VirtualServerName,
+    local::ring::HealthState,
+    wire::{
+        beat::{Participation, Why},
+        signal::{Body, PreVerdict, Released},
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// Failed attempts after which the back-off no longer grows (R15).
+const TRIES_MAX: u32 = 3;
+
+impl Elector {
+    /// D: how long a call may take (ELECTION, "What a configuration must satisfy").
+    fn patience(&self) -> Duration {
+        self.lease / 4
+    }
+
+    pub(crate) fn virtual_timeouts(&self, v: &Virtual, at: &mut impl FnMut(BootTime)) {
+        if let Some(campaign) = &v.campaign {
+            at(campaign.deadline + AFTER);
+            if let Phase::Pre { ask_again, .. } = &campaign.phase {
+                ask_again.values().for_each(|t| at(*t));
+            }
+        }
+        if let Some(end) = self.lease_end(v) {
+            at(end + self.lease / 2 + AFTER);
+        }
+        v.stand_at.into_iter().for_each(&mut *at);
+        if v.is_idle() && !self.settings.witness {
+            at(v.voter.promise_end() + AFTER);
+        }
+        if let Some(handover) = &v.handover {
+            at(handover.deadline + AFTER);
+        }
+        if v.campaign.is_none() && v.gate != Gate::Shut {
+            at(v.not_before);
+        }
+    }
+
+    // ---- standing ----------------------------------------------------------------------------------
+
+    /// R10: what stands in the way of standing now.
+    fn obstacle(&self, now: BootTime, name: &VirtualServerName, v: &Virtual) -> Result<(), &'static str> {
+        let me = &self.settings.me;
+        let stands_in_the_way = |yes: bool, what| if yes { Err(what) } else { Ok(()) };
+        stands_in_the_way(self.taking == Taking::Blank, "blank: no reservation")?;
+        stands_in_the_way(self.taking != Taking::Active, "silent after a restart")?;
+        stands_in_the_way(self.stopping, "stopping")?;
+        stands_in_the_way(self.maintenance, "maintenance is on")?;
+        self.fit(name, now)?;
+        let majority = self.settings.mode == Mode::Majority;
+        let listed = self.reservation.roster.voters.contains(me);
+        stands_in_the_way(majority && !listed, "not in the roster (standin server add)")?;
+        stands_in_the_way(v.gate != Gate::Shut || !v.is_idle(), "busy")?;
+        stands_in_the_way(!v.voter.free_for(me, now), "promised to another")?;
+        let unknown = |p: &Peer| p.health.is_none_or(|h| h == HealthState::Unknown);
+        stands_in_the_way(!self.doctor || self.peers.values().any(unknown), "the doctor does not know yet")?;
+        stands_in_the_way(majority && self.in_touch(now) < self.quorum(), "no majority in touch")?;
+        stands_in_the_way(
+            self.peers.values().any(|p| {
+                p.health != Some(HealthState::Dead) && self.claims(p, name, v)
+            }),
+            "another server claims it",
+        )
+    }
+
+    /// Does this peer's last beat claim it, unreleased?
+    fn claims(&self, peer: &Peer, name: &VirtualServerName, v: &Virtual) -> bool {
+        let server = self.peers.iter().find(|(_, p)| std::ptr::eq(*p, peer)).map(|(s, _)| s);
+        server.is_some_and(|s| peer.claim(s, name, &v.voter).is_some())
+    }
+
+    /// Voters heard within two intervals that also hear this server; this one included.
+    pub(crate) fn in_touch(&self, now: BootTime) -> usize {
+        let span = self.settings.heartbeat * 2;
+        let mutual = |name: &ServerName| {
+            let Some(peer) = self.peers.get(name) else { return false };
+            let Some(beat) = &peer.beat else { return false };
+            peer.heard.is_some_and(|at| now.since(at) <= span)
+                && beat.heard.iter().any(|h| h.server == self.settings.me && h.age <= span)
+        };
+        let voters = &self.reservation.roster.voters;
+        voters.iter().filter(|name| **name == self.settings.me || mutual(name)).count()
+    }
+
+    /// R11: how many fit servers, by their own last beats, are better than `server`.
+    pub(crate) fn rank(&self, now: BootTime, name: &VirtualServerName, server: &ServerName) -> Option<u32> {
+        let own = self.merit(now, name, server)?;
+        let better = self.settings.servers.iter().filter(|s| *s != server).filter(|s| {
+            self.merit(now, name, s).is_some_and(|merit| merit > own)
+        });
+        u32::try_from(better.count()).ok()
+    }
+
+    /// What servers are ordered by: fresher files, then priority, then the name first in order.
+    fn merit(
+        &self,
+        now: BootTime,
+        name: &VirtualServerName,
+        server: &ServerName,
+    ) -> Option<(protocol::wire::beat::Freshness, u32, std::cmp::Reverse<ServerName>)> {
+        let voters = &self.reservation.roster.voters;
+        if self.settings.mode == Mode::Majority && !voters.contains(server) {
+            return None;
+        }
+        let last = std::cmp::Reverse(server.clone());
+        if *server == self.settings.me {
+            let priority = self.settings.virtual_servers.get(name).map_or(0, |s| s.priority);
+            let fit = self.fit(name, now).is_ok() && !self.maintenance;
+            return fit.then_some((self.freshness, priority, last));
+        }
+        let peer = self.peers.get(server)?;
+        let beat = peer.beat.as_ref()?;
+        let standing = peer.standing(name)?;
+        let able = standing.fit
+            && !beat.witness
+            && !beat.maintenance
+            && beat.participation == Participation::Active
+            && !matches!(peer.health, Some(HealthState::Dead | HealthState::Suspect));
+        able.then_some((beat.freshness, standing.priority, last))
+    }
+
+    /// R10, R11: stand when nothing is in the way, after rank x skew and the back-off.
+    pub(crate) fn stand_if_free(&mut self, now: BootTime, name: &VirtualServerName) {
+        let Some(v) = self.virtuals.get(name) else { return };
+        let obstacle = self.obstacle(now, name, v).err();
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        v.obstacle = obstacle.unwrap_or("");
+        v.stand_at = None;
+        if obstacle.is_some() {
+            v.ready_since = None;
+            return;
+        }
+        let since = *v.ready_since.get_or_insert(now);
+        let not_before = v.not_before;
+        let rank = self.rank(now, name, &self.settings.me).unwrap_or(0);
+        let at = (since + self.skew() * rank).max(not_before);
+        if now >= at {
+            self.stand(now, name, Kind::Ordinary);
+        } else if let Some(v) = self.virtuals.get_mut(name) {
+            v.stand_at = Some(at);
+        }
+    }
+
+    /// R16: a master that meets a higher floor, or an electd that starts with its gate open.
+    pub(crate) fn renew_if_needed(&mut self, now: BootTime, name: &VirtualServerName) {
+        let Some(v) = self.virtuals.get(name) else { return };
+        let left_over = v.mastership.is_none() && matches!(v.gate, Gate::Open(_));
+        if v.campaign.is_some() || v.leaving.is_some() || now < v.not_before {
+            return;
+        }
+        let outdone = v.mastership.as_ref().is_some_and(|m| v.highest() > m.term);
+        if left_over && !v.gate_open(now) {
+            return self.leave(now, name, None, "the gate closed before the mastership was renewed");
+        }
+        let asks = self.settings.mode == Mode::Majority && self.taking == Taking::Active;
+        if left_over || (outdone && asks) {
+            self.stand(now, name, Kind::Renewal);
+        }
+    }
+
+    /// Begins a campaign: asks who would vote (R12), or calls at once when invited (R19).
+    pub(crate) fn stand(&mut self, now: BootTime, name: &VirtualServerName, kind: Kind) {
+        let (lease, deadline) = (self.lease, now + self.patience());
+        let Some(v) = self.virtuals.get(name) else { return };
+        let term = self.next_term(v.highest());
+        self.round += 1;
+        let round = self.round;
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        v.ready_since = None;
+        v.campaign = Some(Campaign {
+            kind,
+            term,
+            lease,
+            deadline,
+            phase: Phase::Pre {
+                round,
+                yes: BTreeSet::new(),
+                no: BTreeSet::new(),
+                ask_again: BTreeMap::new(),
+            },
+        });
+        match (self.settings.mode, kind) {
+            (Mode::Majority, Kind::Invited) => self.call_for_votes(now, name),
+            (Mode::Majority, Kind::Ordinary | Kind::Renewal) => {
+                let me = self.settings.me.clone();
+                match self.would_vote(now, name, &me, term, lease) {
+                    Ok(()) => self.count_pre_vote(now, name, &me, true),
+                    Err((why, _)) => {
+                        self.count_pre_vote(now, name, &me, false);
+                        self.notice(format!("not standing for {name}: {why}"));
+                    }
+                }
+                for voter in self.other_voters() {
+                    self.say(&voter, name, Body::PreCall { term, lease, round });
+                }
+            }
+            (Mode::None, Kind::Ordinary) => {
+                if let Some(c) = self.virtuals.get_mut(name).and_then(|v| v.campaign.as_mut()) {
+                    c.phase = Phase::Probe;
+                    c.deadline = now + lease.max(Duration::from_secs(1));
+                }
+                self.outputs.push_back(Output::Probe(name.clone()));
+            }
+            (Mode::None, Kind::Invited | Kind::Renewal) => self.take_unasked(now, name),
+        }
+    }
+
+    /// The next term to use: without a quorum, term mod n is the own place by name, so that two masters
+    /// never share one.
+    fn next_term(&self, highest: Term) -> Term {
+        let next = highest.next();
+        let servers = &self.settings.servers;
+        match self.settings.mode {
+            Mode::Majority => next,
+            Mode::None => {
+                let n = servers.len().max(1) as u64;
+                let place = servers.iter().position(|s| *s == self.settings.me).unwrap_or(0) as u64;
+                Term(next.0 + (place + n - next.0 % n) % n)
+            }
+        }
+    }
+
+    fn other_voters(&self) -> Vec<ServerName> {
+        let voters = self.reservation.roster.voters.iter();
+        voters.filter(|v| **v != self.settings.me).cloned().collect()
+    }
+
+    // ---- quorum = none -----------------------------------------------------------------------------
+
+    pub(crate) fn probed(&mut self, now: BootTime, name: &VirtualServerName, answered: bool) {
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        if !v.campaign.as_ref().is_some_and(|c| matches!(c.phase, Phase::Probe)) {
+            return self.count("probe_unasked");
+        }
+        if answered {
+            return self.fail(now, name, "another machine answers for the address");
+        }
+        let free = self.virtuals.get(name).is_some_and(|v| v.voter.free_for(&self.settings.me, now));
+        if free { self.take_unasked(now, name) } else { self.fail(now, name, "promised meanwhile") }
+    }
+
+    /// `quorum = none`: master by own word.
+    fn take_unasked(&mut self, now: BootTime, name: &VirtualServerName) {
+        let Some((term, number, sent)) = self.vote_for_self(now, name) else {
+            return self.fail(now, name, "term reservation not synced yet");
+        };
+        let _ = number;
+        let good = BTreeMap::from([(self.settings.me.clone(), sent + self.usable(self.lease))]);
+        self.win(now, name, term, good, "took over without asking (quorum = none)");
+    }
+
+    // ---- the caller's side ---------------------------------------------------------------------------
+
+    /// R13: own vote and promise, number + 1.
+    fn vote_for_self(&mut self, now: BootTime, name: &VirtualServerName) -> Option<(Term, Number, BootTime)> {
+        let me = self.settings.me.clone();
+        let v = self.virtuals.get(name)?;
+        let Campaign { term: asked, lease, .. } = v.campaign.clone()?;
+        let term = asked.max(self.next_term(v.highest()));
+        if term > self.reservation.reserved || lease > self.longest {
+            self.need(term, lease);
+            return None;
+        }
+        let number = self.note_sent(now, lease);
+        self.note_promise(lease);
+        let instance = self.instance;
+        let v = self.virtuals.get_mut(name)?;
+        v.campaign.as_mut()?.term = term;
+        self.remember |= v.voter.promise(&me, term, (instance, number), now, lease);
+        Some((term, number, now))
+    }
+
+    /// R13: the call.
+    fn call_for_votes(&mut self, now: BootTime, name: &VirtualServerName) {
+        let free = self.virtuals.get(name).is_some_and(|v| v.voter.free_for(&self.settings.me, now));
+        if !free {
+            return self.fail(now, name, "promised to another");
+        }
+        let Some((term, number, sent)) = self.vote_for_self(now, name) else {
+            return self.fail(now, name, "term reservation not synced yet");
+        };
+        let deadline = now + self.patience();
+        let me = self.settings.me.clone();
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let releases = v.voter.releases().map(|(server, instance, number)| Released {
+            server: server.clone(),
+            instance,
+            number,
+        });
+        let releases: Vec<_> = releases.collect();
+        let Some(campaign) = v.campaign.as_mut() else { return };
+        let lease = campaign.lease;
+        campaign.deadline = deadline;
+        campaign.phase =
+            Phase::Call { number, sent, granted: BTreeSet::from([me]), refused: BTreeSet::new() };
+        let roster = self.reservation.roster.version;
+        for voter in self.other_voters() {
+            self.say(&voter, name, Body::Call { term, lease, releases: releases.clone(), roster });
+        }
+        self.count_votes(now, name);
+    }
+
+    /// A voter's link came back: what it was asked before may not have reached it. Calls are not repeated.
+    pub(crate) fn ask_again(&mut self, now: BootTime, server: &ServerName) {
+        for name in self.virtuals.keys().cloned().collect::<Vec<_>>() {
+            let Some(c) = self.virtuals.get(&name).and_then(|v| v.campaign.as_ref()) else { continue };
+            let Phase::Pre { round, yes, .. } = &c.phase else { continue };
+            if now <= c.deadline && !yes.contains(server) && self.reservation.roster.voters.contains(server) {
+                let body = Body::PreCall { term: c.term, lease: c.lease, round: *round };
+                self.say(server, &name, body);
+            }
+        }
+    }
+
+    pub(crate) fn campaign_time(&mut self, now: BootTime, name: &VirtualServerName) {
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(campaign) = v.campaign.as_mut() else { return };
+        if now > campaign.deadline {
+            return self.fail(now, name, "no majority answered in time");
+        }
+        let (term, lease) = (campaign.term, campaign.lease);
+        if let Phase::Pre { ask_again, round, .. } = &mut campaign.phase {
+            let round = *round;
+            let due: Vec<_> = ask_again.iter().filter(|(_, t)| **t <= now).map(|(s, _)| s.clone()).collect();
+            ask_again.retain(|_, t| *t > now);
+            for server in due {
+                if server != self.settings.me {
+                    self.say(&server, name, Body::PreCall { term, lease, round });
+                }
+            }
+        }
+    }
+
+    pub(crate) fn pre_answer(
+        &mut self,
+        now: BootTime,
+        from: &ServerName,
+        name: &VirtualServerName,
+        term: Term,
+        answered: u64,
+        verdict: PreVerdict,
+    ) {
+        if let PreVerdict::No { floor, .. } = verdict {
+            self.learn_floor(name, floor);
+        }
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let highest = v.highest();
+        let Some(campaign) = v.campaign.as_mut() else { return self.count("pre_answer_unasked") };
+        let Phase::Pre { round, ask_again, .. } = &mut campaign.phase else {
+            return self.count("pre_answer_late");
+        };
+        if answered != *round || term != campaign.term || now > campaign.deadline {
+            return self.count("pre_answer_late");
+        }
+        match verdict {
+            PreVerdict::Yes => self.count_pre_vote(now, name, from, true),
+            PreVerdict::No { retry_after: Some(after), .. } if now + after <= campaign.deadline => {
+                ask_again.insert(from.clone(), now + after + AFTER);
+            }
+            PreVerdict::No { why: Why::Floor, .. } if highest >= term => {
+                let kind = campaign.kind;
+                self.stand(now, name, kind); // the floor is known now
+            }
+            PreVerdict::No { why, .. } => {
+                self.notice(format!("{from} would not vote for this server in {name}: {why}"));
+                self.count_pre_vote(now, name, from, false);
+            }
+        }
+    }
+
+    fn count_pre_vote(&mut self, now: BootTime, name: &VirtualServerName, voter: &ServerName, vote: bool) {
+        let (need, voters) = (self.quorum(), self.reservation.roster.voters.clone());
+        let Some(campaign) = self.virtuals.get_mut(name).and_then(|v| v.campaign.as_mut()) else { return };
+        let Phase::Pre { yes, no, .. } = &mut campaign.phase else { return };
+        if voters.contains(voter) {
+            if vote { yes.insert(voter.clone()) } else { no.insert(voter.clone()) };
+        }
+        if yes.len() >= need {
+            self.call_for_votes(now, name);
+        } else if voters.len().saturating_sub(no.len()) < need {
+            self.fail(now, name, "a majority would not vote for this server");
+        }
+    }
+
+    pub(crate) fn grant(
+        &mut self,
+        now: BootTime,
+        from: &ServerName,
+        name: &VirtualServerName,
+        instance: Instance,
+        answered: Number,
+        term: Term,
+    ) {
+        let (own, patience) = (self.instance, self.patience());
+        let listed = self.reservation.roster.voters.contains(from);
+        let Some(campaign) = self.virtuals.get_mut(name).and_then(|v| v.campaign.as_mut()) else {
+            return self.count("grant_unasked");
+        };
+        match &mut campaign.phase {
+            Phase::Call { number, sent, granted, .. }
+                if *number == answered
+                    && own == instance
+                    && campaign.term == term
+                    && now.since(*sent) <= patience
+                    && listed =>
+            {
+                granted.insert(from.clone());
+            }
+            Phase::Call { .. } | Phase::Pre { .. } | Phase::Probe => return self.count("grant_late"),
+        }
+        self.count_votes(now, name);
+    }
+
+    pub(crate) fn refusal(
+        &mut self,
+        now: BootTime,
+        from: &ServerName,
+        name: &VirtualServerName,
+        instance: Instance,
+        answered: Number,
+        term: Term,
+        floor: Term,
+    ) {
+        self.learn_floor(name, floor);
+        let own = self.instance;
+        let Some(campaign) = self.virtuals.get_mut(name).and_then(|v| v.campaign.as_mut()) else { return };
+        if let Phase::Call { number, granted, refused, .. } = &mut campaign.phase
+            && *number == answered
+            && own == instance
+            && campaign.term == term
+            && !granted.contains(from)
+        {
+            refused.insert(from.clone());
+            self.count_votes(now, name);
+        }
+    }
+
+    /// R13: at m votes, master. R15: no longer possible, released at once instead of at D.
+    fn count_votes(&mut self, now: BootTime, name: &VirtualServerName) {
+        let (need, voters) = (self.quorum(), self.reservation.roster.voters.len());
+        let Some(campaign) = self.virtuals.get(name).and_then(|v| v.campaign.as_ref()) else { return };
+        let Phase::Call { sent, granted, refused, .. } = &campaign.phase else { return };
+        let (term, kind) = (campaign.term, campaign.kind);
+        if granted.len() >= need {
+            let until = *sent + self.usable(campaign.lease);
+            let good = granted.iter().map(|voter| (voter.clone(), until)).collect();
+            let reason = match kind {
+                Kind::Ordinary => format!("elected with {} of {voters} votes", granted.len()),
+                Kind::Invited => format!("took over by handover with {} of {voters} votes", granted.len()),
+                Kind::Renewal => format!("renewed with {} of {voters} votes", granted.len()),
+            };
+            self.win(now, name, term, good, &reason);
+        } else if voters.saturating_sub(refused.len()) < need {
+            self.fail(now, name, "a majority refused its vote");
+        }
+    }
+
+    /// R15: no majority. With the gate shut: Release, slave, back-off. With it open: again, until it closes.
+    fn fail(&mut self, now: BootTime, name: &VirtualServerName, why: &str) {
+        let skew = self.skew();
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(campaign) = v.campaign.take() else { return };
+        v.ready_since = None;
+        v.tries = (v.tries + 1).min(TRIES_MAX);
+        let open = v.gate_open(now);
+        let backoff = if campaign.kind == Kind::Renewal { skew / 4 } else { skew * (1 << v.tries) };
+        let called = matches!(campaign.phase, Phase::Call { .. });
+        let backoff = if campaign.kind == Kind::Renewal { backoff } else { self.random(backoff) };
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        v.not_before = now + backoff;
+        if v.tries <= 1 || called {
+            self.notice(format!("election for {name} in term {}: {why}", campaign.term));
+        }
+        match campaign.kind {
+            Kind::Renewal if open => {} // renew_if_needed tries again
+            Kind::Renewal => self.leave(now, name, None, "the mastership could not be renewed"),
+            Kind::Ordinary | Kind::Invited if called => {
+                let term = campaign.term;
+                self.leave_as(now, name, term, None, false, why);
+            }
+            Kind::Ordinary | Kind::Invited => {}
+        }
+    }
+
+    // ---- the voter's side ----------------------------------------------------------------------------
+
+    /// R14 as far as it does not depend on the call's number: would this server vote for `caller` now?
+    fn would_vote(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        caller: &ServerName,
+        term: Term,
+        lease: Duration,
+    ) -> Result<(), (Why, Option<Duration>)> {
+        if self.taking != Taking::Active {
+            return Err((Why::Silent, None));
+        }
+        let (reserved, longest) = (self.reservation.reserved, self.longest);
+        let Some(v) = self.virtuals.get(name) else { return Err((Why::TooMany, None)) };
+        if term <= v.voter.voted {
+            return Err((Why::Floor, None));
+        }
+        if term.0 - v.voter.voted.0 > 1 << 32 {
+            return Err((Why::Absurd, None));
+        }
+        if term > reserved || lease > longest {
+            self.need(term, lease);
+            return Err((Why::Reservation, None));
+        }
+        if !v.voter.free_for(caller, now) {
+            return Err((Why::Promised, Some(v.voter.busy_for(now))));
+        }
+        let own = *caller == self.settings.me;
+        if !own && (v.mastership.is_some() || v.leaving.is_some() || v.gate != Gate::Shut) {
+            return Err((Why::Shutting, None));
+        }
+        Ok(())
+    }
+
+    fn know(&mut self, name: &VirtualServerName) -> bool {
+        let full = self.virtuals.len() >= protocol::wire::beat::VIRTUAL_SERVERS_MAX;
+        if !self.virtuals.contains_key(name) && full {
+            return false;
+        }
+        let floor = self.floor_base;
+        self.virtuals.entry(name.clone()).or_insert_with(|| Virtual::new(floor));
+        true
+    }
+
+    /// R12, the voter's side: changes nothing but what is reserved.
+    pub(crate) fn pre_call(
+        &mut self,
+        now: BootTime,
+        from: &ServerName,
+        name: &VirtualServerName,
+        term: Term,
+        lease: Duration,
+        round: u64,
+    ) {
+        if !self.know(name) {
+            return self.count("virtual_servers_full");
+        }
+        let floor = self.virtuals.get(name).map_or(self.floor_base, |v| v.voter.voted);
+        let no = |(why, retry_after)| PreVerdict::No { why, floor, retry_after };
+        let verdict = match self.would_vote(now, name, from, term, lease) {
+            Err(refusal) => no(refusal),
+            Ok(()) if !self.reservation.roster.voters.contains(from) => no((Why::Roster, None)),
+            Ok(()) if !self.doctor_agrees(now, name, from) => no((Why::Doctor, None)),
+            Ok(()) => PreVerdict::Yes,
+        };
+        self.say(from, name, Body::PreAnswer { term, round, verdict });
+    }
+
+    /// R12: the doctor does not say that the holder, other than the caller, is alive and claiming. Not
+    /// knowing counts as no only until a lease after the own promise ended.
+    fn doctor_agrees(&self, now: BootTime, name: &VirtualServerName, caller: &ServerName) -> bool {
+        let Some(v) = self.virtuals.get(name) else { return true };
+        let Some(holder) = v.voter.holder.as_ref().filter(|h| *h != caller && **h != self.settings.me) else {
+            return true;
+        };
+        let Some(peer) = self.peers.get(holder) else { return true };
+        let known = if self.doctor { peer.health } else { None };
+        match known {
+            Some(HealthState::Alive) => peer.claim(holder, name, &v.voter).is_none(),
+            Some(HealthState::Suspect | HealthState::Dead) => true,
+            Some(HealthState::Unknown) | None => now > v.voter.promise_end() + self.lease,
+        }
+    }
+
+    /// R14: a call. A vote is a promise.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn call(
+        &mut self,
+        now: BootTime,
+        from: &ServerName,
+        name: &VirtualServerName,
+        (instance, number): (Instance, Number),
+        term: Term,
+        lease: Duration,
+        releases: Vec<Released>,
+        roster: RosterVersion,
+    ) {
+        if !self.know(name) {
+            return self.count("virtual_servers_full");
+        }
+        for released in releases {
+            self.note_release(now, name, &released);
+        }
+        let verdict = self.would_vote(now, name, from, term, lease).map_err(|(why, _)| why);
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let verdict = verdict.and_then(|()| {
+            if v.voter.stale(from, instance, number) {
+                Err(Why::Stale)
+            } else if roster < self.reservation.roster.version {
+                Err(Why::Roster)
+            } else {
+                Ok(())
+            }
+        });
+        match verdict {
+            Ok(()) => {
+                v.campaign = None;
+                self.remember |= v.voter.promise(from, term, (instance, number), now, lease);
+                self.note_promise(lease);
+                self.say(from, name, Body::Grant { instance, number, term });
+            }
+            Err(why) => {
+                let floor = v.voter.voted;
+                if why == Why::Shutting && v.mastership.is_some() {
+                    self.leave(now, name, None, "another server was called and the own promise had ended");
+                }
+                self.say(from, name, Body::Refuse { instance, number, term, why, floor });
+            }
+        }
+    }
+}

@@ -1,0 +1,833 @@
+//! The elector: one `match` from inputs to rules, and what time alone brings about.
+
+use crate::{
+    input::{Input, Mode, Settings, Start, Wish},
+    memory::{Memory, Vote},
+    output::{Output, RoleChange},
+    reservation::{BLOCK, Reservation},
+    state::{Gate, Kind, Mastership, Peer, Taking, Virtual, Waiting},
+    voter::Promise,
+};
+use protocol::{
+    BootTime, Instance, Number, RosterVersion, ServerName, Term, VirtualServerName,
+    local::ring::{Health, HealthState},
+    wire::{
+        beat::{
+            Ack, Answer, Beat, Claim, Freshness, Heard, Participation, Roster, Standing,
+            VIRTUAL_SERVERS_MAX, Verdict, Why,
+        },
+        signal::{Body, Signal},
+    },
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+/// A term further above the own than this is refused (R22).
+const TERM_JUMP_MAX: u64 = 1 << 32;
+
+/// Just past an instant that still binds.
+pub(crate) const AFTER: Duration = Duration::from_nanos(1);
+
+/// A virtual server whose gate cannot be opened here is left to the others for so long.
+const BROKEN: Duration = Duration::from_secs(30);
+
+/// A failed write of the reservation is tried again after this.
+const RESERVE_AGAIN: Duration = Duration::from_secs(1);
+
+/// The core of electd: a pure state machine. See the crate's documentation.
+#[derive(Clone, Debug)]
+pub struct Elector {
+    pub(crate) settings: Settings,
+    pub(crate) instance: Instance,
+    pub(crate) number: Number,
+    /// When each beat or call was sent, and for which lease (R2); as far back as it can matter.
+    pub(crate) sent: VecDeque<(Number, BootTime, Duration)>,
+    pub(crate) taking: Taking,
+    /// What is on disk.
+    pub(crate) reservation: Reservation,
+    /// What shall be on disk.
+    pub(crate) wanted: Reservation,
+    /// A write is under way.
+    pub(crate) reserving: bool,
+    /// A write failed: any of the reservations asked for may be on disk.
+    pub(crate) unsure: bool,
+    /// The longest promise covered by whatever may be on disk (R23).
+    pub(crate) longest: Duration,
+    pub(crate) reserve_again: Option<BootTime>,
+    /// The longest lease promised in this span and in the one before, and when the span ends (R23).
+    pub(crate) promised_max: (Duration, Duration, BootTime),
+    pub(crate) floor_base: Term,
+    pub(crate) virtuals: BTreeMap<VirtualServerName, Virtual>,
+    pub(crate) peers: BTreeMap<ServerName, Peer>,
+    pub(crate) links: BTreeMap<String, bool>,
+    pub(crate) doctor: bool,
+    pub(crate) lease: Duration,
+    pub(crate) maintenance: bool,
+    pub(crate) freshness: Freshness,
+    pub(crate) stopping: bool,
+    pub(crate) stopped: bool,
+    pub(crate) waiting: Vec<Waiting>,
+    /// The operator whose change of the roster is being synced.
+    pub(crate) roster_wish: Option<(u64, RosterVersion)>,
+    pub(crate) preempted: Option<BootTime>,
+    pub(crate) round: u64,
+    /// Smoothed round trip of beats.
+    pub(crate) round_trip: Duration,
+    pub(crate) seed: u64,
+    pub(crate) next_beat: BootTime,
+    /// The time of the last event: what was due by then has been done.
+    pub(crate) clock: BootTime,
+    pub(crate) remember: bool,
+    pub(crate) outputs: VecDeque<Output>,
+    pub(crate) counters: BTreeMap<&'static str, u64>,
+}
+
+impl Elector {
+    /// An elector that starts at `now` with what it found (R20, R21).
+    pub fn new(settings: Settings, start: Start, now: BootTime) -> Self {
+        let blank = start.reservation.is_none();
+        let reservation = start.reservation.unwrap_or_else(|| Reservation {
+            reserved: Term(0),
+            ..Reservation::first(Vec::new(), None, Duration::ZERO)
+        });
+        let lease = settings.lease;
+        let mut elector = Self {
+            instance: start.instance,
+            number: Number(0),
+            sent: VecDeque::new(),
+            taking: if blank { Taking::Blank } else { Taking::Active },
+            wanted: reservation.clone(),
+            reserving: false,
+            unsure: false,
+            longest: reservation.promise_max,
+            reserve_again: None,
+            promised_max: (Duration::ZERO, reservation.promise_max, now + reservation.promise_max),
+            reservation,
+            floor_base: Term(0),
+            virtuals: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            links: BTreeMap::new(),
+            doctor: false,
+            lease,
+            maintenance: false,
+            freshness: Freshness::default(),
+            stopping: false,
+            stopped: false,
+            waiting: Vec::new(),
+            roster_wish: None,
+            preempted: None,
+            round: 0,
+            round_trip: Duration::ZERO,
+            seed: start.seed,
+            next_beat: now,
+            clock: now,
+            remember: false,
+            outputs: VecDeque::new(),
+            counters: BTreeMap::new(),
+            settings,
+        };
+        match (start.memory, blank) {
+            (Some(memory), false) => elector.recall(memory, &start.gates, now), // R20 (a)
+            (_, true) => elector.notice("blank: no reservation; waiting for the others".into()), // R21
+            (None, false) => elector.fall_silent(elector.reservation.reserved, now), // R20 (b)
+        }
+        elector.fit_to_settings(now);
+        for (name, _) in start.gates {
+            let v = elector.virtuals.entry(name.clone()).or_insert_with(|| Virtual::new(elector.floor_base));
+            if v.gate == Gate::Shut {
+                v.gate = Gate::Shutting;
+                elector.outputs.push_back(Output::Shut(name));
+            }
+        }
+        elector.remember = elector.taking != Taking::Blank;
+        elector.advance(now);
+        elector
+    }
+
+    /// R20 (a): the memory of this boot.
+    fn recall(&mut self, memory: Memory, gates: &[(VirtualServerName, BootTime)], now: BootTime) {
+        self.floor_base = memory.floor_base;
+        if let Some(until) = memory.silent_until.filter(|until| now <= *until) {
+            self.taking = Taking::Silent { until }; // R20 (b), before electd was restarted
+        }
+        let firm = now + self.reservation.promise_max;
+        for vote in memory.votes {
+            let mut v = Virtual::new(vote.voted);
+            let open = gates.iter().find(|(name, until)| *name == vote.virtual_server && now <= *until);
+            let own = vote.holder.as_ref() == Some(&self.settings.me);
+            if let Some(holder) = vote.holder.clone().filter(|_| !own || open.is_some()) {
+                v.voter.promise = Some(Promise { holder, by: None, until: firm, firm_until: Some(firm) });
+            }
+            v.voter.holder = vote.holder;
+            if let Some((_, until)) = open.filter(|_| own) {
+                v.gate = Gate::Open(*until);
+                v.reason = "electd restarted with its gate open".into();
+            }
+            self.virtuals.insert(vote.virtual_server, v);
+        }
+    }
+
+    /// R20 (b): nothing is remembered but the reservation.
+    pub(crate) fn fall_silent(&mut self, floor: Term, now: BootTime) {
+        self.floor_base = floor;
+        for v in self.virtuals.values_mut() {
+            v.voter.voted = v.voter.voted.max(floor);
+            v.seen = v.seen.max(floor);
+        }
+        self.taking = Taking::Silent { until: now + self.reservation.promise_max };
+        self.wanted.reserved = self.wanted.reserved.max(Term(floor.0.saturating_add(BLOCK)));
+        self.remember = true;
+        let span = self.reservation.promise_max;
+        self.notice(format!("silent for {} ms: no memory of earlier promises", span.as_millis()));
+    }
+
+    /// Takes over what the present settings say.
+    fn fit_to_settings(&mut self, now: BootTime) {
+        for name in self.settings.virtual_servers.keys() {
+            let floor = self.floor_base;
+            self.virtuals.entry(name.clone()).or_insert_with(|| Virtual::new(floor));
+        }
+        let servers = &self.settings.servers;
+        self.peers.retain(|name, _| servers.contains(name));
+        for name in self.settings.servers.iter().filter(|s| **s != self.settings.me) {
+            self.peers.entry(name.clone()).or_default();
+        }
+        if self.taking != Taking::Blank {
+            self.wanted.promise_max = self.wanted.promise_max.max(self.settings.lease);
+        }
+        self.settle_lease();
+        self.next_beat = self.next_beat.min(now + self.settings.heartbeat);
+    }
+
+    /// R23: a longer lease is used once this server and a majority can promise it, a shorter one at once.
+    fn settle_lease(&mut self) {
+        let wanted = self.settings.lease;
+        if wanted <= self.lease {
+            self.lease = wanted;
+            return;
+        }
+        let able = |name: &ServerName| {
+            if *name == self.settings.me {
+                return self.longest >= wanted;
+            }
+            let beat = self.peers.get(name).and_then(|p| p.beat.as_ref());
+            beat.is_some_and(|b| b.promise_max >= wanted)
+        };
+        let voters = self.reservation.roster.voters.iter().filter(|n| able(n)).count();
+        if able(&self.settings.me) && voters >= self.quorum() {
+            self.lease = wanted;
+        }
+    }
+
+    /// One event at `now`; then whatever time brings about.
+    pub fn handle(&mut self, now: BootTime, input: Input) {
+        if self.stopped {
+            return; // R22: what is voted now would not be in the last reservation
+        }
+        self.clock = self.clock.max(now);
+        self.check_leases(now); // R9: before any Ack is looked at
+        match input {
+            Input::Beat { from, at, beat } => self.beat(now, from, at, beat),
+            Input::Ack { from, ack } => self.ack(now, &from, ack),
+            Input::Signal { from, signal } => self.signal(now, from, signal),
+            Input::Linked(server) => self.ask_again(now, &server),
+            Input::Health(health) => self.health(now, health),
+            Input::DoctorLost => self.doctor = false,
+            Input::GateShut(name) => self.gate_shut(now, &name),
+            Input::GateBroken(name, why) => self.gate_broken(now, &name, why),
+            Input::ForeignClaim(name) => {
+                if self.virtuals.get(&name).is_some_and(|v| v.mastership.is_some()) {
+                    self.outputs.push_back(Output::Announce(name));
+                }
+            }
+            Input::Probed(name, answered) => self.probed(now, &name, answered),
+            Input::Reserved(reservation) => self.reserved(now, reservation),
+            Input::ReserveFailed(why) => {
+                (self.reserving, self.unsure) = (false, true);
+                self.reserve_again = Some(now + RESERVE_AGAIN);
+                self.outputs.push_back(Output::Alarm(format!(
+                    "the term reservation cannot be written: {why}; terms up to {} are left",
+                    self.reservation.reserved
+                )));
+            }
+            Input::Fresh(freshness) => self.freshness = self.freshness.max(freshness),
+            Input::Settings(settings) => {
+                self.settings = settings;
+                self.fit_to_settings(now);
+            }
+            Input::Operator { id, wish } => self.operator(now, id, wish),
+            Input::Stop => self.stop(now),
+        }
+        self.advance(now);
+    }
+
+    /// Time has reached [`Elector::poll_timeout`]; extra calls are harmless.
+    pub fn handle_timeout(&mut self, now: BootTime) {
+        self.clock = self.clock.max(now);
+        self.check_leases(now);
+        self.advance(now);
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When time alone will bring something about.
+    pub fn poll_timeout(&self) -> Option<BootTime> {
+        if self.stopped {
+            return None;
+        }
+        let mut next = self.next_beat;
+        // What was due by the last event has been done, or waits for another one.
+        let mut at = |time: BootTime| {
+            if time > self.clock {
+                next = next.min(time);
+            }
+        };
+        if let Taking::Silent { until } = self.taking {
+            at(until + AFTER);
+        }
+        self.reserve_again.into_iter().for_each(&mut at);
+        self.waiting.iter().for_each(|w| at(w.deadline + AFTER));
+        for v in self.virtuals.values() {
+            self.virtual_timeouts(v, &mut at);
+        }
+        Some(next)
+    }
+
+    /// R9 for every virtual server: a lease that ended G ago is given up.
+    fn check_leases(&mut self, now: BootTime) {
+        let grace = self.lease / 2;
+        for name in self.masterships() {
+            let Some(v) = self.virtuals.get(&name) else { continue };
+            let Some(end) = self.lease_end(v) else { continue };
+            if now > end + grace {
+                self.leave(now, &name, None, "lease lost and not re-acquired");
+            }
+        }
+    }
+
+    pub(crate) fn masterships(&self) -> Vec<VirtualServerName> {
+        let master = |(_, v): &(&VirtualServerName, &Virtual)| v.mastership.is_some();
+        self.virtuals.iter().filter(master).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Everything that time, or a changed state, brings about.
+    fn advance(&mut self, now: BootTime) {
+        if self.stopped {
+            return;
+        }
+        if let Taking::Silent { until } = self.taking
+            && now > until
+        {
+            self.taking = Taking::Active;
+            self.notice("taking part in elections".into());
+        }
+        self.blank_learns(now);
+        self.keep_reservation(now);
+        for name in self.virtuals.keys().cloned().collect::<Vec<_>>() {
+            self.give_way_if_unfit(now, &name);
+            self.campaign_time(now, &name);
+            self.stop_time(now, &name);
+            self.handover_time(now, &name);
+            self.renew_if_needed(now, &name);
+            self.stand_if_free(now, &name);
+        }
+        self.prefer(now);
+        self.expire_waiting(now);
+        if now >= self.next_beat {
+            self.send_beat(now);
+        }
+        self.settle_roster(now);
+        self.finish_stop();
+        self.write_memory();
+    }
+
+    /// Puts the memory in front of everything queued in this turn that may rely on it.
+    fn write_memory(&mut self) {
+        if std::mem::take(&mut self.remember) {
+            let votes = self.virtuals.iter().map(|(name, v)| Vote {
+                virtual_server: name.clone(),
+                voted: v.voter.voted,
+                holder: v.voter.holder.clone(),
+            });
+            let silent_until = match self.taking {
+                Taking::Silent { until } => Some(until),
+                Taking::Blank | Taking::Active => None,
+            };
+            let (floor_base, votes) = (self.floor_base, votes.collect());
+            let memory = Memory { silent_until, floor_base, votes, ..Memory::default() };
+            self.outputs.push_front(Output::Remember(memory));
+        }
+    }
+
+    // ---- beats and acknowledgements -----------------------------------------------------------------
+
+    /// Makes one beat for everybody and promises to itself what it claims (R2, R4, R7).
+    fn send_beat(&mut self, now: BootTime) {
+        let interval = self.settings.heartbeat;
+        let late = now.since(self.next_beat) >= interval;
+        self.next_beat = if late { now + interval } else { self.next_beat + interval };
+        self.settle_lease();
+        let number = self.note_sent(now, self.lease);
+        let mut standings = Vec::with_capacity(self.virtuals.len());
+        for name in self.virtuals.keys().cloned().collect::<Vec<_>>() {
+            let claim = self.claim(now, &name, number);
+            let fit = self.fit(&name, now).is_ok();
+            let Some(v) = self.virtuals.get(&name) else { continue };
+            let settings = self.settings.virtual_servers.get(&name);
+            standings.push(Standing {
+                floor: v.voter.voted,
+                claim,
+                fit,
+                priority: settings.map_or(0, |s| s.priority),
+                virtual_server: name,
+            });
+        }
+        let heard = self.peers.iter().filter_map(|(server, peer)| {
+            Some(Heard { server: server.clone(), age: now.since(peer.heard?) })
+        });
+        let beat = Beat {
+            instance: self.instance,
+            number,
+            lease: self.lease,
+            promise_max: self.reservation.promise_max,
+            floor_base: self.floor_base,
+            participation: match self.taking {
+                Taking::Blank => Participation::Blank,
+                Taking::Silent { .. } => Participation::Silent,
+                Taking::Active => Participation::Active,
+            },
+            maintenance: self.maintenance || self.stopping,
+            witness: self.settings.witness,
+            freshness: self.freshness,
+            standings,
+            heard: heard.collect(),
+            roster: self.reservation.roster.clone(),
+            config_hash: self.settings.config_hash,
+        };
+        self.outputs.push_back(Output::Beat(beat));
+        for name in self.masterships() {
+            self.extend(now, &name);
+        }
+    }
+
+    /// R2: the clock is read before the beat or call is handed on.
+    pub(crate) fn note_sent(&mut self, now: BootTime, lease: Duration) -> Number {
+        self.number = self.number.next();
+        self.sent.push_back((self.number, now, lease));
+        let keep = self.lease.max(self.reservation.promise_max) * 2;
+        while self.sent.front().is_some_and(|(_, at, _)| now.since(*at) > keep) {
+            self.sent.pop_front();
+        }
+        self.number
+    }
+
+    /// The claim in beat `number`, if this server may make one, promised to itself (R4, R5, R7).
+    fn claim(&mut self, now: BootTime, name: &VirtualServerName, number: Number) -> Option<Claim> {
+        let (instance, lease, me) = (self.instance, self.lease, self.settings.me.clone());
+        let usable = self.usable(lease);
+        let reserved = self.reservation.reserved;
+        let able = lease <= self.longest;
+        let v = self.virtuals.get_mut(name)?;
+        let term = v.mastership.as_ref()?.term;
+        if !able || term > reserved || term < v.voter.voted || !v.voter.free_for(&me, now) {
+            return None;
+        }
+        self.remember |= v.voter.promise(&me, term, (instance, number), now, lease);
+        let mastership = v.mastership.as_mut()?;
+        let good = mastership.good.entry(me).or_default();
+        *good = (*good).max(now + usable);
+        let v = self.virtuals.get(name)?;
+        let lease_held = self.lease_end(v).is_some_and(|end| now <= end);
+        Some(Claim { term, lease_held })
+    }
+
+    /// R1: what a master may use of a promise of `lease`.
+    pub(crate) fn usable(&self, lease: Duration) -> Duration {
+        (lease * 4 / 5).saturating_sub(self.settings.margin)
+    }
+
+    /// R7: the m-th largest of the voters' promises.
+    pub(crate) fn lease_end(&self, v: &Virtual) -> Option<BootTime> {
+        let mastership = v.mastership.as_ref()?;
+        let counted = |(voter, _): &(&ServerName, &BootTime)| match self.settings.mode {
+            Mode::Majority => self.reservation.roster.voters.contains(voter),
+            Mode::None => **voter == self.settings.me,
+        };
+        let mut good: Vec<BootTime> = mastership.good.iter().filter(counted).map(|(_, t)| *t).collect();
+        good.sort_unstable_by(|a, b| b.cmp(a));
+        Some(good.get(self.quorum().saturating_sub(1)).copied().unwrap_or_default())
+    }
+
+    /// m = n/2 + 1 of the roster; one where nobody is asked.
+    pub(crate) fn quorum(&self) -> usize {
+        match self.settings.mode {
+            Mode::Majority => self.reservation.roster.voters.len() / 2 + 1,
+            Mode::None => 1,
+        }
+    }
+
+    /// R7, R8: beyond the gate's deadline, write the lease end there.
+    pub(crate) fn extend(&mut self, now: BootTime, name: &VirtualServerName) {
+        let Some(v) = self.virtuals.get(name) else { return };
+        let Some(end) = self.lease_end(v) else { return };
+        let further = match v.gate {
+            Gate::Open(until) => end > until,
+            Gate::Shut => true,
+            Gate::Shutting => false,
+        };
+        if further && end > now {
+            if let Some(v) = self.virtuals.get_mut(name) {
+                v.gate = Gate::Open(end);
+            }
+            self.outputs.push_back(Output::Open(name.clone(), end));
+        }
+    }
+
+    fn beat(&mut self, now: BootTime, from: ServerName, at: BootTime, beat: Beat) {
+        let Some(peer) = self.peers.get_mut(&from) else { return self.count("beat_unlisted") };
+        if peer.is_newer(beat.instance, beat.number) {
+            peer.heard = Some(peer.heard.map_or(at, |t| t.max(at)).min(now));
+            peer.beat = Some(beat.clone());
+        }
+        for standing in &beat.standings {
+            self.learn_floor(&standing.virtual_server, standing.floor);
+        }
+        self.offered_roster(&beat.roster);
+        self.note_claims(now, &from, &beat);
+        if self.taking != Taking::Active {
+            return; // R20, R21: no Ack
+        }
+        let mut answers = Vec::new();
+        for standing in beat.standings {
+            if let Some(claim) = standing.claim
+                && let Some(verdict) = self.judge(
+                    now,
+                    &standing.virtual_server,
+                    &from,
+                    claim,
+                    (beat.instance, beat.number),
+                    beat.lease,
+                )
+            {
+                answers.push(Answer { virtual_server: standing.virtual_server, verdict });
+            }
+        }
+        let (instance, number, roster) = (beat.instance, beat.number, self.reservation.roster.version);
+        self.outputs
+            .push_back(Output::Ack { to: from, ack: Ack { instance, number, answers, roster } });
+    }
+
+    /// R5 and R17: the answer to one claim; none if the beat is dropped.
+    fn judge(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        from: &ServerName,
+        Claim { term, .. }: Claim,
+        (instance, number): (Instance, Number),
+        lease: Duration,
+    ) -> Option<Verdict> {
+        if !self.virtuals.contains_key(name) && self.virtuals.len() >= VIRTUAL_SERVERS_MAX {
+            let floor = self.floor_base;
+            return Some(Verdict::Refused { why: Why::TooMany, floor, holder: None });
+        }
+        let base = self.floor_base;
+        let v = self.virtuals.entry(name.clone()).or_insert_with(|| Virtual::new(base));
+        let (floor, holder) = (v.voter.voted, v.voter.promise.as_ref().map(|p| p.holder.clone()));
+        let refuse = |why| Some(Verdict::Refused { why, floor, holder: holder.clone() });
+        if term < floor {
+            if v.mastership.is_some() {
+                self.count("rival_claim_in_lower_term"); // R17: in a lower term: refuse
+                self.outputs.push_back(Output::Announce(name.clone()));
+            }
+            return refuse(Why::Floor);
+        }
+        if v.voter.stale(from, instance, number) {
+            self.count("beat_released_or_overtaken");
+            return None;
+        }
+        if term.0 - floor.0 > TERM_JUMP_MAX {
+            return refuse(Why::Absurd); // R22
+        }
+        if let Some(own) = v.mastership.as_ref().map(|m| m.term) {
+            self.meet_rival(now, name, from, own, term); // R17
+        }
+        let v = self.virtuals.get_mut(name)?;
+        if !v.voter.free_for(from, now) {
+            return refuse(Why::Promised);
+        }
+        if v.gate == Gate::Shutting {
+            return refuse(Why::Shutting);
+        }
+        if term > self.reservation.reserved || lease > self.longest {
+            self.need(term, lease);
+            return refuse(Why::Reservation);
+        }
+        self.note_promise(lease);
+        let v = self.virtuals.get_mut(name)?;
+        self.remember |= v.voter.promise(from, term, (instance, number), now, lease);
+        Some(Verdict::Promised(term))
+    }
+
+    /// R17: another server claims in a term not below the own.
+    fn meet_rival(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        from: &ServerName,
+        own: Term,
+        term: Term,
+    ) {
+        let over = self.virtuals.get(name).and_then(|v| self.lease_end(v)).is_none_or(|end| now > end);
+        if term == own || (!over && self.settings.mode == Mode::Majority) {
+            self.count("alarm_two_masters");
+            self.outputs.push_back(Output::Alarm(format!(
+                "{from} claims {name} in term {term} while this server is master in term {own}: both give way"
+            )));
+        }
+        self.leave(now, name, None, &format!("{from} is master in term {term}"));
+    }
+
+    fn ack(&mut self, now: BootTime, from: &ServerName, ack: Ack) {
+        let Some(peer) = self.peers.get_mut(from) else { return self.count("ack_unlisted") };
+        peer.roster = Some(ack.roster);
+        if ack.instance != self.instance {
+            return self.count("ack_of_former_instance");
+        }
+        let Ok(index) = self.sent.binary_search_by_key(&ack.number, |(number, _, _)| *number) else {
+            return self.count("ack_of_unknown_beat");
+        };
+        let (_, sent, lease) = self.sent[index];
+        self.note_round_trip(now.since(sent));
+        let usable = self.usable(lease);
+        for Answer { virtual_server: name, verdict } in ack.answers {
+            let Some(v) = self.virtuals.get_mut(&name) else { continue };
+            match verdict {
+                Verdict::Promised(term) => {
+                    let Some(mastership) = v.mastership.as_mut().filter(|m| m.term == term) else {
+                        self.count("ack_without_mastership");
+                        continue;
+                    };
+                    let good = mastership.good.entry(from.clone()).or_default();
+                    *good = (*good).max(sent + usable); // R7
+                    self.extend(now, &name);
+                }
+                Verdict::Refused { floor, .. } => self.learn_floor(&name, floor), // R16 follows
+            }
+        }
+    }
+
+    fn note_round_trip(&mut self, sample: Duration) {
+        self.round_trip = (self.round_trip * 7 + sample) / 8;
+    }
+
+    /// skew = max(h/2, 4 round trips), at most what the configuration's constraints allow.
+    pub(crate) fn skew(&self) -> Duration {
+        let others = u32::try_from(self.settings.servers.len().saturating_sub(1)).unwrap_or(1).max(1);
+        let most = (self.lease / 2 / others).max(self.settings.heartbeat / 2);
+        (self.settings.heartbeat / 2).max(self.round_trip * 4).min(most)
+    }
+
+    /// A floor heard of: terms above it are reserved ahead of time (R22), and called in (R12, R16).
+    pub(crate) fn learn_floor(&mut self, name: &VirtualServerName, floor: Term) {
+        if !self.virtuals.contains_key(name) {
+            return;
+        }
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let absurd = floor.0.saturating_sub(v.highest().0) > TERM_JUMP_MAX;
+        if absurd && self.taking != Taking::Blank {
+            return self.count("floor_absurd");
+        }
+        v.seen = v.seen.max(floor);
+    }
+
+    /// Logs who is master, and answers operators that waited for it.
+    fn note_claims(&mut self, now: BootTime, from: &ServerName, beat: &Beat) {
+        for standing in &beat.standings {
+            let Some(claim) = standing.claim else { continue };
+            let name = &standing.virtual_server;
+            let Some(v) = self.virtuals.get_mut(name) else { continue };
+            let known = v.master.as_ref().is_some_and(|(m, t)| *t > claim.term || (m == from && *t == claim.term));
+            if known || v.mastership.as_ref().is_some_and(|m| m.term > claim.term) {
+                continue;
+            }
+            v.master = Some((from.clone(), claim.term));
+            v.tries = 0;
+            self.notice(format!("master of {name} is {from} in term {}", claim.term));
+            self.answer_waiting(now, name, from, claim.term);
+        }
+    }
+
+    fn health(&mut self, now: BootTime, health: Health) {
+        self.doctor = true;
+        let mut healed = false;
+        for report in health.servers {
+            let Some(peer) = self.peers.get_mut(&report.server) else { continue };
+            let was = peer.health.replace(report.state);
+            peer.last_heard = report.last_heard;
+            healed |= report.state == HealthState::Alive
+                && matches!(was, Some(HealthState::Dead | HealthState::Unknown));
+        }
+        self.links = health.links.into_iter().map(|l| (l.interface, l.up)).collect();
+        if healed {
+            for name in self.masterships() {
+                if self.virtuals.get(&name).is_some_and(|v| v.gate_open(now)) {
+                    self.outputs.push_back(Output::Announce(name));
+                }
+            }
+        }
+    }
+
+    // ---- small helpers ------------------------------------------------------------------------------
+
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
+    }
+
+    pub(crate) fn notice(&mut self, text: String) {
+        self.outputs.push_back(Output::Notice(text));
+    }
+
+    /// A signal of this server; `number` is the last one used unless it is a call's own.
+    pub(crate) fn say(&mut self, to: &ServerName, name: &VirtualServerName, body: Body) {
+        let signal =
+            Signal { virtual_server: name.clone(), instance: self.instance, number: self.number, body };
+        self.outputs.push_back(Output::Signal { to: to.clone(), signal });
+    }
+
+    /// Uniform in 0 ..= `span`, from the seeded generator (splitmix64, Steele et al. 2014).
+    pub(crate) fn random(&mut self, span: Duration) -> Duration {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX - 1);
+        Duration::from_nanos(z % (nanos + 1))
+    }
+
+    /// Could this server serve it: configured, interface up, gate not broken.
+    pub(crate) fn fit(&self, name: &VirtualServerName, now: BootTime) -> Result<(), &'static str> {
+        let Some(settings) = self.settings.virtual_servers.get(name) else {
+            return Err("not in this server's configuration");
+        };
+        if self.settings.witness {
+            return Err("a witness only votes");
+        }
+        if self.links.get(&settings.interface) == Some(&false) {
+            return Err("its interface is down");
+        }
+        let broken = self.virtuals.get(name).and_then(|v| v.broken_until);
+        if broken.is_some_and(|until| now <= until) {
+            return Err("its addresses could not be set up here");
+        }
+        Ok(())
+    }
+
+    fn gate_broken(&mut self, now: BootTime, name: &VirtualServerName, why: String) {
+        self.outputs.push_back(Output::Alarm(format!("{name}: {why}")));
+        if let Some(v) = self.virtuals.get_mut(name) {
+            v.broken_until = Some(now + BROKEN);
+        }
+    }
+
+    fn give_way_if_unfit(&mut self, now: BootTime, name: &VirtualServerName) {
+        let master = self.virtuals.get(name).is_some_and(|v| v.mastership.is_some());
+        if master && let Err(why) = self.fit(name, now) {
+            self.leave(now, name, None, why);
+        }
+    }
+
+    pub(crate) fn change_role(
+        &mut self,
+        name: &VirtualServerName,
+        master: bool,
+        term: Term,
+        renewed: bool,
+        reason: &str,
+    ) {
+        let me = self.settings.me.clone();
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        v.reason = reason.to_owned();
+        if master {
+            v.master = Some((me, term));
+        }
+        let holder = v.master.as_ref().filter(|(m, _)| master || *m != self.settings.me);
+        let holder = holder.map(|(m, _)| m.clone());
+        self.outputs.push_back(Output::Role(RoleChange {
+            virtual_server: name.clone(),
+            master,
+            term,
+            renewed,
+            holder,
+            reason: reason.to_owned(),
+        }));
+    }
+
+    /// Becomes master of `term`; the gate may open at once (R13).
+    pub(crate) fn win(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        term: Term,
+        good: BTreeMap<ServerName, BootTime>,
+        reason: &str,
+    ) {
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let renewed = v.campaign.take().is_some_and(|c| c.kind == Kind::Renewal);
+        v.mastership = Some(Mastership { term, since: now, good });
+        v.tries = 0;
+        v.ready_since = None;
+        v.not_before = BootTime(0);
+        self.extend(now, name);
+        self.change_role(name, true, term, renewed, reason);
+        let me = self.settings.me.clone();
+        self.answer_waiting(now, name, &me, term);
+        self.restamp_roster(name, term);
+        self.next_beat = self.next_beat.min(now);
+    }
+
+    fn expire_waiting(&mut self, now: BootTime) {
+        let (over, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|w| now > w.deadline);
+        self.waiting = rest;
+        for Waiting { id, virtual_server, to, .. } in over {
+            let who = to.map_or("another server".to_owned(), |s| s.to_string());
+            let answer = Err(format!("{who} has not become master of {virtual_server} in time"));
+            self.outputs.push_back(Output::Answer { id, answer });
+        }
+    }
+
+    fn answer_waiting(&mut self, _now: BootTime, name: &VirtualServerName, master: &ServerName, term: Term) {
+        let me = &self.settings.me;
+        let met = |w: &Waiting| {
+            &w.virtual_server == name && w.to.as_ref().map_or(master != me, |to| to == master)
+        };
+        let (done, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(met);
+        self.waiting = rest;
+        for Waiting { id, .. } in done {
+            let answer = Ok(format!("{master} is master of {name} in term {term}"));
+            self.outputs.push_back(Output::Answer { id, answer });
+        }
+    }
+
+    fn operator(&mut self, now: BootTime, id: u64, wish: Wish) {
+        match wish {
+            Wish::Promote(to, which) => self.promote(now, id, &to, which),
+            Wish::Resign => self.resign(now, id),
+            Wish::Maintenance(on) => self.set_maintenance(now, id, on),
+            Wish::Add(server) => self.change_roster(now, id, &server, true),
+            Wish::Remove(server) => self.change_roster(now, id, &server, false),
+        }
+    }
+
+    /// The roster in force: the one on disk.
+    pub fn roster(&self) -> &Roster {
+        &self.reservation.roster
+    }
+}

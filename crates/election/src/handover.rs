@@ -1,0 +1,412 @@
+//! Giving up a mastership: release, planned handover, preference, stop (ELECTION R9, R18, R19, R27).
+
+use crate::{
+    elector::Elector,
+    input::Preempt,
+    output::Output,
+    state::{Gate, Handover, Kind, Leaving, Phase, Taking, Waiting},
+};
+use protocol::{
+    BootTime, ServerName, Term, VirtualServerName,
+    local::ring::HealthState,
+    wire::signal::{Body, Released},
+};
+use std::time::Duration;
+
+/// A preferred server gets its handover at most this often (R27).
+const PREFER_EVERY: Duration = Duration::from_secs(600);
+
+/// How long a mastership must have lasted before a preferred server gets it, in leases.
+const PREFER_AFTER: u32 = 20;
+
+impl Elector {
+    // ---- leaving -------------------------------------------------------------------------------------
+
+    /// Gives up a mastership (or a left-over gate): gate first, Release when it reads back shut (R9, R18).
+    pub(crate) fn leave(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        invited: Option<ServerName>,
+        reason: &str,
+    ) {
+        let Some(v) = self.virtuals.get(name) else { return };
+        let term = v.mastership.as_ref().map_or(v.voter.voted, |m| m.term);
+        let was_master = v.mastership.is_some() || matches!(v.gate, Gate::Open(_));
+        self.leave_as(now, name, term, invited, was_master, reason);
+    }
+
+    pub(crate) fn leave_as(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        term: Term,
+        invited: Option<ServerName>,
+        was_master: bool,
+        reason: &str,
+    ) {
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        v.mastership = None;
+        v.campaign = None;
+        let handover = v.handover.take();
+        v.leaving = Some(Leaving { term, invited, was_master, reason: reason.to_owned() });
+        if let Some(wish) = handover.and_then(|h| h.wish) {
+            self.wait_for(now, wish, name, None);
+        }
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        match v.gate {
+            Gate::Shut => self.gate_shut(now, name),
+            Gate::Open(_) => {
+                v.gate = Gate::Shutting;
+                self.outputs.push_back(Output::Shut(name.clone()));
+            }
+            Gate::Shutting => {}
+        }
+    }
+
+    /// The gate reads back shut: Release to all, then number + 1, and the own promise ends (R18).
+    pub(crate) fn gate_shut(&mut self, now: BootTime, name: &VirtualServerName) {
+        let again = now + self.lease * 2;
+        let me = self.settings.me.clone();
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        if v.mastership.is_some() && v.leaving.is_none() {
+            return self.count("gate_shut_unasked");
+        }
+        v.gate = Gate::Shut;
+        let Some(leaving) = v.leaving.take() else { return };
+        if leaving.invited.is_some() {
+            v.not_before = v.not_before.max(again); // R19 (5)
+        }
+        if v.voter.promise.as_ref().is_some_and(|p| p.holder == me) {
+            v.voter.end_promise(now);
+        }
+        let (term, invited) = (leaving.term, leaving.invited);
+        for other in self.settings.servers.clone().iter().filter(|s| **s != me) {
+            self.say(other, name, Body::Release { term, invited: invited.clone() });
+        }
+        self.number = self.number.next();
+        if leaving.was_master {
+            self.change_role(name, false, term, false, &leaving.reason);
+        }
+    }
+
+    /// A release known as fact, by its sender or relayed (R18).
+    pub(crate) fn note_release(&mut self, now: BootTime, name: &VirtualServerName, released: &Released) {
+        if released.server == self.settings.me {
+            return;
+        }
+        if let Some(v) = self.virtuals.get_mut(name) {
+            v.voter.release(&released.server, released.instance, released.number, now);
+        }
+    }
+
+    /// R18; an invitation to this server is followed at once (R19).
+    pub(crate) fn release(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        released: Released,
+        term: Term,
+        invited: Option<ServerName>,
+        active: bool,
+    ) {
+        self.note_release(now, name, &released);
+        if !active || invited.as_ref() != Some(&self.settings.me) {
+            return;
+        }
+        let able = self.able_to_serve(now, name);
+        let Some(v) = self.virtuals.get(name) else { return };
+        if able.is_err() || !v.is_idle() || v.gate != Gate::Shut || v.voter.voted > term {
+            return self.count("invitation_declined");
+        }
+        self.stand(now, name, Kind::Invited);
+    }
+
+    // ---- handover: the side that gives ---------------------------------------------------------------
+
+    pub(crate) fn promote(
+        &mut self,
+        now: BootTime,
+        id: u64,
+        to: &ServerName,
+        which: Option<VirtualServerName>,
+    ) {
+        let answer = |this: &mut Self, answer| this.outputs.push_back(Output::Answer { id, answer });
+        if !self.settings.servers.contains(to) {
+            return answer(self, Err(format!("no server {to} in the configuration")));
+        }
+        let names: Vec<_> = match which {
+            Some(name) if self.settings.virtual_servers.contains_key(&name) => vec![name],
+            Some(name) => return answer(self, Err(format!("no virtual server {name} in the configuration"))),
+            None => self.settings.virtual_servers.keys().cloned().collect(),
+        };
+        for name in names {
+            let Some(v) = self.virtuals.get(&name) else { continue };
+            let mastering = v.mastership.is_some();
+            let holder = v.master.clone().map(|(m, _)| m);
+            if (mastering && *to == self.settings.me) || (!mastering && holder.as_ref() == Some(to)) {
+                answer(self, Ok(format!("{to} is already master of {name}")));
+            } else if mastering {
+                let reason = format!("handed over to {to} by the operator");
+                self.begin_handover(now, &name, vec![to.clone()], reason, Some(id), false);
+            } else if let Some(master) = holder.filter(|m| *m != self.settings.me) {
+                self.say(&master, &name, Body::HandOver { to: to.clone() });
+                self.wait_for(now, id, &name, Some(to.clone()));
+            } else {
+                answer(self, Err(format!("{name} has no master that could hand over; it will elect one")));
+            }
+        }
+    }
+
+    pub(crate) fn resign(&mut self, now: BootTime, id: u64) {
+        let names = self.masterships();
+        if names.is_empty() {
+            let answer = Ok("this server is not master of anything".into());
+            return self.outputs.push_back(Output::Answer { id, answer });
+        }
+        for name in names {
+            let heirs = self.heirs(now, &name);
+            self.begin_handover(now, &name, heirs, "resigned at the operator's word".into(), Some(id), false);
+        }
+    }
+
+    pub(crate) fn set_maintenance(&mut self, now: BootTime, id: u64, on: bool) {
+        self.maintenance = on;
+        self.notice(format!("maintenance is {}", if on { "on" } else { "off" }));
+        let names = if on { self.masterships() } else { Vec::new() };
+        if names.is_empty() {
+            let text = if on { "maintenance is on: this server only votes" } else { "maintenance is off" };
+            return self.outputs.push_back(Output::Answer { id, answer: Ok(text.into()) });
+        }
+        for name in names {
+            let heirs = self.heirs(now, &name);
+            self.begin_handover(now, &name, heirs, "maintenance".into(), Some(id), false);
+        }
+    }
+
+    pub(crate) fn stop(&mut self, now: BootTime) {
+        self.stopping = true;
+        for name in self.masterships() {
+            let heirs = self.heirs(now, &name);
+            self.begin_handover(now, &name, heirs, "stopped".into(), None, true);
+        }
+    }
+
+    /// While stopping: no candidate, no left-over gate, and no mastership without a handover under way.
+    pub(crate) fn stop_time(&mut self, now: BootTime, name: &VirtualServerName) {
+        let Some(v) = self.virtuals.get_mut(name).filter(|_| self.stopping) else { return };
+        if v.leaving.is_some() {
+        } else if v.mastership.is_some() {
+            if v.handover.is_none() {
+                let heirs = self.heirs(now, name);
+                self.begin_handover(now, name, heirs, "stopped".into(), None, true);
+            }
+        } else if v.campaign.as_ref().is_some_and(|c| matches!(c.phase, Phase::Call { .. })) || v.gate != Gate::Shut {
+            self.leave(now, name, None, "stopped");
+        } else {
+            v.campaign = None;
+        }
+    }
+
+    /// The others by rank, those that could serve.
+    fn heirs(&self, now: BootTime, name: &VirtualServerName) -> Vec<ServerName> {
+        let others = self.settings.servers.iter().filter(|s| **s != self.settings.me);
+        let alive = |s: &&ServerName| {
+            self.peers.get(*s).is_some_and(|p| p.health.is_none_or(|h| h == HealthState::Alive))
+        };
+        let mut heirs: Vec<_> =
+            others.filter(alive).filter_map(|s| Some((self.rank(now, name, s)?, s.clone()))).collect();
+        heirs.sort();
+        heirs.into_iter().map(|(_, s)| s).collect()
+    }
+
+    fn begin_handover(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        heirs: Vec<ServerName>,
+        reason: String,
+        wish: Option<u64>,
+        regardless: bool,
+    ) {
+        let deadline = now + self.lease / 4;
+        let mut heirs = heirs.into_iter();
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        if let Some(former) = v.handover.take().and_then(|h| h.wish) {
+            let answer = Err("overtaken by another handover".into());
+            self.outputs.push_back(Output::Answer { id: former, answer });
+        }
+        let Some(to) = heirs.next() else {
+            return self.no_heir(now, name, &reason, wish, regardless, "no other server could serve");
+        };
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        v.handover =
+            Some(Handover { to: to.clone(), others: heirs.collect(), deadline, reason, wish, regardless });
+        self.say(&to, name, Body::ReadyQuery);
+    }
+
+    fn no_heir(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        reason: &str,
+        wish: Option<u64>,
+        regardless: bool,
+        why: &str,
+    ) {
+        if let Some(id) = wish {
+            let answer = Err(format!("{name} stays here: {why}"));
+            self.outputs.push_back(Output::Answer { id, answer });
+        } else {
+            self.notice(format!("{name} is not handed over: {why}"));
+        }
+        if regardless {
+            self.leave(now, name, None, reason);
+        }
+    }
+
+    pub(crate) fn handover_time(&mut self, now: BootTime, name: &VirtualServerName) {
+        let Some(handover) = self.virtuals.get(name).and_then(|v| v.handover.as_ref()) else { return };
+        if now > handover.deadline {
+            let to = handover.to.clone();
+            self.not_ready(now, &to, name, "it does not answer");
+        }
+    }
+
+    /// R19 (1): the successor is ready; (2): the gate is shut; the rest follows when it reads back shut.
+    pub(crate) fn ready(&mut self, now: BootTime, from: &ServerName, name: &VirtualServerName) {
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        if v.handover.as_ref().is_none_or(|h| h.to != *from) {
+            return self.count("ready_unasked");
+        }
+        let Some(handover) = v.handover.take() else { return };
+        if let Some(id) = handover.wish {
+            self.wait_for(now, id, name, Some(from.clone()));
+        }
+        self.leave(now, name, Some(from.clone()), &handover.reason);
+    }
+
+    pub(crate) fn not_ready(&mut self, now: BootTime, from: &ServerName, name: &VirtualServerName, why: &str) {
+        let Some(v) = self.virtuals.get_mut(name) else { return };
+        if v.handover.as_ref().is_none_or(|h| h.to != *from) {
+            return self.count("not_ready_unasked");
+        }
+        let Some(h) = v.handover.take() else { return };
+        if h.others.is_empty() {
+            let why = format!("{from} is not ready: {why}");
+            return self.no_heir(now, name, &h.reason, h.wish, h.regardless, &why);
+        }
+        self.begin_handover(now, name, h.others, h.reason, h.wish, h.regardless);
+    }
+
+    /// An operator at another server asks for a handover.
+    pub(crate) fn asked_to_hand_over(
+        &mut self,
+        now: BootTime,
+        from: &ServerName,
+        name: &VirtualServerName,
+        to: &ServerName,
+    ) {
+        if *to == self.settings.me || !self.settings.servers.contains(to) {
+            return self.count("hand_over_to_nobody");
+        }
+        let reason = format!("handed over to {to} by the operator at {from}");
+        self.begin_handover(now, name, vec![to.clone()], reason, None, false);
+    }
+
+    fn wait_for(&mut self, now: BootTime, id: u64, name: &VirtualServerName, to: Option<ServerName>) {
+        let deadline = now + self.lease * 3 + Duration::from_secs(1);
+        let virtual_server = name.clone();
+        if !self.waiting.iter().any(|w| w.id == id && w.virtual_server == virtual_server) {
+            self.waiting.push(Waiting { id, virtual_server, to, deadline });
+        }
+    }
+
+    // ---- handover: the side that takes ---------------------------------------------------------------
+
+    fn able_to_serve(&self, now: BootTime, name: &VirtualServerName) -> Result<(), String> {
+        if self.taking != Taking::Active {
+            return Err("it has just started and keeps silent".into());
+        }
+        if self.maintenance {
+            return Err("maintenance is on".into());
+        }
+        if self.stopping {
+            return Err("it is stopping".into());
+        }
+        self.fit(name, now)?;
+        let Some(v) = self.virtuals.get(name) else { return Err("it does not know it".into()) };
+        if v.highest() >= self.reservation.reserved {
+            return Err("its term reservation is not synced".into());
+        }
+        let asks = self.settings.mode == crate::Mode::Majority;
+        if asks && !self.reservation.roster.voters.contains(&self.settings.me) {
+            return Err("it is not in the roster".into());
+        }
+        Ok(())
+    }
+
+    /// R19 (1), the other side.
+    pub(crate) fn ready_query(
+        &mut self,
+        now: BootTime,
+        from: &ServerName,
+        name: &VirtualServerName,
+        slave: bool,
+    ) {
+        let able = self.able_to_serve(now, name);
+        let body = match able {
+            Ok(()) if slave => Body::Ready,
+            Ok(()) => Body::NotReady { why: "it is not a slave now".into() },
+            Err(why) => Body::NotReady { why },
+        };
+        self.say(from, name, body);
+    }
+
+    // ---- preference and stop -------------------------------------------------------------------------
+
+    /// R27: a fit master hands over to a better server, at most once in ten minutes.
+    pub(crate) fn prefer(&mut self, now: BootTime) {
+        if self.preempted.is_some_and(|at| now.since(at) < PREFER_EVERY) || self.stopping {
+            return;
+        }
+        for name in self.masterships() {
+            let Some(settings) = self.settings.virtual_servers.get(&name) else { continue };
+            let Some(v) = self.virtuals.get(&name) else { continue };
+            let settled = v.mastership.as_ref().is_some_and(|m| now.since(m.since) > self.lease * PREFER_AFTER);
+            if settings.preempt == Preempt::Never || !settled || v.handover.is_some() || v.campaign.is_some() {
+                continue;
+            }
+            let Some(best) = self.heirs(now, &name).into_iter().next() else { continue };
+            let fresher = self.peers.get(&best).and_then(|p| p.beat.as_ref());
+            let fresher = fresher.is_some_and(|b| b.freshness > self.freshness);
+            let first = self.rank(now, &name, &best) == Some(0);
+            let wanted = match settings.preempt {
+                Preempt::Never => false,
+                Preempt::Fresher => fresher,
+                Preempt::Always => first,
+            };
+            if wanted {
+                self.preempted = Some(now);
+                let reason = format!("handed over to {best}, which is preferred");
+                self.begin_handover(now, &name, vec![best], reason, None, false);
+                return;
+            }
+        }
+    }
+
+    /// The last act of a clean stop: reserved := voted (R22).
+    pub(crate) fn finish_stop(&mut self) {
+        if !self.stopping || self.stopped || self.virtuals.values().any(|v| !v.is_idle()) {
+            return;
+        }
+        self.stopped = true;
+        let voted = self.virtuals.values().map(|v| v.voter.voted).max().unwrap_or_default();
+        let last = (self.taking != Taking::Blank).then(|| {
+            let mut last = self.reservation.clone();
+            last.reserved = voted.max(self.floor_base);
+            last
+        });
+        self.outputs.push_back(Output::Stopped(last));
+    }
+}

@@ -1,0 +1,87 @@
+//! What `standin status` shows of the elector.
+
+use crate::{elector::Elector, input::Mode, state::Taking};
+use protocol::{
+    BootTime,
+    local::{
+        ring::HealthState,
+        status::{ElectdStatus, ServerView, VirtualServerView},
+    },
+};
+use std::collections::BTreeMap;
+
+impl Elector {
+    /// Everything counted, refusals by reason.
+    pub fn counters(&self) -> &BTreeMap<&'static str, u64> {
+        &self.counters
+    }
+
+    /// The present state; the shell adds addresses and gate of each virtual server.
+    pub fn view(&self, now: BootTime) -> ElectdStatus {
+        let ranked = self.settings.virtual_servers.keys().next();
+        let servers = self.peers.iter().map(|(name, peer)| ServerView {
+            name: name.clone(),
+            state: if self.doctor { peer.health.unwrap_or(HealthState::Unknown) } else { HealthState::Unknown },
+            rank: ranked.and_then(|v| self.rank(now, v, name)),
+            last_heard: peer.heard,
+            freshness: peer.beat.as_ref().map_or_else(Default::default, |b| (b.freshness.term, b.freshness.run)),
+            config_differs: peer.beat.as_ref().is_some_and(|b| b.config_hash != self.settings.config_hash),
+        });
+        let virtual_servers = self.virtuals.iter().filter(|(n, _)| self.settings.virtual_servers.contains_key(*n));
+        let virtual_servers = virtual_servers.map(|(name, v)| {
+            let role = match (&v.mastership, &v.campaign) {
+                (Some(_), _) => "master",
+                (None, Some(_)) => "candidate",
+                (None, None) if self.settings.witness => "witness",
+                (None, None) => "slave",
+            };
+            let master = v.master.as_ref().filter(|(m, _)| {
+                if *m == self.settings.me {
+                    v.mastership.is_some()
+                } else {
+                    self.peers.get(m).is_some_and(|p| p.claim(m, name, &v.voter).is_some() && p.health != Some(HealthState::Dead))
+                }
+            });
+            let waits = if v.mastership.is_none() && master.is_none() && !v.obstacle.is_empty() {
+                format!("{}; waiting: {}", v.reason, v.obstacle)
+            } else {
+                v.reason.clone()
+            };
+            VirtualServerView {
+                name: name.clone(),
+                role: role.into(),
+                master: master.map(|(m, _)| m.clone()),
+                term: v.mastership.as_ref().map(|m| m.term).or(master.map(|(_, t)| *t)).unwrap_or(v.highest()),
+                addresses: Vec::new(),
+                gate: String::new(),
+                lease_left: self.lease_end(v).map(|end| end.since(now)),
+                reason: waits,
+            }
+        });
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        ElectdStatus {
+            server: self.settings.me.clone(),
+            standing: match self.taking {
+                Taking::Blank => "blank: no reservation; run standin init on a new cluster".into(),
+                Taking::Silent { until } => format!("silent for {} ms more", until.since(now).as_millis()),
+                Taking::Active => "taking part".into(),
+            },
+            maintenance: self.maintenance,
+            witness: self.settings.witness,
+            lease: self.lease,
+            quorum: match self.settings.mode {
+                Mode::Majority => "majority".into(),
+                Mode::None => "none: two masters are possible in a partition".into(),
+            },
+            quorum_need: count(self.quorum()),
+            quorum_have: count(match self.settings.mode {
+                Mode::Majority => self.in_touch(now),
+                Mode::None => 1,
+            }),
+            roster: self.reservation.roster.version,
+            voters: self.reservation.roster.voters.clone(),
+            servers: servers.collect(),
+            virtual_servers: virtual_servers.collect(),
+        }
+    }
+}

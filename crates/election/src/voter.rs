@@ -1,0 +1,186 @@
+//! What a server has promised, and to whom: the safety of the whole rests here (ELECTION R4 to R6, R18).
+
+use protocol::{BootTime, Instance, Number, ServerName, Term};
+use std::{collections::BTreeMap, time::Duration};
+
+/// Most releases remembered for one virtual server.
+const RELEASES_MAX: usize = 64;
+
+/// A promise to `holder`: before `until`, neither vote for nor acknowledge anybody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// To whom.
+    pub holder: ServerName,
+    /// By which beat or call of which instance; `None` after a restart, for any instance.
+    pub by: Option<(Instance, Number)>,
+    /// Until when.
+    pub until: BootTime,
+    /// Until then no release ends it (R20).
+    pub firm_until: Option<BootTime>,
+}
+
+/// One virtual server's votes and promises of this server.
+#[derive(Clone, Debug, Default)]
+pub struct Voter {
+    /// Highest term voted or acknowledged in: the floor told to others. `ack_min` of the rules is the same
+    /// number while electd lives, so it is not kept twice.
+    pub voted: Term,
+    /// The server last promised to, as remembered in the run-dir.
+    pub holder: Option<ServerName>,
+    /// The last promise, also when it has run out.
+    pub promise: Option<Promise>,
+    /// When the last promise that was released would have ended, or was released.
+    pub released_at: BootTime,
+    released: BTreeMap<(ServerName, Instance), Number>,
+}
+
+impl Voter {
+    /// A voter that knows nothing but its floor.
+    pub fn with_floor(voted: Term) -> Self {
+        Self { voted, ..Self::default() }
+    }
+
+    /// R4: may `who` be promised anything now?
+    pub fn free_for(&self, who: &ServerName, now: BootTime) -> bool {
+        self.promise.as_ref().is_none_or(|p| now > p.until || &p.holder == who)
+    }
+
+    /// How long until it is free for everybody.
+    pub fn busy_for(&self, now: BootTime) -> Duration {
+        self.promise.as_ref().map_or(Duration::ZERO, |p| p.until.since(now))
+    }
+
+    /// R5, R14: was this beat or call released, or overtaken by a later one of its instance?
+    pub fn stale(&self, who: &ServerName, instance: Instance, number: Number) -> bool {
+        self.is_released(who, instance, number)
+            || self.promise.as_ref().is_some_and(|p| {
+                &p.holder == who && p.by.is_some_and(|(i, k)| i == instance && number < k)
+            })
+    }
+
+    /// R18: does a release cover this beat or call?
+    pub fn is_released(&self, who: &ServerName, instance: Instance, number: Number) -> bool {
+        self.released.get(&(who.clone(), instance)).is_some_and(|k| number <= *k)
+    }
+
+    /// R5, R6: promise for `lease` from now. Returns whether the memory in the run-dir must be written.
+    pub fn promise(
+        &mut self,
+        who: &ServerName,
+        term: Term,
+        (instance, number): (Instance, Number),
+        now: BootTime,
+        lease: Duration,
+    ) -> bool {
+        let changed = self.voted != term || self.holder.as_ref() != Some(who);
+        self.voted = self.voted.max(term);
+        self.holder = Some(who.clone());
+        let before = self.promise.take().filter(|p| &p.holder == who);
+        let until = before.as_ref().map_or(now + lease, |p| p.until.max(now + lease));
+        let firm_until = before.and_then(|p| p.firm_until);
+        self.promise = Some(Promise { holder: who.clone(), by: Some((instance, number)), until, firm_until });
+        changed
+    }
+
+    /// R18: nothing `who` sent up to `number` counts any more. Comes late, twice or relayed with one effect.
+    pub fn release(&mut self, who: &ServerName, instance: Instance, number: Number, now: BootTime) {
+        let known = self.released.entry((who.clone(), instance)).or_insert(number);
+        *known = number.max(*known);
+        if self.released.len() > RELEASES_MAX {
+            let other = self.released.keys().find(|(s, i)| !(s == who && *i == instance)).cloned();
+            other.map(|key| self.released.remove(&key));
+        }
+        let covered = |p: &Promise| {
+            &p.holder == who
+                && p.by.is_some_and(|(i, k)| i == instance && k <= number)
+                && p.firm_until.is_none_or(|firm| now > firm)
+        };
+        if self.promise.as_ref().is_some_and(covered) {
+            self.end_promise(now);
+        }
+    }
+
+    /// The holder's own word that its gate is shut ends its promise to itself.
+    pub fn end_promise(&mut self, now: BootTime) {
+        if let Some(promise) = self.promise.take() {
+            self.released_at = now.min(promise.until);
+        }
+    }
+
+    /// When the last promise ended or will end.
+    pub fn promise_end(&self) -> BootTime {
+        self.promise.as_ref().map_or(self.released_at, |p| p.until)
+    }
+
+    /// The releases known, to be relayed in a call (R13).
+    pub fn releases(&self) -> impl Iterator<Item = (&ServerName, Instance, Number)> {
+        self.released.iter().map(|((server, instance), number)| (server, *instance, *number))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ServerName {
+        text.parse().unwrap()
+    }
+    const L: Duration = Duration::from_millis(500);
+    const I: Instance = Instance(7);
+
+    fn promised(at: u64) -> Voter {
+        let mut voter = Voter::default();
+        assert!(voter.promise(&name("a"), Term(3), (I, Number(5)), BootTime(at), L));
+        voter
+    }
+
+    #[test]
+    fn a_promise_binds_until_its_last_nanosecond_and_only_against_others() {
+        let voter = promised(1000);
+        let end = BootTime(1000) + L;
+        assert!(!voter.free_for(&name("b"), end));
+        assert!(voter.free_for(&name("b"), end + Duration::from_nanos(1)));
+        assert!(voter.free_for(&name("a"), BootTime(1001)));
+    }
+
+    #[test]
+    fn a_promise_to_the_same_instance_never_shrinks() {
+        let mut voter = promised(1000);
+        assert!(!voter.promise(&name("a"), Term(3), (I, Number(6)), BootTime(1001), Duration::from_millis(1)));
+        assert_eq!(voter.promise_end(), BootTime(1000) + L);
+        assert!(voter.stale(&name("a"), I, Number(5)));
+        assert!(!voter.stale(&name("a"), I, Number(6)));
+        assert!(!voter.stale(&name("a"), Instance(8), Number(1)));
+    }
+
+    #[test]
+    fn a_release_ends_what_it_covers_and_nothing_else() {
+        let mut voter = promised(1000);
+        voter.release(&name("a"), I, Number(4), BootTime(2000));
+        assert!(!voter.free_for(&name("b"), BootTime(2000)), "an older release covers nothing");
+        voter.release(&name("a"), Instance(8), Number(9), BootTime(2000));
+        assert!(!voter.free_for(&name("b"), BootTime(2000)), "another instance's release covers nothing");
+        voter.release(&name("a"), I, Number(5), BootTime(2000));
+        assert!(voter.free_for(&name("b"), BootTime(2000)));
+        assert!(voter.stale(&name("a"), I, Number(5)), "a late copy of what was released is dropped");
+        assert_eq!(voter.voted, Term(3), "a release never touches the floor");
+    }
+
+    #[test]
+    fn a_firm_promise_outlives_a_release() {
+        let mut voter = Voter {
+            promise: Some(Promise {
+                holder: name("a"),
+                by: None,
+                until: BootTime(5000),
+                firm_until: Some(BootTime(5000)),
+            }),
+            ..Voter::default()
+        };
+        voter.promise(&name("a"), Term(1), (I, Number(1)), BootTime(10), Duration::from_nanos(1));
+        voter.release(&name("a"), I, Number(1), BootTime(20));
+        assert!(!voter.free_for(&name("b"), BootTime(4999)));
+        assert!(voter.free_for(&name("b"), BootTime(5001)));
+    }
+}

@@ -1,0 +1,53 @@
+//! What the core is told.
+
+use protocol::{BootTime, ServerName, local::ring::ElectdToHbd};
+use std::{net::IpAddr, time::Duration};
+
+/// What the configuration says to hbd.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This server.
+    pub me: ServerName,
+    /// Its addresses, in the order of the configuration.
+    pub addresses: Vec<IpAddr>,
+    /// Beats that waited longer than this are dropped; hellos into the void keep this distance.
+    pub heartbeat: Duration,
+    /// All other servers.
+    pub peers: Vec<PeerSettings>,
+}
+
+/// One other server.
+#[derive(Clone, Debug)]
+pub struct PeerSettings {
+    /// Its name.
+    pub name: ServerName,
+    /// Its addresses, in the order of the configuration.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// A datagram arrived.
+    Datagram {
+        /// From this address.
+        source: IpAddr,
+        /// At this address of ours.
+        local: IpAddr,
+        /// Its contents.
+        bytes: &'a [u8],
+        /// When the kernel received it.
+        at: BootTime,
+        /// The same by CLOCK_REALTIME, in nanoseconds since 1970.
+        real_ns: u64,
+    },
+    /// A datagram longer than any packet arrived from this address and was not read.
+    TooLong(IpAddr),
+    /// electd wants this sent.
+    Send(ElectdToHbd),
+    /// The time told by `poll_timeout` has come.
+    Timeout {
+        /// Fresh random bits for challenges, never given before.
+        fresh: [u8; 16],
+    },
+}

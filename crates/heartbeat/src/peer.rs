@@ -1,0 +1,291 @@
+//! One other server: its incarnation, its windows, and the challenges between us (ELECTION R26).
+
+use crate::{
+    Path, Refusal,
+    window::{Verdict, Window},
+};
+use protocol::{
+    BootTime, ServerName,
+    local::ring::{Arrival, FourTimes, HbdToDoctord},
+    wire::datagram::{Body, Challenge, Data, Echo, Incarnation, Packet},
+};
+use std::{collections::VecDeque, net::IpAddr, time::Duration};
+
+/// How long one challenge is asked again before a fresh one takes its place.
+const CHALLENGE_LIFE: Duration = Duration::from_secs(2);
+
+/// Hellos of one peer answered in one heartbeat interval.
+const ANSWERS_MAX: u32 = 16;
+
+/// Former incarnations of a peer remembered as such.
+const FORMER_MAX: usize = 16;
+
+/// One other server.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) name: ServerName,
+    pub(crate) paths: Vec<Path>,
+    known: Option<Known>,
+    former: VecDeque<Incarnation>,
+    asking: Option<(Challenge, BootTime)>,
+    settled: Option<Challenge>,
+    hello_due: Option<BootTime>,
+    hello_last: Option<BootTime>,
+    answers: (BootTime, u32),
+    sequence: u64,
+    heard: Vec<Option<BootTime>>,
+}
+
+/// The incarnation that has proved itself and what came of it.
+#[derive(Debug)]
+struct Known {
+    incarnation: Incarnation,
+    window: Window,
+    /// Per path, to tell a copy over a second path from a replay.
+    path_windows: Vec<Window>,
+    echo: Option<Echo>,
+}
+
+/// When and how a datagram arrived.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Receipt {
+    pub(crate) path: usize,
+    pub(crate) at: BootTime,
+    pub(crate) real_ns: u64,
+}
+
+impl Peer {
+    /// A peer nothing is known of; it is to be asked at once.
+    pub(crate) fn new(name: ServerName, paths: Vec<Path>) -> Self {
+        let mut peer = Self {
+            name,
+            paths: Vec::new(),
+            known: None,
+            former: VecDeque::new(),
+            asking: None,
+            settled: None,
+            hello_due: None,
+            hello_last: None,
+            answers: (BootTime(0), 0),
+            sequence: 0,
+            heard: Vec::new(),
+        };
+        peer.set_paths(paths);
+        peer
+    }
+
+    /// Other addresses; who the peer is stays known.
+    pub(crate) fn set_paths(&mut self, paths: Vec<Path>) {
+        if self.paths == paths {
+            return;
+        }
+        self.heard = vec![None; paths.len()];
+        if let Some(known) = &mut self.known {
+            known.path_windows = vec![Window::new(); paths.len()];
+        } else {
+            self.hello_due = (!paths.is_empty()).then_some(BootTime(0));
+        }
+        self.paths = paths;
+    }
+
+    /// By which path a datagram between these addresses came.
+    pub(crate) fn path_of(&self, source: IpAddr, local: IpAddr) -> Option<usize> {
+        let remote = |p: &Path| p.remote == source;
+        let both = self
+            .paths
+            .iter()
+            .position(|p| remote(p) && p.local == local);
+        both.or_else(|| self.paths.iter().position(remote))
+    }
+
+    /// When something authentic and new last arrived over a path.
+    pub(crate) fn heard(&self, path: usize) -> Option<BootTime> {
+        self.heard.get(path).copied().flatten()
+    }
+
+    /// When the next hello is due.
+    pub(crate) fn hello_due(&self) -> Option<BootTime> {
+        self.hello_due
+    }
+
+    /// The hello to send, if one is due. `fresh` becomes the challenge unless an open one is young enough.
+    pub(crate) fn hello(
+        &mut self,
+        now: BootTime,
+        me: Incarnation,
+        heartbeat: Duration,
+        fresh: [u8; 16],
+    ) -> Option<Packet> {
+        self.hello_due.filter(|due| *due <= now)?;
+        let (challenge, made) = match self.asking {
+            Some((challenge, made)) if now.since(made) < CHALLENGE_LIFE => (challenge, made),
+            _ => (Challenge(fresh), now),
+        };
+        self.asking = Some((challenge, made));
+        self.hello_last = Some(now);
+        self.hello_due = self.known.is_none().then_some(now + heartbeat);
+        Some(Packet::Hello {
+            from: me,
+            challenge,
+        })
+    }
+
+    /// The answer to a hello: nothing about the asker is kept, but if it is new to us it will be asked too.
+    pub(crate) fn hello_received(
+        &mut self,
+        now: BootTime,
+        me: Incarnation,
+        heartbeat: Duration,
+        (from, challenge): (Incarnation, Challenge),
+    ) -> Result<Packet, Refusal> {
+        if !self.is_known(from) && !self.former.contains(&from) {
+            self.ask(now, heartbeat);
+        }
+        if now.since(self.answers.0) >= heartbeat {
+            self.answers = (now, 0);
+        }
+        if self.answers.1 >= ANSWERS_MAX {
+            return Err(Refusal::HelloTooOften);
+        }
+        self.answers.1 += 1;
+        Ok(Packet::HelloAnswer {
+            from: me,
+            to: from,
+            challenge,
+        })
+    }
+
+    /// The answer to our challenge. True if it made a new incarnation known.
+    pub(crate) fn answer_received(
+        &mut self,
+        me: Incarnation,
+        (from, to, challenge): (Incarnation, Incarnation, Challenge),
+        receipt: Receipt,
+    ) -> Result<bool, Refusal> {
+        if to != me {
+            return Err(Refusal::FormerReceiver);
+        }
+        if self.settled == Some(challenge) && self.is_known(from) {
+            return Ok(false); // The same hello, answered over another path too.
+        }
+        if self.asking.is_none_or(|(open, _)| open != challenge) {
+            return Err(Refusal::Unasked);
+        }
+        if self.former.contains(&from) {
+            return Err(Refusal::FormerIncarnation);
+        }
+        self.asking = None;
+        self.settled = Some(challenge);
+        self.hello_due = None;
+        self.note_heard(receipt);
+        if self.is_known(from) {
+            return Ok(false);
+        }
+        let fresh = Known {
+            incarnation: from,
+            window: Window::new(),
+            path_windows: vec![Window::new(); self.paths.len()],
+            echo: None,
+        };
+        if let Some(replaced) = self.known.replace(fresh) {
+            self.former.truncate(FORMER_MAX - 1);
+            self.former.push_front(replaced.incarnation);
+        }
+        Ok(true)
+    }
+
+    /// A message: what to tell doctord, or nothing for a copy over another path.
+    pub(crate) fn data_received(
+        &mut self,
+        now: BootTime,
+        me: Incarnation,
+        heartbeat: Duration,
+        data: Data,
+        receipt: Receipt,
+    ) -> Result<Option<HbdToDoctord>, Refusal> {
+        if self.former.contains(&data.from) {
+            return Err(Refusal::FormerIncarnation);
+        }
+        let Some(known) = self.known.as_mut().filter(|k| k.incarnation == data.from) else {
+            self.ask(now, heartbeat);
+            return Err(Refusal::UnknownIncarnation);
+        };
+        if data.to != me {
+            // It missed our restart: our hello makes it ask us.
+            self.ask(now, heartbeat);
+            return Err(Refusal::FormerReceiver);
+        }
+        let newest = data.sequence > known.window.highest();
+        let seen = known.window.note(data.sequence);
+        let seen_here = known
+            .path_windows
+            .get_mut(receipt.path)
+            .map(|w| w.note(data.sequence));
+        match (seen, seen_here) {
+            (Verdict::Below, _) => return Err(Refusal::Stale),
+            (Verdict::Seen, Some(Verdict::New)) => {
+                self.note_heard(receipt);
+                return Ok(None);
+            }
+            (Verdict::Seen, _) => return Err(Refusal::Replayed),
+            (Verdict::New, _) => {}
+        }
+        if newest {
+            known.echo = Some(Echo {
+                sent_ns: data.sent_ns,
+                received_ns: receipt.real_ns,
+            });
+        }
+        self.note_heard(receipt);
+        let arrival = Arrival {
+            from: self.name.clone(),
+            path: self.paths.get(receipt.path).map_or(0, |p| p.number),
+            at: receipt.at,
+            times: data.echo.map(|echo| FourTimes {
+                t1: echo.sent_ns,
+                t2: echo.received_ns,
+                t3: data.sent_ns,
+                t4: receipt.real_ns,
+            }),
+        };
+        Ok(Some(match data.body {
+            Body::Beat(beat) => HbdToDoctord::Beat { arrival, beat },
+            Body::Ack(ack) => HbdToDoctord::Ack { arrival, ack },
+        }))
+    }
+
+    /// The packet for a message, if the peer's incarnation is known.
+    pub(crate) fn data(&mut self, me: Incarnation, body: Body) -> Option<Packet> {
+        let known = self.known.as_ref()?;
+        self.sequence += 1;
+        let (to, echo) = (known.incarnation, known.echo);
+        Some(Packet::Data(Box::new(Data {
+            from: me,
+            to,
+            sequence: self.sequence,
+            sent_ns: 0,
+            echo,
+            body,
+        })))
+    }
+
+    fn is_known(&self, incarnation: Incarnation) -> bool {
+        self.known
+            .as_ref()
+            .is_some_and(|k| k.incarnation == incarnation)
+    }
+
+    /// There is someone to ask: sooner than where nobody is known to be, but not for every packet.
+    fn ask(&mut self, now: BootTime, heartbeat: Duration) {
+        let paced = self
+            .hello_last
+            .map_or(now, |last| (last + heartbeat / 4).max(now));
+        self.hello_due = Some(self.hello_due.map_or(paced, |due| due.min(paced)));
+    }
+
+    fn note_heard(&mut self, receipt: Receipt) {
+        if let Some(heard) = self.heard.get_mut(receipt.path) {
+            *heard = Some(receipt.at);
+        }
+    }
+}

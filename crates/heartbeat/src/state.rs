@@ -1,0 +1,278 @@
+//! The core itself: gives each datagram and each message to the peer it concerns.
+
+use crate::{
+    Input, Output, Path, Refusal, Settings, Transmit,
+    peer::{Peer, Receipt},
+};
+use protocol::{
+    BootTime, ServerName,
+    codec::CodecError,
+    local::{ring::ElectdToHbd, status::PathStatus},
+    seal::{NONCE, Sealer},
+    wire::datagram::{self, Body, Incarnation, Packet},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
+
+/// Most paths to one peer.
+const PATHS_MAX: usize = 16;
+
+/// The core of hbd.
+#[derive(Debug)]
+pub struct Heartbeat {
+    me: ServerName,
+    heartbeat: Duration,
+    sealer: Sealer,
+    incarnation: Incarnation,
+    peers: Vec<Peer>,
+    outputs: VecDeque<Output>,
+    counters: BTreeMap<&'static str, u64>,
+}
+
+impl Heartbeat {
+    /// `incarnation` is random and never given before.
+    pub fn new(settings: Settings, sealer: Sealer, incarnation: Incarnation) -> Self {
+        let mut core = Self {
+            me: settings.me.clone(),
+            heartbeat: settings.heartbeat,
+            sealer,
+            incarnation,
+            peers: Vec::new(),
+            outputs: VecDeque::new(),
+            counters: BTreeMap::new(),
+        };
+        core.configure(settings);
+        core
+    }
+
+    /// Another configuration. Peers that stay by name stay known.
+    pub fn configure(&mut self, settings: Settings) {
+        let mut old = std::mem::take(&mut self.peers);
+        for wanted in settings.peers {
+            let paths = paths(&settings.addresses, &wanted.addresses);
+            self.peers
+                .push(match old.iter().position(|p| p.name == wanted.name) {
+                    Some(at) => {
+                        let mut peer = old.swap_remove(at);
+                        peer.set_paths(paths);
+                        peer
+                    }
+                    None => Peer::new(wanted.name, paths),
+                });
+        }
+        self.me = settings.me;
+        self.heartbeat = settings.heartbeat;
+    }
+
+    /// Other cluster keys.
+    pub fn set_keys(&mut self, sealer: Sealer) {
+        self.sealer = sealer;
+    }
+
+    /// Takes in one thing that happened.
+    pub fn handle(&mut self, now: BootTime, input: Input<'_>) {
+        match input {
+            Input::Datagram {
+                source,
+                local,
+                bytes,
+                at,
+                real_ns,
+            } => match self.datagram(now, (source, local), bytes, (at, real_ns)) {
+                Ok(Some(output)) => self.outputs.push_back(output),
+                Ok(None) => {}
+                Err(why) => self.refuse(source, why),
+            },
+            Input::TooLong(source) => self.refuse(source, Refusal::TooLong),
+            Input::Send(ElectdToHbd::Beat { made, beat }) => {
+                self.send(now, made, None, &Body::Beat(beat));
+            }
+            Input::Send(ElectdToHbd::Ack { made, to, ack }) => {
+                self.send(now, made, Some(&to), &Body::Ack(ack));
+            }
+            Input::Timeout { fresh } => self.hellos(now, fresh),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Timeout`] is wanted.
+    pub fn poll_timeout(&self) -> Option<BootTime> {
+        self.peers.iter().filter_map(Peer::hello_due).min()
+    }
+
+    /// The bytes of a transmission sent now: `nonce` is random and never given before, `real_ns` is
+    /// CLOCK_REALTIME in nanoseconds since 1970.
+    pub fn seal(
+        &self,
+        transmit: &mut Transmit,
+        nonce: [u8; NONCE],
+        real_ns: u64,
+    ) -> Result<Vec<u8>, CodecError> {
+        if let Packet::Data(data) = &mut transmit.packet {
+            data.sent_ns = real_ns;
+        }
+        datagram::seal(
+            &self.sealer,
+            &self.me,
+            &transmit.to,
+            nonce,
+            &transmit.packet,
+        )
+    }
+
+    /// Everything counted, refusals by reason among it.
+    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.counters.iter().map(|(name, n)| (*name, *n))
+    }
+
+    /// Every path to every peer.
+    pub fn paths(&self) -> Vec<PathStatus> {
+        let each = |peer: &Peer| -> Vec<PathStatus> {
+            let status = |(i, path): (usize, &Path)| PathStatus {
+                server: peer.name.clone(),
+                address: path.remote.to_string(),
+                last_heard: peer.heard(i),
+            };
+            peer.paths.iter().enumerate().map(status).collect()
+        };
+        self.peers.iter().flat_map(each).collect()
+    }
+
+    /// Peers without any path: no address of theirs is of the same family as one of ours.
+    pub fn unreachable(&self) -> impl Iterator<Item = &ServerName> {
+        self.peers
+            .iter()
+            .filter(|p| p.paths.is_empty())
+            .map(|p| &p.name)
+    }
+
+    fn datagram(
+        &mut self,
+        now: BootTime,
+        (source, local): (IpAddr, IpAddr),
+        bytes: &[u8],
+        (at, real_ns): (BootTime, u64),
+    ) -> Result<Option<Output>, Refusal> {
+        // Level 1 (DESIGN section 2): the address is listed, or nothing else is looked at.
+        let listed = |peer: &Peer| peer.path_of(source, local);
+        let place = self
+            .peers
+            .iter()
+            .enumerate()
+            .find_map(|(i, p)| Some((i, listed(p)?)));
+        let (index, path) = place.ok_or(Refusal::Unlisted)?;
+        let peer = &mut self.peers[index];
+        // Level 3: the seal.
+        let packet = datagram::open(&self.sealer, &peer.name, &self.me, bytes)
+            .map_err(|e| Refusal::from(&e))?;
+        let receipt = Receipt { path, at, real_ns };
+        let (me, heartbeat) = (self.incarnation, self.heartbeat);
+        Ok(match packet {
+            Packet::Hello { from, challenge } => {
+                let packet = peer.hello_received(now, me, heartbeat, (from, challenge))?;
+                count(&mut self.counters, "hellos_answered");
+                let (to, paths) = (peer.name.clone(), vec![peer.paths[path]]);
+                Some(Output::Transmit(Transmit { to, paths, packet }))
+            }
+            Packet::HelloAnswer {
+                from,
+                to,
+                challenge,
+            } => {
+                let new = peer.answer_received(me, (from, to, challenge), receipt)?;
+                new.then(|| Output::Met(peer.name.clone()))
+            }
+            Packet::Data(data) => match peer.data_received(now, me, heartbeat, *data, receipt)? {
+                Some(message) => {
+                    count(&mut self.counters, "messages_received");
+                    Some(Output::Deliver(message))
+                }
+                None => {
+                    count(&mut self.counters, "duplicates");
+                    None
+                }
+            },
+        })
+    }
+
+    /// Once per path, to one peer or all (ELECTION R3).
+    fn send(&mut self, now: BootTime, made: BootTime, to: Option<&ServerName>, body: &Body) {
+        if now.since(made) > self.heartbeat {
+            return count(&mut self.counters, "unsent_late");
+        }
+        for peer in self
+            .peers
+            .iter_mut()
+            .filter(|p| to.is_none_or(|to| p.name == *to))
+        {
+            match peer.data(self.incarnation, body.clone()) {
+                Some(packet) => {
+                    count(&mut self.counters, "messages_sent");
+                    let (to, paths) = (peer.name.clone(), peer.paths.clone());
+                    self.outputs
+                        .push_back(Output::Transmit(Transmit { to, paths, packet }));
+                }
+                None => count(&mut self.counters, "unsent_unknown_incarnation"),
+            }
+        }
+    }
+
+    fn hellos(&mut self, now: BootTime, fresh: [u8; 16]) {
+        for peer in &mut self.peers {
+            if let Some(packet) = peer.hello(now, self.incarnation, self.heartbeat, fresh) {
+                count(&mut self.counters, "hellos_sent");
+                let (to, paths) = (peer.name.clone(), peer.paths.clone());
+                self.outputs
+                    .push_back(Output::Transmit(Transmit { to, paths, packet }));
+            }
+        }
+    }
+
+    fn refuse(&mut self, source: IpAddr, why: Refusal) {
+        count(&mut self.counters, why.name());
+        self.outputs.push_back(Output::Refused { source, why });
+    }
+}
+
+fn count(counters: &mut BTreeMap<&'static str, u64>, name: &'static str) {
+    *counters.entry(name).or_default() += 1;
+}
+
+/// Path i joins the i-th address of either side. Where one side has fewer, or the families differ, its
+/// first address of the other's family takes part, so that both sides see the same pairs.
+fn paths(ours: &[IpAddr], theirs: &[IpAddr]) -> Vec<Path> {
+    let mut paths: Vec<Path> = Vec::new();
+    for i in 0..ours.len().max(theirs.len()).min(PATHS_MAX) {
+        let pairs = [
+            ours.get(i).and_then(|a| Some((*a, like(*a, theirs, i)?))),
+            theirs.get(i).and_then(|b| Some((like(*b, ours, i)?, *b))),
+        ];
+        for (local, remote) in pairs.into_iter().flatten() {
+            if !paths.iter().any(|p| (p.local, p.remote) == (local, remote)) {
+                paths.push(Path {
+                    number: i as u8,
+                    local,
+                    remote,
+                });
+            }
+        }
+    }
+    paths
+}
+
+/// The address at place `i`, or else the first, of the family of `other`.
+fn like(other: IpAddr, addresses: &[IpAddr], i: usize) -> Option<IpAddr> {
+    let same = |a: &&IpAddr| a.is_ipv4() == other.is_ipv4();
+    addresses
+        .get(i)
+        .filter(same)
+        .or_else(|| addresses.iter().find(same))
+        .copied()
+}

@@ -1,0 +1,205 @@
+//! What a client of the virtual server sees.
+
+use crate::{
+    Error,
+    echo::{self, PORT, PRECEDENCE},
+    net::Host,
+    pace::{self, Ticks},
+};
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+/// No answer (yet).
+const NOBODY: u8 = u8::MAX;
+
+/// Sends one request each millisecond to a virtual address, as any program would: through the kernel's
+/// neighbour cache, knowing nothing of servers.
+pub struct Client {
+    ledger: Arc<Mutex<Ledger>>,
+    paused: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+}
+
+#[derive(Default)]
+struct Ledger {
+    /// When each request was sent.
+    sent: Vec<u64>,
+    /// Who answered it.
+    server: Vec<u8>,
+}
+
+fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
+    ledger.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a client saw in some stretch of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outage {
+    /// Requests sent.
+    pub sent: usize,
+    /// Requests never answered.
+    pub lost: usize,
+    /// The longest time between two answered requests, by when they were sent, with a lost one between them.
+    pub longest: Duration,
+}
+
+impl Client {
+    pub(crate) fn start(
+        host: &Host,
+        address: IpAddr,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self, Error> {
+        let open = || {
+            let any: IpAddr = if address.is_ipv4() {
+                [0; 4].into()
+            } else {
+                [0u16; 8].into()
+            };
+            let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+            socket.connect(SocketAddr::new(address, PORT))?;
+            socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+            std::io::Result::Ok((socket.try_clone()?, socket))
+        };
+        let (sender, receiver) = host
+            .run(open)?
+            .map_err(Error::system("the client's socket"))?;
+        let client = Self {
+            ledger: Arc::default(),
+            paused: Arc::default(),
+            stop: Arc::clone(stop),
+        };
+        let (ledger, paused, stop) = (
+            Arc::clone(&client.ledger),
+            Arc::clone(&client.paused),
+            Arc::clone(stop),
+        );
+        host.thread("client", move || {
+            let _ = daemon::sys::scheduler_fifo(PRECEDENCE);
+            let mut ticks = Ticks::start();
+            while !stop.load(Ordering::Relaxed) {
+                ticks.next();
+                if paused.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let sent = pace::now();
+                let number = {
+                    let mut ledger = lock(&ledger);
+                    ledger.sent.push(sent);
+                    ledger.server.push(NOBODY);
+                    ledger.sent.len() as u64 - 1
+                };
+                let request = echo::request(number, sent);
+                // The first error may be an old one of the network, told late: then nothing was sent.
+                if sender.send(&request).is_err() {
+                    let _ = sender.send(&request);
+                }
+            }
+        })?;
+        let (ledger, stop) = (Arc::clone(&client.ledger), Arc::clone(&client.stop));
+        host.thread("client-in", move || {
+            let _ = daemon::sys::scheduler_fifo(PRECEDENCE);
+            let mut bytes = [0; 64];
+            while !stop.load(Ordering::Relaxed) {
+                let Ok(length) = receiver.recv(&mut bytes) else {
+                    continue;
+                };
+                let Some(answer) = echo::answer(&bytes[..length]) else {
+                    continue;
+                };
+                let slot = usize::try_from(answer.number).unwrap_or(usize::MAX);
+                if let Some(server) = lock(&ledger).server.get_mut(slot) {
+                    *server = answer.server;
+                }
+            }
+        })?;
+        Ok(client)
+    }
+
+    /// Marks this moment, for [`Client::since`].
+    pub fn mark(&self) -> usize {
+        lock(&self.ledger).sent.len()
+    }
+
+    /// What the client saw from the mark until now. Waits a moment for answers under way.
+    pub fn since(&self, mark: usize) -> Outage {
+        let until = self.mark();
+        thread::sleep(Duration::from_millis(50));
+        let ledger = lock(&self.ledger);
+        measure(&ledger.sent[mark..until], &ledger.server[mark..until])
+    }
+
+    /// What the client sees right now: how long ago the last answered request was sent.
+    pub fn silence(&self) -> Duration {
+        let ledger = lock(&self.ledger);
+        let Some(first) = ledger.sent.first() else {
+            return Duration::ZERO;
+        };
+        let last = ledger
+            .server
+            .iter()
+            .rposition(|s| *s != NOBODY)
+            .map_or(first, |at| &ledger.sent[at]);
+        Duration::from_nanos(pace::now().saturating_sub(*last))
+    }
+
+    pub(crate) fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+}
+
+fn measure(sent: &[u64], server: &[u8]) -> Outage {
+    let mut outage = Outage {
+        sent: sent.len(),
+        ..Outage::default()
+    };
+    let Some(mut last) = sent.first().copied() else {
+        return outage;
+    };
+    let mut open = false;
+    for (at, server) in sent.iter().zip(server) {
+        let answered = *server != NOBODY;
+        outage.lost += usize::from(!answered);
+        if open || !answered {
+            outage.longest = outage.longest.max(Duration::from_nanos(at - last));
+        }
+        if answered {
+            last = *at;
+        }
+        open = !answered;
+    }
+    outage
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(answers: &str) -> (usize, u128) {
+        let sent: Vec<u64> = (0..answers.len() as u64)
+            .map(|n| n * pace::PERIOD)
+            .collect();
+        let server: Vec<u8> = answers
+            .bytes()
+            .map(|b| if b == b'.' { NOBODY } else { b - b'a' })
+            .collect();
+        let outage = measure(&sent, &server);
+        (outage.lost, outage.longest.as_millis())
+    }
+
+    #[test]
+    fn an_outage_lasts_from_the_last_answered_request_to_the_next() {
+        assert_eq!(measured("aaaabbbb"), (0, 0));
+        assert_eq!(measured("aaa.bbb"), (1, 2));
+        assert_eq!(measured("aa...b..b"), (5, 4));
+        assert_eq!(measured("..aa"), (2, 2));
+        assert_eq!(measured("aa..."), (3, 3));
+        assert_eq!(measured(""), (0, 0));
+    }
+}

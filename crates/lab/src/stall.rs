@@ -1,0 +1,120 @@
+//! How long this machine stood still, and how to keep it from dozing.
+//!
+//! An idle virtual CPU may be woken milliseconds to seconds late by its host. So while something is measured
+//! every CPU is kept busy at the lowest precedence there is, and a thread of the highest tells how late even it
+//! was woken.
+
+use crate::{Error, pace};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+/// Precedence of the stall meter among real-time threads; the other measuring threads are below, the daemons
+/// further below.
+const METER: i32 = 99;
+
+fn on_every_cpu(
+    stop: &Arc<AtomicBool>,
+    work: impl Fn(&AtomicBool) + Send + Clone + 'static,
+) -> Result<(), Error> {
+    let here =
+        sched_getaffinity(Pid::from_raw(0)).map_err(Error::system("which CPUs there are"))?;
+    for cpu in (0..CpuSet::count()).filter(|cpu| here.is_set(*cpu).unwrap_or(false)) {
+        let (stop, work) = (Arc::clone(stop), work.clone());
+        let run = move || {
+            let mut only = CpuSet::new();
+            // A CPU taken away meanwhile: the thread then runs where it can, which serves as well.
+            let _ = only
+                .set(cpu)
+                .and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
+            work(&stop);
+        };
+        thread::Builder::new()
+            .name(format!("cpu-{cpu}"))
+            .spawn(run)
+            .map_err(Error::system("starting a thread"))?;
+    }
+    Ok(())
+}
+
+/// One thread of highest precedence on each CPU that measures by how much it is woken late.
+pub struct Stalls {
+    worst: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    /// The threads have real-time precedence; without it a busy machine looks like a stalled one.
+    pub realtime: bool,
+}
+
+impl Stalls {
+    /// Starts measuring.
+    pub fn start() -> Result<Self, Error> {
+        let (worst, stop) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let realtime = thread::spawn(|| daemon::sys::scheduler_fifo(METER).is_ok())
+            .join()
+            .unwrap_or(false);
+        let shared = Arc::clone(&worst);
+        on_every_cpu(&stop, move |stop| {
+            let _ = daemon::sys::scheduler_fifo(METER);
+            while !stop.load(Ordering::Relaxed) {
+                let due = pace::now() + pace::PERIOD;
+                pace::sleep_until(due);
+                shared.fetch_max(pace::now().saturating_sub(due), Ordering::Relaxed);
+            }
+        })?;
+        Ok(Self {
+            worst,
+            stop,
+            realtime,
+        })
+    }
+
+    /// The longest stall since this was last asked.
+    pub fn take(&self) -> Duration {
+        Duration::from_nanos(self.worst.swap(0, Ordering::Relaxed))
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Keeps every CPU busy at the lowest precedence, for as long as this lives.
+pub struct Spinners(Arc<AtomicBool>);
+
+impl Spinners {
+    /// Starts one on each CPU.
+    pub fn start() -> Result<Self, Error> {
+        let stop = Arc::new(AtomicBool::new(false));
+        on_every_cpu(&stop, |stop| {
+            // Without that precedence it would take time from the daemons: better none at all.
+            if daemon::sys::scheduler_idle().is_ok() {
+                while !stop.load(Ordering::Relaxed) {
+                    for _ in 0..10_000 {
+                        std::hint::spin_loop();
+                    }
+                }
+            }
+        })?;
+        Ok(Self(stop))
+    }
+}
+
+impl Drop for Spinners {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,512 @@
+//! The kernel's addresses, links and neighbours.
+//!
+//! Questions go through rtnetlink on a runtime of the calling thread's own. Changes go as one datagram of
+//! many messages, which the kernel has carried out when the call returns: rtnetlink's own connection
+//! sends one message, waits for its answer and sends the next. A third socket listens for what others change.
+
+use crate::{Error, arp::Mac, sys};
+use config::VirtualAddress;
+use futures::TryStreamExt;
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv, send},
+};
+use rtnetlink::{
+    AddressMessageBuilder, Handle,
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+        NetlinkPayload,
+    },
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo},
+        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    time::Duration,
+};
+use tokio::runtime::Runtime;
+
+/// Most messages in one datagram. So many refusals still fit into a receive buffer of default size.
+pub(crate) const BATCH: usize = 128;
+
+/// Marks an address as ours (`ip address` shows it as `proto 83`); Linux 5.18 or later.
+pub(crate) const PROTOCOL: u8 = 83;
+
+/// The kernel answers at once; this is for an answer that was lost.
+const ANSWER_MAX: Duration = Duration::from_millis(250);
+const RECEIVE_BUFFER: i32 = 1 << 20;
+
+const NEW_LINK: u16 = 16;
+const DEL_LINK: u16 = 17;
+const DEL_ADDRESS: u16 = 21;
+const GROUP_LINK: u32 = 1;
+const GROUP_IPV4_ADDRESS: u32 = 5;
+const GROUP_IPV6_ADDRESS: u32 = 9;
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    /// None if it is not Ethernet: nothing is announced there.
+    pub(crate) mac: Option<Mac>,
+    pub(crate) up: bool,
+}
+
+/// A neighbour whose MAC address is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    pub(crate) ip: IpAddr,
+    pub(crate) mac: Mac,
+}
+
+/// What others did.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The interface with this number lost this address.
+    Removed(u32, IpAddr),
+    /// An interface is new or has changed.
+    Link(Link),
+    /// The interface with this number and name is gone.
+    Gone(u32, String),
+    /// Some changes were lost.
+    Unknown,
+}
+
+/// How to set an address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    pub(crate) interface: u32,
+    pub(crate) address: VirtualAddress,
+    /// Seconds until the kernel removes it by itself.
+    pub(crate) lifetime: u32,
+    /// Whether to leave the route to the address's network alone (IPv6).
+    pub(crate) no_prefix_route: bool,
+}
+
+pub(crate) struct Netlink {
+    runtime: Runtime,
+    handle: Handle,
+    changes: Socket,
+    monitor: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    pub(crate) fn open() -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(Error::kernel("the runtime for netlink"))?;
+        let handle = connect(&runtime).map_err(Error::kernel("a netlink socket"))?;
+        let (changes, monitor) = sockets().map_err(Error::kernel("a netlink socket"))?;
+        Ok(Self {
+            runtime,
+            handle,
+            changes,
+            monitor,
+            sequence: 0,
+            buffer: vec![0; 64 * 1024],
+        })
+    }
+
+    /// The descriptor that becomes readable when others change something.
+    pub(crate) fn monitor(&self) -> BorrowedFd<'_> {
+        self.monitor.as_fd()
+    }
+
+    /// The interface of this name; none if there is none.
+    pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
+        let handle = self.handle.clone();
+        let name = name.to_owned();
+        let found = self.ask(async move {
+            handle
+                .link()
+                .get()
+                .match_name(name)
+                .execute()
+                .try_next()
+                .await
+        });
+        match found {
+            Ok(link) => Ok(link.as_ref().map(read_link)),
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// All addresses of this machine.
+    pub(crate) fn addresses(&mut self) -> io::Result<Vec<AddressMessage>> {
+        let handle = self.handle.clone();
+        self.ask(async move { handle.address().get().execute().try_collect().await })
+    }
+
+    /// The neighbours that an interface has a MAC address for.
+    pub(crate) fn neighbours(&mut self, interface: u32) -> io::Result<Vec<Neighbour>> {
+        let handle = self.handle.clone();
+        let all: Vec<NeighbourMessage> =
+            self.ask(async move { handle.neighbours().get().execute().try_collect().await })?;
+        let here = all.iter().filter(|n| n.header.ifindex == interface);
+        Ok(here.filter_map(read_neighbour).collect())
+    }
+
+    fn ask<T>(
+        &mut self,
+        question: impl Future<Output = Result<T, rtnetlink::Error>>,
+    ) -> io::Result<T> {
+        let answer = self
+            .runtime
+            .block_on(async { tokio::time::timeout(ANSWER_MAX, question).await });
+        match answer {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(rtnetlink::Error::NetlinkError(e))) => return Err(e.to_io()),
+            _ => {}
+        }
+        // The connection has lost its place. The next question gets a new one.
+        self.handle = connect(&self.runtime)?;
+        Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "no answer from the kernel on the netlink socket",
+        ))
+    }
+
+    /// Adds addresses, or renews the lifetime of those there.
+    pub(crate) fn set(&mut self, settings: &[Setting]) -> io::Result<Vec<(usize, Errno)>> {
+        self.add(settings, NLM_F_REPLACE)
+    }
+
+    /// Adds addresses; those there are refused with EEXIST and left alone.
+    pub(crate) fn add_missing(&mut self, settings: &[Setting]) -> io::Result<Vec<(usize, Errno)>> {
+        self.add(settings, NLM_F_EXCL)
+    }
+
+    fn add(&mut self, settings: &[Setting], flag: u16) -> io::Result<Vec<(usize, Errno)>> {
+        let messages = settings
+            .iter()
+            .map(|s| RouteNetlinkMessage::NewAddress(setting(s)));
+        self.change(messages, NLM_F_CREATE | flag)
+    }
+
+    /// Removes addresses from an interface. Those not there are no refusals.
+    pub(crate) fn remove(
+        &mut self,
+        interface: u32,
+        addresses: &[VirtualAddress],
+    ) -> io::Result<Vec<(usize, Errno)>> {
+        let messages = addresses
+            .iter()
+            .map(|a| RouteNetlinkMessage::DelAddress(address(interface, *a)));
+        self.change_absent_fine(messages)
+    }
+
+    /// Removes addresses as they were listed.
+    pub(crate) fn remove_listed(
+        &mut self,
+        listed: Vec<AddressMessage>,
+    ) -> io::Result<Vec<(usize, Errno)>> {
+        self.change_absent_fine(listed.into_iter().map(RouteNetlinkMessage::DelAddress))
+    }
+
+    /// Removes an interface's neighbour entries for these addresses: the article's ARP method.
+    pub(crate) fn forget_neighbours(
+        &mut self,
+        interface: u32,
+        addresses: &[VirtualAddress],
+    ) -> io::Result<Vec<(usize, Errno)>> {
+        let messages = addresses.iter().map(|a| {
+            let mut message = NeighbourMessage::default();
+            message.header.ifindex = interface;
+            let destination = match a.ip {
+                IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+                IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+            };
+            message.header.family = destination.0;
+            message
+                .attributes
+                .push(NeighbourAttribute::Destination(destination.1));
+            RouteNetlinkMessage::DelNeighbour(message)
+        });
+        self.change_absent_fine(messages)
+    }
+
+    fn change_absent_fine(
+        &mut self,
+        messages: impl Iterator<Item = RouteNetlinkMessage>,
+    ) -> io::Result<Vec<(usize, Errno)>> {
+        let mut refused = self.change(messages, 0)?;
+        let absent = [
+            Errno::EADDRNOTAVAIL,
+            Errno::ENODEV,
+            Errno::ENXIO,
+            Errno::ENOENT,
+            Errno::ESRCH,
+        ];
+        refused.retain(|(_, errno)| !absent.contains(errno));
+        Ok(refused)
+    }
+
+    /// Has the kernel carry out the messages, [`BATCH`] in a datagram. Returns the refused ones by position.
+    fn change(
+        &mut self,
+        messages: impl Iterator<Item = RouteNetlinkMessage>,
+        flags: u16,
+    ) -> io::Result<Vec<(usize, Errno)>> {
+        let mut refused = Vec::new();
+        let (mut from, mut count, mut length) = (0, 0, 0);
+        let mut messages = messages.peekable();
+        while let Some(message) = messages.next() {
+            let last = messages.peek().is_none() || count + 1 == BATCH;
+            let mut message = NetlinkMessage::from(message);
+            message.header.flags = NLM_F_REQUEST | flags | if last { NLM_F_ACK } else { 0 };
+            message.header.sequence_number = self.sequence.wrapping_add(count as u32);
+            message.finalize();
+            let size = message.buffer_len();
+            if self.buffer.len() < length + size {
+                self.buffer.resize(length + size, 0);
+            }
+            message.serialize(&mut self.buffer[length..length + size]);
+            length += size;
+            count += 1;
+            if last {
+                self.exchange(length, count, from, &mut refused)?;
+                from += count;
+                (count, length) = (0, 0);
+            }
+        }
+        Ok(refused)
+    }
+
+    fn exchange(
+        &mut self,
+        length: usize,
+        count: usize,
+        from: usize,
+        refused: &mut Vec<(usize, Errno)>,
+    ) -> io::Result<()> {
+        let first = self.sequence;
+        self.sequence = self.sequence.wrapping_add(count as u32);
+        let fd = self.changes.as_raw_fd();
+        send(fd, &self.buffer[..length], MsgFlags::empty())?;
+        // The kernel has done the work within the call: all answers are waiting.
+        loop {
+            let got = match recv(fd, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(got) => got,
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => {
+                    return Err(io::Error::other(
+                        "the kernel did not confirm a change of addresses",
+                    ));
+                }
+                Err(e) => return Err(e.into()),
+            };
+            for message in split(&self.buffer[..got]) {
+                let NetlinkPayload::Error(e) = message.payload else {
+                    continue;
+                };
+                let place = message.header.sequence_number.wrapping_sub(first) as usize;
+                if place >= count {
+                    continue; // an answer to something earlier
+                }
+                if e.code.is_some() {
+                    refused.push((from + place, Errno::from_raw(-e.raw_code())));
+                }
+                if place == count - 1 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// What others changed since the last call, at most some hundreds of changes.
+    pub(crate) fn changes(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for _ in 0..256 {
+            match recv(
+                self.monitor.as_raw_fd(),
+                &mut self.buffer,
+                MsgFlags::MSG_DONTWAIT,
+            ) {
+                Ok(got) => changes.extend(split(&self.buffer[..got]).filter_map(read_change)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(_) => changes.push(Change::Unknown), // the receive buffer overflowed
+            }
+        }
+        changes
+    }
+}
+
+fn connect(runtime: &Runtime) -> io::Result<Handle> {
+    let _inside = runtime.enter();
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    runtime.spawn(connection);
+    Ok(handle)
+}
+
+fn sockets() -> io::Result<(Socket, Socket)> {
+    let mut changes = Socket::new(NETLINK_ROUTE)?;
+    changes.bind_auto()?;
+    changes.connect(&SocketAddr::new(0, 0))?;
+    changes.set_cap_ack(true)?;
+    changes.set_rx_buf_sz(RECEIVE_BUFFER)?;
+    let mut monitor = Socket::new(NETLINK_ROUTE)?;
+    // Our own additions are reported too, thousands in a second perhaps: they are not even let in.
+    sys::attach_filter(
+        &monitor,
+        &mut sys::netlink_filter(&[NEW_LINK, DEL_LINK, DEL_ADDRESS]),
+    )?;
+    monitor.set_rx_buf_sz(RECEIVE_BUFFER)?;
+    let groups = [GROUP_LINK, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS];
+    monitor.bind(&SocketAddr::new(
+        0,
+        groups.iter().fold(0, |all, g| all | 1 << (g - 1)),
+    ))?;
+    Ok((changes, monitor))
+}
+
+/// The messages of a datagram; what cannot be read is passed over.
+fn split(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> {
+    std::iter::from_fn(move || {
+        loop {
+            let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+            let message = bytes.get(..length).filter(|m| m.len() >= 16)?;
+            bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+            if let Ok(message) = NetlinkMessage::deserialize(message) {
+                return Some(message);
+            }
+        }
+    })
+}
+
+fn read_change(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
+    let NetlinkPayload::InnerMessage(message) = message.payload else {
+        return None;
+    };
+    match message {
+        RouteNetlinkMessage::DelAddress(a) => {
+            ip_of(&a).map(|ip| Change::Removed(a.header.index, ip))
+        }
+        RouteNetlinkMessage::NewLink(link) => Some(Change::Link(read_link(&link))),
+        RouteNetlinkMessage::DelLink(link) => {
+            let link = read_link(&link);
+            Some(Change::Gone(link.index, link.name))
+        }
+        _ => None,
+    }
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(mac)
+                if message.header.link_layer_type == LinkLayerType::Ether =>
+            {
+                link.mac = mac.as_slice().try_into().ok();
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let known = [
+        NeighbourState::Reachable,
+        NeighbourState::Stale,
+        NeighbourState::Delay,
+        NeighbourState::Probe,
+        NeighbourState::Permanent,
+    ];
+    known.contains(&message.header.state).then_some(())?;
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => ip = Some(IpAddr::V4(*a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => {
+                ip = Some(IpAddr::V6(*a))
+            }
+            NeighbourAttribute::LinkLayerAddress(a) => mac = a.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    let unicast = |mac: &Mac| mac[0] & 1 == 0 && *mac != [0; 6];
+    Some(Neighbour {
+        ip: ip.filter(|ip| !ip.is_multicast())?,
+        mac: mac.filter(unicast)?,
+    })
+}
+
+/// The address that a listed address message is about.
+pub(crate) fn ip_of(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    })
+}
+
+/// Whether a listed address was added by standin.
+pub(crate) fn is_ours(message: &AddressMessage) -> bool {
+    message
+        .attributes
+        .contains(&AddressAttribute::Protocol(AddressProtocol::Other(
+            PROTOCOL,
+        )))
+}
+
+fn address(interface: u32, address: VirtualAddress) -> AddressMessage {
+    match address.ip {
+        IpAddr::V4(ip) => AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(interface)
+            .address(ip, address.prefix)
+            .build(),
+        IpAddr::V6(ip) => AddressMessageBuilder::<Ipv6Addr>::new()
+            .index(interface)
+            .address(ip, address.prefix)
+            .build(),
+    }
+}
+
+fn setting(setting: &Setting) -> AddressMessage {
+    let mut message = address(setting.interface, setting.address);
+    let mut life = CacheInfo::default();
+    life.ifa_valid = setting.lifetime;
+    life.ifa_preferred = setting.lifetime;
+    let mut flags = AddressFlags::empty();
+    if setting.address.ip.is_ipv6() {
+        // Never the source of this server's own connections: they would break when the address moves.
+        // (IPv4 takes the interface's first address, and ours comes later.)
+        life.ifa_preferred = 0;
+        flags |= AddressFlags::Nodad;
+        if setting.no_prefix_route {
+            flags |= AddressFlags::Noprefixroute;
+        }
+    }
+    message.attributes.push(AddressAttribute::CacheInfo(life));
+    message.attributes.push(AddressAttribute::Flags(flags));
+    message
+        .attributes
+        .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
+    message
+}

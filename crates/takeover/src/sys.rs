@@ -1,0 +1,210 @@
+//! System calls without a safe form elsewhere: packet sockets, packet filters, scheduling policy.
+
+#![allow(unsafe_code)]
+
+use nix::libc;
+use std::{
+    io,
+    mem::{size_of, zeroed},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+/// One instruction of a classic packet filter.
+pub(crate) type Instruction = libc::sock_filter;
+
+/// Load a byte, load two bytes (big-endian), compare with a constant, end with a constant.
+const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
+const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+
+fn instruction(code: u32, if_true: u8, if_false: u8, k: u32) -> Instruction {
+    Instruction {
+        code: code as u16,
+        jt: if_true,
+        jf: if_false,
+        k,
+    }
+}
+
+/// A filter for IPv6 frames: keeps neighbour solicitations and advertisements.
+pub(crate) fn neighbour_discovery_filter() -> Vec<Instruction> {
+    use crate::ndp::{ADVERTISE, ICMPV6, NEXT_HEADER_AT, SOLICIT, TYPE_AT};
+    vec![
+        instruction(LOAD_BYTE, 0, 0, NEXT_HEADER_AT as u32),
+        instruction(EQUAL, 0, 4, ICMPV6.into()),
+        instruction(LOAD_BYTE, 0, 0, TYPE_AT as u32),
+        instruction(EQUAL, 1, 0, SOLICIT.into()),
+        instruction(EQUAL, 0, 1, ADVERTISE.into()),
+        instruction(RETURN, 0, 0, u32::MAX),
+        instruction(RETURN, 0, 0, 0),
+    ]
+}
+
+/// A filter for netlink: keeps the messages of these types (at most 200).
+pub(crate) fn netlink_filter(types: &[u16]) -> Vec<Instruction> {
+    // The type stands at byte 4 in the machine's own order; the filter reads big-endian.
+    let mut filter = vec![instruction(LOAD_HALF, 0, 0, 4)];
+    for (i, kind) in types.iter().enumerate() {
+        let to_keep = (types.len() - i) as u8;
+        filter.push(instruction(EQUAL, to_keep, 0, kind.to_be().into()));
+    }
+    filter.extend([
+        instruction(RETURN, 0, 0, 0),
+        instruction(RETURN, 0, 0, u32::MAX),
+    ]);
+    filter
+}
+
+/// Lets only what the filter keeps into the socket.
+pub(crate) fn attach_filter(socket: &impl AsRawFd, filter: &mut [Instruction]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: `program` points at `filter`, both outlive the call, and the kernel copies them.
+    done(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    })
+}
+
+/// A socket for whole frames, not blocking.
+#[derive(Debug)]
+pub(crate) struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    /// A socket that only sends.
+    pub(crate) fn sender() -> io::Result<Self> {
+        // SAFETY: no memory is handed over.
+        let fd = unsafe {
+            libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+                0,
+            )
+        };
+        done(fd)?;
+        // SAFETY: the descriptor is open and nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// A socket that receives frames of one EtherType from all interfaces, those the filter keeps.
+    pub(crate) fn receiver(ethertype: u16, mut filter: Vec<Instruction>) -> io::Result<Self> {
+        let socket = Self::sender()?;
+        if !filter.is_empty() {
+            attach_filter(&socket.0, &mut filter)?;
+        }
+        let address = link_address(0, ethertype);
+        // SAFETY: the address is a valid sockaddr_ll of the length given.
+        done(unsafe {
+            libc::bind(
+                socket.0.as_raw_fd(),
+                (&raw const address).cast(),
+                LINK_ADDRESS_LEN,
+            )
+        })?;
+        Ok(socket)
+    }
+
+    /// Sends one frame out of an interface.
+    pub(crate) fn send(&self, interface: u32, ethertype: u16, frame: &[u8]) -> io::Result<()> {
+        let address = link_address(interface, ethertype);
+        // SAFETY: buffer and address are valid for the lengths given.
+        let sent = unsafe {
+            libc::sendto(
+                self.0.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                libc::MSG_DONTWAIT,
+                (&raw const address).cast(),
+                LINK_ADDRESS_LEN,
+            )
+        };
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Receives one frame, cut to the buffer: its length, and the number of the interface; none if
+    /// there is no frame. A frame that this machine sent has interface 0.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, u32)>> {
+        // SAFETY: all-zero bytes are a valid sockaddr_ll.
+        let mut from: libc::sockaddr_ll = unsafe { zeroed() };
+        let mut length = LINK_ADDRESS_LEN;
+        // SAFETY: buffer and address are valid for writes of the lengths given.
+        let got = unsafe {
+            libc::recvfrom(
+                self.0.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                libc::MSG_DONTWAIT,
+                (&raw mut from).cast(),
+                &raw mut length,
+            )
+        };
+        if got < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::WouldBlock {
+                Ok(None)
+            } else {
+                Err(error)
+            };
+        }
+        let own = from.sll_pkttype == libc::PACKET_OUTGOING;
+        Ok(Some((
+            got as usize,
+            if own { 0 } else { from.sll_ifindex as u32 },
+        )))
+    }
+}
+
+impl std::os::fd::AsFd for PacketSocket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+const LINK_ADDRESS_LEN: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+
+fn link_address(interface: u32, ethertype: u16) -> libc::sockaddr_ll {
+    // SAFETY: all-zero bytes are a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = ethertype.to_be();
+    address.sll_ifindex = interface as i32;
+    address
+}
+
+/// Puts the calling thread under SCHED_FIFO; its children start under normal scheduling.
+pub(crate) fn scheduler_fifo(priority: i32) -> io::Result<()> {
+    scheduler(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, priority)
+}
+
+/// Puts the calling thread under normal scheduling.
+pub(crate) fn scheduler_normal() -> io::Result<()> {
+    scheduler(libc::SCHED_OTHER, 0)
+}
+
+fn scheduler(policy: i32, priority: i32) -> io::Result<()> {
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: the parameters are valid; 0 means the calling thread.
+    done(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) })
+}
+
+fn done(result: i32) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,1181 @@
+//! The worker thread. Its round: take commands, guard the deadlines, then everything else in small pieces.
+
+use crate::{
+    AddressSet, Adopted, Error, Event, Shared,
+    arp::{self, Mac},
+    clock::{Timer, now},
+    ndp,
+    netlink::{self, BATCH, Change, Link, Neighbour, Netlink, Setting},
+    sys::{self, PacketSocket},
+};
+use config::VirtualAddress;
+use crossbeam_channel::Receiver;
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::EventFd,
+    },
+};
+use protocol::{BootTime, VirtualServerName};
+use rtnetlink::packet_route::address::AddressMessage;
+use std::{
+    collections::{HashMap, VecDeque},
+    fs, io,
+    net::IpAddr,
+    ops::Range,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
+
+/// When to announce, counted from opening. Switches and hosts may miss or ignore an early one.
+const BURSTS: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+];
+/// The bursts that also ask every known neighbour by itself.
+const UNICAST_BURSTS: [usize; 2] = [0, 2];
+/// Most of these questions in one burst: many neighbours times many addresses.
+const UNICAST_MAX: usize = 20_000;
+
+/// At most so many frames in each window: a switch or a slow host must not drop them.
+const FRAMES_A_WINDOW: usize = 1000;
+const WINDOW: Duration = Duration::from_millis(10);
+/// Most frames sent or read between two looks at the deadlines.
+const FRAMES_A_ROUND: usize = 64;
+
+const RENEWAL: Duration = Duration::from_secs(1);
+/// Removing starts so much earlier for each address (1,000 IPv4 addresses take 7 to 10 ms), but at most
+/// so much: a short lease must have something left.
+const REMOVAL_PER_ADDRESS: Duration = Duration::from_micros(10);
+const REMOVAL_MAX: Duration = Duration::from_millis(10);
+/// Adding or renewing an IPv6 address costs the kernel time in proportion to the groups that the interface
+/// has joined, one for each address there: about a microsecond each (`ipv6_mc_up`). With more addresses
+/// than this, batches get smaller and renewals rarer, so that neither deadlines nor the processor suffer.
+const IPV6_CHEAP: usize = 64;
+
+const RETRY_OPEN: Duration = Duration::from_millis(200);
+const RETRY_CLOSE: Duration = Duration::from_millis(10);
+const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
+const PROBES: u32 = 3;
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What the handle asks for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A deadline has changed.
+    Look,
+    Shut(VirtualServerName),
+    Announce(VirtualServerName),
+    Probe(VirtualServerName),
+    Replace(Vec<(AddressSet, Arc<Shared>)>),
+    Stop,
+}
+
+/// Where the addresses of a set are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// None is there.
+    Shut,
+    /// The deadline is ahead but the interface or the kernel would not have them; some may be there.
+    Wanted,
+    /// All are there, or just being added.
+    Open,
+    /// Being removed, or not yet read back as gone.
+    Closing,
+}
+
+#[derive(Debug)]
+struct Probe {
+    left: u32,
+    next: BootTime,
+}
+
+struct Set {
+    v: VirtualServerName,
+    interface: String,
+    addresses: Vec<VirtualAddress>,
+    shared: Arc<Shared>,
+    phase: Phase,
+    /// Each opening has its own number, so that a step can see that it was overtaken.
+    generation: u64,
+    link: Option<Link>,
+    /// Whether IPv6 leaves the prefix route alone, by address.
+    no_prefix_route: Vec<bool>,
+    failed: Option<String>,
+    retry_at: BootTime,
+    lapsed: bool,
+    shut_asked: bool,
+    /// No longer configured: forgotten once shut.
+    retired: bool,
+    announced_from: BootTime,
+    next_burst: usize,
+    renew_at: BootTime,
+    renewed: usize,
+    claims: HashMap<IpAddr, BootTime>,
+    probe: Option<Probe>,
+}
+
+impl Set {
+    fn new(set: AddressSet, shared: Arc<Shared>) -> Self {
+        Self {
+            v: set.virtual_server,
+            interface: set.interface,
+            addresses: set.addresses,
+            shared,
+            phase: Phase::Shut,
+            generation: 0,
+            link: None,
+            no_prefix_route: Vec::new(),
+            failed: None,
+            retry_at: BootTime(0),
+            lapsed: false,
+            shut_asked: false,
+            retired: false,
+            announced_from: BootTime(0),
+            next_burst: BURSTS.len(),
+            renew_at: BootTime(0),
+            renewed: 0,
+            claims: HashMap::new(),
+            probe: None,
+        }
+    }
+
+    fn deadline(&self) -> BootTime {
+        BootTime(self.shared.deadline.load(SeqCst))
+    }
+
+    /// When removing must begin so that it has ended by the deadline.
+    fn last_call(&self) -> BootTime {
+        self.deadline() - (REMOVAL_PER_ADDRESS * self.addresses.len() as u32).min(REMOVAL_MAX)
+    }
+
+    /// How many addresses to add or renew between two looks at the deadlines.
+    fn batch(&self) -> usize {
+        match self.ipv6_count() {
+            n if n <= IPV6_CHEAP => BATCH,
+            n => (2048 / n).max(1),
+        }
+    }
+
+    /// How often to renew lifetimes: every second unless that would cost more than some percent of a processor.
+    fn renewal(&self) -> Duration {
+        let times = self.ipv6_count() / IPV6_CHEAP;
+        RENEWAL * u32::try_from((times * times).max(1)).unwrap_or(u32::MAX)
+    }
+
+    fn ipv6_count(&self) -> usize {
+        self.addresses.iter().filter(|a| a.ip.is_ipv6()).count()
+    }
+
+    /// Seconds for the kernel: longer than the next renewal, and than the lease.
+    fn lifetime(&self, now: BootTime) -> u32 {
+        let ahead = self.deadline().since(now).max(self.renewal());
+        u32::try_from(ahead.as_secs_f64().ceil() as u64 * 2).unwrap_or(u32::MAX - 1)
+    }
+
+    fn settings(&self, link: &Link, range: Range<usize>) -> Vec<Setting> {
+        let lifetime = self.lifetime(now());
+        range
+            .map(|i| Setting {
+                interface: link.index,
+                address: self.addresses[i],
+                lifetime,
+                no_prefix_route: self.no_prefix_route.get(i).copied().unwrap_or(false),
+            })
+            .collect()
+    }
+
+    fn next_burst_at(&self) -> Option<BootTime> {
+        (self.phase == Phase::Open).then_some(())?;
+        BURSTS
+            .get(self.next_burst)
+            .map(|after| self.announced_from + *after)
+    }
+
+    /// The next time something is to be done; none if only a command, a frame or a change can bring work.
+    fn due(&self) -> Option<BootTime> {
+        let guard = match self.phase {
+            Phase::Shut => None,
+            Phase::Wanted => Some(self.last_call().min(self.retry_at)),
+            Phase::Open => Some(self.last_call().min(self.renew_at)),
+            Phase::Closing => Some(self.retry_at),
+        };
+        let probe = self.probe.as_ref().map(|p| p.next);
+        [guard, probe, self.next_burst_at()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether a listed address is one of this set's, where it should not be left.
+    fn left_over(&self, listed: &AddressMessage) -> bool {
+        let here = self
+            .link
+            .as_ref()
+            .is_some_and(|l| l.index == listed.header.index);
+        (here || netlink::is_ours(listed))
+            && netlink::ip_of(listed).is_some_and(|ip| self.addresses.iter().any(|a| a.ip == ip))
+    }
+}
+
+struct Frame {
+    generation: u64,
+    interface: u32,
+    ethertype: u16,
+    bytes: Vec<u8>,
+}
+
+/// The round stops the process if it panics: nobody would guard the addresses, and a restarted electd can.
+struct Abort;
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+pub(crate) struct Worker {
+    sets: Vec<Set>,
+    /// The place in `sets` of each address.
+    owner: HashMap<IpAddr, usize>,
+    commands: Receiver<Command>,
+    waker: Arc<EventFd>,
+    emit: Box<dyn Fn(Event) + Send>,
+    netlink: Netlink,
+    timer: Timer,
+    epoll: Epoll,
+    sender: PacketSocket,
+    arp: PacketSocket,
+    /// Only while there is an IPv6 address.
+    nd: Option<PacketSocket>,
+    queue: VecDeque<Frame>,
+    window_from: BootTime,
+    window_sent: usize,
+    generations: u64,
+}
+
+impl Worker {
+    pub(crate) fn start(
+        sets: Vec<(AddressSet, Arc<Shared>)>,
+        commands: Receiver<Command>,
+        waker: Arc<EventFd>,
+        emit: Box<dyn Fn(Event) + Send>,
+    ) -> Result<(Self, Vec<Adopted>), Error> {
+        let needs = "a packet socket (CAP_NET_RAW is needed)";
+        let mut worker = Self {
+            sets: sets
+                .into_iter()
+                .map(|(set, shared)| Set::new(set, shared))
+                .collect(),
+            owner: HashMap::new(),
+            commands,
+            waker,
+            emit,
+            netlink: Netlink::open()?,
+            timer: Timer::new()?,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+                .map_err(|e| Error::kernel("an epoll descriptor")(e.into()))?,
+            sender: PacketSocket::sender().map_err(Error::kernel(needs))?,
+            arp: PacketSocket::receiver(arp::ETHERTYPE, Vec::new())
+                .map_err(Error::kernel(needs))?,
+            nd: None,
+            queue: VecDeque::new(),
+            window_from: BootTime(0),
+            window_sent: 0,
+            generations: 0,
+        };
+        worker
+            .watch()
+            .map_err(|e| Error::kernel("an epoll descriptor")(e.into()))?;
+        worker.index();
+        worker.listen_nd().map_err(Error::kernel(needs))?;
+        let mut adopted = Vec::new();
+        for i in 0..worker.sets.len() {
+            adopted.extend(worker.adopt_or_sweep(i).map_err(Error::LeftOver)?);
+        }
+        Ok((worker, adopted))
+    }
+
+    pub(crate) fn run(mut self) {
+        let _abort = Abort;
+        while self.take_commands() {
+            self.guard();
+            self.retry();
+            self.notice();
+            self.hear();
+            let renewing = self.renew();
+            let speaking = self.speak();
+            self.wait(renewing || speaking);
+        }
+    }
+
+    // ---- the deadlines
+
+    /// Begins to remove the addresses whose time has come. Called between any two pieces of work.
+    fn guard(&mut self) {
+        for i in 0..self.sets.len() {
+            let set = &mut self.sets[i];
+            let guarded = matches!(set.phase, Phase::Wanted | Phase::Open);
+            if !guarded || now() < set.last_call() {
+                continue;
+            }
+            set.shared.present.store(false, SeqCst);
+            if now() < set.last_call() {
+                // Extended in this very moment, by somebody who thought that they were there.
+                set.shared.present.store(set.phase == Phase::Open, SeqCst);
+                continue;
+            }
+            // With deadline 0 a command to shut is under way, and will have its own event.
+            set.lapsed = set.deadline() != BootTime(0);
+            self.close(i);
+        }
+    }
+
+    /// Removes all addresses of a set and reads back. Ceasing is becoming in reverse: gate first.
+    fn close(&mut self, i: usize) {
+        // [The kernel gate shuts here, before anything else.]
+        let set = &mut self.sets[i];
+        set.shared.present.store(false, SeqCst);
+        let was_open = matches!(set.phase, Phase::Wanted | Phase::Open);
+        set.phase = Phase::Closing;
+        set.next_burst = BURSTS.len();
+        let mut result = Ok(());
+        if was_open && let Some(link) = &set.link {
+            // In reverse: with the first address of a network the kernel would drop or move the others.
+            let reversed: Vec<_> = set.addresses.iter().rev().copied().collect();
+            result = self
+                .netlink
+                .remove(link.index, &reversed)
+                .map(drop)
+                .map_err(|e| e.to_string());
+        }
+        self.forget_frames(i);
+        // Reading back tells more than the answers to the removal.
+        match self.sweep(i).or_else(|e| result.and(Err(e))) {
+            Ok(()) => self.closed(i),
+            Err(what) => {
+                self.sets[i].retry_at = now() + RETRY_CLOSE;
+                self.fail(i, format!("cannot remove addresses: {what}"));
+            }
+        }
+    }
+
+    fn closed(&mut self, i: usize) {
+        let set = &mut self.sets[i];
+        set.phase = Phase::Shut;
+        set.failed = None;
+        set.retry_at = BootTime(0);
+        let v = set.v.clone();
+        if std::mem::take(&mut set.lapsed) {
+            (self.emit)(Event::Lapsed { v: v.clone() });
+        }
+        if std::mem::take(&mut self.sets[i].shut_asked) {
+            (self.emit)(Event::Shut { v });
+        }
+    }
+
+    /// Removes every address of the set that is listed, until none is.
+    fn sweep(&mut self, i: usize) -> Result<(), String> {
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            let set = &mut self.sets[i];
+            set.link = self
+                .netlink
+                .link(&set.interface)
+                .map_err(|e| e.to_string())?;
+            found = self.netlink.addresses().map_err(|e| e.to_string())?;
+            found.retain(|listed| set.left_over(listed));
+            if found.is_empty() {
+                return Ok(());
+            }
+            let mut listed = found.clone();
+            listed.reverse();
+            self.netlink
+                .remove_listed(listed)
+                .map_err(|e| e.to_string())?;
+        }
+        let ips: Vec<String> = found
+            .iter()
+            .filter_map(netlink::ip_of)
+            .map(|ip| ip.to_string())
+            .collect();
+        Err(format!(
+            "{} still on {}",
+            ips.join(", "),
+            self.sets[i].interface
+        ))
+    }
+
+    fn adopt_or_sweep(&mut self, i: usize) -> Result<Option<Adopted>, String> {
+        let set = &mut self.sets[i];
+        set.link = self
+            .netlink
+            .link(&set.interface)
+            .map_err(|e| e.to_string())?;
+        let noted = set
+            .shared
+            .file
+            .as_ref()
+            .and_then(|f| f.read())
+            .filter(|d| now() < *d);
+        if let (Some(deadline), Some(link)) = (noted, &set.link) {
+            let listed = self.netlink.addresses().map_err(|e| e.to_string())?;
+            let here = |a: &VirtualAddress| {
+                listed
+                    .iter()
+                    .any(|l| l.header.index == link.index && netlink::ip_of(l) == Some(a.ip))
+            };
+            if set.addresses.iter().any(here) {
+                set.no_prefix_route = prefix_route_is_anothers(&set.addresses, link, &listed);
+                set.shared.deadline.store(deadline.0, SeqCst);
+                set.shared.present.store(true, SeqCst);
+                set.phase = Phase::Open;
+                // Renewed at once: their lifetime may be near its end, and one may be missing.
+                set.renew_at = BootTime(0);
+                self.generations += 1;
+                set.generation = self.generations;
+                return Ok(Some(Adopted {
+                    virtual_server: set.v.clone(),
+                    deadline,
+                }));
+            }
+        }
+        self.sweep(i)?;
+        Ok(None)
+    }
+
+    // ---- opening
+
+    /// Opens what is to be open and was not possible before, closes what could not be closed before.
+    fn retry(&mut self) {
+        for i in 0..self.sets.len() {
+            let set = &self.sets[i];
+            if now() < set.retry_at {
+                continue;
+            }
+            if set.phase == Phase::Closing {
+                self.close(i);
+            }
+            let set = &self.sets[i];
+            if matches!(set.phase, Phase::Shut | Phase::Wanted) && now() < set.last_call() {
+                self.open(i);
+            }
+        }
+        if self
+            .sets
+            .iter()
+            .any(|s| s.retired && s.phase == Phase::Shut)
+        {
+            self.sets.retain(|s| !(s.retired && s.phase == Phase::Shut));
+            self.index();
+        }
+    }
+
+    /// Becoming master, in the order of the steps.
+    fn open(&mut self, i: usize) {
+        let link = match self.usable_link(i) {
+            Ok(link) => link,
+            Err(what) => return self.open_failed(i, what),
+        };
+        // 1. [The kernel gate is attached here, shut, before any address is there.]
+
+        // 2. Addresses.
+        let Some(generation) = self.add_all(i, &link) else {
+            return;
+        };
+
+        // 3. Announce: broadcast, then forget our own view of them, then each neighbour by itself.
+        let set = &mut self.sets[i];
+        set.announced_from = now();
+        set.next_burst = 0;
+        self.speak();
+        let set = &self.sets[i];
+        if set.generation == generation
+            && let Err(e) = self.netlink.forget_neighbours(link.index, &set.addresses)
+        {
+            log::warn!(
+                "{}: cannot remove own neighbour entries on {}: {e}",
+                set.v,
+                link.name
+            );
+        }
+
+        // 4. [The kernel gate opens here: ARP and ND before step 3, traffic last.]
+
+        self.guard();
+        let set = &mut self.sets[i];
+        if set.generation == generation {
+            set.failed = None;
+            let v = set.v.clone();
+            (self.emit)(Event::Opened { v });
+        }
+    }
+
+    fn usable_link(&mut self, i: usize) -> Result<Link, String> {
+        let set = &mut self.sets[i];
+        let name = &set.interface;
+        let found = self
+            .netlink
+            .link(name)
+            .map_err(|e| format!("cannot look up interface {name}: {e}"))?;
+        set.link.clone_from(&found);
+        match found {
+            None => Err(format!("interface {name} does not exist; waiting for it")),
+            Some(link) if !link.up => Err(format!(
+                "interface {name} is down; waiting for it (ip link set {name} up)"
+            )),
+            Some(link) => Ok(link),
+        }
+    }
+
+    /// Adds the addresses; none if that failed, or the deadline passed meanwhile.
+    fn add_all(&mut self, i: usize, link: &Link) -> Option<u64> {
+        self.generations += 1;
+        let generation = self.generations;
+        let set = &mut self.sets[i];
+        set.generation = generation;
+        set.phase = Phase::Open;
+        set.renewed = 0;
+        set.renew_at = now() + set.renewal();
+        let has = |v6: bool| set.addresses.iter().any(|a| a.ip.is_ipv6() == v6);
+        if has(false) {
+            keep_secondaries(&link.name);
+        }
+        if has(true) {
+            // Without the list we would share the route: no reason not to open.
+            let listed = self.netlink.addresses().unwrap_or_default();
+            set.no_prefix_route = prefix_route_is_anothers(&set.addresses, link, &listed);
+        }
+        let mut from = 0;
+        while from < self.sets[i].addresses.len() {
+            let set = &self.sets[i];
+            let to = (from + set.batch()).min(set.addresses.len());
+            let settings = set.settings(link, from..to);
+            if let Some(what) = refusal(link, &settings, self.netlink.set(&settings)) {
+                self.open_failed(i, what);
+                return None;
+            }
+            from = to;
+            self.guard();
+            if self.sets[i].generation != generation {
+                return None;
+            }
+        }
+        self.sets[i].shared.present.store(true, SeqCst);
+        Some(generation)
+    }
+
+    fn open_failed(&mut self, i: usize, what: String) {
+        let set = &mut self.sets[i];
+        set.shared.present.store(false, SeqCst);
+        set.phase = Phase::Wanted;
+        set.next_burst = BURSTS.len();
+        set.retry_at = now() + RETRY_OPEN;
+        self.forget_frames(i);
+        self.fail(i, what);
+    }
+
+    /// Ends an opening: none of its frames is sent any more.
+    fn forget_frames(&mut self, i: usize) {
+        let ended = std::mem::take(&mut self.sets[i].generation);
+        if ended != 0 {
+            self.queue.retain(|frame| frame.generation != ended);
+        }
+    }
+
+    fn fail(&mut self, i: usize, what: String) {
+        let set = &mut self.sets[i];
+        if set.failed.as_ref() != Some(&what) {
+            set.failed = Some(what.clone());
+            let v = set.v.clone();
+            (self.emit)(Event::Failed { v, what });
+        }
+    }
+
+    /// Renews kernel lifetimes, one batch in a round. Whether there is more to renew now.
+    fn renew(&mut self) -> bool {
+        let Some(i) = self
+            .sets
+            .iter()
+            .position(|s| s.phase == Phase::Open && s.renew_at <= now())
+        else {
+            return false;
+        };
+        let set = &mut self.sets[i];
+        let Some(link) = set.link.clone() else {
+            return false;
+        };
+        let range = set.renewed..(set.renewed + set.batch()).min(set.addresses.len());
+        set.renewed = range.end;
+        let settings = set.settings(&link, range.clone());
+        if range.end == set.addresses.len() {
+            set.renewed = 0;
+            set.renew_at = now() + set.renewal();
+        }
+        if let Some(what) = refusal(&link, &settings, self.netlink.set(&settings)) {
+            self.open_failed(i, what);
+        }
+        true
+    }
+
+    // ---- what others do
+
+    fn notice(&mut self) {
+        let mut removed: HashMap<usize, Vec<VirtualAddress>> = HashMap::new();
+        for change in self.netlink.changes() {
+            match change {
+                Change::Removed(interface, ip) => {
+                    let Some(&i) = self.owner.get(&ip) else {
+                        continue;
+                    };
+                    let set = &self.sets[i];
+                    let here = set.link.as_ref().is_some_and(|l| l.index == interface);
+                    if here && set.phase == Phase::Open {
+                        removed
+                            .entry(i)
+                            .or_default()
+                            .extend(set.addresses.iter().find(|a| a.ip == ip));
+                    }
+                }
+                Change::Link(link) => self.link_changed(&link),
+                Change::Gone(index, name) => {
+                    for i in self.open_on(index) {
+                        self.sets[i].link = None;
+                        self.open_failed(
+                            i,
+                            format!("interface {name} does not exist; waiting for it"),
+                        );
+                    }
+                }
+                Change::Unknown => {
+                    let open = |s: &&Set| s.phase == Phase::Open;
+                    for (i, set) in self.sets.iter().enumerate().filter(|(_, s)| open(s)) {
+                        removed.insert(i, set.addresses.clone());
+                    }
+                    for set in &mut self.sets {
+                        set.retry_at = BootTime(0);
+                    }
+                }
+            }
+        }
+        for (i, addresses) in removed {
+            self.guard();
+            self.restore(i, &addresses);
+        }
+    }
+
+    fn open_on(&self, interface: u32) -> Vec<usize> {
+        let on = |s: &Set| {
+            s.phase == Phase::Open && s.link.as_ref().is_some_and(|l| l.index == interface)
+        };
+        (0..self.sets.len())
+            .filter(|i| on(&self.sets[*i]))
+            .collect()
+    }
+
+    fn link_changed(&mut self, link: &Link) {
+        for i in self.open_on(link.index) {
+            let set = &mut self.sets[i];
+            let new_mac = set.link.as_ref().is_some_and(|l| l.mac != link.mac);
+            set.link = Some(link.clone());
+            if !link.up {
+                let name = &link.name;
+                self.open_failed(
+                    i,
+                    format!("interface {name} is down; waiting for it (ip link set {name} up)"),
+                );
+            } else if new_mac {
+                set.announced_from = now();
+                set.next_burst = 0;
+            }
+        }
+        for set in self
+            .sets
+            .iter_mut()
+            .filter(|s| s.phase == Phase::Wanted && s.interface == link.name)
+        {
+            if link.up {
+                set.retry_at = BootTime(0);
+            }
+        }
+    }
+
+    /// Puts back the addresses that are really missing: some of our own removals may have been reported late.
+    fn restore(&mut self, i: usize, addresses: &[VirtualAddress]) {
+        let set = &self.sets[i];
+        let (Phase::Open, Some(link)) = (set.phase, set.link.clone()) else {
+            return;
+        };
+        let places = (0..set.addresses.len()).filter(|n| addresses.contains(&set.addresses[*n]));
+        let settings: Vec<Setting> = places.flat_map(|n| set.settings(&link, n..n + 1)).collect();
+        let mut answers = self.netlink.add_missing(&settings);
+        let mut there = Vec::new();
+        if let Ok(refused) = &mut answers {
+            there = refused
+                .extract_if(.., |(_, e)| *e == Errno::EEXIST)
+                .map(|(n, _)| n)
+                .collect();
+        }
+        if let Some(what) = refusal(&link, &settings, answers) {
+            return self.open_failed(i, what);
+        }
+        let restored: Vec<VirtualAddress> = (0..settings.len())
+            .filter(|n| !there.contains(n))
+            .map(|n| settings[n].address)
+            .collect();
+        let Some(first) = restored.first() else {
+            return;
+        };
+        for address in &restored {
+            self.announce_one(i, address.ip);
+        }
+        let more = match restored.len() {
+            1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        let what = format!(
+            "{first}{more} had been removed from {} by another program",
+            link.name
+        );
+        let v = self.sets[i].v.clone();
+        (self.emit)(Event::Restored { v, what });
+    }
+
+    // ---- frames
+
+    /// Reads what others say about our addresses.
+    fn hear(&mut self) {
+        let mut buffer = [0; 256];
+        for _ in 0..FRAMES_A_ROUND {
+            match self.arp.receive(&mut buffer) {
+                Ok(Some((length, interface))) => {
+                    if let Some(heard) = arp::parse(&buffer[..length]) {
+                        self.claimed(interface, heard.sender.into(), heard.sender_mac);
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => {} // an interface went down: told elsewhere
+            }
+        }
+        for _ in 0..FRAMES_A_ROUND {
+            match self.nd.as_ref().map(|nd| nd.receive(&mut buffer)) {
+                Some(Ok(Some((length, interface)))) => {
+                    if let Some((ip, mac)) = ndp::parse_claim(&buffer[..length]) {
+                        self.claimed(interface, ip.into(), mac);
+                    }
+                }
+                None | Some(Ok(None)) => break,
+                Some(Err(_)) => {}
+            }
+        }
+    }
+
+    fn claimed(&mut self, interface: u32, ip: IpAddr, mac: Mac) {
+        let Some(&i) = self.owner.get(&ip) else {
+            return;
+        };
+        let set = &mut self.sets[i];
+        if !set
+            .link
+            .as_ref()
+            .is_some_and(|l| l.index == interface && l.mac != Some(mac))
+        {
+            return;
+        }
+        let v = set.v.clone();
+        if set.probe.take().is_some() {
+            (self.emit)(Event::Probed {
+                v: v.clone(),
+                answered_by: Some(mac),
+            });
+        }
+        if self.sets[i].phase != Phase::Open {
+            return;
+        }
+        let told = self.sets[i].claims.entry(ip).or_default();
+        if *told != BootTime(0) && now().since(*told) < CLAIM_INTERVAL {
+            return;
+        }
+        *told = now();
+        self.announce_one(i, ip);
+        (self.emit)(Event::ForeignClaim { v, mac });
+    }
+
+    fn announce_one(&mut self, i: usize, ip: IpAddr) {
+        let set = &self.sets[i];
+        let Some((link, mac)) = set.link.as_ref().and_then(|l| Some((l, l.mac?))) else {
+            return;
+        };
+        self.queue.push_back(announcement(
+            set.generation,
+            link.index,
+            mac,
+            ip,
+            is_router(&link.name),
+        ));
+    }
+
+    /// Queues what is due and sends a piece of the queue. Whether there is more to send now.
+    fn speak(&mut self) -> bool {
+        for i in 0..self.sets.len() {
+            if self.sets[i].next_burst_at().is_some_and(|at| at <= now()) {
+                self.queue_burst(i);
+            }
+            if self.sets[i].probe.as_ref().is_some_and(|p| p.next <= now()) {
+                self.probe_on(i);
+            }
+        }
+        self.send_some()
+    }
+
+    fn queue_burst(&mut self, i: usize) {
+        let set = &mut self.sets[i];
+        let burst = set.next_burst;
+        // Late ones are made up for by one.
+        while set.next_burst_at().is_some_and(|at| at <= now()) {
+            set.next_burst += 1;
+        }
+        let Some((link, mac)) = set.link.as_ref().and_then(|l| Some((l, l.mac?))) else {
+            return;
+        };
+        let router = is_router(&link.name);
+        let own = set.addresses.iter().map(|a| a.ip);
+        self.queue
+            .extend(own.map(|ip| announcement(set.generation, link.index, mac, ip, router)));
+        if UNICAST_BURSTS.contains(&burst) {
+            let index = link.index;
+            self.send_some(); // the broadcast need not wait for the list
+            match self.netlink.neighbours(index) {
+                Ok(neighbours) => self.queue_unicast(i, index, mac, &neighbours),
+                Err(e) => log::warn!("cannot list neighbours: {e}"),
+            }
+        }
+    }
+
+    fn queue_unicast(&mut self, i: usize, interface: u32, mac: Mac, neighbours: &[Neighbour]) {
+        let set = &self.sets[i];
+        let others = neighbours
+            .iter()
+            .filter(|n| !self.owner.contains_key(&n.ip));
+        let pairs = others.flat_map(|n| set.addresses.iter().map(move |a| (a.ip, n)));
+        let generation = set.generation;
+        let frames = pairs.filter_map(|(own, n)| {
+            let (ethertype, bytes) = match (own, n.ip) {
+                (IpAddr::V4(own), IpAddr::V4(ip)) => {
+                    (arp::ETHERTYPE, arp::unicast(mac, own, n.mac, ip))
+                }
+                (IpAddr::V6(own), IpAddr::V6(ip)) => {
+                    (ndp::ETHERTYPE, ndp::unicast(mac, own, n.mac, ip))
+                }
+                _ => return None,
+            };
+            Some(Frame {
+                generation,
+                interface,
+                ethertype,
+                bytes,
+            })
+        });
+        self.queue.extend(frames.take(UNICAST_MAX));
+    }
+
+    fn send_some(&mut self) -> bool {
+        if now().since(self.window_from) >= WINDOW {
+            self.window_from = now();
+            self.window_sent = 0;
+        }
+        let quota = FRAMES_A_ROUND.min(FRAMES_A_WINDOW - self.window_sent);
+        for _ in 0..quota {
+            let Some(frame) = self.queue.front() else {
+                return false;
+            };
+            let sent = self
+                .sender
+                .send(frame.interface, frame.ethertype, &frame.bytes);
+            let full = |e: &io::Error| {
+                e.kind() == io::ErrorKind::WouldBlock
+                    || e.raw_os_error() == Some(nix::libc::ENOBUFS)
+            };
+            self.window_sent += 1;
+            if sent.as_ref().is_err_and(full) {
+                self.window_sent = FRAMES_A_WINDOW; // the next window tries it again
+                break;
+            }
+            // Other errors mean that the interface is gone or down: told elsewhere.
+            self.queue.pop_front();
+        }
+        !self.queue.is_empty() && self.window_sent < FRAMES_A_WINDOW
+    }
+
+    // ---- probing
+
+    fn probe_on(&mut self, i: usize) {
+        let set = &mut self.sets[i];
+        let v = set.v.clone();
+        let Some(probe) = &mut set.probe else { return };
+        if probe.left == 0 {
+            set.probe = None;
+            return (self.emit)(Event::Probed {
+                v,
+                answered_by: None,
+            });
+        }
+        if probe.left == PROBES
+            && let Err(what) = self.usable_link(i)
+        {
+            self.sets[i].probe = None;
+            return (self.emit)(Event::Failed { v, what });
+        }
+        let set = &mut self.sets[i];
+        if let Some(probe) = &mut set.probe {
+            probe.left -= 1;
+            probe.next = now() + PROBE_INTERVAL;
+        }
+        let Some((link, mac)) = set.link.as_ref().and_then(|l| Some((l, l.mac?))) else {
+            return;
+        };
+        let interface = link.index;
+        self.queue.extend(set.addresses.iter().map(|a| {
+            let (ethertype, bytes) = match a.ip {
+                IpAddr::V4(ip) => (arp::ETHERTYPE, arp::probe(mac, ip)),
+                IpAddr::V6(ip) => (ndp::ETHERTYPE, ndp::probe(mac, ip)),
+            };
+            Frame {
+                generation: 0,
+                interface,
+                ethertype,
+                bytes,
+            }
+        }));
+    }
+
+    // ---- commands and waiting
+
+    /// Carries out what was asked for; false when asked to stop.
+    fn take_commands(&mut self) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Look => {}
+                Command::Stop => return false,
+                Command::Shut(v) => self.on(&v, |worker, i| {
+                    worker.sets[i].shut_asked = true;
+                    worker.close(i);
+                }),
+                Command::Announce(v) => self.on(&v, |worker, i| {
+                    worker.sets[i].announced_from = now();
+                    worker.sets[i].next_burst = 0;
+                }),
+                Command::Probe(v) => self.on(&v, |worker, i| {
+                    worker.sets[i].probe = Some(Probe {
+                        left: PROBES,
+                        next: BootTime(0),
+                    });
+                }),
+                Command::Replace(sets) => self.replace(sets),
+            }
+        }
+        true
+    }
+
+    fn on(&mut self, v: &VirtualServerName, act: impl FnOnce(&mut Self, usize)) {
+        if let Some(i) = self.sets.iter().position(|s| s.v == *v && !s.retired) {
+            act(self, i);
+        }
+    }
+
+    fn replace(&mut self, mut new: Vec<(AddressSet, Arc<Shared>)>) {
+        for i in 0..self.sets.len() {
+            let v = &self.sets[i].v;
+            match new
+                .iter()
+                .position(|(set, _)| set.virtual_server == *v && !self.sets[i].retired)
+            {
+                Some(place) => self.reshape(i, new.swap_remove(place).0),
+                None => {
+                    self.sets[i].retired = true;
+                    self.sets[i].shut_asked = true;
+                    self.close(i);
+                }
+            }
+        }
+        for (set, shared) in new {
+            self.sets.push(Set::new(set, shared));
+            let i = self.sets.len() - 1;
+            self.sets[i].phase = Phase::Closing; // swept in the next round
+        }
+        self.index();
+        if let Err(e) = self.listen_nd() {
+            log::warn!("foreign claims of IPv6 addresses will not be noticed: {e}");
+        }
+    }
+
+    /// Gives a set other addresses: all are removed where they were if the interface is another, else
+    /// those no longer listed; what is to be open is opened again in the next round.
+    fn reshape(&mut self, i: usize, new: AddressSet) {
+        let set = &mut self.sets[i];
+        if set.interface == new.interface && set.addresses == new.addresses {
+            return;
+        }
+        let other = set.interface != new.interface;
+        let goes = |a: &VirtualAddress| other || !new.addresses.contains(a);
+        let going: Vec<_> = set.addresses.iter().rev().copied().filter(goes).collect();
+        if let Some(link) = &set.link
+            && let Err(e) = self.netlink.remove(link.index, &going)
+        {
+            log::error!(
+                "{}: cannot remove addresses from {}: {e}",
+                set.v,
+                set.interface
+            );
+        }
+        set.shared.present.store(false, SeqCst);
+        set.interface = new.interface;
+        set.addresses = new.addresses;
+        set.claims.clear();
+        set.retry_at = BootTime(0);
+        set.next_burst = BURSTS.len();
+        if other {
+            set.link = None;
+        }
+        set.phase = match set.phase {
+            Phase::Open | Phase::Wanted => Phase::Wanted,
+            Phase::Shut | Phase::Closing => Phase::Closing,
+        };
+        self.forget_frames(i);
+    }
+
+    fn index(&mut self) {
+        let all = self
+            .sets
+            .iter()
+            .enumerate()
+            .flat_map(|(i, s)| s.addresses.iter().map(move |a| (a.ip, i)));
+        self.owner = all.collect();
+    }
+
+    fn watch(&self) -> nix::Result<()> {
+        let readable = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+        self.epoll.add(self.waker.as_ref(), readable)?;
+        self.epoll.add(&self.timer, readable)?;
+        self.epoll.add(&self.arp, readable)?;
+        self.epoll.add(self.netlink.monitor(), readable)
+    }
+
+    fn listen_nd(&mut self) -> io::Result<()> {
+        if self.nd.is_none() && self.owner.keys().any(IpAddr::is_ipv6) {
+            let nd = PacketSocket::receiver(ndp::ETHERTYPE, sys::neighbour_discovery_filter())?;
+            self.epoll
+                .add(&nd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+            self.nd = Some(nd);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, busy: bool) {
+        let queue = (!self.queue.is_empty()).then(|| self.window_from + WINDOW);
+        let due = self.sets.iter().filter_map(Set::due).chain(queue).min();
+        if let Err(e) = self.timer.set(due) {
+            log::error!("cannot set the timer: {e}");
+        }
+        let timeout = if busy {
+            EpollTimeout::ZERO
+        } else {
+            EpollTimeout::NONE
+        };
+        // Interrupted or not: the round looks at everything.
+        let _ = self.epoll.wait(&mut [EpollEvent::empty(); 4], timeout);
+        let _ = self.waker.read();
+    }
+}
+
+fn announcement(generation: u64, interface: u32, mac: Mac, ip: IpAddr, router: bool) -> Frame {
+    let (ethertype, bytes) = match ip {
+        IpAddr::V4(ip) => (arp::ETHERTYPE, arp::gratuitous(mac, ip)),
+        IpAddr::V6(ip) => (ndp::ETHERTYPE, ndp::advertisement(mac, ip, router)),
+    };
+    Frame {
+        generation,
+        interface,
+        ethertype,
+        bytes,
+    }
+}
+
+/// The first refusal in words; none if all was accepted.
+fn refusal(
+    link: &Link,
+    settings: &[Setting],
+    answer: io::Result<Vec<(usize, Errno)>>,
+) -> Option<String> {
+    let name = &link.name;
+    match answer {
+        Err(e) => Some(format!("cannot add addresses to {name}: {e}")),
+        Ok(refused) => refused.first().map(|(place, errno)| {
+            let address = settings[*place].address;
+            let hint = match errno {
+                Errno::EACCES if address.ip.is_ipv6() => " (is IPv6 disabled there?)",
+                Errno::EPERM => " (CAP_NET_ADMIN is needed)",
+                _ => "",
+            };
+            format!("cannot add {address} to {name}: {}{hint}", errno.desc())
+        }),
+    }
+}
+
+/// By address: whether another address of the interface is in its network. The route to the network is
+/// that one's then, and must not get our address's lifetime.
+fn prefix_route_is_anothers(
+    own: &[VirtualAddress],
+    link: &Link,
+    listed: &[AddressMessage],
+) -> Vec<bool> {
+    let bits = |ip: IpAddr| match ip {
+        IpAddr::V6(ip) => Some(u128::from(ip)),
+        IpAddr::V4(_) => None,
+    };
+    let others: Vec<(u128, u8)> = listed
+        .iter()
+        .filter(|l| l.header.index == link.index)
+        .filter_map(|l| {
+            netlink::ip_of(l)
+                .filter(|ip| own.iter().all(|a| a.ip != *ip))
+                .zip(Some(l.header.prefix_len))
+        })
+        .filter_map(|(ip, prefix)| Some((bits(ip)?, prefix)))
+        .collect();
+    own.iter()
+        .map(|a| {
+            let Some(ip) = bits(a.ip) else { return false };
+            let host_bits = 128 - u32::from(a.prefix.min(128));
+            let network = |ip: u128| ip.checked_shr(host_bits).unwrap_or(0);
+            others
+                .iter()
+                .any(|(other, prefix)| *prefix == a.prefix && network(*other) == network(ip))
+        })
+        .collect()
+}
+
+/// Without this the kernel drops an interface's other addresses of a network together with the first one.
+fn keep_secondaries(interface: &str) {
+    let path = format!("/proc/sys/net/ipv4/conf/{interface}/promote_secondaries");
+    if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "0")
+        && let Err(e) = fs::write(&path, "1")
+    {
+        log::warn!(
+            "cannot write {path}: {e}; removing an address may take others of its network along"
+        );
+    }
+}
+
+/// Whether this server forwards IPv6 there: hosts drop a router whose advertisements deny it.
+fn is_router(interface: &str) -> bool {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/forwarding");
+    fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
+}

@@ -1,0 +1,661 @@
+//! The worker on real interfaces, in network namespaces of the test's own: no root is needed where
+//! users may make user namespaces; else the tests say aloud that they are skipped.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use config::VirtualAddress;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
+use protocol::{BootTime, VirtualServerName};
+use std::{
+    net::{IpAddr, UdpSocket},
+    os::fd::AsRawFd,
+    process::{Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+use takeover::{AddressSet, Adopted, Event, Takeover};
+
+const INSIDE: &str = "STANDIN_TEST_INSIDE";
+const PATIENCE: Duration = Duration::from_secs(20);
+const VIP: &str = "192.0.2.10/24";
+const VIP6: &str = "2001:db8::10/64";
+
+/// Runs the body in a fresh network namespace, as root there.
+macro_rules! in_namespace {
+    ($name:ident, $body:expr) => {
+        #[test]
+        fn $name() {
+            if std::env::var_os(INSIDE).is_some() {
+                let body: fn() = $body;
+                return body();
+            }
+            inside(stringify!($name));
+        }
+    };
+}
+
+fn inside(name: &str) {
+    let user: &[&str] = if nix::unistd::geteuid().is_root() {
+        &[]
+    } else {
+        &["--user", "--map-root-user"]
+    };
+    let unshare = |command: &[&str]| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(user).args(["--net", "--"]).args(command);
+        unshare
+    };
+    let permitted = unshare(&["true"]).stderr(Stdio::null()).status();
+    if !permitted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED {name}: no network namespaces may be made here");
+        return;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let test = [
+        exe.to_str().unwrap(),
+        "--exact",
+        name,
+        "--nocapture",
+        "--test-threads=1",
+    ];
+    let status = unshare(&test).env(INSIDE, "1").status().unwrap();
+    assert!(status.success(), "{name} failed in its namespace");
+}
+
+fn sh(command: &str) -> String {
+    let out = Command::new("sh").args(["-ec", command]).output().unwrap();
+    assert!(
+        out.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn now() -> BootTime {
+    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+    BootTime(t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn web() -> VirtualServerName {
+    "web".parse().unwrap()
+}
+
+fn address(text: &str) -> VirtualAddress {
+    let (ip, prefix) = text.split_once('/').unwrap();
+    VirtualAddress {
+        ip: ip.parse().unwrap(),
+        prefix: prefix.parse().unwrap(),
+    }
+}
+
+fn set(addresses: &[&str]) -> AddressSet {
+    AddressSet {
+        virtual_server: web(),
+        interface: "s0".into(),
+        addresses: addresses.iter().map(|a| address(a)).collect(),
+    }
+}
+
+/// A thread in a namespace of its own: the other end of the cable.
+struct Peer {
+    tid: i32,
+    jobs: Sender<Box<dyn FnOnce() + Send>>,
+}
+
+impl Peer {
+    fn new() -> Self {
+        let (tell, told) = channel();
+        let (jobs, inbox) = channel::<Box<dyn FnOnce() + Send>>();
+        thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            tell.send(nix::unistd::gettid().as_raw()).unwrap();
+            inbox.into_iter().for_each(|job| job());
+        });
+        Self {
+            tid: told.recv().unwrap(),
+            jobs,
+        }
+    }
+
+    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (tell, told) = channel();
+        self.jobs
+            .send(Box::new(move || drop(tell.send(job()))))
+            .unwrap();
+        told.recv().unwrap()
+    }
+
+    fn sh(&self, command: &str) -> String {
+        let command = command.to_owned();
+        self.run(move || sh(&command))
+    }
+
+    /// Receives all frames that arrive at the peer from now on.
+    fn frames(&self) -> Receiver<Vec<u8>> {
+        let (tell, told) = channel();
+        self.run(move || {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let fd = socket(
+                AddressFamily::Packet,
+                SockType::Raw,
+                flags,
+                SockProtocol::EthAll,
+            )
+            .unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 2048];
+                while let Ok(n) = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                    if tell.send(buffer[..n].to_vec()).is_err() {
+                        return;
+                    }
+                }
+            });
+        });
+        told
+    }
+}
+
+/// s0 here, p0 at the peer, both up.
+fn cable() -> Peer {
+    let peer = Peer::new();
+    sh(&format!(
+        "ip link set lo up
+         ip link add s0 address 02:00:00:00:00:01 type veth peer name p0 address 02:00:00:00:00:09
+         ip link set p0 netns {}
+         ip address add 192.0.2.11/24 dev s0
+         ip address add 2001:db8::11/64 dev s0 nodad
+         ip link set s0 up",
+        peer.tid
+    ));
+    peer.sh("ip link set lo up
+         ip address add 192.0.2.99/24 dev p0
+         ip address add 2001:db8::99/64 dev p0 nodad
+         ip link set p0 up");
+    peer
+}
+
+struct Stage {
+    run_dir: tempfile::TempDir,
+    takeover: Option<Takeover>,
+    events: Receiver<(Event, BootTime)>,
+}
+
+impl Stage {
+    fn new(sets: Vec<AddressSet>) -> Self {
+        let run_dir = tempfile::tempdir().unwrap();
+        let (takeover, adopted, events) = start(run_dir.path(), sets);
+        assert_eq!(adopted, []);
+        Self {
+            run_dir,
+            takeover: Some(takeover),
+            events,
+        }
+    }
+
+    /// Stops the worker as a killed electd would, and starts another.
+    fn restart(&mut self, sets: Vec<AddressSet>) -> Vec<Adopted> {
+        self.takeover = None;
+        let (takeover, adopted, events) = start(self.run_dir.path(), sets);
+        self.takeover = Some(takeover);
+        self.events = events;
+        adopted
+    }
+
+    fn takeover(&self) -> &Takeover {
+        self.takeover.as_ref().unwrap()
+    }
+
+    fn event(&self) -> (Event, BootTime) {
+        self.events.recv_timeout(PATIENCE).expect("an event")
+    }
+
+    fn open(&self, ahead: Duration) -> BootTime {
+        let deadline = now() + ahead;
+        self.takeover().open(&web(), deadline);
+        assert_eq!(self.event().0, Event::Opened { v: web() });
+        deadline
+    }
+
+    fn no_event(&self) {
+        assert_eq!(
+            self.events.recv_timeout(ms(50)),
+            Err(RecvTimeoutError::Timeout)
+        );
+    }
+}
+
+fn start(
+    run_dir: &std::path::Path,
+    sets: Vec<AddressSet>,
+) -> (Takeover, Vec<Adopted>, Receiver<(Event, BootTime)>) {
+    let (tell, events) = channel();
+    let tell = move |event| drop(tell.send((event, now())));
+    let (takeover, adopted) = Takeover::start(run_dir, sets, None, tell).unwrap();
+    (takeover, adopted, events)
+}
+
+fn here(address: &str) -> bool {
+    let ip = address.split('/').next().unwrap();
+    sh(&format!("ip -o address show dev s0 to {ip}")).contains(ip)
+}
+
+fn wait_for(what: &str, mut outcome: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !outcome() {
+        assert!(Instant::now() < end, "{what} did not come");
+        thread::sleep(ms(2));
+    }
+}
+
+in_namespace!(addresses_come_with_open_and_go_with_shut, || {
+    let _peer = cable();
+    let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    stage.open(ms(5000));
+    assert!(here(VIP) && here(VIP6));
+    let shown = sh("ip address show dev s0");
+    assert!(
+        shown.contains("192.0.2.10/24 ") && shown.contains("2001:db8::10/64"),
+        "{shown}"
+    );
+    let lines: Vec<&str> = shown.lines().collect();
+    for ours in ["192.0.2.10/24", "2001:db8::10/64"] {
+        let at = lines.iter().position(|l| l.contains(ours)).unwrap();
+        assert!(
+            lines[at].contains("dynamic") && !lines[at].contains("tentative"),
+            "{shown}"
+        );
+        assert!(
+            lines[at + 1].contains("valid_lft 10sec") || lines[at + 1].contains("valid_lft 9sec"),
+            "{shown}"
+        );
+    }
+    stage.takeover().shut(&web());
+    assert_eq!(stage.event().0, Event::Shut { v: web() });
+    assert!(!here(VIP) && !here(VIP6));
+    assert!(here("192.0.2.11") && here("2001:db8::11"));
+    // Also if none was there.
+    stage.takeover().shut(&web());
+    assert_eq!(stage.event().0, Event::Shut { v: web() });
+    stage.open(ms(5000));
+    assert!(here(VIP));
+});
+
+in_namespace!(addresses_go_by_themselves_at_the_deadline, || {
+    let _peer = cable();
+    let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    for _ in 0..5 {
+        let deadline = stage.open(ms(120));
+        let (event, at) = stage.event();
+        assert_eq!(event, Event::Lapsed { v: web() });
+        let late = at.0 as i64 - deadline.0 as i64;
+        eprintln!(
+            "2 addresses read back as gone {} us after the deadline",
+            late / 1000
+        );
+        assert!(!here(VIP) && !here(VIP6));
+    }
+});
+
+in_namespace!(extending_keeps_them_and_never_shortens, || {
+    let _peer = cable();
+    let stage = Stage::new(vec![set(&[VIP])]);
+    stage.open(ms(200));
+    let mut last = now();
+    for _ in 0..60 {
+        thread::sleep(ms(20));
+        last = now() + ms(200);
+        stage.takeover().open(&web(), last);
+        stage.takeover().open(&web(), now() + ms(1));
+    }
+    assert!(here(VIP));
+    let (event, at) = stage.event();
+    assert_eq!(event, Event::Lapsed { v: web() });
+    assert!(at + ms(1) > last, "gone {:?} too early", last.since(at));
+});
+
+in_namespace!(kernel_removes_them_when_nobody_renews, || {
+    let _peer = cable();
+    let mut stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    stage.open(ms(300));
+    stage.takeover = None;
+    assert!(here(VIP));
+    wait_for("the end of the kernel's lifetime", || {
+        !here(VIP) && !here(VIP6)
+    });
+});
+
+in_namespace!(lifetimes_are_renewed_while_open, || {
+    let _peer = cable();
+    let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    stage.open(ms(300));
+    let end = Instant::now() + ms(3500);
+    while Instant::now() < end {
+        stage.takeover().open(&web(), now() + ms(1000));
+        assert!(here(VIP) && here(VIP6));
+        thread::sleep(ms(50));
+    }
+    // The route to the network is the server's own and lives on.
+    let route = sh("ip -6 route show 2001:db8::/64 dev s0");
+    assert!(!route.contains("expires"), "{route}");
+    assert_eq!(
+        stage.events.try_recv().err(),
+        Some(std::sync::mpsc::TryRecvError::Empty),
+        "all is well"
+    );
+});
+
+in_namespace!(a_deadline_ahead_is_adopted_with_its_addresses, || {
+    let _peer = cable();
+    let mut stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    let deadline = stage.open(ms(1500));
+    let adopted = stage.restart(vec![set(&[VIP, VIP6])]);
+    assert_eq!(
+        adopted,
+        [Adopted {
+            virtual_server: web(),
+            deadline
+        }]
+    );
+    assert!(here(VIP) && here(VIP6));
+    let (event, at) = stage.event();
+    assert_eq!(event, Event::Lapsed { v: web() });
+    assert!(at + ms(1) > deadline);
+    assert!(!here(VIP) && !here(VIP6));
+});
+
+in_namespace!(what_else_is_left_over_is_removed_at_start, || {
+    let _peer = cable();
+    let mut stage = Stage::new(vec![set(&[VIP])]);
+    stage.open(ms(100));
+    stage.takeover = None;
+    // Past the deadline, but within the kernel's lifetime; and one that somebody added by hand.
+    thread::sleep(ms(150));
+    sh("ip address add 192.0.2.12/32 dev s0");
+    assert!(here(VIP));
+    assert_eq!(stage.restart(vec![set(&[VIP, "192.0.2.12/24"])]), []);
+    assert!(!here(VIP) && !here("192.0.2.12") && here("192.0.2.11"));
+    // A deadline ahead without addresses is not adopted either.
+    stage.open(ms(5000));
+    stage.takeover = None;
+    sh("ip address del 192.0.2.10/24 dev s0; ip address del 192.0.2.12/24 dev s0");
+    assert_eq!(stage.restart(vec![set(&[VIP, "192.0.2.12/24"])]), []);
+});
+
+in_namespace!(an_address_removed_by_another_program_is_put_back, || {
+    let _peer = cable();
+    let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    stage.open(ms(10_000));
+    for address in [VIP, VIP6] {
+        let before = now();
+        sh(&format!("ip address del {address} dev s0"));
+        let (event, at) = stage.event();
+        let Event::Restored { what, .. } = event else {
+            panic!("{event:?}")
+        };
+        assert!(what.starts_with(address), "{what}");
+        eprintln!("put back {:?} after `ip` was started", at.since(before));
+        assert!(here(address));
+    }
+    // Our own removals are not taken for another program's.
+    stage.takeover().shut(&web());
+    stage.takeover().open(&web(), now() + ms(10_000));
+    assert_eq!(stage.event().0, Event::Shut { v: web() });
+    assert_eq!(stage.event().0, Event::Opened { v: web() });
+    stage.no_event();
+});
+
+in_namespace!(a_missing_interface_is_told_and_waited_for, || {
+    let stage = Stage::new(vec![set(&[VIP])]);
+    stage.takeover().open(&web(), now() + ms(60_000));
+    let Event::Failed { what, .. } = stage.event().0 else {
+        panic!()
+    };
+    assert_eq!(what, "interface s0 does not exist; waiting for it");
+    stage.no_event();
+    let _peer = cable();
+    let is_open = || stage.events.recv_timeout(PATIENCE).unwrap().0 == (Event::Opened { v: web() });
+    wait_for("opening", is_open);
+    assert!(here(VIP));
+    sh("ip link set s0 down");
+    let Event::Failed { what, .. } = stage.event().0 else {
+        panic!()
+    };
+    assert_eq!(
+        what,
+        "interface s0 is down; waiting for it (ip link set s0 up)"
+    );
+    sh("ip link set s0 up");
+    assert_eq!(stage.event().0, Event::Opened { v: web() });
+    sh("ip link del s0");
+    wait_for("failure", || {
+        matches!(stage.event().0, Event::Failed { .. })
+    });
+    stage.takeover().shut(&web());
+    assert_eq!(stage.event().0, Event::Shut { v: web() });
+});
+
+in_namespace!(a_deadline_that_passes_on_a_missing_interface_lapses, || {
+    let stage = Stage::new(vec![set(&[VIP])]);
+    stage.takeover().open(&web(), now() + ms(100));
+    assert!(matches!(stage.event().0, Event::Failed { .. }));
+    assert_eq!(stage.event().0, Event::Lapsed { v: web() });
+});
+
+const GRATUITOUS: [u8; 42] = [
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0,
+    0, 1, 192, 0, 2, 10, 0, 0, 0, 0, 0, 0, 192, 0, 2, 10,
+];
+
+in_namespace!(
+    the_peer_hears_announcements_while_open_and_moves_its_entries,
+    || {
+        let peer = cable();
+        // Each side knows the other; the peer has the virtual addresses elsewhere, and just now.
+        sh(
+            "ip neighbour replace 192.0.2.99 lladdr 02:00:00:00:00:09 dev s0 nud stale
+        ip neighbour replace 2001:db8::99 lladdr 02:00:00:00:00:09 dev s0 nud stale
+        ip neighbour replace 192.0.2.10 lladdr 02:00:00:00:00:66 dev s0 nud stale",
+        );
+        let frames = peer.frames();
+        peer.sh(
+            "ip neighbour replace 192.0.2.10 lladdr 02:00:00:00:00:66 dev p0 nud reachable
+             ip neighbour replace 2001:db8::10 lladdr 02:00:00:00:00:66 dev p0 nud reachable",
+        );
+        let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+        stage.open(ms(700));
+        let moved = |ip: &str| {
+            peer.sh(&format!("ip neighbour show {ip} dev p0"))
+                .contains("02:00:00:00:00:01")
+        };
+        wait_for("the move of the IPv4 entry", || moved("192.0.2.10"));
+        wait_for("the move of the IPv6 entry", || moved("2001:db8::10"));
+        assert_eq!(
+            sh("ip neighbour show 192.0.2.10 dev s0"),
+            "",
+            "own entry is forgotten"
+        );
+        assert_eq!(stage.event().0, Event::Lapsed { v: web() });
+        thread::sleep(ms(50));
+        let heard: Vec<_> = frames.try_iter().collect();
+        let count = |of: &dyn Fn(&&Vec<u8>) -> bool| heard.iter().filter(of).count();
+        // At 0, 20, 100 and 500 ms; not at 2 s, when it is shut.
+        assert_eq!(count(&|f| f[..] == GRATUITOUS), 4);
+        let to_all = |f: &&Vec<u8>| f[..6] == [0x33, 0x33, 0, 0, 0, 1] && f.get(54) == Some(&136);
+        assert_eq!(count(&to_all), 4);
+        let asked = |f: &&Vec<u8>| {
+            f[..6] == [2, 0, 0, 0, 0, 9] && f[12..14] == [8, 6] && f[28..32] == [192, 0, 2, 10]
+        };
+        assert_eq!(count(&asked), 2);
+        let solicited =
+            |f: &&Vec<u8>| f[..6] == [2, 0, 0, 0, 0, 9] && f.get(54) == Some(&135) && f[37] == 0x10;
+        assert_eq!(count(&solicited), 2);
+        // A heal announces again.
+        stage.open(ms(5000));
+        thread::sleep(ms(600));
+        let _ = frames.try_iter().count();
+        stage.takeover().announce(&web());
+        wait_for("the announcement", || {
+            frames.recv_timeout(PATIENCE).unwrap()[..] == GRATUITOUS
+        });
+    }
+);
+
+in_namespace!(a_foreign_claim_is_told_once_a_second_and_answered, || {
+    let peer = cable();
+    let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    stage.open(ms(20_000));
+    thread::sleep(ms(600));
+    let frames = peer.frames();
+    peer.sh("ip address add 192.0.2.10/32 dev p0; ip address add 2001:db8::10/128 dev p0 nodad");
+    // The peer's kernel asks for a stranger from the virtual address: a claim.
+    let claim = |own: &'static str, stranger: &'static str| {
+        peer.run(move || {
+            let socket = UdpSocket::bind((own.parse::<IpAddr>().unwrap(), 0)).unwrap();
+            socket
+                .send_to(b"?", (stranger.parse::<IpAddr>().unwrap(), 9))
+                .unwrap();
+        });
+    };
+    let foreign = Event::ForeignClaim {
+        v: web(),
+        mac: [2, 0, 0, 0, 0, 9],
+    };
+    claim("192.0.2.10", "192.0.2.77");
+    assert_eq!(stage.event().0, foreign);
+    wait_for("the answer", || {
+        frames.recv_timeout(PATIENCE).unwrap()[..] == GRATUITOUS
+    });
+    claim("192.0.2.10", "192.0.2.78");
+    stage.no_event();
+    claim("2001:db8::10", "2001:db8::77");
+    assert_eq!(stage.event().0, foreign);
+});
+
+in_namespace!(a_probe_finds_who_has_the_address, || {
+    let peer = cable();
+    for (vip, held) in [(VIP, "192.0.2.10/32"), (VIP6, "2001:db8::10/128 nodad")] {
+        let stage = Stage::new(vec![set(&[vip])]);
+        stage.takeover().probe(&web());
+        assert_eq!(
+            stage.event().0,
+            Event::Probed {
+                v: web(),
+                answered_by: None
+            }
+        );
+        peer.sh(&format!("ip address add dev p0 {held}"));
+        stage.takeover().probe(&web());
+        let answered_by = Some([2, 0, 0, 0, 0, 9]);
+        assert_eq!(
+            stage.event().0,
+            Event::Probed {
+                v: web(),
+                answered_by
+            }
+        );
+        assert!(!here(vip));
+        stage.no_event();
+    }
+});
+
+in_namespace!(a_changed_configuration_moves_addresses, || {
+    let _peer = cable();
+    let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    stage.open(ms(20_000));
+    stage
+        .takeover()
+        .replace_sets(vec![set(&[VIP, "192.0.2.13/24"])]);
+    assert_eq!(stage.event().0, Event::Opened { v: web() });
+    assert!(here(VIP) && here("192.0.2.13") && !here(VIP6));
+    sh("ip link add d0 type veth peer name d1; ip link set d1 up; ip link set d0 up");
+    let elsewhere = AddressSet {
+        interface: "d0".into(),
+        ..set(&[VIP])
+    };
+    stage.takeover().replace_sets(vec![elsewhere]);
+    assert_eq!(stage.event().0, Event::Opened { v: web() });
+    assert!(!here(VIP) && !here("192.0.2.13"));
+    assert!(sh("ip address show dev d0").contains("192.0.2.10"));
+    let mail = AddressSet {
+        virtual_server: "mail".parse().unwrap(),
+        ..set(&["192.0.2.14/24"])
+    };
+    stage.takeover().replace_sets(vec![mail.clone()]);
+    assert_eq!(stage.event().0, Event::Shut { v: web() });
+    assert!(!sh("ip address show dev d0").contains("192.0.2.10"));
+    stage
+        .takeover()
+        .open(&mail.virtual_server, now() + ms(5000));
+    assert_eq!(
+        stage.event().0,
+        Event::Opened {
+            v: mail.virtual_server
+        }
+    );
+    assert!(here("192.0.2.14"));
+    assert!(!stage.run_dir.path().join("gate/web.gate").exists());
+});
+
+in_namespace!(removing_ours_leaves_the_others_of_the_network, || {
+    let _peer = cable();
+    sh("echo 0 > /proc/sys/net/ipv4/conf/s0/promote_secondaries
+        echo 0 > /proc/sys/net/ipv4/conf/all/promote_secondaries
+        ip address del 192.0.2.11/24 dev s0");
+    let stage = Stage::new(vec![set(&[VIP])]);
+    stage.open(ms(20_000));
+    // Ours is the first of its network now; the server's own comes after it.
+    sh("ip address add 192.0.2.11/24 dev s0");
+    stage.takeover().shut(&web());
+    assert_eq!(stage.event().0, Event::Shut { v: web() });
+    assert!(!here(VIP) && here("192.0.2.11"));
+});
+
+in_namespace!(a_thousand_addresses, || {
+    let peer = cable();
+    let ip = |n: u32| format!("198.51.{}.{}/16", 100 + n / 250, 1 + n % 250);
+    let mut many: Vec<String> = (0..1000).map(ip).collect();
+    for family in ["IPv4", "IPv6"] {
+        if family == "IPv6" {
+            many = (0..1000).map(|n| format!("2001:db8:1::{n:x}/64")).collect();
+        }
+        let texts: Vec<&str> = many.iter().map(String::as_str).collect();
+        let stage = Stage::new(vec![set(&texts)]);
+        for _ in 0..3 {
+            let frames = peer.frames();
+            let before = now();
+            let deadline = stage.open(ms(2500));
+            let opened = now().since(before);
+            let count = sh("ip -o address show dev s0")
+                .lines()
+                .filter(|l| l.contains(":1::") || l.contains("198.51"))
+                .count();
+            assert_eq!(count, 1000);
+            let mut heard = 0;
+            while heard < 1000 {
+                let frame = frames.recv_timeout(PATIENCE).unwrap();
+                heard += usize::from(
+                    frame[0] & 1 == 1 && (frame[12..14] == [8, 6] || frame.get(54) == Some(&136)),
+                );
+            }
+            let announced = now().since(before);
+            let (event, at) = stage.event();
+            assert_eq!(event, Event::Lapsed { v: web() });
+            let gone = at.0 as i64 - deadline.0 as i64;
+            let count = sh("ip -o address show dev s0")
+                .lines()
+                .filter(|l| l.contains(":1::") || l.contains("198.51"))
+                .count();
+            assert_eq!(count, 0);
+            eprintln!(
+                "1,000 {family} addresses: there after {opened:?}, announced after at most {announced:?}, \
+                 read back as gone {} us after the deadline",
+                gone / 1000
+            );
+        }
+    }
+});

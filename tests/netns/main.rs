@@ -1,0 +1,209 @@
+//! Whole servers on real networks: what breaks, and what must still be true.
+//!
+//! Each scenario waits for an outcome, with a deadline; none asserts how long something took (`bench` measures
+//! that). Each runs as a process of its own inside a lab of its own, so that nothing is left behind by any.
+//!
+//! Usage: `netns [--list] [PART OF A NAME]...`
+
+mod config;
+mod disk;
+mod failover;
+mod membership;
+mod others;
+mod quorum;
+mod scene;
+
+use scene::Outcome;
+use std::{
+    env, fs,
+    io::Write,
+    os::unix::process::ExitStatusExt,
+    process::{Command, ExitCode, Stdio, exit},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A scenario may take so long.
+const DEADLINE: Duration = Duration::from_secs(180);
+/// Exit code of a scenario that could not run; its last line says why.
+const SKIPPED: i32 = 77;
+
+struct Test {
+    name: &'static str,
+    run: fn() -> Outcome,
+}
+
+macro_rules! tests {
+    ($($module:ident: $($name:ident)*;)*) => {
+        const TESTS: &[Test] = &[$($(Test { name: stringify!($name), run: $module::$name }),*),*];
+    };
+}
+
+tests! {
+    failover:
+        cold_start_of_all_servers_gives_one_master
+        power_loss_moves_the_address_and_the_old_master_returns_as_slave
+        pulled_cable_moves_the_address_and_plugging_it_in_again_moves_nothing
+        graceful_stop_hands_over
+        promote_and_resign_hand_over
+        maintenance_hands_over_and_keeps_the_server_voting
+        a_killed_role_is_replaced_without_a_failover
+        restart_of_the_whole_cluster
+        power_loss_of_the_whole_cluster
+        ipv6_servers_fail_over
+        two_virtual_servers_have_different_masters
+        role_scripts_run_and_a_hanging_one_delays_nothing
+        an_address_taken_away_by_another_program_is_put_back;
+    quorum:
+        partition_never_makes_two_masters_and_healing_moves_nothing
+        lost_beats_make_no_takeover
+        one_way_loss_leaves_one_master
+        quorum_lost_and_regained
+        two_servers_and_a_witness
+        without_quorum_a_split_heals_to_one_master;
+    membership:
+        a_lost_or_damaged_reservation_makes_a_server_blank_until_the_others_have_told
+        a_server_is_added_and_another_removed_under_load
+        the_lease_changes_while_running
+        init_refuses_a_server_that_has_a_reservation;
+    disk:
+        a_full_disk_forbids_voting_and_says_so
+        a_stuck_disk_delays_no_election;
+    config:
+        config_errors_name_file_line_key_and_mend
+        check_accepts_a_good_server;
+    others:
+        status_tells_what_it_promises
+        the_judge_sees_two_masters_where_there_are_two
+        the_demo_plays_to_its_end
+        an_ordinary_user_can_run_a_lab;
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    if let [option, name] = &args[..]
+        && option == "--one"
+        && let Some(test) = TESTS.iter().find(|t| t.name == name)
+    {
+        return one(test);
+    }
+    let (options, parts): (Vec<_>, Vec<_>) = args.into_iter().partition(|a| a.starts_with("--"));
+    let wanted =
+        |test: &&Test| parts.is_empty() || parts.iter().any(|p| test.name.contains(p.as_str()));
+    if options.iter().any(|o| o == "--list") {
+        TESTS
+            .iter()
+            .filter(wanted)
+            .for_each(|t| println!("{}: test", t.name));
+        return ExitCode::SUCCESS;
+    }
+    let strict = env::var_os("STANDIN_TESTS_SKIP_NOTHING").is_some();
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for test in TESTS.iter().filter(wanted) {
+        print!("test {} ... ", test.name);
+        let _ = std::io::stdout().flush();
+        let start = Instant::now();
+        match spawn(test) {
+            (Some(0), _) => {
+                passed += 1;
+                println!("ok ({:.0} s)", start.elapsed().as_secs_f64());
+            }
+            (Some(SKIPPED), output) if !strict => {
+                skipped += 1;
+                println!(
+                    "skipped ({})",
+                    output.trim().lines().last().unwrap_or("no reason given")
+                );
+            }
+            (code, output) => {
+                failed += 1;
+                let how = code.map_or("ended by a Unix signal".to_owned(), |c| {
+                    format!("exit code {c}")
+                });
+                println!("FAILED ({how})\n{}", output.trim_end());
+            }
+        }
+    }
+    println!("\n{passed} passed, {failed} failed, {skipped} skipped");
+    if failed > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Runs a scenario as a process of its own; its exit code and what it printed.
+fn spawn(test: &Test) -> (Option<i32>, String) {
+    let run = || {
+        let program = env::current_exe()?;
+        let mut command = Command::new(program);
+        command.args(["--one", test.name]).stdin(Stdio::null());
+        command.output()
+    };
+    match run() {
+        Ok(output) => {
+            let text =
+                String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            (
+                output
+                    .status
+                    .code()
+                    .or(output.status.signal().map(|s| 128 + s)),
+                text.into_owned(),
+            )
+        }
+        Err(error) => (Some(1), error.to_string()),
+    }
+}
+
+/// The process of one scenario.
+fn one(test: &Test) -> ExitCode {
+    // These two make labs for others, and must be outside one.
+    let outside = [
+        "the_demo_plays_to_its_end",
+        "an_ordinary_user_can_run_a_lab",
+    ];
+    if !outside.contains(&test.name)
+        && let Err(error) = lab::enter()
+    {
+        println!("{error}");
+        let code = if matches!(error, lab::Error::NotPermitted { .. }) {
+            SKIPPED
+        } else {
+            1
+        };
+        exit(code);
+    }
+    thread::spawn(|| {
+        thread::sleep(DEADLINE);
+        println!("not over after {} s\n{}", DEADLINE.as_secs(), logs());
+        exit(124);
+    });
+    match (test.run)() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(scene::Failure::Skip(why)) => {
+            println!("{why}");
+            exit(SKIPPED)
+        }
+        Err(scene::Failure::Wrong(text)) => {
+            println!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The last lines of every log in the lab.
+fn logs() -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(lab::FOLDER).into_iter().flatten().flatten() {
+        if let Ok(log) = fs::read_to_string(entry.path().join("log")) {
+            let lines: Vec<_> = log.lines().collect();
+            text += &format!(
+                "--- {}\n{}\n",
+                entry.path().display(),
+                lines[lines.len().saturating_sub(60)..].join("\n")
+            );
+        }
+    }
+    text
+}

@@ -1,0 +1,130 @@
+//! What all scenarios share.
+
+use lab::{Cluster, Error, Spec};
+use std::{fmt, thread, time::Duration};
+
+/// Why a scenario did not pass.
+pub enum Failure {
+    /// It cannot run here.
+    Skip(String),
+    /// Something was not as it must be.
+    Wrong(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Wrong(error.to_string())
+    }
+}
+
+pub type Outcome = Result<(), Failure>;
+
+/// How long anything ordinary may take before it counts as not happening.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Fails with `text` unless `fine`.
+pub fn ensure(fine: bool, text: impl fmt::Display) -> Outcome {
+    if fine {
+        Ok(())
+    } else {
+        Err(Failure::Wrong(text.to_string()))
+    }
+}
+
+/// Whether two servers may ever answer at the same time in this scenario.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Two {
+    Never,
+    /// `quorum = "none"` does not promise it.
+    Allowed,
+}
+
+/// Plays a scenario on a running cluster of that kind.
+pub fn with(spec: Spec, play: impl FnOnce(&mut Cluster) -> Outcome) -> Outcome {
+    judged(spec, Two::Never, |cluster| {
+        for server in 0..cluster.spec().servers {
+            cluster.init(server)?;
+        }
+        for server in 0..cluster.spec().servers {
+            cluster.start_server(server)?;
+        }
+        cluster.settle()?;
+        play(cluster)
+    })
+}
+
+/// Plays a scenario on a cluster that is neither initialised nor started; on failure the servers' logs are told
+/// with it. Whatever the scenario looks at itself, two servers must never have answered.
+pub fn judged(spec: Spec, two: Two, play: impl FnOnce(&mut Cluster) -> Outcome) -> Outcome {
+    let mut cluster = Cluster::prepare(spec)?;
+    let mut outcome = play(&mut cluster);
+    if two == Two::Never {
+        for v in 0..cluster.spec().virtual_servers {
+            let verdict = cluster.net().judge().since(0, v);
+            if verdict.guilty() {
+                let both = verdict.holdings.iter().filter(|h| h.servers.len() > 1);
+                let when: Vec<_> = both
+                    .map(|h| format!("{:?} at {:?} for {:?}", h.servers, h.from, h.length))
+                    .collect();
+                let text = format!(
+                    "two servers answered for {:?}: {}",
+                    verdict.two,
+                    when.join("; ")
+                );
+                outcome = match outcome {
+                    Err(Failure::Wrong(first)) => Err(Failure::Wrong(format!("{first}\n{text}"))),
+                    _ => Err(Failure::Wrong(text)),
+                };
+            }
+        }
+    }
+    outcome.map_err(|failure| match failure {
+        Failure::Wrong(text) => Failure::Wrong(format!("{text}\n{}", cluster.tails(60))),
+        skip @ Failure::Skip(_) => skip,
+    })
+}
+
+/// Every server of the cluster but this one.
+pub fn others(cluster: &Cluster, server: usize) -> Vec<usize> {
+    (0..cluster.spec().servers)
+        .filter(|s| *s != server)
+        .collect()
+}
+
+/// The master must not change while `act` happens and for a good while after.
+pub fn no_takeover(cluster: &mut Cluster, act: impl FnOnce(&mut Cluster) -> Outcome) -> Outcome {
+    let master = cluster.wait_master(0, None)?;
+    let mark = cluster.net().judge().mark();
+    act(cluster)?;
+    thread::sleep(cluster.spec().profile.lease * 3);
+    ensure(
+        cluster.wait_master(0, None)? == master,
+        "the master changed",
+    )?;
+    let moves = cluster.net().judge().since(mark, 0).moves();
+    ensure(moves == 0, format!("the address moved {moves} times"))
+}
+
+/// Nobody may answer for the first virtual server for this long (after what is under way has ended).
+pub fn nobody(cluster: &Cluster, why: &str, span: Duration) -> Outcome {
+    lab::wait_for(&format!("nobody answers ({why})"), PATIENCE, || {
+        cluster.net().judge().holders(0).is_empty().then_some(())
+    })?;
+    let mark = cluster.net().judge().mark();
+    thread::sleep(span);
+    let verdict = cluster.net().judge().since(mark, 0);
+    let held = verdict.holdings.iter().find(|h| !h.servers.is_empty());
+    ensure(
+        held.is_none(),
+        format!("somebody answered although {why}: {held:?}"),
+    )
+}
+
+/// The server of that number holds none of the first virtual server's addresses.
+pub fn gave_up(cluster: &Cluster, server: usize) -> Outcome {
+    let name = cluster.name(server);
+    lab::wait_for(&format!("{name} gives the address up"), PATIENCE, || {
+        (!cluster.host(server).has_address(cluster.address(0))).then_some(())
+    })?;
+    Ok(())
+}
