@@ -3,9 +3,9 @@
 use crate::scene::{Failure, Outcome, ensure, with};
 use lab::{Keepalived, Spec};
 use std::{
-    env,
-    os::unix::fs::MetadataExt,
-    path::Path,
+    env, fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -112,38 +112,47 @@ pub fn the_demo_plays_to_its_end() -> Outcome {
     )
 }
 
+/// Removes a folder when it goes.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // What stays is a copy of some programs in the system's folder for temporary files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Copies of the programs where every user may execute them.
+fn copies() -> Result<Temporary, lab::Error> {
+    let failed = |what: &Path| {
+        let what = what.display().to_string();
+        move |source| lab::Error::System { what, source }
+    };
+    let folder = Temporary(env::temp_dir().join(format!("standin-netns-{}", std::process::id())));
+    fs::create_dir(&folder.0).map_err(failed(&folder.0))?;
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&folder.0, open).map_err(failed(&folder.0))?;
+    let own = env::current_exe().map_err(failed(Path::new("own program's path")))?;
+    fs::copy(&own, folder.0.join("netns")).map_err(failed(&own))?;
+    for name in ["standin", "hbd", "listend", "doctord", "electd"] {
+        let program = lab::binary(name)?;
+        fs::copy(&program, folder.0.join(name)).map_err(failed(&program))?;
+    }
+    Ok(folder)
+}
+
 /// As root, gives root away and plays a scenario; an ordinary user does that all the time.
 pub fn an_ordinary_user_can_run_a_lab() -> Outcome {
-    let root = std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0);
+    let root = fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0);
     if !root {
-        return Err(Failure::Skip(
-            "all of these tests run as an ordinary user now".to_owned(),
-        ));
+        return Err(Failure::Skip("all of these tests run as an ordinary user now".to_owned()));
     }
-    let program = env::current_exe().map_err(|e| Failure::Wrong(e.to_string()))?;
-    let drop = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-    let readable = Command::new("setpriv")
-        .args(drop)
-        .arg("test")
-        .arg("-x")
-        .arg(&program)
-        .status();
-    if !readable.is_ok_and(|s| s.success()) {
-        return Err(Failure::Skip(format!(
-            "an ordinary user cannot execute {}",
-            program.display()
-        )));
-    }
+    let folder = copies()?;
     let mut command = Command::new("setpriv");
-    command.args(drop).arg(&program).args([
-        "--one",
-        "power_loss_moves_the_address_and_the_old_master_returns_as_slave",
-    ]);
-    let output = command
-        .current_dir(Path::new("/"))
-        .stdin(Stdio::null())
-        .output();
-    let output = output.map_err(|e| Failure::Wrong(format!("setpriv: {e}")))?;
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(folder.0.join("netns"));
+    command.args(["--one", "power_loss_moves_the_address_and_the_old_master_returns_as_slave"]);
+    command.env("STANDIN_BIN_DIR", &folder.0).current_dir("/").stdin(Stdio::null());
+    let output = command.output().map_err(|e| Failure::Wrong(format!("setpriv: {e}")))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     match output.status.code() {
         Some(0) => Ok(()),

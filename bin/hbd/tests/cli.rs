@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use nix::sys::{
+    signal::{Signal, kill},
     socket::{
         AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen,
         recv, send, setsockopt, socket, sockopt,
@@ -191,6 +192,39 @@ fn a_port_in_use_is_told_and_waited_for() {
 }
 
 #[test]
+fn a_reload_changes_addresses_and_a_bad_file_changes_nothing() {
+    let cluster = Cluster::new(&["127.0.1.81", "127.0.1.82", "127.0.1.83"]);
+    let (mut alpha, beta) = (cluster.start("alpha"), cluster.start("beta"));
+    alpha.wait_for_peer(&beta);
+    let file = cluster.dir.path().join("standin.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let reload = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        for daemon in [&alpha, &beta] {
+            daemon.unix_signal(Signal::SIGHUP);
+        }
+    };
+    reload("nonsense");
+    alpha.wait_for_peer(&beta);
+    reload(&text.replace("127.0.1.81", "127.0.1.84"));
+    let start = Instant::now();
+    let moved = |s: RoleStatus| match s.detail {
+        Detail::Hbd { paths } => paths.iter().any(|p| p.address == "127.0.1.84"),
+        _ => false,
+    };
+    while !moved(beta.status()) {
+        assert!(start.elapsed() < PATIENCE);
+    }
+    alpha.wait_for_peer(&beta);
+    assert!(
+        UdpSocket::bind(("127.0.1.81", cluster.port)).is_ok(),
+        "the former socket is closed"
+    );
+    alpha.unix_signal(Signal::SIGTERM);
+    assert_eq!(alpha.process.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn what_is_no_request_for_hbd_is_refused_in_words() {
     let cluster = Cluster::new(&["127.0.1.71", "127.0.1.72", "127.0.1.73"]);
     let alpha = cluster.start("alpha");
@@ -314,11 +348,17 @@ impl Daemon {
             there += other.pending();
             if here > 0 && there > 0 {
                 std::thread::sleep(Duration::from_millis(50));
-                (self.pending(), other.pending());
+                self.pending();
+                other.pending();
                 return;
             }
             assert!(start.elapsed() < PATIENCE);
         }
+    }
+
+    fn unix_signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.process.0.id()).unwrap();
+        kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
     }
 
     fn beat(&self, number: u64) {

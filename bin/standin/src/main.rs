@@ -5,6 +5,7 @@ mod child;
 mod control;
 mod init;
 mod keygen;
+mod lab;
 mod run;
 mod status;
 
@@ -23,6 +24,7 @@ fn command() -> Command {
         .subcommands([run::command(), status::command(), check::command()])
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
+        .subcommand(lab::command())
 }
 
 fn main() -> ExitCode {
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         "status" => status::run(matches),
         "check" => check::run(matches),
         "keygen" => end(keygen::run(matches)),
+        "lab" => lab::run(matches),
         "init" => end(init::run(matches)),
         _ => control::run(name, matches),
     }

@@ -343,7 +343,7 @@ impl Picture<'_> {
         let voters: Vec<&str> = electd.voters.iter().map(ServerName::as_str).collect();
         writeln!(
             out,
-            "quorum {}: {} of {} needed voters heard; roster {}: {}; lease {} ms\n",
+            "quorum {}: {} voters heard, {} needed; roster {}: {}; lease {} ms\n",
             electd.quorum,
             electd.quorum_have,
             electd.quorum_need,
@@ -616,7 +616,7 @@ mod tests {
             "{text}"
         );
         for part in [
-            "3 of 2 needed",
+            "3 voters heard, 2 needed",
             "beta (its configuration differs)",
             "50 ms ago",
             "lease expired",

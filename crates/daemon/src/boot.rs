@@ -4,18 +4,21 @@ use crate::{
     Error,
     args::{self, Args},
     clock, key, log as logging,
-    privileges::{self, Keep},
+    privileges::{self, Keep, USER},
     ready,
 };
 use config::{ClusterKeys, Config, ConfigError};
+use nix::unistd::{Uid, User};
 use protocol::{
     BootTime, Role, ServerName,
     local::status::{Detail, RoleStatus},
 };
 use std::{
     collections::BTreeMap,
+    fs::{self, DirBuilder, Permissions},
+    io,
     net::IpAddr,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
     process::{self, ExitCode},
     sync::Arc,
@@ -86,17 +89,12 @@ impl Boot {
         let started = clock::now();
         let (config, me) = load_config(&args)?;
         logging::set_name(format!("{role}[{me}]"));
-        let mut builder = std::fs::DirBuilder::new();
-        builder
-            .recursive(true)
-            .mode(0o755)
-            .create(&args.run_dir)
-            .map_err(|e| {
-                Error::io(
-                    format!("cannot make the run-dir {}", args.run_dir.display()),
-                    e,
-                )
-            })?;
+        make_run_dir(&args.run_dir).map_err(|e| {
+            Error::io(
+                format!("cannot make the run-dir {}", args.run_dir.display()),
+                e,
+            )
+        })?;
         Ok(Self {
             role,
             args,
@@ -197,6 +195,19 @@ pub fn load_config(args: &Args) -> Result<(Config, ServerName), Error> {
         &local_addresses(),
     )?;
     Ok((config, me))
+}
+
+/// Makes the run-dir. Its group is that of the daemons without privileges and passes on to every socket made
+/// in it (setgid), so that they can connect and a daemon needs no right to give files away.
+fn make_run_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+    if let (true, Ok(Some(user))) = (Uid::effective().is_root(), User::from_name(USER)) {
+        // Where the user is not mapped (user namespace) all daemons stay root and need no group.
+        if nix::unistd::chown(path, None, Some(user.gid)).is_ok() {
+            fs::set_permissions(path, Permissions::from_mode(0o2755))?;
+        }
+    }
+    Ok(())
 }
 
 fn read_config(path: &Path) -> Result<String, ConfigError> {

@@ -7,7 +7,7 @@ use nix::{
         AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, getsockopt,
         listen, recv, send, socket, sockopt,
     },
-    unistd::{Uid, User, chown},
+    unistd::{Uid, User},
 };
 use protocol::{Role, codec::MESSAGE_MAX};
 use std::{
@@ -45,11 +45,6 @@ pub(crate) fn open(run_dir: &Path, role: Role) -> Result<OwnedFd, Error> {
     let address = UnixAddr::new(&fresh).map_err(|e| too_long(&path, e))?;
     let open = || -> io::Result<()> {
         bind(socket.as_raw_fd(), &address)?;
-        if let (true, Ok(Some(user))) = (Uid::effective().is_root(), User::from_name(USER)) {
-            // The daemons without privileges connect through the group. Where the user is not mapped
-            // (user namespace) they stay root and need no group.
-            let _ = chown(&fresh, None, Some(user.gid));
-        }
         set_permissions(&fresh, Permissions::from_mode(0o660))?;
         listen(&socket, Backlog::new(BACKLOG)?)?;
         rename(&fresh, &path)

@@ -636,6 +636,82 @@ fn four_timestamps_come_with_the_first_echo() {
 }
 
 #[test]
+fn a_new_run_counts_only_once_it_has_answered() {
+    let (mut a1, mut b) = pair();
+    let mut a2 = Host::new("alpha");
+    let hello = a2.tick(ms(100));
+    hello.iter().for_each(|d| b.receive(ms(100), d));
+    for d in std::mem::take(&mut b.out) {
+        a2.receive(ms(101), &d); // Alpha's new run knows beta, but beta's own hello is lost.
+    }
+    b.tick(ms(101)).clear();
+    assert_eq!(a2.met, 1);
+    a2.send(ms(102), 1)
+        .iter()
+        .for_each(|d| b.receive(ms(102), d));
+    assert!(b.delivered.is_empty());
+    assert_eq!(b.refused, [Refusal::UnknownIncarnation; 2]);
+    a1.send(ms(103), 2)
+        .iter()
+        .for_each(|d| b.receive(ms(103), d));
+    assert_eq!(b.numbers(), [2], "until then the former run counts");
+    exchange(ms(200), &mut a2, &mut b);
+    assert_eq!(b.met, 2);
+}
+
+#[test]
+fn of_two_runs_at_once_the_later_counts_for_good() {
+    let (mut a, mut b1) = pair();
+    let mut b2 = Host::new("beta");
+    exchange(ms(100), &mut a, &mut b2);
+    assert_eq!(a.met, 2);
+    // Something makes alpha ask again, and the former run answers.
+    let stranger = Host::new("beta").tick(ms(200));
+    stranger.iter().for_each(|d| a.receive(ms(200), d));
+    a.out.clear();
+    for d in a.tick(ms(200)) {
+        b1.receive(ms(200), &d);
+    }
+    a.refused.clear();
+    for d in std::mem::take(&mut b1.out) {
+        a.receive(ms(200), &d);
+    }
+    assert_eq!((a.met, a.refused), (2, vec![Refusal::FormerIncarnation; 2]));
+}
+
+#[test]
+fn a_challenge_gets_old() {
+    let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+    for d in a.tick(ms(0)) {
+        b.receive(ms(0), &d);
+    }
+    let late = std::mem::take(&mut b.out);
+    a.tick(ms(2000));
+    late.iter().for_each(|d| a.receive(ms(2001), d));
+    assert_eq!(
+        (a.met, a.refused.as_slice()),
+        (0, &[Refusal::Unasked; 2][..])
+    );
+}
+
+#[test]
+fn the_echo_is_of_the_newest_message() {
+    let (mut a, mut b) = pair();
+    let (first, second) = (a.send(ms(10), 1), a.send(ms(20), 2));
+    b.receive(ms(21), &second[0]);
+    b.receive(ms(25), &first[0]);
+    b.send(ms(30), 1).iter().for_each(|d| a.receive(ms(31), d));
+    let HbdToDoctord::Beat { arrival, .. } = &a.delivered[0] else {
+        panic!("a beat")
+    };
+    let times = arrival.times.unwrap();
+    assert_eq!(
+        [times.t1, times.t2],
+        [20, 21].map(|n| 1_000_000_000 + n * 1_000_000)
+    );
+}
+
+#[test]
 fn a_new_configuration_keeps_those_who_stay() {
     let (mut a, mut b) = pair();
     let peer = |p: &str, addresses| PeerSettings {

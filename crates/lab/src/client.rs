@@ -6,8 +6,10 @@ use crate::{
     net::Host,
     pace::{self, Ticks},
 };
+use nix::sys::socket::{self, MsgFlags};
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +20,8 @@ use std::{
 
 /// No answer (yet).
 const NOBODY: u8 = u8::MAX;
+/// An answer that comes later serves nobody: such a request waited in the kernel until somebody had the address.
+const TOO_LATE: u64 = 100 * pace::PERIOD;
 
 /// Sends one request each millisecond to a virtual address, as any program would: through the kernel's
 /// neighbour cache, knowing nothing of servers.
@@ -44,7 +48,7 @@ fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
 pub struct Outage {
     /// Requests sent.
     pub sent: usize,
-    /// Requests never answered.
+    /// Requests never answered, or too late.
     pub lost: usize,
     /// The longest time between two answered requests, by when they were sent, with a lost one between them.
     pub longest: Duration,
@@ -97,9 +101,8 @@ impl Client {
                 };
                 let request = echo::request(number, sent);
                 // The first error may be an old one of the network, told late: then nothing was sent.
-                if sender.send(&request).is_err() {
-                    let _ = sender.send(&request);
-                }
+                let send = || socket::send(sender.as_raw_fd(), &request, MsgFlags::MSG_DONTWAIT);
+                let _ = send().or_else(|_| send());
             }
         })?;
         let (ledger, stop) = (Arc::clone(&client.ledger), Arc::clone(&client.stop));
@@ -114,8 +117,10 @@ impl Client {
                     continue;
                 };
                 let slot = usize::try_from(answer.number).unwrap_or(usize::MAX);
-                if let Some(server) = lock(&ledger).server.get_mut(slot) {
-                    *server = answer.server;
+                let mut ledger = lock(&ledger);
+                let timely = |sent: &u64| pace::now().saturating_sub(*sent) <= TOO_LATE;
+                if ledger.sent.get(slot).is_some_and(timely) {
+                    ledger.server[slot] = answer.server;
                 }
             }
         })?;

@@ -52,8 +52,13 @@ fn configuration() -> impl bincode::config::Config {
 
 /// Writes `message` as bytes, at most [`MESSAGE_MAX`] of them.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
-    let bytes = bincode::serde::encode_to_vec(message, configuration()).map_err(CodecError::Unwritable)?;
-    if bytes.len() > MESSAGE_MAX { Err(CodecError::TooLong) } else { Ok(bytes) }
+    let bytes =
+        bincode::serde::encode_to_vec(message, configuration()).map_err(CodecError::Unwritable)?;
+    if bytes.len() > MESSAGE_MAX {
+        Err(CodecError::TooLong)
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// Reads one message that fills `bytes` to the last one.

@@ -130,10 +130,16 @@ fn a_message_has_at_most_the_limit_and_not_a_byte_more() {
 fn many_small_numbers_are_read_as_well_as_few_large_ones() {
     for number in [1, u64::MAX] {
         let message = vec![number; MESSAGE_MAX / 10];
-        assert_eq!(codec::decode::<Vec<u64>>(&codec::encode(&message).unwrap()).unwrap(), message);
+        assert_eq!(
+            codec::decode::<Vec<u64>>(&codec::encode(&message).unwrap()).unwrap(),
+            message
+        );
     }
     let message = vec![1u64; MESSAGE_MAX - 3];
-    assert_eq!(codec::decode::<Vec<u64>>(&codec::encode(&message).unwrap()).unwrap(), message);
+    assert_eq!(
+        codec::decode::<Vec<u64>>(&codec::encode(&message).unwrap()).unwrap(),
+        message
+    );
 }
 
 #[test]

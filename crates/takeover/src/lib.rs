@@ -103,7 +103,7 @@ pub enum Event {
     Restored {
         /// Whose addresses.
         v: VirtualServerName,
-        /// Which addresses.
+        /// Which addresses, and where: "192.0.2.10/24 and 2 more on eth0".
         what: String,
     },
     /// Somebody else says that an address of ours is at its MAC address. Told at most once a second for

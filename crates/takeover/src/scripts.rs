@@ -511,6 +511,10 @@ echo policy $(cut -d' ' -f41 /proc/$$/stat) >> $OUT",
         let output = stage.output();
         assert!(output.starts_with(&expected), "{output}");
         assert!(
+            output.ends_with("policy 0\n"),
+            "not normal scheduling: {output}"
+        );
+        assert!(
             output.contains("scripts.log") && !output.contains("/ours"),
             "{output}"
         );

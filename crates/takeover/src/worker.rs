@@ -740,10 +740,7 @@ impl Worker {
             1 => String::new(),
             n => format!(" and {} more", n - 1),
         };
-        let what = format!(
-            "{first}{more} had been removed from {} by another program",
-            link.name
-        );
+        let what = format!("{first}{more} on {}", link.name);
         let v = self.sets[i].v.clone();
         (self.emit)(Event::Restored { v, what });
     }

@@ -39,8 +39,8 @@ pub struct Judge {
     promises: BTreeMap<At, Promise>,
     /// Who got whose vote.
     votes: BTreeMap<(usize, VirtualServerName, Term), (usize, Instance, Number)>,
-    /// The highest term voted or acknowledged in.
-    floors: BTreeMap<At, Term>,
+    /// The highest term voted or acknowledged in for others, and for oneself.
+    floors: BTreeMap<(usize, VirtualServerName, bool), Term>,
     won: BTreeMap<(VirtualServerName, Term), usize>,
     /// The term of the last gate opened.
     token: BTreeMap<VirtualServerName, (Term, usize)>,
@@ -108,6 +108,13 @@ impl Judge {
         }
     }
 
+    /// The disk is gone, and with it what this server called in alone: no other server can tell it its own
+    /// vote for a call that nobody else heard (R21). The vote died with the instance that called.
+    pub fn wiped(&mut self, server: usize) {
+        self.votes.retain(|(voter, _, _), (caller, ..)| *voter != server || *caller != server);
+        self.floors.retain(|(voter, _, own), _| *voter != server || !*own);
+    }
+
     /// NoVoteTwice for acknowledgements, RestartSilence, and that nobody is promised to two.
     #[allow(clippy::too_many_arguments)]
     fn promise(
@@ -147,10 +154,11 @@ impl Judge {
         }
     }
 
-    fn floor(&mut self, server: usize, v: &VirtualServerName, term: Term, does: &str) {
-        let floor = self.floors.entry((server, v.clone())).or_default();
-        let (before, name) = (*floor, self.names[server].clone());
-        *floor = before.max(term);
+    fn floor(&mut self, server: usize, v: &VirtualServerName, term: Term, own: bool, does: &str) {
+        let name = self.names[server].clone();
+        let known = |own| self.floors.get(&(server, v.clone(), own)).copied().unwrap_or_default();
+        let before = known(true).max(known(false));
+        self.floors.insert((server, v.clone(), own), known(own).max(term));
         if term < before {
             self.fail(format!("NoVoteTwice: {name} {does} in term {term} after term {before}"));
         }
@@ -164,7 +172,7 @@ impl Judge {
         for standing in &beat.standings {
             if let Some(claim) = standing.claim {
                 let v = &standing.virtual_server;
-                self.floor(server, v, claim.term, "claims");
+                self.floor(server, v, claim.term, true, "claims");
                 self.promise(now, server, local, v, server, (beat.instance, beat.number), beat.lease);
             }
         }
@@ -179,7 +187,7 @@ impl Judge {
         let to = self.index(to);
         for answer in &ack.answers {
             if let Verdict::Promised(term) = answer.verdict {
-                self.floor(server, &answer.virtual_server, term, "acknowledges");
+                self.floor(server, &answer.virtual_server, term, false, "acknowledges");
                 let by = (ack.instance, ack.number);
                 self.promise(now, server, local, &answer.virtual_server, to, by, lease);
             }
@@ -193,7 +201,7 @@ impl Judge {
         term: Term,
         to: (usize, Instance, Number),
     ) {
-        self.floor(voter, v, term, "votes");
+        self.floor(voter, v, term, to.0 == voter, "votes");
         let before = *self.votes.entry((voter, v.clone(), term)).or_insert(to);
         if before != to {
             self.fail(format!("NoVoteTwice: {} voted twice in term {term} of {v}", self.names[voter]));

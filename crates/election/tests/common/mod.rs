@@ -308,7 +308,7 @@ impl Sim {
             alarms: Vec::new(),
             stalls: (0, 0),
             log: VecDeque::new(),
-            log_max: 400,
+            log_max: std::env::var("STANDIN_LOG").map_or(400, |n| n.parse().unwrap()),
             wish: 0,
             instances: setup.seed.wrapping_mul(1_000_003),
             random,
@@ -419,10 +419,12 @@ impl Sim {
             memory: s.memory.clone(),
             gates: s.gates.iter().map(|(v, g)| (v.clone(), g.deadline)).collect(),
         };
+        let open: Vec<_> = s.gates.keys().cloned().collect();
         let silent = s.memory.is_none();
         let span = s.reservation.as_ref().map_or(s.settings.lease, |r| r.promise_max);
         let settings = s.settings.clone();
         self.trace(|| format!("{i} START {}", if silent { "without memory" } else { "with memory" }));
+        self.judge.killed(i, &open); // gates may have closed since
         self.judge.started(i, silent.then(|| local + span));
         self.servers[i].handled = local;
         let elector = Elector::new(settings, start, local);
@@ -486,6 +488,33 @@ impl Sim {
                 self.join(a, b);
             }
         }
+    }
+
+    /// Joins what was cut; what links lose and delay stays.
+    pub fn heal_cuts(&mut self) {
+        for a in 0..self.servers.len() {
+            for b in 0..a {
+                self.join(a, b);
+            }
+        }
+    }
+
+    pub fn doctor_restart_if_on(&mut self, i: usize) {
+        if self.servers[i].powered {
+            self.doctor_restart(i);
+        }
+    }
+
+    /// The disk is replaced by an empty one while the power is off.
+    pub fn wipe(&mut self, i: usize) {
+        assert!(!self.servers[i].powered);
+        self.servers[i].reservation = None;
+        self.judge.wiped(i);
+    }
+
+    /// Servers without a reservation.
+    pub fn blank_count(&self) -> usize {
+        self.servers.iter().filter(|s| s.reservation.is_none()).count()
     }
 
     pub fn all_links(&mut self, change: impl Fn(&mut Link)) {
@@ -781,7 +810,7 @@ impl Sim {
             return;
         }
         let local = self.local(i);
-        if next.is_some_and(|t| t <= local) {
+        if self.servers[i].handled == local && next.is_some_and(|t| t <= local) {
             self.fail(&format!("server {i} asks for a time-out in the past: it would spin"));
         }
         self.rearm(i, next);

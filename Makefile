@@ -1,0 +1,62 @@
+# make demo      watch a failover on this machine; needs no root
+# make test      prove it: as root everything, as an ordinary user all that one may
+# make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
+# make install   as root; PREFIX=/usr/local, DESTDIR for packages
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PROGRAMS = hbd listend doctord electd standin
+# What the lab needs, and what has it in Debian. keepalived is there to be compared with; cc for one test.
+TOOLS = ip nft keepalived cc
+PACKAGES = iproute2 nftables keepalived gcc libc6-dev
+
+# These folders are not in every user's path.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+.PHONY: all deps build demo test bench install clean
+
+all: build
+
+deps:
+	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(PACKAGES); \
+	else \
+		echo "not installed:$$missing; as root: apt-get install $(PACKAGES)"; \
+		command -v ip >/dev/null && command -v nft >/dev/null; \
+	fi
+
+build:
+	$(CARGO) build --release --workspace --bins
+
+demo: deps build
+	$(TARGET)/release/standin lab demo
+
+test: deps
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace
+
+bench: deps build
+	$(TARGET)/release/bench $(BENCH)
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/standin/master.d $(DESTDIR)$(SYSCONFDIR)/standin/slave.d
+	install -d $(DESTDIR)$(SYSCONFDIR)/init.d
+	cd $(TARGET)/release && install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/sbin
+	install -m 755 init.d/* $(DESTDIR)$(SYSCONFDIR)/init.d
+	sed 's|/usr/sbin/|$(PREFIX)/sbin/|' etc/standin.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/standin.service
+	test -e $(DESTDIR)$(SYSCONFDIR)/standin/standin.toml || \
+		install -m 644 etc/standin.toml $(DESTDIR)$(SYSCONFDIR)/standin
+	install -d $(DESTDIR)$(PREFIX)/share/doc/standin
+	cp -R etc docs/*.md README.md CHANGELOG.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/standin
+	for section in 5 8; do \
+		install -d $(DESTDIR)$(PREFIX)/share/man/man$$section && \
+		install -m 644 docs/man/*.$$section $(DESTDIR)$(PREFIX)/share/man/man$$section || exit 1; \
+	done
+
+clean:
+	$(CARGO) clean
