@@ -145,14 +145,26 @@ fn copies() -> Result<Temporary, lab::Error> {
 pub fn an_ordinary_user_can_run_a_lab() -> Outcome {
     let root = fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0);
     if !root {
-        return Err(Failure::Skip("all of these tests run as an ordinary user now".to_owned()));
+        return Err(Failure::Skip(
+            "all of these tests run as an ordinary user now".to_owned(),
+        ));
     }
     let folder = copies()?;
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(folder.0.join("netns"));
-    command.args(["--one", "power_loss_moves_the_address_and_the_old_master_returns_as_slave"]);
-    command.env("STANDIN_BIN_DIR", &folder.0).current_dir("/").stdin(Stdio::null());
-    let output = command.output().map_err(|e| Failure::Wrong(format!("setpriv: {e}")))?;
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(folder.0.join("netns"));
+    command.args([
+        "--one",
+        "power_loss_moves_the_address_and_the_old_master_returns_as_slave",
+    ]);
+    command
+        .env("STANDIN_BIN_DIR", &folder.0)
+        .current_dir("/")
+        .stdin(Stdio::null());
+    let output = command
+        .output()
+        .map_err(|e| Failure::Wrong(format!("setpriv: {e}")))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     match output.status.code() {
         Some(0) => Ok(()),

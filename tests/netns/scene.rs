@@ -108,7 +108,9 @@ pub fn no_takeover(cluster: &mut Cluster, act: impl FnOnce(&mut Cluster) -> Outc
 /// Nobody may answer for the first virtual server for this long (after what is under way has ended).
 pub fn nobody(cluster: &Cluster, why: &str, span: Duration) -> Outcome {
     lab::wait_for(&format!("nobody answers ({why})"), PATIENCE, || {
-        cluster.net().judge().holders(0).is_empty().then_some(())
+        // A moment in which this machine stood still is not enough.
+        let silent = cluster.net().client(0).silence() > Duration::from_millis(300);
+        (silent && cluster.net().judge().holders(0).is_empty()).then_some(())
     })?;
     let mark = cluster.net().judge().mark();
     thread::sleep(span);

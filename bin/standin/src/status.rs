@@ -37,20 +37,21 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         Ok(found) => found,
         Err(e) => return crate::fail(&e),
     };
-    let mut answers = BTreeMap::new();
-    for role in ROLES {
-        if let Ok(CtlReply::Status(status)) =
-            daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, TIMEOUT)
-        {
-            answers.insert(role, *status);
-        }
-    }
-    let picture = Picture {
+    let mut picture = Picture {
         config: &config,
         me: &me,
         now: daemon::now(),
-        answers,
+        answers: BTreeMap::new(),
+        failures: BTreeMap::new(),
     };
+    for role in ROLES {
+        match daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, TIMEOUT) {
+            Ok(CtlReply::Status(status)) => drop(picture.answers.insert(role, *status)),
+            Ok(CtlReply::No(why) | CtlReply::Done(why)) => drop(picture.failures.insert(role, why)),
+            Err(e) => drop(picture.failures.insert(role, e.to_string())),
+        }
+    }
+    picture.now = daemon::now();
     if matches.get_flag("json") {
         println!("{:#}", picture.json());
     } else {
@@ -69,6 +70,8 @@ struct Picture<'a> {
     me: &'a ServerName,
     now: BootTime,
     answers: BTreeMap<Role, RoleStatus>,
+    /// Why a role did not answer.
+    failures: BTreeMap<Role, String>,
 }
 
 impl Picture<'_> {
@@ -128,10 +131,7 @@ impl Picture<'_> {
     }
 
     fn notes(&self) -> Vec<String> {
-        let down = ROLES
-            .iter()
-            .filter(|r| !self.answers.contains_key(r))
-            .map(|r| format!("{r} does not answer"));
+        let down = self.failures.values().cloned();
         let told = self
             .answers
             .iter()
@@ -511,12 +511,16 @@ mod tests {
     fn picture<R>(answers: Vec<(Role, RoleStatus)>, look: impl FnOnce(&Picture<'_>) -> R) -> R {
         let config = config::parse(CONFIG, Path::new("f")).unwrap();
         let me = config.servers[0].name.clone();
-        let answers = answers.into_iter().collect();
+        let answers: BTreeMap<Role, RoleStatus> = answers.into_iter().collect();
+        let down = ROLES.into_iter().filter(|r| !answers.contains_key(r));
+        let failures = down.map(|r| (r, format!("{r} does not answer"))).collect();
+        let now = BootTime(10_000_000_000);
         look(&Picture {
             config: &config,
             me: &me,
-            now: BootTime(10_000_000_000),
+            now,
             answers,
+            failures,
         })
     }
 

@@ -25,17 +25,16 @@ pub fn call(
 ) -> Result<CtlReply, Error> {
     let path = local_socket::path(run_dir, role);
     let failed = |e: io::Error| {
-        let mend = match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                format!("; {role} does not run, start it with `standin run`")
+        let path = path.display();
+        Error::Failed(match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
+                "{role} does not run, start it with `standin run` (nobody listens at {path})"
+            ),
+            io::ErrorKind::PermissionDenied => {
+                format!("no right to talk to {role} at {path}; run this command as root")
             }
-            io::ErrorKind::PermissionDenied => "; run this command as root".to_owned(),
-            _ => String::new(),
-        };
-        Error::Failed(format!(
-            "cannot talk to {role} at {}: {e}{mend}",
-            path.display()
-        ))
+            _ => format!("{role} does not answer at {path}: {e}"),
+        })
     };
     let socket = local_socket::dial_blocking(&path, timeout).map_err(failed)?;
     let hello = Hello {

@@ -562,6 +562,9 @@ impl EventLoop {
             IncomingState::Operator { .. } => {
                 let request: CtlRequest = decode(message).map_err(|_| "local_refused_garbage")?;
                 if incoming.access != Access::Full && request != CtlRequest::Status {
+                    let no = CtlReply::No("only root may command; run it as root".into());
+                    // The answer is a courtesy: the connection is closed in any case.
+                    let _ = encode(&no).map(|no| local_socket::transmit(&incoming.socket, &no));
                     return Err("local_refused_command");
                 }
                 incoming.state = IncomingState::Operator {

@@ -402,7 +402,8 @@ impl Elector {
         }
         self.stopped = true;
         let voted = self.virtuals.values().map(|v| v.voter.voted).max().unwrap_or_default();
-        let last = (self.taking != Taking::Blank).then(|| {
+        // What a blank server has learned but not synced is no reservation yet (R21).
+        let last = (!self.reservation.roster.voters.is_empty()).then(|| {
             let mut last = self.reservation.clone();
             last.reserved = voted.max(self.floor_base);
             last

@@ -224,6 +224,7 @@ fn play(subject: &mut Subject, scenario: &str, loss: Duration) -> Result<Figures
             thread::sleep(Duration::from_secs(3));
             let (outage, verdict) = watch.end(subject.net());
             figures.push(("cable plugged in again, ms", millis(outage.longest)));
+            figures.push(("cable plugged in again, takeovers", verdict.moves() as f64));
             figures.push((
                 "cable plugged in again, two masters, ms",
                 millis(verdict.two),
@@ -239,10 +240,9 @@ fn play(subject: &mut Subject, scenario: &str, loss: Duration) -> Result<Figures
             let watch = Watch::start(subject.net());
             subject.net().heal()?;
             thread::sleep(Duration::from_secs(5));
-            figures.push((
-                "partition healed, ms",
-                millis(watch.end(subject.net()).0.longest),
-            ));
+            let (outage, verdict) = watch.end(subject.net());
+            figures.push(("partition healed, ms", millis(outage.longest)));
+            figures.push(("partition healed, takeovers", verdict.moves() as f64));
         }
         "stop" => {
             subject.stop(master)?;

@@ -234,6 +234,8 @@ pub struct Sim {
     pub answers: BTreeMap<u64, Result<String, String>>,
     pub stopped: Vec<usize>,
     pub alarms: Vec<String>,
+    /// Signals sent, if a scenario wants to know.
+    pub sent: Option<Vec<(usize, ServerName, Signal)>>,
     /// Percent of outputs after which electd stalls, and for how long at most, in milliseconds.
     pub stalls: (u64, u64),
     log: VecDeque<String>,
@@ -306,6 +308,7 @@ impl Sim {
             answers: BTreeMap::new(),
             stopped: Vec::new(),
             alarms: Vec::new(),
+            sent: None,
             stalls: (0, 0),
             log: VecDeque::new(),
             log_max: std::env::var("STANDIN_LOG").map_or(400, |n| n.parse().unwrap()),
@@ -421,7 +424,8 @@ impl Sim {
         };
         let open: Vec<_> = s.gates.keys().cloned().collect();
         let silent = s.memory.is_none();
-        let span = s.reservation.as_ref().map_or(s.settings.lease, |r| r.promise_max);
+        // How long a blank server keeps silent, it has yet to learn.
+        let span = s.reservation.as_ref().map_or(Duration::ZERO, |r| r.promise_max);
         let settings = s.settings.clone();
         self.trace(|| format!("{i} START {}", if silent { "without memory" } else { "with memory" }));
         self.judge.killed(i, &open); // gates may have closed since
@@ -853,6 +857,9 @@ impl Sim {
                     self.fail("ReleaseBeforeGrant: a Release with the gate open");
                 }
                 self.judge.says(self.now, i, handled, &to, &signal);
+                if let Some(sent) = &mut self.sent {
+                    sent.push((i, to.clone(), signal.clone()));
+                }
                 let to = self.index(&to);
                 self.signal(i, to, signal);
             }
