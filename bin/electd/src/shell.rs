@@ -20,15 +20,11 @@ use protocol::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::Duration,
 };
 use takeover::{ScriptRole, ScriptRun, Scripts, Takeover};
 
 /// electd stands above everything but the kernel's own threads.
 const PRIORITY: i32 = 60;
-
-/// Role scripts get so long to end when electd stops.
-const SCRIPTS_AT_STOP: Duration = Duration::from_secs(10);
 
 /// Alarms kept for `standin status`.
 const ALARMS: usize = 8;
@@ -141,7 +137,7 @@ impl Shell {
                 self.carry_out();
             }
         }
-        if !self.scripts.wait_idle(SCRIPTS_AT_STOP) {
+        if !self.scripts.wait_idle(self.boot.config.scripts.timeout) {
             log::warn!("role scripts still run; electd does not wait for them any longer");
         }
         Ok(())

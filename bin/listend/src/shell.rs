@@ -59,6 +59,9 @@ struct Listener {
     state: Result<TcpListener, String>,
 }
 
+/// Told to end, it reads its sockets at most this often again.
+const LAST_ROUNDS: u32 = 64;
+
 /// Go on, or end.
 #[derive(PartialEq, Eq)]
 enum Flow {
@@ -96,22 +99,28 @@ impl Shell {
         self.notes.extend(notes);
     }
 
-    /// Serves until it is told to end.
+    /// Serves until it is told to end. What electd said before that is still passed on: a Release that is
+    /// lost costs the others a whole lease.
     pub fn run(mut self) -> Result<(), Error> {
         let mut events = Vec::new();
+        let mut rounds_left = None;
         loop {
-            let deadline = self
-                .links
-                .poll_timeout()
-                .into_iter()
-                .chain(self.bind_at)
-                .min();
+            let timeout = self.links.poll_timeout();
+            let deadline = match rounds_left {
+                Some(_) => Some(now()),
+                None => timeout.into_iter().chain(self.bind_at).min(),
+            };
             self.event_loop.wait(deadline, &mut events)?;
+            let quiet = events.iter().all(|e| matches!(e, Event::Deadline));
             for event in events.drain(..) {
                 if self.handle(event) == Flow::End {
-                    return Ok(());
+                    rounds_left = Some(LAST_ROUNDS);
                 }
                 self.act();
+            }
+            rounds_left = rounds_left.map(|n| n - 1);
+            if rounds_left.is_some_and(|n| quiet || n == 0) {
+                return Ok(());
             }
             // After the sockets were read: a stall of this process is no silence of the peers.
             self.links.handle_timeout(now());

@@ -26,11 +26,13 @@ use std::{
 pub const ROLES: [Role; 4] = [Role::Hbd, Role::Listend, Role::Doctord, Role::Electd];
 /// In the order of their end: electd hands over first, while the others still carry its words.
 const STOP_ORDER: [Role; 4] = [Role::Electd, Role::Listend, Role::Doctord, Role::Hbd];
-/// In the order in which a reload restarts them.
-const RELOAD_ORDER: [Role; 3] = [Role::Doctord, Role::Hbd, Role::Listend];
+/// These read the configuration again in place.
+const RELOAD_IN_PLACE: [Role; 2] = [Role::Electd, Role::Doctord];
+/// These are restarted by a reload, in this order: without rights, they could not read a new key.
+const RELOAD_ORDER: [Role; 2] = [Role::Hbd, Role::Listend];
 /// How long a role without addresses may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
-/// How long electd may take, beyond two leases, to hand over and to clean up.
+/// How long electd may take, beyond two leases and a script's time limit, to hand over and to clean up.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
 /// A reload lets a restarted role find its neighbours before it restarts the next.
 const RELOAD_STEP: Duration = Duration::from_millis(250);
@@ -307,7 +309,8 @@ impl Main {
 
     /// Asks the first role in order that still runs to end.
     fn stop_next(&mut self, now: BootTime) {
-        let limit = HANDOVER_LIMIT + 2 * self.boot.config.cluster.lease;
+        let config = &self.boot.config;
+        let limit = HANDOVER_LIMIT + 2 * config.cluster.lease + config.scripts.timeout;
         let running = |role: &Role| {
             self.keepers
                 .iter()
@@ -327,7 +330,8 @@ impl Main {
         }
     }
 
-    /// electd reads the configuration again in place; the others are restarted one after another.
+    /// electd and doctord read the configuration again in place; hbd and listend are restarted one after
+    /// the other.
     fn reload(&mut self) {
         if self.stopping {
             return;
@@ -339,8 +343,8 @@ impl Main {
             log::error!("reload: the configuration in force is kept");
             return;
         }
-        log::info!("reload: telling electd, restarting the others one after another");
-        for keeper in self.keepers.iter().filter(|k| k.role == Role::Electd) {
+        log::info!("reload: telling electd and doctord, restarting hbd, then listend");
+        for keeper in self.keepers.iter().filter(|k| RELOAD_IN_PLACE.contains(&k.role)) {
             keeper.signal(Signal::SIGHUP);
         }
         self.reloads = RELOAD_ORDER.into();

@@ -128,7 +128,7 @@ impl Elector {
         let able = standing.fit
             && !beat.witness
             && !beat.maintenance
-            && beat.participation == Participation::Active
+            && beat.participation != Participation::Blank // one still silent will be able in a moment
             && !matches!(peer.health, Some(HealthState::Dead | HealthState::Suspect));
         able.then_some((beat.freshness, standing.priority, last))
     }

@@ -438,6 +438,7 @@ impl Elector {
             return None;
         }
         self.remember |= v.voter.promise(&me, term, (instance, number), now, lease);
+        self.promised_max.0 = self.promised_max.0.max(lease); // R23: a blank server asks this one
         let mastership = v.mastership.as_mut()?;
         let good = mastership.good.entry(me).or_default();
         *good = (*good).max(now + usable);

@@ -4,12 +4,15 @@ use crate::{
     elector::Elector,
     input::Preempt,
     output::Output,
-    state::{Gate, Handover, Kind, Leaving, Phase, Taking, Waiting},
+    state::{Gate, Handover, Kind, Leaving, Peer, Phase, Taking, Waiting},
 };
 use protocol::{
     BootTime, ServerName, Term, VirtualServerName,
     local::ring::HealthState,
-    wire::signal::{Body, Released},
+    wire::{
+        beat::Participation,
+        signal::{Body, Released},
+    },
 };
 use std::time::Duration;
 
@@ -212,7 +215,8 @@ impl Elector {
     fn heirs(&self, now: BootTime, name: &VirtualServerName) -> Vec<ServerName> {
         let others = self.settings.servers.iter().filter(|s| **s != self.settings.me);
         let alive = |s: &&ServerName| {
-            self.peers.get(*s).is_some_and(|p| p.health.is_none_or(|h| h == HealthState::Alive))
+            let active = |p: &Peer| p.beat.as_ref().is_some_and(|b| b.participation == Participation::Active);
+            self.peers.get(*s).is_some_and(|p| p.health.is_none_or(|h| h == HealthState::Alive) && active(p))
         };
         let mut heirs: Vec<_> =
             others.filter(alive).filter_map(|s| Some((self.rank(now, name, s)?, s.clone()))).collect();

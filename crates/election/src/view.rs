@@ -19,6 +19,14 @@ impl Elector {
     /// The present state; the shell adds addresses and gate of each virtual server.
     pub fn view(&self, now: BootTime) -> ElectdStatus {
         let ranked = self.settings.virtual_servers.keys().next();
+        let own = ServerView {
+            name: self.settings.me.clone(),
+            state: HealthState::Alive,
+            rank: ranked.and_then(|v| self.rank(now, v, &self.settings.me)),
+            last_heard: Some(now),
+            freshness: (self.freshness.term, self.freshness.run),
+            config_differs: false,
+        };
         let servers = self.peers.iter().map(|(name, peer)| ServerView {
             name: name.clone(),
             state: if self.doctor { peer.health.unwrap_or(HealthState::Unknown) } else { HealthState::Unknown },
@@ -80,7 +88,7 @@ impl Elector {
             }),
             roster: self.reservation.roster.version,
             voters: self.reservation.roster.voters.clone(),
-            servers: servers.collect(),
+            servers: std::iter::once(own).chain(servers).collect(),
             virtual_servers: virtual_servers.collect(),
         }
     }

@@ -109,13 +109,13 @@ pub struct ElectdStatus {
     pub roster: RosterVersion,
     /// The voters in force.
     pub voters: Vec<ServerName>,
-    /// Every other server as electd sees it.
+    /// This server, then every other one as electd sees it.
     pub servers: Vec<ServerView>,
     /// Every virtual server.
     pub virtual_servers: Vec<VirtualServerView>,
 }
 
-/// Another server as electd sees it.
+/// A server as electd sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerView {
     /// Its name.
