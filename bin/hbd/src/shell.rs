@@ -378,7 +378,7 @@ impl Shell {
         }
         match self.boot.keys() {
             Ok(keys) => self.core.set_keys(sealer(&keys, &self.boot.config)),
-            Err(e) => log::warn!("the cluster key stays as it was; restart hbd to change it: {e}"),
+            Err(e) => log::info!("the cluster key stays as it was, a restart reads it again: {e}"),
         }
         let settings = settings(&self.boot.config, &self.boot.me);
         let ours = settings.addresses.clone();

@@ -485,7 +485,7 @@ impl Shell {
         match self.boot.keys() {
             Ok(keys) => self.keys = keys,
             Err(e) => {
-                log::error!("the old cluster key stays in force: {e}; restart listend to change it")
+                log::info!("the cluster key stays as it was, a restart reads it again: {e}")
             }
         }
         if before != (own_addresses(&self.boot), self.boot.config.cluster.port) {

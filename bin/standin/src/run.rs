@@ -3,6 +3,7 @@
 
 use crate::child::Keeper;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use config::ClusterKeys;
 use daemon::{Args, Boot, Error, Event, EventLoop};
 use mio::{Interest, unix::SourceFd};
 use nix::sys::signal::Signal;
@@ -26,10 +27,9 @@ use std::{
 pub const ROLES: [Role; 4] = [Role::Hbd, Role::Listend, Role::Doctord, Role::Electd];
 /// In the order of their end: electd hands over first, while the others still carry its words.
 const STOP_ORDER: [Role; 4] = [Role::Electd, Role::Listend, Role::Doctord, Role::Hbd];
-/// These read the configuration again in place.
-const RELOAD_IN_PLACE: [Role; 2] = [Role::Electd, Role::Doctord];
-/// These are restarted by a reload, in this order: without rights, they could not read a new key.
-const RELOAD_ORDER: [Role; 2] = [Role::Hbd, Role::Listend];
+/// A new key restarts these, in this order: without rights they cannot read it. Everything else is read
+/// again in place.
+const NEW_KEY_ORDER: [Role; 2] = [Role::Hbd, Role::Listend];
 /// How long a role without addresses may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// How long electd may take, beyond two leases and a script's time limit, to hand over and to clean up.
@@ -136,6 +136,7 @@ fn main_daemon(boot: Boot) -> Result<(), Error> {
         .map(|role| Keeper::new(*role, &boot.args, now))
         .collect();
     let mut main = Main {
+        keys: boot.keys().ok(),
         boot,
         looped,
         keepers,
@@ -177,7 +178,9 @@ struct Main {
     looped: EventLoop,
     keepers: Vec<Keeper>,
     notes: Vec<String>,
-    /// Roles that a reload has still to restart.
+    /// The cluster keys in force, if they could be read.
+    keys: Option<ClusterKeys>,
+    /// Roles that a new key has still to restart.
     reloads: VecDeque<Role>,
     next_reload: Option<BootTime>,
     /// A process has ended and could not be reaped yet.
@@ -330,8 +333,7 @@ impl Main {
         }
     }
 
-    /// electd and doctord read the configuration again in place; hbd and listend are restarted one after
-    /// the other.
+    /// All roles read the configuration again in place; only a new key restarts hbd and listend.
     fn reload(&mut self) {
         if self.stopping {
             return;
@@ -343,12 +345,25 @@ impl Main {
             log::error!("reload: the configuration in force is kept");
             return;
         }
-        log::info!("reload: telling electd and doctord, restarting hbd, then listend");
-        for keeper in self.keepers.iter().filter(|k| RELOAD_IN_PLACE.contains(&k.role)) {
+        let keys = match self.boot.keys() {
+            Ok(keys) => Some(keys),
+            Err(e) => {
+                log::error!("reload: the cluster key in force is kept: {e}");
+                self.keys.clone()
+            }
+        };
+        let new_key = keys != self.keys;
+        self.keys = keys;
+        let what = if new_key { "; the key is new: restarting hbd, then listend" } else { "" };
+        log::info!("reload: telling the roles{what}");
+        let restarted = |role| new_key && NEW_KEY_ORDER.contains(&role);
+        for keeper in self.keepers.iter().filter(|k| !restarted(k.role)) {
             keeper.signal(Signal::SIGHUP);
         }
-        self.reloads = RELOAD_ORDER.into();
-        self.next_reload = Some(daemon::now());
+        if new_key {
+            self.reloads = NEW_KEY_ORDER.into();
+            self.next_reload = Some(daemon::now());
+        }
     }
 
     fn reload_next(&mut self, now: BootTime) {

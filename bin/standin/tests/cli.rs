@@ -446,7 +446,7 @@ fn a_role_that_dies_again_and_again_is_started_with_pauses() {
 }
 
 #[test]
-fn a_reload_tells_electd_and_doctord_and_restarts_hbd_then_listend() {
+fn a_reload_tells_all_roles_and_a_new_key_restarts_hbd_then_listend() {
     let run = Run::new(ROLE);
     let main = run.main.id().to_string();
     run.place
@@ -459,10 +459,17 @@ fn a_reload_tells_electd_and_doctord_and_restarts_hbd_then_listend() {
     );
     run.place.configure(CONFIG);
     kill("HUP", &main);
-    run.await_line("electd", "hup", 1);
-    run.await_line("doctord", "hup", 1);
+    for role in ["electd", "doctord", "hbd", "listend"] {
+        run.await_line(role, "hup", 1);
+    }
+    fs::write(run.place.path("key"), "a5".repeat(32)).unwrap();
+    kill("HUP", &main);
+    for role in ["electd", "doctord"] {
+        run.await_line(role, "hup", 2);
+    }
     for role in ["hbd", "listend"] {
         run.await_line(role, "start", 2);
+        assert_eq!(run.lines(role, "hup").len(), 1);
     }
     for role in ["electd", "doctord"] {
         assert_eq!(run.lines(role, "start").len(), 1);

@@ -22,6 +22,8 @@ use std::{
 pub(crate) const STAGE: &str = "STANDIN_LAB_STAGE";
 /// The lab's folder, on a file system in memory that only the lab sees.
 pub const FOLDER: &str = "/run/standin-lab";
+/// The stage of a process that only keeps the CPUs awake.
+pub(crate) const SPIN: &str = "spin";
 /// Exit code of the first process for "this system does not let me".
 const NOT_PERMITTED: i32 = 125;
 
@@ -39,11 +41,13 @@ pub fn enter() -> Result<(), Error> {
             }
             Ok(never) => match never {},
         },
+        Ok(SPIN) => crate::stall::spin(),
         Ok(_) => inside(),
     }
 }
 
-fn again(stage: &str) -> Result<Command, Error> {
+/// A command that starts this program again, as that stage.
+pub(crate) fn again(stage: &str) -> Result<Command, Error> {
     let program = env::current_exe().map_err(Error::system("own program's path"))?;
     let mut command = Command::new(program);
     command.args(env::args_os().skip(1)).env(STAGE, stage);

@@ -4,12 +4,19 @@
 //! every CPU is kept busy at the lowest precedence there is, and a thread of the highest tells how late even it
 //! was woken.
 
-use crate::{Error, pace};
+use crate::{
+    Error,
+    enter::{SPIN, again},
+    pace,
+};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
+    sys::{prctl::set_pdeathsig, signal::Signal},
+    unistd::{Pid, setsid},
 };
 use std::{
+    fs,
+    process::{Child, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -93,28 +100,42 @@ impl Drop for Stalls {
 }
 
 /// Keeps every CPU busy at the lowest precedence, for as long as this lives.
-pub struct Spinners(Arc<AtomicBool>);
+///
+/// A process of its own, since the kernel may share time out by session first (autogroups), and a session with a
+/// spinner in it then takes half of a CPU from everybody outside, the kernel's own threads among them.
+pub struct Spinners(Child);
 
 impl Spinners {
-    /// Starts one on each CPU.
+    /// Starts them; only inside a lab.
     pub fn start() -> Result<Self, Error> {
-        let stop = Arc::new(AtomicBool::new(false));
-        on_every_cpu(&stop, |stop| {
-            // Without that precedence it would take time from the daemons: better none at all.
-            if daemon::sys::scheduler_idle().is_ok() {
-                while !stop.load(Ordering::Relaxed) {
-                    for _ in 0..10_000 {
-                        std::hint::spin_loop();
-                    }
-                }
-            }
-        })?;
-        Ok(Self(stop))
+        let spawned = again(SPIN)?.stdin(Stdio::null()).spawn();
+        spawned
+            .map(Self)
+            .map_err(Error::system("starting what keeps the CPUs awake"))
     }
 }
 
 impl Drop for Spinners {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        // It ends with the lab at the latest.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// What that process does, without end.
+pub(crate) fn spin() -> ! {
+    // What is refused here only makes the spinners less meek; without the lowest precedence there are none.
+    let _ = set_pdeathsig(Signal::SIGKILL);
+    let _ = setsid();
+    let _ = fs::write("/proc/self/autogroup", "19");
+    let _ = on_every_cpu(&Arc::default(), |_| {
+        if daemon::sys::scheduler_idle().is_ok() {
+            loop {
+                std::hint::spin_loop();
+            }
+        }
+    });
+    loop {
+        thread::park();
     }
 }
