@@ -51,6 +51,9 @@ install: build
 	sed 's|/usr/sbin/|$(PREFIX)/sbin/|' etc/standin.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/standin.service
 	test -e $(DESTDIR)$(SYSCONFDIR)/standin/standin.toml || \
 		install -m 644 etc/standin.toml $(DESTDIR)$(SYSCONFDIR)/standin
+	# hbd, listend and doctord run as this user, which owns nothing; packages make it themselves.
+	test -n "$(DESTDIR)" || getent passwd standin >/dev/null || \
+		useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin standin
 	install -d $(DESTDIR)$(PREFIX)/share/doc/standin
 	cp -R etc docs/*.md README.md CHANGELOG.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/standin
 	for section in 5 8; do \
