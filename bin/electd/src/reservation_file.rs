@@ -6,7 +6,7 @@ use election::Reservation;
 use std::{
     io,
     path::{Path, PathBuf},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 /// The reservation on disk, if it is there and good; the reason, if it is bad.
@@ -34,6 +34,7 @@ pub fn write(state_dir: &Path, reservation: &Reservation) -> Result<(), Error> {
 /// The thread that writes reservations, one after another; only the last one asked for matters.
 pub struct Writer {
     requests: Sender<Reservation>,
+    thread: JoinHandle<()>,
 }
 
 impl Writer {
@@ -43,7 +44,7 @@ impl Writer {
         done: impl Fn(Result<Reservation, String>) + Send + 'static,
     ) -> Result<Self, Error> {
         let (requests, inbox): (Sender<Reservation>, Receiver<Reservation>) = unbounded();
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("reservation".into())
             .spawn(move || {
                 while let Ok(first) = inbox.recv() {
@@ -53,13 +54,21 @@ impl Writer {
                 }
             })
             .map_err(|e| Error::io("cannot start the thread that writes reservations", e))?;
-        Ok(Self { requests })
+        Ok(Self { requests, thread })
     }
 
     /// Asks for `reservation` to be written.
     pub fn request(&self, reservation: Reservation) {
         if self.requests.send(reservation).is_err() {
             log::error!("the thread that writes reservations is gone");
+        }
+    }
+
+    /// Ends the thread; what was asked for is written first, and nothing after it.
+    pub fn finish(self) {
+        drop(self.requests);
+        if self.thread.join().is_err() {
+            log::error!("the thread that writes reservations has failed");
         }
     }
 }

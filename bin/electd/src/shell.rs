@@ -37,7 +37,8 @@ pub struct Shell {
     takeover: Takeover,
     scripts: Scripts,
     memory: MemoryFile,
-    writer: Writer,
+    /// Until the last reservation is to be written.
+    writer: Option<Writer>,
     reports: Receiver<Report>,
     /// Who waits for which wish.
     wishes: BTreeMap<u64, ConnId>,
@@ -100,7 +101,7 @@ impl Shell {
             takeover,
             scripts,
             memory,
-            writer,
+            writer: Some(writer),
             reports,
             wishes: BTreeMap::new(),
             last_wish: 0,
@@ -229,12 +230,19 @@ impl Shell {
                 Output::Shut(v) => self.takeover.shut(&v),
                 Output::Announce(v) => self.takeover.announce(&v),
                 Output::Probe(v) => self.takeover.probe(&v),
-                Output::Reserve(reservation) => self.writer.request(reservation),
+                Output::Reserve(reservation) => {
+                    if let Some(writer) = &self.writer {
+                        writer.request(reservation);
+                    }
+                }
                 Output::Role(change) => self.role_changed(change),
                 Output::Alarm(text) => self.alarm(text),
                 Output::Notice(text) => log::info!("{text}"),
                 Output::Answer { id, answer } => self.answer(id, answer),
                 Output::Stopped(last) => {
+                    if let Some(writer) = self.writer.take() {
+                        writer.finish();
+                    }
                     if let Some(last) = last
                         && let Err(e) = reservation_file::write(&self.boot.args.state_dir, &last)
                     {

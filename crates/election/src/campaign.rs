@@ -53,7 +53,12 @@ impl Elector {
     // ---- standing ----------------------------------------------------------------------------------
 
     /// R10: what stands in the way of standing now.
-    fn obstacle(&self, now: BootTime, name: &VirtualServerName, v: &Virtual) -> Result<(), &'static str> {
+    fn obstacle(
+        &self,
+        now: BootTime,
+        name: &VirtualServerName,
+        v: &Virtual,
+    ) -> Result<(), &'static str> {
         let me = &self.settings.me;
         let stands_in_the_way = |yes: bool, what| if yes { Err(what) } else { Ok(()) };
         stands_in_the_way(self.taking == Taking::Blank, "blank: no reservation")?;
@@ -63,23 +68,36 @@ impl Elector {
         self.fit(name, now)?;
         let majority = self.settings.mode == Mode::Majority;
         let listed = self.reservation.roster.voters.contains(me);
-        stands_in_the_way(majority && !listed, "not in the roster (standin server add)")?;
+        stands_in_the_way(
+            majority && !listed,
+            "not in the roster (standin server add)",
+        )?;
         stands_in_the_way(v.gate != Gate::Shut || !v.is_idle(), "busy")?;
         stands_in_the_way(!v.voter.free_for(me, now), "promised to another")?;
         let unknown = |p: &Peer| p.health.is_none_or(|h| h == HealthState::Unknown);
-        stands_in_the_way(!self.doctor || self.peers.values().any(unknown), "the doctor does not know yet")?;
-        stands_in_the_way(majority && self.in_touch(now) < self.quorum(), "no majority in touch")?;
         stands_in_the_way(
-            self.peers.values().any(|p| {
-                p.health != Some(HealthState::Dead) && self.claims(p, name, v)
-            }),
+            !self.doctor || self.peers.values().any(unknown),
+            "the doctor does not know yet",
+        )?;
+        stands_in_the_way(
+            majority && self.in_touch(now) < self.quorum(),
+            "no majority in touch",
+        )?;
+        stands_in_the_way(
+            self.peers
+                .values()
+                .any(|p| p.health != Some(HealthState::Dead) && self.claims(p, name, v)),
             "another server claims it",
         )
     }
 
     /// Does this peer's last beat claim it, unreleased?
     fn claims(&self, peer: &Peer, name: &VirtualServerName, v: &Virtual) -> bool {
-        let server = self.peers.iter().find(|(_, p)| std::ptr::eq(*p, peer)).map(|(s, _)| s);
+        let server = self
+            .peers
+            .iter()
+            .find(|(_, p)| std::ptr::eq(*p, peer))
+            .map(|(s, _)| s);
         server.is_some_and(|s| peer.claim(s, name, &v.voter).is_some())
     }
 
@@ -87,21 +105,37 @@ impl Elector {
     pub(crate) fn in_touch(&self, now: BootTime) -> usize {
         let span = self.settings.heartbeat * 2;
         let mutual = |name: &ServerName| {
-            let Some(peer) = self.peers.get(name) else { return false };
+            let Some(peer) = self.peers.get(name) else {
+                return false;
+            };
             let Some(beat) = &peer.beat else { return false };
             peer.heard.is_some_and(|at| now.since(at) <= span)
-                && beat.heard.iter().any(|h| h.server == self.settings.me && h.age <= span)
+                && beat
+                    .heard
+                    .iter()
+                    .any(|h| h.server == self.settings.me && h.age <= span)
         };
         let voters = &self.reservation.roster.voters;
-        voters.iter().filter(|name| **name == self.settings.me || mutual(name)).count()
+        voters
+            .iter()
+            .filter(|name| **name == self.settings.me || mutual(name))
+            .count()
     }
 
     /// R11: how many fit servers, by their own last beats, are better than `server`.
-    pub(crate) fn rank(&self, now: BootTime, name: &VirtualServerName, server: &ServerName) -> Option<u32> {
+    pub(crate) fn rank(
+        &self,
+        now: BootTime,
+        name: &VirtualServerName,
+        server: &ServerName,
+    ) -> Option<u32> {
         let own = self.merit(now, name, server)?;
-        let better = self.settings.servers.iter().filter(|s| *s != server).filter(|s| {
-            self.merit(now, name, s).is_some_and(|merit| merit > own)
-        });
+        let better = self
+            .settings
+            .servers
+            .iter()
+            .filter(|s| *s != server)
+            .filter(|s| self.merit(now, name, s).is_some_and(|merit| merit > own));
         u32::try_from(better.count()).ok()
     }
 
@@ -111,14 +145,22 @@ impl Elector {
         now: BootTime,
         name: &VirtualServerName,
         server: &ServerName,
-    ) -> Option<(protocol::wire::beat::Freshness, u32, std::cmp::Reverse<ServerName>)> {
+    ) -> Option<(
+        protocol::wire::beat::Freshness,
+        u32,
+        std::cmp::Reverse<ServerName>,
+    )> {
         let voters = &self.reservation.roster.voters;
         if self.settings.mode == Mode::Majority && !voters.contains(server) {
             return None;
         }
         let last = std::cmp::Reverse(server.clone());
         if *server == self.settings.me {
-            let priority = self.settings.virtual_servers.get(name).map_or(0, |s| s.priority);
+            let priority = self
+                .settings
+                .virtual_servers
+                .get(name)
+                .map_or(0, |s| s.priority);
             let fit = self.fit(name, now).is_ok() && !self.maintenance;
             return fit.then_some((self.freshness, priority, last));
         }
@@ -135,9 +177,13 @@ impl Elector {
 
     /// R10, R11: stand when nothing is in the way, after rank x skew and the back-off.
     pub(crate) fn stand_if_free(&mut self, now: BootTime, name: &VirtualServerName) {
-        let Some(v) = self.virtuals.get(name) else { return };
+        let Some(v) = self.virtuals.get(name) else {
+            return;
+        };
         let obstacle = self.obstacle(now, name, v).err();
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         v.obstacle = obstacle.unwrap_or("");
         v.stand_at = None;
         if obstacle.is_some() {
@@ -157,14 +203,21 @@ impl Elector {
 
     /// R16: a master that meets a higher floor, or an electd that starts with its gate open.
     pub(crate) fn renew_if_needed(&mut self, now: BootTime, name: &VirtualServerName) {
-        let Some(v) = self.virtuals.get(name) else { return };
+        let Some(v) = self.virtuals.get(name) else {
+            return;
+        };
         let left_over = v.mastership.is_none() && matches!(v.gate, Gate::Open(_));
         if v.campaign.is_some() || v.leaving.is_some() || now < v.not_before {
             return;
         }
         let outdone = v.mastership.as_ref().is_some_and(|m| v.highest() > m.term);
         if left_over && !v.gate_open(now) {
-            return self.leave(now, name, None, "the gate closed before the mastership was renewed");
+            return self.leave(
+                now,
+                name,
+                None,
+                "the gate closed before the mastership was renewed",
+            );
         }
         let asks = self.settings.mode == Mode::Majority && self.taking == Taking::Active;
         if left_over || (outdone && asks) {
@@ -175,11 +228,15 @@ impl Elector {
     /// Begins a campaign: asks who would vote (R12), or calls at once when invited (R19).
     pub(crate) fn stand(&mut self, now: BootTime, name: &VirtualServerName, kind: Kind) {
         let (lease, deadline) = (self.lease, now + self.patience());
-        let Some(v) = self.virtuals.get(name) else { return };
+        let Some(v) = self.virtuals.get(name) else {
+            return;
+        };
         let term = self.next_term(v.highest());
         self.round += 1;
         let round = self.round;
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         v.ready_since = None;
         v.campaign = Some(Campaign {
             kind,
@@ -209,7 +266,11 @@ impl Elector {
                 }
             }
             (Mode::None, Kind::Ordinary) => {
-                if let Some(c) = self.virtuals.get_mut(name).and_then(|v| v.campaign.as_mut()) {
+                if let Some(c) = self
+                    .virtuals
+                    .get_mut(name)
+                    .and_then(|v| v.campaign.as_mut())
+                {
                     c.phase = Phase::Probe;
                     c.deadline = now + lease.max(Duration::from_secs(1));
                 }
@@ -228,7 +289,10 @@ impl Elector {
             Mode::Majority => next,
             Mode::None => {
                 let n = servers.len().max(1) as u64;
-                let place = servers.iter().position(|s| *s == self.settings.me).unwrap_or(0) as u64;
+                let place = servers
+                    .iter()
+                    .position(|s| *s == self.settings.me)
+                    .unwrap_or(0) as u64;
                 Term(next.0 + (place + n - next.0 % n) % n)
             }
         }
@@ -236,21 +300,37 @@ impl Elector {
 
     fn other_voters(&self) -> Vec<ServerName> {
         let voters = self.reservation.roster.voters.iter();
-        voters.filter(|v| **v != self.settings.me).cloned().collect()
+        voters
+            .filter(|v| **v != self.settings.me)
+            .cloned()
+            .collect()
     }
 
     // ---- quorum = none -----------------------------------------------------------------------------
 
     pub(crate) fn probed(&mut self, now: BootTime, name: &VirtualServerName, answered: bool) {
-        let Some(v) = self.virtuals.get_mut(name) else { return };
-        if !v.campaign.as_ref().is_some_and(|c| matches!(c.phase, Phase::Probe)) {
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
+        if !v
+            .campaign
+            .as_ref()
+            .is_some_and(|c| matches!(c.phase, Phase::Probe))
+        {
             return self.count("probe_unasked");
         }
         if answered {
             return self.fail(now, name, "another machine answers for the address");
         }
-        let free = self.virtuals.get(name).is_some_and(|v| v.voter.free_for(&self.settings.me, now));
-        if free { self.take_unasked(now, name) } else { self.fail(now, name, "promised meanwhile") }
+        let free = self
+            .virtuals
+            .get(name)
+            .is_some_and(|v| v.voter.free_for(&self.settings.me, now));
+        if free {
+            self.take_unasked(now, name)
+        } else {
+            self.fail(now, name, "promised meanwhile")
+        }
     }
 
     /// `quorum = none`: master by own word.
@@ -260,16 +340,28 @@ impl Elector {
         };
         let _ = number;
         let good = BTreeMap::from([(self.settings.me.clone(), sent + self.usable(self.lease))]);
-        self.win(now, name, term, good, "took over without asking (quorum = none)");
+        self.win(
+            now,
+            name,
+            term,
+            good,
+            "took over without asking (quorum = none)",
+        );
     }
 
     // ---- the caller's side ---------------------------------------------------------------------------
 
     /// R13: own vote and promise, number + 1.
-    fn vote_for_self(&mut self, now: BootTime, name: &VirtualServerName) -> Option<(Term, Number, BootTime)> {
+    fn vote_for_self(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+    ) -> Option<(Term, Number, BootTime)> {
         let me = self.settings.me.clone();
         let v = self.virtuals.get(name)?;
-        let Campaign { term: asked, lease, .. } = v.campaign.clone()?;
+        let Campaign {
+            term: asked, lease, ..
+        } = v.campaign.clone()?;
         let term = asked.max(self.next_term(v.highest()));
         if term > self.reservation.reserved || lease > self.longest {
             self.need(term, lease);
@@ -286,7 +378,10 @@ impl Elector {
 
     /// R13: the call.
     fn call_for_votes(&mut self, now: BootTime, name: &VirtualServerName) {
-        let free = self.virtuals.get(name).is_some_and(|v| v.voter.free_for(&self.settings.me, now));
+        let free = self
+            .virtuals
+            .get(name)
+            .is_some_and(|v| v.voter.free_for(&self.settings.me, now));
         if !free {
             return self.fail(now, name, "promised to another");
         }
@@ -295,21 +390,41 @@ impl Elector {
         };
         let deadline = now + self.patience();
         let me = self.settings.me.clone();
-        let Some(v) = self.virtuals.get_mut(name) else { return };
-        let releases = v.voter.releases().map(|(server, instance, number)| Released {
-            server: server.clone(),
-            instance,
-            number,
-        });
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
+        let releases = v
+            .voter
+            .releases()
+            .map(|(server, instance, number)| Released {
+                server: server.clone(),
+                instance,
+                number,
+            });
         let releases: Vec<_> = releases.collect();
-        let Some(campaign) = v.campaign.as_mut() else { return };
+        let Some(campaign) = v.campaign.as_mut() else {
+            return;
+        };
         let lease = campaign.lease;
         campaign.deadline = deadline;
-        campaign.phase =
-            Phase::Call { number, sent, granted: BTreeSet::from([me]), refused: BTreeSet::new() };
+        campaign.phase = Phase::Call {
+            number,
+            sent,
+            granted: BTreeSet::from([me]),
+            refused: BTreeSet::new(),
+        };
         let roster = self.reservation.roster.version;
         for voter in self.other_voters() {
-            self.say(&voter, name, Body::Call { term, lease, releases: releases.clone(), roster });
+            self.say(
+                &voter,
+                name,
+                Body::Call {
+                    term,
+                    lease,
+                    releases: releases.clone(),
+                    roster,
+                },
+            );
         }
         self.count_votes(now, name);
     }
@@ -317,25 +432,47 @@ impl Elector {
     /// A voter's link came back: what it was asked before may not have reached it. Calls are not repeated.
     pub(crate) fn ask_again(&mut self, now: BootTime, server: &ServerName) {
         for name in self.virtuals.keys().cloned().collect::<Vec<_>>() {
-            let Some(c) = self.virtuals.get(&name).and_then(|v| v.campaign.as_ref()) else { continue };
-            let Phase::Pre { round, yes, .. } = &c.phase else { continue };
-            if now <= c.deadline && !yes.contains(server) && self.reservation.roster.voters.contains(server) {
-                let body = Body::PreCall { term: c.term, lease: c.lease, round: *round };
+            let Some(c) = self.virtuals.get(&name).and_then(|v| v.campaign.as_ref()) else {
+                continue;
+            };
+            let Phase::Pre { round, yes, .. } = &c.phase else {
+                continue;
+            };
+            if now <= c.deadline
+                && !yes.contains(server)
+                && self.reservation.roster.voters.contains(server)
+            {
+                let body = Body::PreCall {
+                    term: c.term,
+                    lease: c.lease,
+                    round: *round,
+                };
                 self.say(server, &name, body);
             }
         }
     }
 
     pub(crate) fn campaign_time(&mut self, now: BootTime, name: &VirtualServerName) {
-        let Some(v) = self.virtuals.get_mut(name) else { return };
-        let Some(campaign) = v.campaign.as_mut() else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
+        let Some(campaign) = v.campaign.as_mut() else {
+            return;
+        };
         if now > campaign.deadline {
             return self.fail(now, name, "no majority answered in time");
         }
         let (term, lease) = (campaign.term, campaign.lease);
-        if let Phase::Pre { ask_again, round, .. } = &mut campaign.phase {
+        if let Phase::Pre {
+            ask_again, round, ..
+        } = &mut campaign.phase
+        {
             let round = *round;
-            let due: Vec<_> = ask_again.iter().filter(|(_, t)| **t <= now).map(|(s, _)| s.clone()).collect();
+            let due: Vec<_> = ask_again
+                .iter()
+                .filter(|(_, t)| **t <= now)
+                .map(|(s, _)| s.clone())
+                .collect();
             ask_again.retain(|_, t| *t > now);
             for server in due {
                 if server != self.settings.me {
@@ -357,10 +494,17 @@ impl Elector {
         if let PreVerdict::No { floor, .. } = verdict {
             self.learn_floor(name, floor);
         }
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         let highest = v.highest();
-        let Some(campaign) = v.campaign.as_mut() else { return self.count("pre_answer_unasked") };
-        let Phase::Pre { round, ask_again, .. } = &mut campaign.phase else {
+        let Some(campaign) = v.campaign.as_mut() else {
+            return self.count("pre_answer_unasked");
+        };
+        let Phase::Pre {
+            round, ask_again, ..
+        } = &mut campaign.phase
+        else {
             return self.count("pre_answer_late");
         };
         if answered != *round || term != campaign.term || now > campaign.deadline {
@@ -368,26 +512,51 @@ impl Elector {
         }
         match verdict {
             PreVerdict::Yes => self.count_pre_vote(now, name, from, true),
-            PreVerdict::No { retry_after: Some(after), .. } if now + after <= campaign.deadline => {
+            PreVerdict::No {
+                retry_after: Some(after),
+                ..
+            } if now + after <= campaign.deadline => {
                 ask_again.insert(from.clone(), now + after + AFTER);
             }
-            PreVerdict::No { why: Why::Floor, .. } if highest >= term => {
+            PreVerdict::No {
+                why: Why::Floor, ..
+            } if highest >= term => {
                 let kind = campaign.kind;
                 self.stand(now, name, kind); // the floor is known now
             }
             PreVerdict::No { why, .. } => {
-                self.notice(format!("{from} would not vote for this server in {name}: {why}"));
+                self.notice(format!(
+                    "{from} would not vote for this server in {name}: {why}"
+                ));
                 self.count_pre_vote(now, name, from, false);
             }
         }
     }
 
-    fn count_pre_vote(&mut self, now: BootTime, name: &VirtualServerName, voter: &ServerName, vote: bool) {
+    fn count_pre_vote(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        voter: &ServerName,
+        vote: bool,
+    ) {
         let (need, voters) = (self.quorum(), self.reservation.roster.voters.clone());
-        let Some(campaign) = self.virtuals.get_mut(name).and_then(|v| v.campaign.as_mut()) else { return };
-        let Phase::Pre { yes, no, .. } = &mut campaign.phase else { return };
+        let Some(campaign) = self
+            .virtuals
+            .get_mut(name)
+            .and_then(|v| v.campaign.as_mut())
+        else {
+            return;
+        };
+        let Phase::Pre { yes, no, .. } = &mut campaign.phase else {
+            return;
+        };
         if voters.contains(voter) {
-            if vote { yes.insert(voter.clone()) } else { no.insert(voter.clone()) };
+            if vote {
+                yes.insert(voter.clone())
+            } else {
+                no.insert(voter.clone())
+            };
         }
         if yes.len() >= need {
             self.call_for_votes(now, name);
@@ -407,24 +576,35 @@ impl Elector {
     ) {
         let (own, patience) = (self.instance, self.patience());
         let listed = self.reservation.roster.voters.contains(from);
-        let Some(campaign) = self.virtuals.get_mut(name).and_then(|v| v.campaign.as_mut()) else {
+        let Some(campaign) = self
+            .virtuals
+            .get_mut(name)
+            .and_then(|v| v.campaign.as_mut())
+        else {
             return self.count("grant_unasked");
         };
         match &mut campaign.phase {
-            Phase::Call { number, sent, granted, .. }
-                if *number == answered
-                    && own == instance
-                    && campaign.term == term
-                    && now.since(*sent) <= patience
-                    && listed =>
+            Phase::Call {
+                number,
+                sent,
+                granted,
+                ..
+            } if *number == answered
+                && own == instance
+                && campaign.term == term
+                && now.since(*sent) <= patience
+                && listed =>
             {
                 granted.insert(from.clone());
             }
-            Phase::Call { .. } | Phase::Pre { .. } | Phase::Probe => return self.count("grant_late"),
+            Phase::Call { .. } | Phase::Pre { .. } | Phase::Probe => {
+                return self.count("grant_late");
+            }
         }
         self.count_votes(now, name);
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn refusal(
         &mut self,
         now: BootTime,
@@ -437,8 +617,19 @@ impl Elector {
     ) {
         self.learn_floor(name, floor);
         let own = self.instance;
-        let Some(campaign) = self.virtuals.get_mut(name).and_then(|v| v.campaign.as_mut()) else { return };
-        if let Phase::Call { number, granted, refused, .. } = &mut campaign.phase
+        let Some(campaign) = self
+            .virtuals
+            .get_mut(name)
+            .and_then(|v| v.campaign.as_mut())
+        else {
+            return;
+        };
+        if let Phase::Call {
+            number,
+            granted,
+            refused,
+            ..
+        } = &mut campaign.phase
             && *number == answered
             && own == instance
             && campaign.term == term
@@ -452,15 +643,28 @@ impl Elector {
     /// R13: at m votes, master. R15: no longer possible, released at once instead of at D.
     fn count_votes(&mut self, now: BootTime, name: &VirtualServerName) {
         let (need, voters) = (self.quorum(), self.reservation.roster.voters.len());
-        let Some(campaign) = self.virtuals.get(name).and_then(|v| v.campaign.as_ref()) else { return };
-        let Phase::Call { sent, granted, refused, .. } = &campaign.phase else { return };
+        let Some(campaign) = self.virtuals.get(name).and_then(|v| v.campaign.as_ref()) else {
+            return;
+        };
+        let Phase::Call {
+            sent,
+            granted,
+            refused,
+            ..
+        } = &campaign.phase
+        else {
+            return;
+        };
         let (term, kind) = (campaign.term, campaign.kind);
         if granted.len() >= need {
             let until = *sent + self.usable(campaign.lease);
             let good = granted.iter().map(|voter| (voter.clone(), until)).collect();
             let reason = match kind {
                 Kind::Ordinary => format!("elected with {} of {voters} votes", granted.len()),
-                Kind::Invited => format!("took over by handover with {} of {voters} votes", granted.len()),
+                Kind::Invited => format!(
+                    "took over by handover with {} of {voters} votes",
+                    granted.len()
+                ),
                 Kind::Renewal => format!("renewed with {} of {voters} votes", granted.len()),
             };
             self.win(now, name, term, good, &reason);
@@ -472,18 +676,35 @@ impl Elector {
     /// R15: no majority. With the gate shut: Release, slave, back-off. With it open: again, until it closes.
     fn fail(&mut self, now: BootTime, name: &VirtualServerName, why: &str) {
         let skew = self.skew();
-        let Some(v) = self.virtuals.get_mut(name) else { return };
-        let Some(campaign) = v.campaign.take() else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
+        let Some(campaign) = v.campaign.take() else {
+            return;
+        };
         v.ready_since = None;
         v.tries = (v.tries + 1).min(TRIES_MAX);
         let open = v.gate_open(now);
-        let backoff = if campaign.kind == Kind::Renewal { skew / 4 } else { skew * (1 << v.tries) };
+        let backoff = if campaign.kind == Kind::Renewal {
+            skew / 4
+        } else {
+            skew * (1 << v.tries)
+        };
         let called = matches!(campaign.phase, Phase::Call { .. });
-        let backoff = if campaign.kind == Kind::Renewal { backoff } else { self.random(backoff) };
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let backoff = if campaign.kind == Kind::Renewal {
+            backoff
+        } else {
+            self.random(backoff)
+        };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         v.not_before = now + backoff;
         if v.tries <= 1 || called {
-            self.notice(format!("election for {name} in term {}: {why}", campaign.term));
+            self.notice(format!(
+                "election for {name} in term {}: {why}",
+                campaign.term
+            ));
         }
         match campaign.kind {
             Kind::Renewal if open => {} // renew_if_needed tries again
@@ -511,7 +732,9 @@ impl Elector {
             return Err((Why::Silent, None));
         }
         let (reserved, longest) = (self.reservation.reserved, self.longest);
-        let Some(v) = self.virtuals.get(name) else { return Err((Why::TooMany, None)) };
+        let Some(v) = self.virtuals.get(name) else {
+            return Err((Why::TooMany, None));
+        };
         if term <= v.voter.voted {
             return Err((Why::Floor, None));
         }
@@ -538,7 +761,9 @@ impl Elector {
             return false;
         }
         let floor = self.floor_base;
-        self.virtuals.entry(name.clone()).or_insert_with(|| Virtual::new(floor));
+        self.virtuals
+            .entry(name.clone())
+            .or_insert_with(|| Virtual::new(floor));
         true
     }
 
@@ -555,25 +780,49 @@ impl Elector {
         if !self.know(name) {
             return self.count("virtual_servers_full");
         }
-        let floor = self.virtuals.get(name).map_or(self.floor_base, |v| v.voter.voted);
-        let no = |(why, retry_after)| PreVerdict::No { why, floor, retry_after };
+        let floor = self
+            .virtuals
+            .get(name)
+            .map_or(self.floor_base, |v| v.voter.voted);
+        let no = |(why, retry_after)| PreVerdict::No {
+            why,
+            floor,
+            retry_after,
+        };
         let verdict = match self.would_vote(now, name, from, term, lease) {
             Err(refusal) => no(refusal),
             Ok(()) if !self.reservation.roster.voters.contains(from) => no((Why::Roster, None)),
             Ok(()) if !self.doctor_agrees(now, name, from) => no((Why::Doctor, None)),
             Ok(()) => PreVerdict::Yes,
         };
-        self.say(from, name, Body::PreAnswer { term, round, verdict });
+        self.say(
+            from,
+            name,
+            Body::PreAnswer {
+                term,
+                round,
+                verdict,
+            },
+        );
     }
 
     /// R12: the doctor does not say that the holder, other than the caller, is alive and claiming. Not
     /// knowing counts as no only until a lease after the own promise ended.
     fn doctor_agrees(&self, now: BootTime, name: &VirtualServerName, caller: &ServerName) -> bool {
-        let Some(v) = self.virtuals.get(name) else { return true };
-        let Some(holder) = v.voter.holder.as_ref().filter(|h| *h != caller && **h != self.settings.me) else {
+        let Some(v) = self.virtuals.get(name) else {
             return true;
         };
-        let Some(peer) = self.peers.get(holder) else { return true };
+        let Some(holder) = v
+            .voter
+            .holder
+            .as_ref()
+            .filter(|h| *h != caller && **h != self.settings.me)
+        else {
+            return true;
+        };
+        let Some(peer) = self.peers.get(holder) else {
+            return true;
+        };
         let known = if self.doctor { peer.health } else { None };
         match known {
             Some(HealthState::Alive) => peer.claim(holder, name, &v.voter).is_none(),
@@ -601,8 +850,12 @@ impl Elector {
         for released in releases {
             self.note_release(now, name, &released);
         }
-        let verdict = self.would_vote(now, name, from, term, lease).map_err(|(why, _)| why);
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let verdict = self
+            .would_vote(now, name, from, term, lease)
+            .map_err(|(why, _)| why);
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         let verdict = verdict.and_then(|()| {
             if v.voter.stale(from, instance, number) {
                 Err(Why::Stale)
@@ -617,14 +870,37 @@ impl Elector {
                 v.campaign = None;
                 self.remember |= v.voter.promise(from, term, (instance, number), now, lease);
                 self.note_promise(lease);
-                self.say(from, name, Body::Grant { instance, number, term });
+                self.say(
+                    from,
+                    name,
+                    Body::Grant {
+                        instance,
+                        number,
+                        term,
+                    },
+                );
             }
             Err(why) => {
                 let floor = v.voter.voted;
                 if why == Why::Shutting && v.mastership.is_some() {
-                    self.leave(now, name, None, "another server was called and the own promise had ended");
+                    self.leave(
+                        now,
+                        name,
+                        None,
+                        "another server was called and the own promise had ended",
+                    );
                 }
-                self.say(from, name, Body::Refuse { instance, number, term, why, floor });
+                self.say(
+                    from,
+                    name,
+                    Body::Refuse {
+                        instance,
+                        number,
+                        term,
+                        why,
+                        floor,
+                    },
+                );
             }
         }
     }

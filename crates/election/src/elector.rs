@@ -92,7 +92,12 @@ impl Elector {
             reserved: Term(0),
             ..Reservation::first(Vec::new(), None, Duration::ZERO)
         });
-        let lease = settings.lease;
+        // A longer one waits until it may be promised (R23); a renewal must not wait for the disk (R16).
+        let lease = if blank {
+            settings.lease
+        } else {
+            settings.lease.min(reservation.promise_max)
+        };
         let mut elector = Self {
             instance: start.instance,
             number: Number(0),
@@ -103,7 +108,11 @@ impl Elector {
             unsure: false,
             longest: reservation.promise_max,
             reserve_again: None,
-            promised_max: (Duration::ZERO, reservation.promise_max, now + reservation.promise_max),
+            promised_max: (
+                Duration::ZERO,
+                reservation.promise_max,
+                now + reservation.promise_max,
+            ),
             reservation,
             floor_base: Term(0),
             virtuals: BTreeMap::new(),
@@ -135,7 +144,10 @@ impl Elector {
         }
         elector.fit_to_settings(now);
         for (name, _) in start.gates {
-            let v = elector.virtuals.entry(name.clone()).or_insert_with(|| Virtual::new(elector.floor_base));
+            let v = elector
+                .virtuals
+                .entry(name.clone())
+                .or_insert_with(|| Virtual::new(elector.floor_base));
             if v.gate == Gate::Shut {
                 v.gate = Gate::Shutting;
                 elector.outputs.push_back(Output::Shut(name));
@@ -155,10 +167,17 @@ impl Elector {
         let firm = now + self.reservation.promise_max;
         for vote in memory.votes {
             let mut v = Virtual::new(vote.voted);
-            let open = gates.iter().find(|(name, until)| *name == vote.virtual_server && now <= *until);
+            let open = gates
+                .iter()
+                .find(|(name, until)| *name == vote.virtual_server && now <= *until);
             let own = vote.holder.as_ref() == Some(&self.settings.me);
             if let Some(holder) = vote.holder.clone().filter(|_| !own || open.is_some()) {
-                v.voter.promise = Some(Promise { holder, by: None, until: firm, firm_until: Some(firm) });
+                v.voter.promise = Some(Promise {
+                    holder,
+                    by: None,
+                    until: firm,
+                    firm_until: Some(firm),
+                });
             }
             v.voter.holder = vote.holder;
             if let Some((_, until)) = open.filter(|_| own) {
@@ -176,22 +195,37 @@ impl Elector {
             v.voter.voted = v.voter.voted.max(floor);
             v.seen = v.seen.max(floor);
         }
-        self.taking = Taking::Silent { until: now + self.reservation.promise_max };
-        self.wanted.reserved = self.wanted.reserved.max(Term(floor.0.saturating_add(BLOCK)));
+        self.taking = Taking::Silent {
+            until: now + self.reservation.promise_max,
+        };
+        self.wanted.reserved = self
+            .wanted
+            .reserved
+            .max(Term(floor.0.saturating_add(BLOCK)));
         self.remember = true;
         let span = self.reservation.promise_max;
-        self.notice(format!("silent for {} ms: no memory of earlier promises", span.as_millis()));
+        self.notice(format!(
+            "silent for {} ms: no memory of earlier promises",
+            span.as_millis()
+        ));
     }
 
     /// Takes over what the present settings say.
     fn fit_to_settings(&mut self, now: BootTime) {
         for name in self.settings.virtual_servers.keys() {
             let floor = self.floor_base;
-            self.virtuals.entry(name.clone()).or_insert_with(|| Virtual::new(floor));
+            self.virtuals
+                .entry(name.clone())
+                .or_insert_with(|| Virtual::new(floor));
         }
         let servers = &self.settings.servers;
         self.peers.retain(|name, _| servers.contains(name));
-        for name in self.settings.servers.iter().filter(|s| **s != self.settings.me) {
+        for name in self
+            .settings
+            .servers
+            .iter()
+            .filter(|s| **s != self.settings.me)
+        {
             self.peers.entry(name.clone()).or_default();
         }
         if self.taking != Taking::Blank {
@@ -215,7 +249,13 @@ impl Elector {
             let beat = self.peers.get(name).and_then(|p| p.beat.as_ref());
             beat.is_some_and(|b| b.promise_max >= wanted)
         };
-        let voters = self.reservation.roster.voters.iter().filter(|n| able(n)).count();
+        let voters = self
+            .reservation
+            .roster
+            .voters
+            .iter()
+            .filter(|n| able(n))
+            .count();
         if able(&self.settings.me) && voters >= self.quorum() {
             self.lease = wanted;
         }
@@ -238,7 +278,11 @@ impl Elector {
             Input::GateShut(name) => self.gate_shut(now, &name),
             Input::GateBroken(name, why) => self.gate_broken(now, &name, why),
             Input::ForeignClaim(name) => {
-                if self.virtuals.get(&name).is_some_and(|v| v.mastership.is_some()) {
+                if self
+                    .virtuals
+                    .get(&name)
+                    .is_some_and(|v| v.mastership.is_some())
+                {
                     self.outputs.push_back(Output::Announce(name));
                 }
             }
@@ -302,8 +346,12 @@ impl Elector {
     fn check_leases(&mut self, now: BootTime) {
         let grace = self.lease / 2;
         for name in self.masterships() {
-            let Some(v) = self.virtuals.get(&name) else { continue };
-            let Some(end) = self.lease_end(v) else { continue };
+            let Some(v) = self.virtuals.get(&name) else {
+                continue;
+            };
+            let Some(end) = self.lease_end(v) else {
+                continue;
+            };
             if now > end + grace {
                 self.leave(now, &name, None, "lease lost and not re-acquired");
             }
@@ -312,7 +360,11 @@ impl Elector {
 
     pub(crate) fn masterships(&self) -> Vec<VirtualServerName> {
         let master = |(_, v): &(&VirtualServerName, &Virtual)| v.mastership.is_some();
-        self.virtuals.iter().filter(master).map(|(name, _)| name.clone()).collect()
+        self.virtuals
+            .iter()
+            .filter(master)
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// Everything that time, or a changed state, brings about.
@@ -359,7 +411,12 @@ impl Elector {
                 Taking::Blank | Taking::Active => None,
             };
             let (floor_base, votes) = (self.floor_base, votes.collect());
-            let memory = Memory { silent_until, floor_base, votes, ..Memory::default() };
+            let memory = Memory {
+                silent_until,
+                floor_base,
+                votes,
+                ..Memory::default()
+            };
             self.outputs.push_front(Output::Remember(memory));
         }
     }
@@ -370,14 +427,20 @@ impl Elector {
     fn send_beat(&mut self, now: BootTime) {
         let interval = self.settings.heartbeat;
         let late = now.since(self.next_beat) >= interval;
-        self.next_beat = if late { now + interval } else { self.next_beat + interval };
+        self.next_beat = if late {
+            now + interval
+        } else {
+            self.next_beat + interval
+        };
         self.settle_lease();
         let number = self.note_sent(now, self.lease);
         let mut standings = Vec::with_capacity(self.virtuals.len());
         for name in self.virtuals.keys().cloned().collect::<Vec<_>>() {
             let claim = self.claim(now, &name, number);
             let fit = self.fit(&name, now).is_ok();
-            let Some(v) = self.virtuals.get(&name) else { continue };
+            let Some(v) = self.virtuals.get(&name) else {
+                continue;
+            };
             let settings = self.settings.virtual_servers.get(&name);
             standings.push(Standing {
                 floor: v.voter.voted,
@@ -388,7 +451,10 @@ impl Elector {
             });
         }
         let heard = self.peers.iter().filter_map(|(server, peer)| {
-            Some(Heard { server: server.clone(), age: now.since(peer.heard?) })
+            Some(Heard {
+                server: server.clone(),
+                age: now.since(peer.heard?),
+            })
         });
         let beat = Beat {
             instance: self.instance,
@@ -420,7 +486,11 @@ impl Elector {
         self.number = self.number.next();
         self.sent.push_back((self.number, now, lease));
         let keep = self.lease.max(self.reservation.promise_max) * 2;
-        while self.sent.front().is_some_and(|(_, at, _)| now.since(*at) > keep) {
+        while self
+            .sent
+            .front()
+            .is_some_and(|(_, at, _)| now.since(*at) > keep)
+        {
             self.sent.pop_front();
         }
         self.number
@@ -459,9 +529,18 @@ impl Elector {
             Mode::Majority => self.reservation.roster.voters.contains(voter),
             Mode::None => **voter == self.settings.me,
         };
-        let mut good: Vec<BootTime> = mastership.good.iter().filter(counted).map(|(_, t)| *t).collect();
+        let mut good: Vec<BootTime> = mastership
+            .good
+            .iter()
+            .filter(counted)
+            .map(|(_, t)| *t)
+            .collect();
         good.sort_unstable_by(|a, b| b.cmp(a));
-        Some(good.get(self.quorum().saturating_sub(1)).copied().unwrap_or_default())
+        Some(
+            good.get(self.quorum().saturating_sub(1))
+                .copied()
+                .unwrap_or_default(),
+        )
     }
 
     /// m = n/2 + 1 of the roster; one where nobody is asked.
@@ -474,7 +553,9 @@ impl Elector {
 
     /// R7, R8: beyond the gate's deadline, write the lease end there.
     pub(crate) fn extend(&mut self, now: BootTime, name: &VirtualServerName) {
-        let Some(v) = self.virtuals.get(name) else { return };
+        let Some(v) = self.virtuals.get(name) else {
+            return;
+        };
         let Some(end) = self.lease_end(v) else { return };
         let further = match v.gate {
             Gate::Open(until) => end > until,
@@ -490,7 +571,9 @@ impl Elector {
     }
 
     fn beat(&mut self, now: BootTime, from: ServerName, at: BootTime, beat: Beat) {
-        let Some(peer) = self.peers.get_mut(&from) else { return self.count("beat_unlisted") };
+        let Some(peer) = self.peers.get_mut(&from) else {
+            return self.count("beat_unlisted");
+        };
         if peer.is_newer(beat.instance, beat.number) {
             peer.heard = Some(peer.heard.map_or(at, |t| t.max(at)).min(now));
             peer.beat = Some(beat.clone());
@@ -515,12 +598,23 @@ impl Elector {
                     beat.lease,
                 )
             {
-                answers.push(Answer { virtual_server: standing.virtual_server, verdict });
+                answers.push(Answer {
+                    virtual_server: standing.virtual_server,
+                    verdict,
+                });
             }
         }
-        let (instance, number, roster) = (beat.instance, beat.number, self.reservation.roster.version);
-        self.outputs
-            .push_back(Output::Ack { to: from, ack: Ack { instance, number, answers, roster } });
+        let (instance, number, roster) =
+            (beat.instance, beat.number, self.reservation.roster.version);
+        self.outputs.push_back(Output::Ack {
+            to: from,
+            ack: Ack {
+                instance,
+                number,
+                answers,
+                roster,
+            },
+        });
     }
 
     /// R5 and R17: the answer to one claim; none if the beat is dropped.
@@ -535,12 +629,28 @@ impl Elector {
     ) -> Option<Verdict> {
         if !self.virtuals.contains_key(name) && self.virtuals.len() >= VIRTUAL_SERVERS_MAX {
             let floor = self.floor_base;
-            return Some(Verdict::Refused { why: Why::TooMany, floor, holder: None });
+            return Some(Verdict::Refused {
+                why: Why::TooMany,
+                floor,
+                holder: None,
+            });
         }
         let base = self.floor_base;
-        let v = self.virtuals.entry(name.clone()).or_insert_with(|| Virtual::new(base));
-        let (floor, holder) = (v.voter.voted, v.voter.promise.as_ref().map(|p| p.holder.clone()));
-        let refuse = |why| Some(Verdict::Refused { why, floor, holder: holder.clone() });
+        let v = self
+            .virtuals
+            .entry(name.clone())
+            .or_insert_with(|| Virtual::new(base));
+        let (floor, holder) = (
+            v.voter.voted,
+            v.voter.promise.as_ref().map(|p| p.holder.clone()),
+        );
+        let refuse = |why| {
+            Some(Verdict::Refused {
+                why,
+                floor,
+                holder: holder.clone(),
+            })
+        };
         if term < floor {
             if v.mastership.is_some() {
                 self.count("rival_claim_in_lower_term"); // R17: in a lower term: refuse
@@ -584,7 +694,11 @@ impl Elector {
         own: Term,
         term: Term,
     ) {
-        let over = self.virtuals.get(name).and_then(|v| self.lease_end(v)).is_none_or(|end| now > end);
+        let over = self
+            .virtuals
+            .get(name)
+            .and_then(|v| self.lease_end(v))
+            .is_none_or(|end| now > end);
         if term == own || (!over && self.settings.mode == Mode::Majority) {
             self.count("alarm_two_masters");
             self.outputs.push_back(Output::Alarm(format!(
@@ -595,19 +709,30 @@ impl Elector {
     }
 
     fn ack(&mut self, now: BootTime, from: &ServerName, ack: Ack) {
-        let Some(peer) = self.peers.get_mut(from) else { return self.count("ack_unlisted") };
+        let Some(peer) = self.peers.get_mut(from) else {
+            return self.count("ack_unlisted");
+        };
         peer.roster = Some(ack.roster);
         if ack.instance != self.instance {
             return self.count("ack_of_former_instance");
         }
-        let Ok(index) = self.sent.binary_search_by_key(&ack.number, |(number, _, _)| *number) else {
+        let Ok(index) = self
+            .sent
+            .binary_search_by_key(&ack.number, |(number, _, _)| *number)
+        else {
             return self.count("ack_of_unknown_beat");
         };
         let (_, sent, lease) = self.sent[index];
         self.note_round_trip(now.since(sent));
         let usable = self.usable(lease);
-        for Answer { virtual_server: name, verdict } in ack.answers {
-            let Some(v) = self.virtuals.get_mut(&name) else { continue };
+        for Answer {
+            virtual_server: name,
+            verdict,
+        } in ack.answers
+        {
+            let Some(v) = self.virtuals.get_mut(&name) else {
+                continue;
+            };
             match verdict {
                 Verdict::Promised(term) => {
                     let Some(mastership) = v.mastership.as_mut().filter(|m| m.term == term) else {
@@ -629,9 +754,13 @@ impl Elector {
 
     /// skew = max(h/2, 4 round trips), at most what the configuration's constraints allow.
     pub(crate) fn skew(&self) -> Duration {
-        let others = u32::try_from(self.settings.servers.len().saturating_sub(1)).unwrap_or(1).max(1);
+        let others = u32::try_from(self.settings.servers.len().saturating_sub(1))
+            .unwrap_or(1)
+            .max(1);
         let most = (self.lease / 2 / others).max(self.settings.heartbeat / 2);
-        (self.settings.heartbeat / 2).max(self.round_trip * 4).min(most)
+        (self.settings.heartbeat / 2)
+            .max(self.round_trip * 4)
+            .min(most)
     }
 
     /// A floor heard of: terms above it are reserved ahead of time (R22), and called in (R12, R16).
@@ -639,7 +768,9 @@ impl Elector {
         if !self.virtuals.contains_key(name) {
             return;
         }
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         let absurd = floor.0.saturating_sub(v.highest().0) > TERM_JUMP_MAX;
         if absurd && self.taking != Taking::Blank {
             return self.count("floor_absurd");
@@ -650,10 +781,17 @@ impl Elector {
     /// Logs who is master, and answers operators that waited for it.
     fn note_claims(&mut self, now: BootTime, from: &ServerName, beat: &Beat) {
         for standing in &beat.standings {
-            let Some(claim) = standing.claim else { continue };
+            let Some(claim) = standing.claim else {
+                continue;
+            };
             let name = &standing.virtual_server;
-            let Some(v) = self.virtuals.get_mut(name) else { continue };
-            let known = v.master.as_ref().is_some_and(|(m, t)| *t > claim.term || (m == from && *t == claim.term));
+            let Some(v) = self.virtuals.get_mut(name) else {
+                continue;
+            };
+            let known = v
+                .master
+                .as_ref()
+                .is_some_and(|(m, t)| *t > claim.term || (m == from && *t == claim.term));
             if known || v.mastership.as_ref().is_some_and(|m| m.term > claim.term) {
                 continue;
             }
@@ -668,13 +806,19 @@ impl Elector {
         self.doctor = true;
         let mut healed = false;
         for report in health.servers {
-            let Some(peer) = self.peers.get_mut(&report.server) else { continue };
+            let Some(peer) = self.peers.get_mut(&report.server) else {
+                continue;
+            };
             let was = peer.health.replace(report.state);
             peer.last_heard = report.last_heard;
             healed |= report.state == HealthState::Alive
                 && matches!(was, Some(HealthState::Dead | HealthState::Unknown));
         }
-        self.links = health.links.into_iter().map(|l| (l.interface, l.up)).collect();
+        self.links = health
+            .links
+            .into_iter()
+            .map(|l| (l.interface, l.up))
+            .collect();
         if healed {
             for name in self.masterships() {
                 if self.virtuals.get(&name).is_some_and(|v| v.gate_open(now)) {
@@ -696,9 +840,16 @@ impl Elector {
 
     /// A signal of this server; `number` is the last one used unless it is a call's own.
     pub(crate) fn say(&mut self, to: &ServerName, name: &VirtualServerName, body: Body) {
-        let signal =
-            Signal { virtual_server: name.clone(), instance: self.instance, number: self.number, body };
-        self.outputs.push_back(Output::Signal { to: to.clone(), signal });
+        let signal = Signal {
+            virtual_server: name.clone(),
+            instance: self.instance,
+            number: self.number,
+            body,
+        };
+        self.outputs.push_back(Output::Signal {
+            to: to.clone(),
+            signal,
+        });
     }
 
     /// Uniform in 0 ..= `span`, from the seeded generator (splitmix64, Steele et al. 2014).
@@ -731,14 +882,18 @@ impl Elector {
     }
 
     fn gate_broken(&mut self, now: BootTime, name: &VirtualServerName, why: String) {
-        self.outputs.push_back(Output::Alarm(format!("{name}: {why}")));
+        self.outputs
+            .push_back(Output::Alarm(format!("{name}: {why}")));
         if let Some(v) = self.virtuals.get_mut(name) {
             v.broken_until = Some(now + BROKEN);
         }
     }
 
     fn give_way_if_unfit(&mut self, now: BootTime, name: &VirtualServerName) {
-        let master = self.virtuals.get(name).is_some_and(|v| v.mastership.is_some());
+        let master = self
+            .virtuals
+            .get(name)
+            .is_some_and(|v| v.mastership.is_some());
         if master && let Err(why) = self.fit(name, now) {
             self.leave(now, name, None, why);
         }
@@ -753,12 +908,17 @@ impl Elector {
         reason: &str,
     ) {
         let me = self.settings.me.clone();
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         v.reason = reason.to_owned();
         if master {
             v.master = Some((me, term));
         }
-        let holder = v.master.as_ref().filter(|(m, _)| master || *m != self.settings.me);
+        let holder = v
+            .master
+            .as_ref()
+            .filter(|(m, _)| master || *m != self.settings.me);
         let holder = holder.map(|(m, _)| m.clone());
         self.outputs.push_back(Output::Role(RoleChange {
             virtual_server: name.clone(),
@@ -779,9 +939,15 @@ impl Elector {
         good: BTreeMap<ServerName, BootTime>,
         reason: &str,
     ) {
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         let renewed = v.campaign.take().is_some_and(|c| c.kind == Kind::Renewal);
-        v.mastership = Some(Mastership { term, since: now, good });
+        v.mastership = Some(Mastership {
+            term,
+            since: now,
+            good,
+        });
         v.tries = 0;
         v.ready_since = None;
         v.not_before = BootTime(0);
@@ -794,22 +960,38 @@ impl Elector {
     }
 
     fn expire_waiting(&mut self, now: BootTime) {
-        let (over, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|w| now > w.deadline);
+        let (over, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|w| now > w.deadline);
         self.waiting = rest;
-        for Waiting { id, virtual_server, to, .. } in over {
+        for Waiting {
+            id,
+            virtual_server,
+            to,
+            ..
+        } in over
+        {
             let who = to.map_or("another server".to_owned(), |s| s.to_string());
-            let answer = Err(format!("{who} has not become master of {virtual_server} in time"));
+            let answer = Err(format!(
+                "{who} has not become master of {virtual_server} in time"
+            ));
             self.outputs.push_back(Output::Answer { id, answer });
         }
     }
 
-    fn answer_waiting(&mut self, _now: BootTime, name: &VirtualServerName, master: &ServerName, term: Term) {
+    fn answer_waiting(
+        &mut self,
+        _now: BootTime,
+        name: &VirtualServerName,
+        master: &ServerName,
+        term: Term,
+    ) {
         let me = &self.settings.me;
         let met = |w: &Waiting| {
             &w.virtual_server == name && w.to.as_ref().map_or(master != me, |to| to == master)
         };
-        let (done, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(met);
+        let (done, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(met);
         self.waiting = rest;
         for Waiting { id, .. } in done {
             let answer = Ok(format!("{master} is master of {name} in term {term}"));

@@ -33,7 +33,9 @@ impl Elector {
         invited: Option<ServerName>,
         reason: &str,
     ) {
-        let Some(v) = self.virtuals.get(name) else { return };
+        let Some(v) = self.virtuals.get(name) else {
+            return;
+        };
         let term = v.mastership.as_ref().map_or(v.voter.voted, |m| m.term);
         let was_master = v.mastership.is_some() || matches!(v.gate, Gate::Open(_));
         self.leave_as(now, name, term, invited, was_master, reason);
@@ -48,15 +50,24 @@ impl Elector {
         was_master: bool,
         reason: &str,
     ) {
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         v.mastership = None;
         v.campaign = None;
         let handover = v.handover.take();
-        v.leaving = Some(Leaving { term, invited, was_master, reason: reason.to_owned() });
+        v.leaving = Some(Leaving {
+            term,
+            invited,
+            was_master,
+            reason: reason.to_owned(),
+        });
         if let Some(wish) = handover.and_then(|h| h.wish) {
             self.wait_for(now, wish, name, None);
         }
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         match v.gate {
             Gate::Shut => self.gate_shut(now, name),
             Gate::Open(_) => {
@@ -71,12 +82,16 @@ impl Elector {
     pub(crate) fn gate_shut(&mut self, now: BootTime, name: &VirtualServerName) {
         let again = now + self.lease * 2;
         let me = self.settings.me.clone();
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         if v.mastership.is_some() && v.leaving.is_none() {
             return self.count("gate_shut_unasked");
         }
         v.gate = Gate::Shut;
-        let Some(leaving) = v.leaving.take() else { return };
+        let Some(leaving) = v.leaving.take() else {
+            return;
+        };
         if leaving.invited.is_some() {
             v.not_before = v.not_before.max(again); // R19 (5)
         }
@@ -85,7 +100,14 @@ impl Elector {
         }
         let (term, invited) = (leaving.term, leaving.invited);
         for other in self.settings.servers.clone().iter().filter(|s| **s != me) {
-            self.say(other, name, Body::Release { term, invited: invited.clone() });
+            self.say(
+                other,
+                name,
+                Body::Release {
+                    term,
+                    invited: invited.clone(),
+                },
+            );
         }
         self.number = self.number.next();
         if leaving.was_master {
@@ -94,12 +116,18 @@ impl Elector {
     }
 
     /// A release known as fact, by its sender or relayed (R18).
-    pub(crate) fn note_release(&mut self, now: BootTime, name: &VirtualServerName, released: &Released) {
+    pub(crate) fn note_release(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        released: &Released,
+    ) {
         if released.server == self.settings.me {
             return;
         }
         if let Some(v) = self.virtuals.get_mut(name) {
-            v.voter.release(&released.server, released.instance, released.number, now);
+            v.voter
+                .release(&released.server, released.instance, released.number, now);
         }
     }
 
@@ -118,7 +146,9 @@ impl Elector {
             return;
         }
         let able = self.able_to_serve(now, name);
-        let Some(v) = self.virtuals.get(name) else { return };
+        let Some(v) = self.virtuals.get(name) else {
+            return;
+        };
         if able.is_err() || !v.is_idle() || v.gate != Gate::Shut || v.voter.voted > term {
             return self.count("invitation_declined");
         }
@@ -134,29 +164,54 @@ impl Elector {
         to: &ServerName,
         which: Option<VirtualServerName>,
     ) {
-        let answer = |this: &mut Self, answer| this.outputs.push_back(Output::Answer { id, answer });
+        let answer =
+            |this: &mut Self, answer| this.outputs.push_back(Output::Answer { id, answer });
         if !self.settings.servers.contains(to) {
             return answer(self, Err(format!("no server {to} in the configuration")));
         }
         let names: Vec<_> = match which {
             Some(name) if self.settings.virtual_servers.contains_key(&name) => vec![name],
-            Some(name) => return answer(self, Err(format!("no virtual server {name} in the configuration"))),
+            Some(name) => {
+                return answer(
+                    self,
+                    Err(format!("no virtual server {name} in the configuration")),
+                );
+            }
             None => self.settings.virtual_servers.keys().cloned().collect(),
         };
         for name in names {
-            let Some(v) = self.virtuals.get(&name) else { continue };
+            let Some(v) = self.virtuals.get(&name) else {
+                continue;
+            };
             let mastering = v.mastership.is_some();
             let holder = v.master.clone().map(|(m, _)| m);
-            if (mastering && *to == self.settings.me) || (!mastering && holder.as_ref() == Some(to)) {
+            if (mastering && *to == self.settings.me) || (!mastering && holder.as_ref() == Some(to))
+            {
                 answer(self, Ok(format!("{to} is already master of {name}")));
             } else if mastering {
                 let reason = format!("handed over to {to} by the operator");
                 self.begin_handover(now, &name, vec![to.clone()], reason, Some(id), false);
             } else if let Some(master) = holder.filter(|m| *m != self.settings.me) {
+                if *to == self.settings.me
+                    && let Err(why) = self.able_to_serve(now, &name)
+                {
+                    answer(
+                        self,
+                        Err(format!(
+                            "{name} stays at {master}: this server is not ready: {why}"
+                        )),
+                    );
+                    continue;
+                }
                 self.say(&master, &name, Body::HandOver { to: to.clone() });
                 self.wait_for(now, id, &name, Some(to.clone()));
             } else {
-                answer(self, Err(format!("{name} has no master that could hand over; it will elect one")));
+                answer(
+                    self,
+                    Err(format!(
+                        "{name} has no master that could hand over; it will elect one"
+                    )),
+                );
             }
         }
     }
@@ -169,7 +224,14 @@ impl Elector {
         }
         for name in names {
             let heirs = self.heirs(now, &name);
-            self.begin_handover(now, &name, heirs, "resigned at the operator's word".into(), Some(id), false);
+            self.begin_handover(
+                now,
+                &name,
+                heirs,
+                "resigned at the operator's word".into(),
+                Some(id),
+                false,
+            );
         }
     }
 
@@ -178,8 +240,15 @@ impl Elector {
         self.notice(format!("maintenance is {}", if on { "on" } else { "off" }));
         let names = if on { self.masterships() } else { Vec::new() };
         if names.is_empty() {
-            let text = if on { "maintenance is on: this server only votes" } else { "maintenance is off" };
-            return self.outputs.push_back(Output::Answer { id, answer: Ok(text.into()) });
+            let text = if on {
+                "maintenance is on: this server only votes"
+            } else {
+                "maintenance is off"
+            };
+            return self.outputs.push_back(Output::Answer {
+                id,
+                answer: Ok(text.into()),
+            });
         }
         for name in names {
             let heirs = self.heirs(now, &name);
@@ -197,14 +266,21 @@ impl Elector {
 
     /// While stopping: no candidate, no left-over gate, and no mastership without a handover under way.
     pub(crate) fn stop_time(&mut self, now: BootTime, name: &VirtualServerName) {
-        let Some(v) = self.virtuals.get_mut(name).filter(|_| self.stopping) else { return };
+        let Some(v) = self.virtuals.get_mut(name).filter(|_| self.stopping) else {
+            return;
+        };
         if v.leaving.is_some() {
         } else if v.mastership.is_some() {
             if v.handover.is_none() {
                 let heirs = self.heirs(now, name);
                 self.begin_handover(now, name, heirs, "stopped".into(), None, true);
             }
-        } else if v.campaign.as_ref().is_some_and(|c| matches!(c.phase, Phase::Call { .. })) || v.gate != Gate::Shut {
+        } else if v
+            .campaign
+            .as_ref()
+            .is_some_and(|c| matches!(c.phase, Phase::Call { .. }))
+            || v.gate != Gate::Shut
+        {
             self.leave(now, name, None, "stopped");
         } else {
             v.campaign = None;
@@ -213,13 +289,25 @@ impl Elector {
 
     /// The others by rank, those that could serve.
     fn heirs(&self, now: BootTime, name: &VirtualServerName) -> Vec<ServerName> {
-        let others = self.settings.servers.iter().filter(|s| **s != self.settings.me);
+        let others = self
+            .settings
+            .servers
+            .iter()
+            .filter(|s| **s != self.settings.me);
         let alive = |s: &&ServerName| {
-            let active = |p: &Peer| p.beat.as_ref().is_some_and(|b| b.participation == Participation::Active);
-            self.peers.get(*s).is_some_and(|p| p.health.is_none_or(|h| h == HealthState::Alive) && active(p))
+            let active = |p: &Peer| {
+                p.beat
+                    .as_ref()
+                    .is_some_and(|b| b.participation == Participation::Active)
+            };
+            self.peers
+                .get(*s)
+                .is_some_and(|p| p.health.is_none_or(|h| h == HealthState::Alive) && active(p))
         };
-        let mut heirs: Vec<_> =
-            others.filter(alive).filter_map(|s| Some((self.rank(now, name, s)?, s.clone()))).collect();
+        let mut heirs: Vec<_> = others
+            .filter(alive)
+            .filter_map(|s| Some((self.rank(now, name, s)?, s.clone())))
+            .collect();
         heirs.sort();
         heirs.into_iter().map(|(_, s)| s).collect()
     }
@@ -235,17 +323,35 @@ impl Elector {
     ) {
         let deadline = now + self.lease / 4;
         let mut heirs = heirs.into_iter();
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         if let Some(former) = v.handover.take().and_then(|h| h.wish) {
             let answer = Err("overtaken by another handover".into());
-            self.outputs.push_back(Output::Answer { id: former, answer });
+            self.outputs
+                .push_back(Output::Answer { id: former, answer });
         }
         let Some(to) = heirs.next() else {
-            return self.no_heir(now, name, &reason, wish, regardless, "no other server could serve");
+            return self.no_heir(
+                now,
+                name,
+                &reason,
+                wish,
+                regardless,
+                "no other server could serve",
+            );
         };
-        let Some(v) = self.virtuals.get_mut(name) else { return };
-        v.handover =
-            Some(Handover { to: to.clone(), others: heirs.collect(), deadline, reason, wish, regardless });
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
+        v.handover = Some(Handover {
+            to: to.clone(),
+            others: heirs.collect(),
+            deadline,
+            reason,
+            wish,
+            regardless,
+        });
         self.say(&to, name, Body::ReadyQuery);
     }
 
@@ -270,7 +376,9 @@ impl Elector {
     }
 
     pub(crate) fn handover_time(&mut self, now: BootTime, name: &VirtualServerName) {
-        let Some(handover) = self.virtuals.get(name).and_then(|v| v.handover.as_ref()) else { return };
+        let Some(handover) = self.virtuals.get(name).and_then(|v| v.handover.as_ref()) else {
+            return;
+        };
         if now > handover.deadline {
             let to = handover.to.clone();
             self.not_ready(now, &to, name, "it does not answer");
@@ -279,19 +387,31 @@ impl Elector {
 
     /// R19 (1): the successor is ready; (2): the gate is shut; the rest follows when it reads back shut.
     pub(crate) fn ready(&mut self, now: BootTime, from: &ServerName, name: &VirtualServerName) {
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         if v.handover.as_ref().is_none_or(|h| h.to != *from) {
             return self.count("ready_unasked");
         }
-        let Some(handover) = v.handover.take() else { return };
+        let Some(handover) = v.handover.take() else {
+            return;
+        };
         if let Some(id) = handover.wish {
             self.wait_for(now, id, name, Some(from.clone()));
         }
         self.leave(now, name, Some(from.clone()), &handover.reason);
     }
 
-    pub(crate) fn not_ready(&mut self, now: BootTime, from: &ServerName, name: &VirtualServerName, why: &str) {
-        let Some(v) = self.virtuals.get_mut(name) else { return };
+    pub(crate) fn not_ready(
+        &mut self,
+        now: BootTime,
+        from: &ServerName,
+        name: &VirtualServerName,
+        why: &str,
+    ) {
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
         if v.handover.as_ref().is_none_or(|h| h.to != *from) {
             return self.count("not_ready_unasked");
         }
@@ -318,11 +438,26 @@ impl Elector {
         self.begin_handover(now, name, vec![to.clone()], reason, None, false);
     }
 
-    fn wait_for(&mut self, now: BootTime, id: u64, name: &VirtualServerName, to: Option<ServerName>) {
+    fn wait_for(
+        &mut self,
+        now: BootTime,
+        id: u64,
+        name: &VirtualServerName,
+        to: Option<ServerName>,
+    ) {
         let deadline = now + self.lease * 3 + Duration::from_secs(1);
         let virtual_server = name.clone();
-        if !self.waiting.iter().any(|w| w.id == id && w.virtual_server == virtual_server) {
-            self.waiting.push(Waiting { id, virtual_server, to, deadline });
+        if !self
+            .waiting
+            .iter()
+            .any(|w| w.id == id && w.virtual_server == virtual_server)
+        {
+            self.waiting.push(Waiting {
+                id,
+                virtual_server,
+                to,
+                deadline,
+            });
         }
     }
 
@@ -339,7 +474,9 @@ impl Elector {
             return Err("it is stopping".into());
         }
         self.fit(name, now)?;
-        let Some(v) = self.virtuals.get(name) else { return Err("it does not know it".into()) };
+        let Some(v) = self.virtuals.get(name) else {
+            return Err("it does not know it".into());
+        };
         if v.highest() >= self.reservation.reserved {
             return Err("its term reservation is not synced".into());
         }
@@ -361,7 +498,9 @@ impl Elector {
         let able = self.able_to_serve(now, name);
         let body = match able {
             Ok(()) if slave => Body::Ready,
-            Ok(()) => Body::NotReady { why: "it is not a slave now".into() },
+            Ok(()) => Body::NotReady {
+                why: "it is not a slave now".into(),
+            },
             Err(why) => Body::NotReady { why },
         };
         self.say(from, name, body);
@@ -371,17 +510,34 @@ impl Elector {
 
     /// R27: a fit master hands over to a better server, at most once in ten minutes.
     pub(crate) fn prefer(&mut self, now: BootTime) {
-        if self.preempted.is_some_and(|at| now.since(at) < PREFER_EVERY) || self.stopping {
+        if self
+            .preempted
+            .is_some_and(|at| now.since(at) < PREFER_EVERY)
+            || self.stopping
+        {
             return;
         }
         for name in self.masterships() {
-            let Some(settings) = self.settings.virtual_servers.get(&name) else { continue };
-            let Some(v) = self.virtuals.get(&name) else { continue };
-            let settled = v.mastership.as_ref().is_some_and(|m| now.since(m.since) > self.lease * PREFER_AFTER);
-            if settings.preempt == Preempt::Never || !settled || v.handover.is_some() || v.campaign.is_some() {
+            let Some(settings) = self.settings.virtual_servers.get(&name) else {
+                continue;
+            };
+            let Some(v) = self.virtuals.get(&name) else {
+                continue;
+            };
+            let settled = v
+                .mastership
+                .as_ref()
+                .is_some_and(|m| now.since(m.since) > self.lease * PREFER_AFTER);
+            if settings.preempt == Preempt::Never
+                || !settled
+                || v.handover.is_some()
+                || v.campaign.is_some()
+            {
                 continue;
             }
-            let Some(best) = self.heirs(now, &name).into_iter().next() else { continue };
+            let Some(best) = self.heirs(now, &name).into_iter().next() else {
+                continue;
+            };
             let fresher = self.peers.get(&best).and_then(|p| p.beat.as_ref());
             let fresher = fresher.is_some_and(|b| b.freshness > self.freshness);
             let first = self.rank(now, &name, &best) == Some(0);
@@ -405,7 +561,12 @@ impl Elector {
             return;
         }
         self.stopped = true;
-        let voted = self.virtuals.values().map(|v| v.voter.voted).max().unwrap_or_default();
+        let voted = self
+            .virtuals
+            .values()
+            .map(|v| v.voter.voted)
+            .max()
+            .unwrap_or_default();
         // What a blank server has learned but not synced is no reservation yet (R21).
         let last = (!self.reservation.roster.voters.is_empty()).then(|| {
             let mut last = self.reservation.clone();

@@ -42,7 +42,10 @@ fn digest(payload: &[u8]) -> [u8; 16] {
     short
 }
 
-pub(crate) fn to_bytes<T: Serialize>(magic: &[u8; 8], value: &T) -> Result<Vec<u8>, codec::CodecError> {
+pub(crate) fn to_bytes<T: Serialize>(
+    magic: &[u8; 8],
+    value: &T,
+) -> Result<Vec<u8>, codec::CodecError> {
     let payload = codec::encode(value)?;
     let length = u32::try_from(payload.len()).map_err(|_| codec::CodecError::TooLong)?;
     let mut bytes = Vec::with_capacity(HEAD + payload.len());
@@ -54,12 +57,18 @@ pub(crate) fn to_bytes<T: Serialize>(magic: &[u8; 8], value: &T) -> Result<Vec<u
 }
 
 /// Reads a record at the start of `bytes`; what follows it is ignored (slots are longer than records).
-pub(crate) fn from_bytes<T: DeserializeOwned>(magic: &[u8; 8], bytes: &[u8]) -> Result<T, BadRecord> {
+pub(crate) fn from_bytes<T: DeserializeOwned>(
+    magic: &[u8; 8],
+    bytes: &[u8],
+) -> Result<T, BadRecord> {
     let (head, rest) = bytes.split_at_checked(HEAD).ok_or(BadRecord::Short)?;
     if &head[..8] != magic {
         return Err(BadRecord::Magic);
     }
-    let length = head[8..12].iter().rev().fold(0usize, |n, b| n << 8 | usize::from(*b));
+    let length = head[8..12]
+        .iter()
+        .rev()
+        .fold(0usize, |n, b| n << 8 | usize::from(*b));
     let payload = rest.get(..length).ok_or(BadRecord::Short)?;
     if head[12..] != digest(payload) {
         return Err(BadRecord::Checksum);

@@ -25,11 +25,23 @@ impl Reservation {
     /// The first reservation of a new cluster (`standin init`): the same on every server.
     ///
     /// `keeper` is the virtual server whose master may change the roster: the first of the configuration.
-    pub fn first(mut voters: Vec<ServerName>, keeper: Option<VirtualServerName>, lease: Duration) -> Self {
+    pub fn first(
+        mut voters: Vec<ServerName>,
+        keeper: Option<VirtualServerName>,
+        lease: Duration,
+    ) -> Self {
         voters.sort();
         voters.dedup();
-        let roster = Roster { voters, keeper, ..Roster::default() };
-        Self { reserved: Term(BLOCK), promise_max: lease, roster }
+        let roster = Roster {
+            voters,
+            keeper,
+            ..Roster::default()
+        };
+        Self {
+            reserved: Term(BLOCK),
+            promise_max: lease,
+            roster,
+        }
     }
 
     /// The file's content.

@@ -14,13 +14,16 @@ use protocol::{
 };
 use std::time::Duration;
 
+/// No configuration has a longer lease: nobody is made silent for longer by a wild number.
+const LEASE_MAX: Duration = Duration::from_secs(10);
+
 impl Elector {
     /// Something asks for a term or a lease that is not synced yet.
     pub(crate) fn need(&mut self, term: Term, lease: Duration) {
         if term > self.reservation.reserved {
             self.wanted.reserved = self.wanted.reserved.max(Term(term.0.saturating_add(BLOCK)));
         }
-        self.wanted.promise_max = self.wanted.promise_max.max(lease);
+        self.wanted.promise_max = self.wanted.promise_max.max(lease.min(LEASE_MAX));
     }
 
     /// A promise for `lease` was given (R23).
@@ -34,7 +37,13 @@ impl Elector {
         if self.taking == Taking::Blank {
             return;
         }
-        let floor = self.virtuals.values().map(|v| v.highest()).max().unwrap_or_default().max(self.floor_base);
+        let floor = self
+            .virtuals
+            .values()
+            .map(|v| v.highest())
+            .max()
+            .unwrap_or_default()
+            .max(self.floor_base);
         if self.wanted.reserved.0 < floor.0.saturating_add(BLOCK / 2) {
             self.wanted.reserved = Term(floor.0.saturating_add(BLOCK));
         }
@@ -78,14 +87,28 @@ impl Elector {
         }
         let mut floor = Term(0);
         let mut longest = self.settings.lease;
-        for voter in self.wanted.roster.voters.iter().filter(|v| **v != self.settings.me) {
+        for voter in self
+            .wanted
+            .roster
+            .voters
+            .iter()
+            .filter(|v| **v != self.settings.me)
+        {
             let told = self.peers.get(voter).and_then(|p| p.beat.as_ref());
-            let Some(beat) = told.filter(|b| b.participation != Participation::Blank) else { return };
-            floor = beat.standings.iter().map(|s| s.floor).fold(floor.max(beat.floor_base), Term::max);
-            longest = longest.max(beat.promise_max);
+            let Some(beat) = told.filter(|b| b.participation != Participation::Blank) else {
+                return;
+            };
+            floor = beat
+                .standings
+                .iter()
+                .map(|s| s.floor)
+                .fold(floor.max(beat.floor_base), Term::max);
+            longest = longest.max(beat.promise_max.min(LEASE_MAX));
         }
         let version = self.wanted.roster.version;
-        self.notice(format!("blank no longer: floor {floor} and roster {version} told by the others"));
+        self.notice(format!(
+            "blank no longer: floor {floor} and roster {version} told by the others"
+        ));
         self.wanted.reserved = floor;
         self.wanted.promise_max = longest;
         (self.reservation.promise_max, self.longest) = (longest, longest);
@@ -94,7 +117,8 @@ impl Elector {
 
     /// R24: the higher replaces the lower, synced before the next acknowledgement, which tells it.
     pub(crate) fn offered_roster(&mut self, roster: &Roster) {
-        let better = roster.version > self.wanted.roster.version || self.wanted.roster.voters.is_empty();
+        let better =
+            roster.version > self.wanted.roster.version || self.wanted.roster.voters.is_empty();
         if better && !roster.voters.is_empty() {
             self.wanted.roster = roster.clone();
         }
@@ -102,7 +126,8 @@ impl Elector {
 
     /// R24: a new master of the keeper restamps the roster with its own term.
     pub(crate) fn restamp_roster(&mut self, name: &VirtualServerName, term: Term) {
-        if self.wanted.roster.keeper.as_ref() == Some(name) && self.settings.mode == Mode::Majority {
+        if self.wanted.roster.keeper.as_ref() == Some(name) && self.settings.mode == Mode::Majority
+        {
             self.wanted.roster = self.reservation.roster.clone();
             self.wanted.roster.version = RosterVersion { term, counter: 0 };
         }
@@ -117,11 +142,19 @@ impl Elector {
                 self.roster_wish = Some((id, roster.version));
                 self.wanted.roster = roster;
             }
-            Err(why) => self.outputs.push_back(Output::Answer { id, answer: Err(why) }),
+            Err(why) => self.outputs.push_back(Output::Answer {
+                id,
+                answer: Err(why),
+            }),
         }
     }
 
-    fn try_change_roster(&mut self, now: BootTime, server: &ServerName, add: bool) -> Result<Roster, String> {
+    fn try_change_roster(
+        &mut self,
+        now: BootTime,
+        server: &ServerName,
+        add: bool,
+    ) -> Result<Roster, String> {
         if self.settings.mode == Mode::None {
             return Err("quorum = none has no voters".into());
         }
@@ -135,13 +168,21 @@ impl Elector {
             return Err("the roster names no virtual server whose master may change it".into());
         };
         let Some(v) = self.virtuals.get(&keeper) else {
-            return Err(format!("the master of {keeper} changes the roster, and it is not configured"));
+            return Err(format!(
+                "the master of {keeper} changes the roster, and it is not configured"
+            ));
         };
         let Some(mastership) = &v.mastership else {
-            let master = v.master.as_ref().map_or("its master".to_owned(), |(m, _)| m.to_string());
-            return Err(format!("only the master of {keeper} changes the roster: run this on {master}"));
+            let master = v
+                .master
+                .as_ref()
+                .map_or("its master".to_owned(), |(m, _)| m.to_string());
+            return Err(format!(
+                "only the master of {keeper} changes the roster: run this on {master}"
+            ));
         };
-        if present.version.term != mastership.term || self.wanted.roster.version != present.version {
+        if present.version.term != mastership.term || self.wanted.roster.version != present.version
+        {
             return Err("the last change of the roster is not on disk yet: try again".into());
         }
         if self.lease_end(v).is_none_or(|end| now > end) {
@@ -149,7 +190,10 @@ impl Elector {
         }
         let holds = |voter: &&ServerName| {
             **voter == self.settings.me
-                || self.peers.get(*voter).is_some_and(|p| p.roster == Some(present.version))
+                || self
+                    .peers
+                    .get(*voter)
+                    .is_some_and(|p| p.roster == Some(present.version))
         };
         if present.voters.iter().filter(holds).count() < self.quorum() {
             return Err("a majority does not hold the present roster yet: try again".into());
@@ -158,7 +202,9 @@ impl Elector {
         next.version.counter += 1;
         if add {
             if !self.settings.servers.contains(server) {
-                return Err(format!("{server} is not in the configuration: add [[server]] on all servers first"));
+                return Err(format!(
+                    "{server} is not in the configuration: add [[server]] on all servers first"
+                ));
             }
             let alive = self.peers.get(server).and_then(|p| p.beat.as_ref());
             if alive.is_none() {
@@ -171,7 +217,9 @@ impl Elector {
                 return Err(format!("{server} is master: promote another server first"));
             }
             if next.voters.len() <= 3 {
-                return Err("a roster needs three voters at least: add another server first".into());
+                return Err(
+                    "a roster needs three voters at least: add another server first".into(),
+                );
             }
             next.voters.retain(|v| v != server);
         }
@@ -180,13 +228,18 @@ impl Elector {
 
     /// Answers the operator whose change of the roster is on disk here.
     pub(crate) fn settle_roster(&mut self, _now: BootTime) {
-        let Some((id, version)) = self.roster_wish else { return };
+        let Some((id, version)) = self.roster_wish else {
+            return;
+        };
         let roster = &self.reservation.roster;
         let answer = if roster.version == version {
             let voters: Vec<_> = roster.voters.iter().map(|v| v.as_str()).collect();
             Ok(format!("roster {version}: {}", voters.join(" ")))
         } else if self.wanted.roster.version != version {
-            Err(format!("overtaken by roster {} of another master", self.wanted.roster.version))
+            Err(format!(
+                "overtaken by roster {} of another master",
+                self.wanted.roster.version
+            ))
         } else {
             return;
         };

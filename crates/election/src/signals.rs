@@ -35,35 +35,89 @@ impl Elector {
         if !self.peers.contains_key(&from) {
             return self.count("signal_unlisted");
         }
-        let Signal { virtual_server: name, instance, number, body } = signal;
+        let Signal {
+            virtual_server: name,
+            instance,
+            number,
+            body,
+        } = signal;
         let state = self.state(&name);
         match (body, state) {
-            (Body::PreCall { term, lease, round }, _) => self.pre_call(now, &from, &name, term, lease, round),
-            (Body::PreAnswer { term, round, verdict }, State::Slave | State::Candidate | State::Master) => {
+            (Body::PreCall { term, lease, round }, _) => {
+                self.pre_call(now, &from, &name, term, lease, round)
+            }
+            (
+                Body::PreAnswer {
+                    term,
+                    round,
+                    verdict,
+                },
+                State::Slave | State::Candidate | State::Master,
+            ) => {
                 self.pre_answer(now, &from, &name, term, round, verdict);
             }
-            (Body::Call { term, lease, releases, roster }, _) => {
-                self.call(now, &from, &name, (instance, number), term, lease, releases, roster);
+            (
+                Body::Call {
+                    term,
+                    lease,
+                    releases,
+                    roster,
+                },
+                _,
+            ) => {
+                self.call(
+                    now,
+                    &from,
+                    &name,
+                    (instance, number),
+                    term,
+                    lease,
+                    releases,
+                    roster,
+                );
             }
-            (Body::Grant { instance, number, term }, State::Candidate | State::Master) => {
+            (
+                Body::Grant {
+                    instance,
+                    number,
+                    term,
+                },
+                State::Candidate | State::Master,
+            ) => {
                 self.grant(now, &from, &name, instance, number, term);
             }
             (
-                Body::Refuse { instance, number, term, floor, .. },
+                Body::Refuse {
+                    instance,
+                    number,
+                    term,
+                    floor,
+                    ..
+                },
                 State::Candidate | State::Master,
             ) => self.refusal(now, &from, &name, instance, number, term, floor),
             (Body::Release { term, invited }, _) => {
-                let released = Released { server: from, instance, number };
+                let released = Released {
+                    server: from,
+                    instance,
+                    number,
+                };
                 self.release(now, &name, released, term, invited, state != State::Silent);
             }
             (Body::ReadyQuery, _) => self.ready_query(now, &from, &name, state == State::Slave),
             (Body::Ready, State::Master) => self.ready(now, &from, &name),
             (Body::NotReady { why }, State::Master) => self.not_ready(now, &from, &name, &why),
-            (Body::HandOver { to }, State::Master) => self.asked_to_hand_over(now, &from, &name, &to),
+            (Body::HandOver { to }, State::Master) => {
+                self.asked_to_hand_over(now, &from, &name, &to)
+            }
             (Body::PreAnswer { .. }, State::Silent) => self.count("out_of_state_pre_answer"),
             (Body::Grant { .. }, State::Silent | State::Slave) => self.count("out_of_state_grant"),
-            (Body::Refuse { .. }, State::Silent | State::Slave) => self.count("out_of_state_refuse"),
-            (Body::Ready, State::Silent | State::Slave | State::Candidate) => self.count("out_of_state_ready"),
+            (Body::Refuse { .. }, State::Silent | State::Slave) => {
+                self.count("out_of_state_refuse")
+            }
+            (Body::Ready, State::Silent | State::Slave | State::Candidate) => {
+                self.count("out_of_state_ready")
+            }
             (Body::NotReady { .. }, State::Silent | State::Slave | State::Candidate) => {
                 self.count("out_of_state_not_ready");
             }

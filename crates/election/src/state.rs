@@ -1,12 +1,12 @@
 //! What the elector knows: of itself, of each virtual server, of each other server.
 
 use crate::voter::Voter;
+use protocol::VirtualServerName;
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term,
     local::ring::HealthState,
     wire::beat::{Beat, Claim, Standing},
 };
-use protocol::VirtualServerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -126,9 +126,19 @@ pub(crate) struct Campaign {
 #[derive(Clone, Debug)]
 pub(crate) enum Phase {
     /// Asking who would vote (R12).
-    Pre { round: u64, yes: BTreeSet<ServerName>, no: BTreeSet<ServerName>, ask_again: BTreeMap<ServerName, BootTime> },
+    Pre {
+        round: u64,
+        yes: BTreeSet<ServerName>,
+        no: BTreeSet<ServerName>,
+        ask_again: BTreeMap<ServerName, BootTime>,
+    },
     /// Waiting for votes (R13).
-    Call { number: Number, sent: BootTime, granted: BTreeSet<ServerName>, refused: BTreeSet<ServerName> },
+    Call {
+        number: Number,
+        sent: BootTime,
+        granted: BTreeSet<ServerName>,
+        refused: BTreeSet<ServerName>,
+    },
     /// `quorum = none`: waiting for an answer of the virtual address.
     Probe,
 }
@@ -168,7 +178,11 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub fn standing(&self, v: &VirtualServerName) -> Option<&Standing> {
-        self.beat.as_ref()?.standings.iter().find(|s| &s.virtual_server == v)
+        self.beat
+            .as_ref()?
+            .standings
+            .iter()
+            .find(|s| &s.virtual_server == v)
     }
 
     /// Its claim, unless `voter` knows that it was released since.
@@ -179,7 +193,9 @@ impl Peer {
     }
 
     pub fn is_newer(&self, instance: Instance, number: Number) -> bool {
-        self.beat.as_ref().is_none_or(|b| b.instance != instance || number > b.number)
+        self.beat
+            .as_ref()
+            .is_none_or(|b| b.instance != instance || number > b.number)
     }
 }
 

@@ -29,13 +29,26 @@ impl Elector {
         };
         let servers = self.peers.iter().map(|(name, peer)| ServerView {
             name: name.clone(),
-            state: if self.doctor { peer.health.unwrap_or(HealthState::Unknown) } else { HealthState::Unknown },
+            state: if self.doctor {
+                peer.health.unwrap_or(HealthState::Unknown)
+            } else {
+                HealthState::Unknown
+            },
             rank: ranked.and_then(|v| self.rank(now, v, name)),
             last_heard: peer.heard,
-            freshness: peer.beat.as_ref().map_or_else(Default::default, |b| (b.freshness.term, b.freshness.run)),
-            config_differs: peer.beat.as_ref().is_some_and(|b| b.config_hash != self.settings.config_hash),
+            freshness: peer
+                .beat
+                .as_ref()
+                .map_or_else(Default::default, |b| (b.freshness.term, b.freshness.run)),
+            config_differs: peer
+                .beat
+                .as_ref()
+                .is_some_and(|b| b.config_hash != self.settings.config_hash),
         });
-        let virtual_servers = self.virtuals.iter().filter(|(n, _)| self.settings.virtual_servers.contains_key(*n));
+        let virtual_servers = self
+            .virtuals
+            .iter()
+            .filter(|(n, _)| self.settings.virtual_servers.contains_key(*n));
         let virtual_servers = virtual_servers.map(|(name, v)| {
             let role = match (&v.mastership, &v.campaign) {
                 (Some(_), _) => "master",
@@ -47,7 +60,9 @@ impl Elector {
                 if *m == self.settings.me {
                     v.mastership.is_some()
                 } else {
-                    self.peers.get(m).is_some_and(|p| p.claim(m, name, &v.voter).is_some() && p.health != Some(HealthState::Dead))
+                    self.peers.get(m).is_some_and(|p| {
+                        p.claim(m, name, &v.voter).is_some() && p.health != Some(HealthState::Dead)
+                    })
                 }
             });
             let waits = if v.mastership.is_none() && master.is_none() && !v.obstacle.is_empty() {
@@ -59,7 +74,12 @@ impl Elector {
                 name: name.clone(),
                 role: role.into(),
                 master: master.map(|(m, _)| m.clone()),
-                term: v.mastership.as_ref().map(|m| m.term).or(master.map(|(_, t)| *t)).unwrap_or(v.highest()),
+                term: v
+                    .mastership
+                    .as_ref()
+                    .map(|m| m.term)
+                    .or(master.map(|(_, t)| *t))
+                    .unwrap_or(v.highest()),
                 addresses: Vec::new(),
                 gate: String::new(),
                 lease_left: self.lease_end(v).map(|end| end.since(now)),
@@ -71,7 +91,9 @@ impl Elector {
             server: self.settings.me.clone(),
             standing: match self.taking {
                 Taking::Blank => "blank: no reservation; run standin init on a new cluster".into(),
-                Taking::Silent { until } => format!("silent for {} ms more", until.since(now).as_millis()),
+                Taking::Silent { until } => {
+                    format!("silent for {} ms more", until.since(now).as_millis())
+                }
                 Taking::Active => "taking part".into(),
             },
             maintenance: self.maintenance,

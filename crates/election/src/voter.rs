@@ -37,17 +37,24 @@ pub struct Voter {
 impl Voter {
     /// A voter that knows nothing but its floor.
     pub fn with_floor(voted: Term) -> Self {
-        Self { voted, ..Self::default() }
+        Self {
+            voted,
+            ..Self::default()
+        }
     }
 
     /// R4: may `who` be promised anything now?
     pub fn free_for(&self, who: &ServerName, now: BootTime) -> bool {
-        self.promise.as_ref().is_none_or(|p| now > p.until || &p.holder == who)
+        self.promise
+            .as_ref()
+            .is_none_or(|p| now > p.until || &p.holder == who)
     }
 
     /// How long until it is free for everybody.
     pub fn busy_for(&self, now: BootTime) -> Duration {
-        self.promise.as_ref().map_or(Duration::ZERO, |p| p.until.since(now))
+        self.promise
+            .as_ref()
+            .map_or(Duration::ZERO, |p| p.until.since(now))
     }
 
     /// R5, R14: was this beat or call released, or overtaken by a later one of its instance?
@@ -60,7 +67,9 @@ impl Voter {
 
     /// R18: does a release cover this beat or call?
     pub fn is_released(&self, who: &ServerName, instance: Instance, number: Number) -> bool {
-        self.released.get(&(who.clone(), instance)).is_some_and(|k| number <= *k)
+        self.released
+            .get(&(who.clone(), instance))
+            .is_some_and(|k| number <= *k)
     }
 
     /// R5, R6: promise for `lease` from now. Returns whether the memory in the run-dir must be written.
@@ -76,18 +85,32 @@ impl Voter {
         self.voted = self.voted.max(term);
         self.holder = Some(who.clone());
         let before = self.promise.take().filter(|p| &p.holder == who);
-        let until = before.as_ref().map_or(now + lease, |p| p.until.max(now + lease));
+        let until = before
+            .as_ref()
+            .map_or(now + lease, |p| p.until.max(now + lease));
         let firm_until = before.and_then(|p| p.firm_until);
-        self.promise = Some(Promise { holder: who.clone(), by: Some((instance, number)), until, firm_until });
+        self.promise = Some(Promise {
+            holder: who.clone(),
+            by: Some((instance, number)),
+            until,
+            firm_until,
+        });
         changed
     }
 
     /// R18: nothing `who` sent up to `number` counts any more. Comes late, twice or relayed with one effect.
     pub fn release(&mut self, who: &ServerName, instance: Instance, number: Number, now: BootTime) {
-        let known = self.released.entry((who.clone(), instance)).or_insert(number);
+        let known = self
+            .released
+            .entry((who.clone(), instance))
+            .or_insert(number);
         *known = number.max(*known);
         if self.released.len() > RELEASES_MAX {
-            let other = self.released.keys().find(|(s, i)| !(s == who && *i == instance)).cloned();
+            let other = self
+                .released
+                .keys()
+                .find(|(s, i)| !(s == who && *i == instance))
+                .cloned();
             other.map(|key| self.released.remove(&key));
         }
         let covered = |p: &Promise| {
@@ -114,7 +137,9 @@ impl Voter {
 
     /// The releases known, to be relayed in a call (R13).
     pub fn releases(&self) -> impl Iterator<Item = (&ServerName, Instance, Number)> {
-        self.released.iter().map(|((server, instance), number)| (server, *instance, *number))
+        self.released
+            .iter()
+            .map(|((server, instance), number)| (server, *instance, *number))
     }
 }
 
@@ -147,7 +172,13 @@ mod tests {
     #[test]
     fn a_promise_to_the_same_instance_never_shrinks() {
         let mut voter = promised(1000);
-        assert!(!voter.promise(&name("a"), Term(3), (I, Number(6)), BootTime(1001), Duration::from_millis(1)));
+        assert!(!voter.promise(
+            &name("a"),
+            Term(3),
+            (I, Number(6)),
+            BootTime(1001),
+            Duration::from_millis(1)
+        ));
         assert_eq!(voter.promise_end(), BootTime(1000) + L);
         assert!(voter.stale(&name("a"), I, Number(5)));
         assert!(!voter.stale(&name("a"), I, Number(6)));
@@ -158,12 +189,21 @@ mod tests {
     fn a_release_ends_what_it_covers_and_nothing_else() {
         let mut voter = promised(1000);
         voter.release(&name("a"), I, Number(4), BootTime(2000));
-        assert!(!voter.free_for(&name("b"), BootTime(2000)), "an older release covers nothing");
+        assert!(
+            !voter.free_for(&name("b"), BootTime(2000)),
+            "an older release covers nothing"
+        );
         voter.release(&name("a"), Instance(8), Number(9), BootTime(2000));
-        assert!(!voter.free_for(&name("b"), BootTime(2000)), "another instance's release covers nothing");
+        assert!(
+            !voter.free_for(&name("b"), BootTime(2000)),
+            "another instance's release covers nothing"
+        );
         voter.release(&name("a"), I, Number(5), BootTime(2000));
         assert!(voter.free_for(&name("b"), BootTime(2000)));
-        assert!(voter.stale(&name("a"), I, Number(5)), "a late copy of what was released is dropped");
+        assert!(
+            voter.stale(&name("a"), I, Number(5)),
+            "a late copy of what was released is dropped"
+        );
         assert_eq!(voter.voted, Term(3), "a release never touches the floor");
     }
 
@@ -178,7 +218,13 @@ mod tests {
             }),
             ..Voter::default()
         };
-        voter.promise(&name("a"), Term(1), (I, Number(1)), BootTime(10), Duration::from_nanos(1));
+        voter.promise(
+            &name("a"),
+            Term(1),
+            (I, Number(1)),
+            BootTime(10),
+            Duration::from_nanos(1),
+        );
         voter.release(&name("a"), I, Number(1), BootTime(20));
         assert!(!voter.free_for(&name("b"), BootTime(4999)));
         assert!(voter.free_for(&name("b"), BootTime(5001)));

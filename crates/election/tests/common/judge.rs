@@ -95,13 +95,19 @@ impl Judge {
 
     /// Killed with these gates open: the promise to oneself holds for them and ends for the others.
     pub fn killed(&mut self, server: usize, open: &[VirtualServerName]) {
-        self.promises.retain(|(voter, v), p| *voter != server || p.holder != server || open.contains(v));
+        self.promises
+            .retain(|(voter, v), p| *voter != server || p.holder != server || open.contains(v));
     }
 
     pub fn power_off(&mut self, server: usize, now: u64, local: BootTime, rate: u64) {
         self.silent.remove(&server);
-        self.promises.retain(|(voter, _), p| *voter != server || p.holder != server);
-        for (_, p) in self.promises.iter_mut().filter(|((voter, _), _)| *voter == server) {
+        self.promises
+            .retain(|(voter, _), p| *voter != server || p.holder != server);
+        for (_, p) in self
+            .promises
+            .iter_mut()
+            .filter(|((voter, _), _)| *voter == server)
+        {
             if let Until::Local(until) = p.until {
                 p.until = Until::True(now + (until.0.saturating_sub(local.0)) * 1000 / rate);
             }
@@ -111,8 +117,10 @@ impl Judge {
     /// The disk is gone, and with it what this server called in alone: no other server can tell it its own
     /// vote for a call that nobody else heard (R21). The vote died with the instance that called.
     pub fn wiped(&mut self, server: usize) {
-        self.votes.retain(|(voter, _, _), (caller, ..)| *voter != server || *caller != server);
-        self.floors.retain(|(voter, _, own), _| *voter != server || !*own);
+        self.votes
+            .retain(|(voter, _, _), (caller, ..)| *voter != server || *caller != server);
+        self.floors
+            .retain(|(voter, _, own), _| *voter != server || !*own);
     }
 
     /// NoVoteTwice for acknowledgements, RestartSilence, and that nobody is promised to two.
@@ -144,23 +152,45 @@ impl Judge {
                 until = until.max(before);
             }
         }
-        self.promises.insert(key, Promise { holder, by, until: Until::Local(until) });
+        self.promises.insert(
+            key,
+            Promise {
+                holder,
+                by,
+                until: Until::Local(until),
+            },
+        );
         self.must_not_be_silent(voter, local, "promises");
     }
 
     fn must_not_be_silent(&mut self, server: usize, local: BootTime, does: &str) {
-        if self.silent.get(&server).is_some_and(|until| local <= *until) {
-            self.fail(format!("RestartSilence: {} {does} while it should be silent", self.names[server]));
+        if self
+            .silent
+            .get(&server)
+            .is_some_and(|until| local <= *until)
+        {
+            self.fail(format!(
+                "RestartSilence: {} {does} while it should be silent",
+                self.names[server]
+            ));
         }
     }
 
     fn floor(&mut self, server: usize, v: &VirtualServerName, term: Term, own: bool, does: &str) {
         let name = self.names[server].clone();
-        let known = |own| self.floors.get(&(server, v.clone(), own)).copied().unwrap_or_default();
+        let known = |own| {
+            self.floors
+                .get(&(server, v.clone(), own))
+                .copied()
+                .unwrap_or_default()
+        };
         let before = known(true).max(known(false));
-        self.floors.insert((server, v.clone(), own), known(own).max(term));
+        self.floors
+            .insert((server, v.clone(), own), known(own).max(term));
         if term < before {
-            self.fail(format!("NoVoteTwice: {name} {does} in term {term} after term {before}"));
+            self.fail(format!(
+                "NoVoteTwice: {name} {does} in term {term} after term {before}"
+            ));
         }
     }
 
@@ -173,7 +203,15 @@ impl Judge {
             if let Some(claim) = standing.claim {
                 let v = &standing.virtual_server;
                 self.floor(server, v, claim.term, true, "claims");
-                self.promise(now, server, local, v, server, (beat.instance, beat.number), beat.lease);
+                self.promise(
+                    now,
+                    server,
+                    local,
+                    v,
+                    server,
+                    (beat.instance, beat.number),
+                    beat.lease,
+                );
             }
         }
     }
@@ -204,11 +242,21 @@ impl Judge {
         self.floor(voter, v, term, to.0 == voter, "votes");
         let before = *self.votes.entry((voter, v.clone(), term)).or_insert(to);
         if before != to {
-            self.fail(format!("NoVoteTwice: {} voted twice in term {term} of {v}", self.names[voter]));
+            self.fail(format!(
+                "NoVoteTwice: {} voted twice in term {term} of {v}",
+                self.names[voter]
+            ));
         }
     }
 
-    pub fn says(&mut self, now: u64, server: usize, local: BootTime, to: &ServerName, signal: &Signal) {
+    pub fn says(
+        &mut self,
+        now: u64,
+        server: usize,
+        local: BootTime,
+        to: &ServerName,
+        signal: &Signal,
+    ) {
         let v = &signal.virtual_server;
         match &signal.body {
             _ if self.mode == Mode::None => {}
@@ -216,21 +264,40 @@ impl Judge {
                 self.leases.insert((signal.instance, signal.number), *lease);
                 self.count("call");
                 self.vote(server, v, *term, (server, signal.instance, signal.number));
-                self.promise(now, server, local, v, server, (signal.instance, signal.number), *lease);
+                self.promise(
+                    now,
+                    server,
+                    local,
+                    v,
+                    server,
+                    (signal.instance, signal.number),
+                    *lease,
+                );
             }
-            Body::Grant { instance, number, term } => {
+            Body::Grant {
+                instance,
+                number,
+                term,
+            } => {
                 self.count("grant");
                 let to = self.index(to);
                 let lease = self.leases[&(*instance, *number)];
                 self.vote(server, v, *term, (to, *instance, *number));
                 self.promise(now, server, local, v, to, (*instance, *number), lease);
             }
-            Body::PreAnswer { verdict: PreVerdict::Yes, .. } => {
+            Body::PreAnswer {
+                verdict: PreVerdict::Yes,
+                ..
+            } => {
                 self.must_not_be_silent(server, local, "would vote");
             }
             Body::Release { .. } => {
                 self.count("release");
-                if self.promises.get(&(server, v.clone())).is_some_and(|p| p.holder == server) {
+                if self
+                    .promises
+                    .get(&(server, v.clone()))
+                    .is_some_and(|p| p.holder == server)
+                {
                     self.promises.remove(&(server, v.clone()));
                 }
             }
@@ -258,27 +325,49 @@ impl Judge {
         }
     }
 
-    fn released(&mut self, voter: usize, v: &VirtualServerName, by: &ServerName, i: Instance, k: Number) {
+    fn released(
+        &mut self,
+        voter: usize,
+        v: &VirtualServerName,
+        by: &ServerName,
+        i: Instance,
+        k: Number,
+    ) {
         let (key, holder) = ((voter, v.clone()), self.index(by));
         if holder == voter {
             return; // its own word counts when it is said
         }
-        if self.promises.get(&key).is_some_and(|p| p.holder == holder && p.by.0 == i && p.by.1 <= k) {
+        if self
+            .promises
+            .get(&key)
+            .is_some_and(|p| p.holder == holder && p.by.0 == i && p.by.1 <= k)
+        {
             self.promises.remove(&key);
         }
     }
 
     pub fn role(&mut self, server: usize, change: &RoleChange) {
         if change.master {
-            let before = self.won.insert((change.virtual_server.clone(), change.term), server);
+            let before = self
+                .won
+                .insert((change.virtual_server.clone(), change.term), server);
             if before.is_some() {
-                self.fail(format!("OneMasterPerTerm: term {} was won twice", change.term));
+                self.fail(format!(
+                    "OneMasterPerTerm: term {} was won twice",
+                    change.term
+                ));
             }
         }
     }
 
     /// A gate opens, or is extended, in `term` of `server`, which counts by `roster`.
-    pub fn opens(&mut self, server: usize, v: &VirtualServerName, term: Term, roster: &[ServerName]) {
+    pub fn opens(
+        &mut self,
+        server: usize,
+        v: &VirtualServerName,
+        term: Term,
+        roster: &[ServerName],
+    ) {
         let voters = roster.iter().map(|n| self.index(n)).collect();
         self.rosters.insert((server, v.clone()), voters);
         let token = self.token.entry(v.clone()).or_insert((term, server));
@@ -309,10 +398,16 @@ impl Judge {
         let mut seen = BTreeSet::new();
         for (v, server) in open {
             if !seen.insert(v) {
-                let all: Vec<_> = open.iter().filter(|(x, _)| x == v).map(|(_, i)| &self.names[*i]).collect();
+                let all: Vec<_> = open
+                    .iter()
+                    .filter(|(x, _)| x == v)
+                    .map(|(_, i)| &self.names[*i])
+                    .collect();
                 return Err(format!("AtMostOneGate: {all:?} answer for {v} at once"));
             }
-            let Some(roster) = self.rosters.get(&(*server, v.clone())) else { continue };
+            let Some(roster) = self.rosters.get(&(*server, v.clone())) else {
+                continue;
+            };
             let in_force = |voter: &&usize| {
                 self.promises.get(&(**voter, v.clone())).is_some_and(|p| {
                     p.holder == *server

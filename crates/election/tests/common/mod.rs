@@ -125,23 +125,72 @@ pub const LAN: Link = Link {
 #[derive(Clone, Debug)]
 enum Event {
     /// A packet or signal arrives.
-    Beat { to: usize, from: usize, beat: Beat, at: Option<BootTime> },
-    Ack { to: usize, from: usize, ack: Ack },
-    Signal { to: usize, from: usize, signal: Signal },
-    Linked { to: usize, from: usize },
+    Beat {
+        to: usize,
+        from: usize,
+        beat: Beat,
+        at: Option<BootTime>,
+    },
+    Ack {
+        to: usize,
+        from: usize,
+        ack: Ack,
+    },
+    Signal {
+        to: usize,
+        from: usize,
+        signal: Signal,
+    },
+    Linked {
+        to: usize,
+        from: usize,
+    },
     /// The elector's own time-out.
-    Timeout { server: usize, epoch: u64 },
+    Timeout {
+        server: usize,
+        epoch: u64,
+    },
     /// Outputs left over by a stall.
-    CarryOut { server: usize, epoch: u64 },
-    GateReadsShut { server: usize, epoch: u64, v: VirtualServerName },
-    DiskDone { server: usize, epoch: u64, reservation: Reservation },
-    DiskFailed { server: usize, epoch: u64 },
-    Doctor { server: usize, epoch: u64 },
-    Probed { server: usize, epoch: u64, v: VirtualServerName, answered: bool },
+    CarryOut {
+        server: usize,
+        epoch: u64,
+    },
+    GateReadsShut {
+        server: usize,
+        epoch: u64,
+        v: VirtualServerName,
+    },
+    DiskDone {
+        server: usize,
+        epoch: u64,
+        reservation: Reservation,
+    },
+    DiskFailed {
+        server: usize,
+        epoch: u64,
+    },
+    Doctor {
+        server: usize,
+        epoch: u64,
+    },
+    Probed {
+        server: usize,
+        epoch: u64,
+        v: VirtualServerName,
+        answered: bool,
+    },
     /// For a stalled electd.
-    Input { server: usize, epoch: u64, input: Box<Input> },
-    Restart { server: usize },
-    PowerOn { server: usize },
+    Input {
+        server: usize,
+        epoch: u64,
+        input: Box<Input>,
+    },
+    Restart {
+        server: usize,
+    },
+    PowerOn {
+        server: usize,
+    },
 }
 
 /// What a doctor knows.
@@ -273,12 +322,19 @@ impl Sim {
                     mode: setup.mode,
                     witness,
                     servers: names.clone(),
-                    virtual_servers: virtual_servers.iter().map(|v| (v.clone(), own(v))).collect(),
+                    virtual_servers: virtual_servers
+                        .iter()
+                        .map(|v| (v.clone(), own(v)))
+                        .collect(),
                     config_hash: 1,
                 },
                 elector: None,
                 powered: false,
-                clock: Clock { base: random.below(1_000_000_000_000), since: 0, rate: 1000 },
+                clock: Clock {
+                    base: random.below(1_000_000_000_000),
+                    since: 0,
+                    rate: 1000,
+                },
                 epoch: 0,
                 timer: None,
                 handled: BootTime(0),
@@ -323,9 +379,15 @@ impl Sim {
         let mut sim = Self::new(setup);
         sim.power_on_all();
         sim.run(secs(4));
-        let names: Vec<_> = sim.servers[0].settings.virtual_servers.keys().cloned().collect();
+        let names: Vec<_> = sim.servers[0]
+            .settings
+            .virtual_servers
+            .keys()
+            .cloned()
+            .collect();
         for v in names {
-            sim.master_of(v.as_str()).expect("a master after four seconds");
+            sim.master_of(v.as_str())
+                .expect("a master after four seconds");
         }
         sim
     }
@@ -347,7 +409,11 @@ impl Sim {
         let now = self.now;
         let s = &mut self.servers[i];
         s.powered = true;
-        s.clock = Clock { base, since: now, rate: s.clock.rate };
+        s.clock = Clock {
+            base,
+            since: now,
+            rate: s.clock.rate,
+        };
         s.memory = None;
         s.gates.clear();
         self.start_doctor(i);
@@ -386,8 +452,12 @@ impl Sim {
             s.reservation = Some(reservation);
         }
         let local = self.servers[i].clock.local(self.now);
-        let open: Vec<_> =
-            self.servers[i].gates.iter().filter(|(_, g)| local <= g.deadline).map(|(v, _)| v.clone()).collect();
+        let open: Vec<_> = self.servers[i]
+            .gates
+            .iter()
+            .filter(|(_, g)| local <= g.deadline)
+            .map(|(v, _)| v.clone())
+            .collect();
         for gate in self.servers[i].gates.values_mut() {
             gate.shutting = false;
         }
@@ -420,14 +490,30 @@ impl Sim {
             seed,
             reservation: s.reservation.clone(),
             memory: s.memory.clone(),
-            gates: s.gates.iter().map(|(v, g)| (v.clone(), g.deadline)).collect(),
+            gates: s
+                .gates
+                .iter()
+                .map(|(v, g)| (v.clone(), g.deadline))
+                .collect(),
         };
         let open: Vec<_> = s.gates.keys().cloned().collect();
         let silent = s.memory.is_none();
         // How long a blank server keeps silent, it has yet to learn.
-        let span = s.reservation.as_ref().map_or(Duration::ZERO, |r| r.promise_max);
+        let span = s
+            .reservation
+            .as_ref()
+            .map_or(Duration::ZERO, |r| r.promise_max);
         let settings = s.settings.clone();
-        self.trace(|| format!("{i} START {}", if silent { "without memory" } else { "with memory" }));
+        self.trace(|| {
+            format!(
+                "{i} START {}",
+                if silent {
+                    "without memory"
+                } else {
+                    "with memory"
+                }
+            )
+        });
         self.judge.killed(i, &open); // gates may have closed since
         self.judge.started(i, silent.then(|| local + span));
         self.servers[i].handled = local;
@@ -457,7 +543,11 @@ impl Sim {
         let s = &mut self.servers[i];
         let local = s.clock.local(now);
         // A slewed clock does not step: rounding never goes back.
-        s.clock = Clock { base: local.0, since: now, rate };
+        s.clock = Clock {
+            base: local.0,
+            since: now,
+            rate,
+        };
         let timer = s.timer;
         self.rearm(i, timer);
     }
@@ -518,7 +608,10 @@ impl Sim {
 
     /// Servers without a reservation.
     pub fn blank_count(&self) -> usize {
-        self.servers.iter().filter(|s| s.reservation.is_none()).count()
+        self.servers
+            .iter()
+            .filter(|s| s.reservation.is_none())
+            .count()
     }
 
     pub fn all_links(&mut self, change: impl Fn(&mut Link)) {
@@ -558,7 +651,10 @@ impl Sim {
     }
 
     pub fn gate_open(&self, i: usize, v: &str) -> bool {
-        self.servers[i].gates.get(&vname(v)).is_some_and(|g| self.local(i) <= g.deadline)
+        self.servers[i]
+            .gates
+            .get(&vname(v))
+            .is_some_and(|g| self.local(i) <= g.deadline)
     }
 
     /// The one whose gate is open.
@@ -571,12 +667,21 @@ impl Sim {
     }
 
     pub fn view(&self, i: usize) -> protocol::local::status::ElectdStatus {
-        self.servers[i].elector.as_ref().unwrap().view(self.local(i))
+        self.servers[i]
+            .elector
+            .as_ref()
+            .unwrap()
+            .view(self.local(i))
     }
 
     pub fn role(&self, i: usize, v: &str) -> String {
         let view = self.view(i);
-        view.virtual_servers.iter().find(|x| x.name.as_str() == v).unwrap().role.clone()
+        view.virtual_servers
+            .iter()
+            .find(|x| x.name.as_str() == v)
+            .unwrap()
+            .role
+            .clone()
     }
 
     pub fn term(&self, i: usize) -> u64 {
@@ -584,12 +689,22 @@ impl Sim {
     }
 
     pub fn counter(&self, i: usize, what: &str) -> u64 {
-        self.servers[i].elector.as_ref().unwrap().counters().get(what).copied().unwrap_or(0)
+        self.servers[i]
+            .elector
+            .as_ref()
+            .unwrap()
+            .counters()
+            .get(what)
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Role changes since `at`, renewals not counted.
     pub fn changes_since(&self, at: Time) -> usize {
-        self.roles.iter().filter(|r| r.at >= at && !r.change.renewed).count()
+        self.roles
+            .iter()
+            .filter(|r| r.at >= at && !r.change.renewed)
+            .count()
     }
 
     /// Runs until `done`, at most for `most`; how long it took.
@@ -598,7 +713,10 @@ impl Sim {
         let begin = self.now;
         let end = begin + nanos(most);
         while !done(self) {
-            let next = self.events.first_key_value().map_or(end, |((at, _), _)| *at);
+            let next = self
+                .events
+                .first_key_value()
+                .map_or(end, |((at, _), _)| *at);
             // Gates close by time alone, so look at least every millisecond.
             let next = next.min(self.now + 1_000_000);
             if next >= end {
@@ -622,6 +740,7 @@ impl Sim {
 
     fn step_to(&mut self, at: Time) {
         self.now = self.now.max(at);
+        self.check();
         while let Some(((at, _), _)) = self.events.first_key_value()
             && *at <= self.now
         {
@@ -636,7 +755,11 @@ impl Sim {
         for line in &self.log {
             eprintln!("{line}");
         }
-        panic!("seed {}: at {:.6} s: {what}", self.seed, self.now as f64 / 1e9);
+        panic!(
+            "seed {}: at {:.6} s: {what}",
+            self.seed,
+            self.now as f64 / 1e9
+        );
     }
 
     pub fn trace(&mut self, line: impl FnOnce() -> String) {
@@ -685,7 +808,11 @@ impl Sim {
                 if self.servers[i].timer.is_some_and(|t| t <= local) {
                     self.servers[i].timer = None;
                     self.servers[i].handled = local;
-                    self.servers[i].elector.as_mut().unwrap().handle_timeout(local);
+                    self.servers[i]
+                        .elector
+                        .as_mut()
+                        .unwrap()
+                        .handle_timeout(local);
                     self.settle(i);
                 }
             }
@@ -704,20 +831,38 @@ impl Sim {
                     self.hear(i, *from, beat.lease);
                 }
                 let at = at.unwrap_or(self.local(i));
-                let event = Event::Beat { to: i, from: *from, beat: beat.clone(), at: Some(at) };
+                let event = Event::Beat {
+                    to: i,
+                    from: *from,
+                    beat: beat.clone(),
+                    at: Some(at),
+                };
                 if self.servers[i].elector.is_none() || self.deferred(i, &event) {
                     return;
                 }
                 self.trace(|| format!("{i} <- {from} beat {} {:?}", beat.number, claims(beat)));
                 let from = self.servers[*from].name.clone();
-                self.give(i, Input::Beat { from, at, beat: beat.clone() });
+                self.give(
+                    i,
+                    Input::Beat {
+                        from,
+                        at,
+                        beat: beat.clone(),
+                    },
+                );
             }
             Event::Ack { to, from, ack } => {
                 if self.servers[*to].elector.is_none() || self.deferred(*to, &event) {
                     return;
                 }
                 let from = self.servers[*from].name.clone();
-                self.give(*to, Input::Ack { from, ack: ack.clone() });
+                self.give(
+                    *to,
+                    Input::Ack {
+                        from,
+                        ack: ack.clone(),
+                    },
+                );
             }
             Event::Signal { to, from, signal } => {
                 if self.servers[*to].elector.is_none() || self.deferred(*to, &event) {
@@ -726,7 +871,13 @@ impl Sim {
                 self.trace(|| format!("{to} <- {from} {:?} number {}", signal.body, signal.number));
                 let sender = self.servers[*from].name.clone();
                 self.judge.signal_arrives(&sender, *to, signal);
-                self.give(*to, Input::Signal { from: sender, signal: signal.clone() });
+                self.give(
+                    *to,
+                    Input::Signal {
+                        from: sender,
+                        signal: signal.clone(),
+                    },
+                );
             }
             Event::Linked { to, from } => {
                 if to != from && self.servers[*to].elector.is_some() && self.links[*to][*from].up {
@@ -738,7 +889,11 @@ impl Sim {
                 if !self.current(*server, *epoch) {
                     return;
                 }
-                if self.servers[*server].gates.get(v).is_some_and(|g| g.shutting) {
+                if self.servers[*server]
+                    .gates
+                    .get(v)
+                    .is_some_and(|g| g.shutting)
+                {
                     self.servers[*server].gates.remove(v);
                 }
                 if self.deferred(*server, &event) {
@@ -747,7 +902,11 @@ impl Sim {
                 self.trace(|| format!("{server} gate of {v} reads back shut"));
                 self.give(*server, Input::GateShut(v.clone()));
             }
-            Event::DiskDone { server, epoch, reservation } => {
+            Event::DiskDone {
+                server,
+                epoch,
+                reservation,
+            } => {
                 if !self.current(*server, *epoch) {
                     return;
                 }
@@ -762,16 +921,28 @@ impl Sim {
             }
             Event::DiskFailed { server, epoch } => {
                 if self.current(*server, *epoch) && !self.deferred(*server, &event) {
-                    self.give(*server, Input::ReserveFailed("no space left on device".into()));
+                    self.give(
+                        *server,
+                        Input::ReserveFailed("no space left on device".into()),
+                    );
                 }
             }
-            Event::Probed { server, epoch, v, answered } => {
+            Event::Probed {
+                server,
+                epoch,
+                v,
+                answered,
+            } => {
                 if self.current(*server, *epoch) && !self.deferred(*server, &event) {
                     self.give(*server, Input::Probed(v.clone(), *answered));
                 }
             }
             Event::Doctor { server, epoch } => self.doctor_time(*server, *epoch),
-            Event::Input { server, epoch, input } => {
+            Event::Input {
+                server,
+                epoch,
+                input,
+            } => {
                 if self.current(*server, *epoch) {
                     self.give(*server, (**input).clone());
                 }
@@ -785,10 +956,19 @@ impl Sim {
     pub fn give(&mut self, i: usize, input: Input) {
         let local = self.local(i);
         let s = &mut self.servers[i];
-        let Some(elector) = s.elector.as_mut() else { return };
+        let Some(elector) = s.elector.as_mut() else {
+            return;
+        };
         if self.now < s.stalled_until {
             let (at, epoch) = (s.stalled_until, s.epoch);
-            return self.schedule_at(at, Event::Input { server: i, epoch, input: Box::new(input) });
+            return self.schedule_at(
+                at,
+                Event::Input {
+                    server: i,
+                    epoch,
+                    input: Box::new(input),
+                },
+            );
         }
         s.handled = local;
         elector.handle(local, input);
@@ -800,14 +980,20 @@ impl Sim {
         if self.now < self.servers[i].stalled_until {
             return;
         }
-        while let Some(output) = self.servers[i].elector.as_mut().and_then(Elector::poll_output) {
+        while let Some(output) = self.servers[i]
+            .elector
+            .as_mut()
+            .and_then(Elector::poll_output)
+        {
             self.output(i, output);
             if self.stalls.0 > 0 && self.random.below(1000) < self.stalls.0 {
                 let span = self.random.between(1, self.stalls.1);
                 return self.stall(i, ms(span));
             }
         }
-        let Some(elector) = &self.servers[i].elector else { return };
+        let Some(elector) = &self.servers[i].elector else {
+            return;
+        };
         let next = elector.poll_timeout();
         if self.servers[i].stopped {
             self.kill(i);
@@ -815,7 +1001,9 @@ impl Sim {
         }
         let local = self.local(i);
         if self.servers[i].handled == local && next.is_some_and(|t| t <= local) {
-            self.fail(&format!("server {i} asks for a time-out in the past: it would spin"));
+            self.fail(&format!(
+                "server {i} asks for a time-out in the past: it would spin"
+            ));
         }
         self.rearm(i, next);
     }
@@ -840,7 +1028,16 @@ impl Sim {
                 self.judge.beats(self.now, i, handled, &beat);
                 for to in (0..self.servers.len()).filter(|to| *to != i) {
                     let beat = beat.clone();
-                    self.packet(i, to, Event::Beat { to, from: i, beat, at: None });
+                    self.packet(
+                        i,
+                        to,
+                        Event::Beat {
+                            to,
+                            from: i,
+                            beat,
+                            at: None,
+                        },
+                    );
                 }
             }
             Output::Ack { to, ack } => {
@@ -868,10 +1065,10 @@ impl Sim {
                     let left = until.0 as i64 - local.0 as i64;
                     format!("{i} gate of {v} open for {:.3} ms more", left as f64 / 1e6)
                 });
-                let gate = self.servers[i]
-                    .gates
-                    .entry(v.clone())
-                    .or_insert(Gate { deadline: until, shutting: false });
+                let gate = self.servers[i].gates.entry(v.clone()).or_insert(Gate {
+                    deadline: until,
+                    shutting: false,
+                });
                 gate.deadline = gate.deadline.max(until);
                 if gate.shutting {
                     self.fail("the gate is opened while it is being shut");
@@ -880,7 +1077,12 @@ impl Sim {
                     let elector = self.servers[i].elector.as_ref().unwrap();
                     let roster = elector.roster().voters.clone();
                     let view = elector.view(local);
-                    let term = view.virtual_servers.iter().find(|x| x.name == v).unwrap().term;
+                    let term = view
+                        .virtual_servers
+                        .iter()
+                        .find(|x| x.name == v)
+                        .unwrap()
+                        .term;
                     self.judge.opens(i, &v, term, &roster);
                 }
             }
@@ -891,13 +1093,32 @@ impl Sim {
                 }
                 let (low, high) = self.servers[i].gate_delay;
                 let after = Duration::from_micros(self.random.between(low, high));
-                self.schedule(after, Event::GateReadsShut { server: i, epoch, v });
+                self.schedule(
+                    after,
+                    Event::GateReadsShut {
+                        server: i,
+                        epoch,
+                        v,
+                    },
+                );
             }
             Output::Announce(_) => {}
             Output::Probe(v) => {
-                let answered = (0..self.servers.len())
-                    .any(|j| j != i && self.links[i][j].up && self.links[j][i].up && self.gate_open(j, v.as_str()));
-                self.schedule(ms(60), Event::Probed { server: i, epoch, v, answered });
+                let answered = (0..self.servers.len()).any(|j| {
+                    j != i
+                        && self.links[i][j].up
+                        && self.links[j][i].up
+                        && self.gate_open(j, v.as_str())
+                });
+                self.schedule(
+                    ms(60),
+                    Event::Probed {
+                        server: i,
+                        epoch,
+                        v,
+                        answered,
+                    },
+                );
             }
             Output::Reserve(reservation) => {
                 self.trace(|| format!("{i} reserves {reservation:?}"));
@@ -912,16 +1133,30 @@ impl Sim {
                     self.schedule(delay, Event::DiskFailed { server: i, epoch });
                 } else {
                     s.writing = Some(reservation.clone());
-                    self.schedule(delay, Event::DiskDone { server: i, epoch, reservation });
+                    self.schedule(
+                        delay,
+                        Event::DiskDone {
+                            server: i,
+                            epoch,
+                            reservation,
+                        },
+                    );
                 }
             }
             Output::Role(change) => {
                 self.trace(|| {
                     let what = if change.master { "MASTER" } else { "SLAVE" };
-                    format!("{i} {what} of {} term {}: {}", change.virtual_server, change.term, change.reason)
+                    format!(
+                        "{i} {what} of {} term {}: {}",
+                        change.virtual_server, change.term, change.reason
+                    )
                 });
                 self.judge.role(i, &change);
-                self.roles.push(RoleSeen { at: self.now, server: i, change });
+                self.roles.push(RoleSeen {
+                    at: self.now,
+                    server: i,
+                    change,
+                });
             }
             Output::Alarm(text) => {
                 self.trace(|| format!("{i} ALARM {text}"));
@@ -990,7 +1225,10 @@ impl Sim {
         let locals: Vec<_> = (0..self.servers.len()).map(|i| self.local(i)).collect();
         let open = self.servers.iter().enumerate().flat_map(|(i, s)| {
             let local = locals[i];
-            s.gates.iter().filter(move |(_, g)| local <= g.deadline).map(move |(v, _)| (v, i))
+            s.gates
+                .iter()
+                .filter(move |(_, g)| local <= g.deadline)
+                .map(move |(v, _)| (v, i))
         });
         let open: Vec<_> = open.map(|(v, i)| (v.clone(), i)).collect();
         if let Err(what) = self.judge.check(self.now, &locals, &open) {
@@ -1003,16 +1241,23 @@ impl Sim {
     fn start_doctor(&mut self, i: usize) {
         let local = self.local(i);
         let epoch = self.servers[i].doctor.epoch + 1;
-        self.servers[i].doctor =
-            Doctor { epoch, listening: Some(local), tick: local, ..Doctor::default() };
+        self.servers[i].doctor = Doctor {
+            epoch,
+            listening: Some(local),
+            tick: local,
+            ..Doctor::default()
+        };
         self.schedule(Duration::ZERO, Event::Doctor { server: i, epoch });
     }
 
     fn opinion(&self, i: usize, other: usize) -> HealthState {
         let (s, local) = (&self.servers[i], self.local(i));
-        let Some(listening) = s.doctor.listening else { return HealthState::Unknown };
+        let Some(listening) = s.doctor.listening else {
+            return HealthState::Unknown;
+        };
         let heard = s.doctor.heard.get(&other);
-        let (since, lease) = heard.map_or((listening, s.settings.lease), |(at, lease)| (*at, *lease));
+        let (since, lease) =
+            heard.map_or((listening, s.settings.lease), |(at, lease)| (*at, *lease));
         let quiet = local.since(since);
         match heard {
             Some(_) if quiet <= s.settings.heartbeat * 2 => HealthState::Alive,
@@ -1035,7 +1280,10 @@ impl Sim {
         };
         Health {
             servers: others.map(report).collect(),
-            links: vec![LinkHealth { interface: "eth0".into(), up: s.interface_up }],
+            links: vec![LinkHealth {
+                interface: "eth0".into(),
+                up: s.interface_up,
+            }],
         }
     }
 
@@ -1051,8 +1299,10 @@ impl Sim {
             return;
         }
         let local = self.local(i);
-        let opinions: BTreeMap<_, _> =
-            (0..self.servers.len()).filter(|j| *j != i).map(|j| (j, self.opinion(i, j))).collect();
+        let opinions: BTreeMap<_, _> = (0..self.servers.len())
+            .filter(|j| *j != i)
+            .map(|j| (j, self.opinion(i, j)))
+            .collect();
         let s = &mut self.servers[i];
         let heartbeat = s.settings.heartbeat;
         let changed = s.doctor.last != opinions;
@@ -1065,8 +1315,16 @@ impl Sim {
         let listening = s.doctor.listening.unwrap_or(local);
         for j in (0..self.servers.len()).filter(|j| *j != i) {
             let s = &self.servers[i];
-            let (since, lease) = s.doctor.heard.get(&j).copied().unwrap_or((listening, s.settings.lease));
-            for at in [since + heartbeat * 2 + Duration::from_nanos(1), since + lease] {
+            let (since, lease) = s
+                .doctor
+                .heard
+                .get(&j)
+                .copied()
+                .unwrap_or((listening, s.settings.lease));
+            for at in [
+                since + heartbeat * 2 + Duration::from_nanos(1),
+                since + lease,
+            ] {
                 if at > local {
                     next = next.min(at);
                 }
@@ -1084,7 +1342,14 @@ impl Sim {
 
 fn claims(beat: &Beat) -> Vec<String> {
     let claim = |s: &protocol::wire::beat::Standing| {
-        s.claim.map(|c| format!("{} term {}{}", s.virtual_server, c.term, if c.lease_held { "" } else { " lost" }))
+        s.claim.map(|c| {
+            format!(
+                "{} term {}{}",
+                s.virtual_server,
+                c.term,
+                if c.lease_held { "" } else { " lost" }
+            )
+        })
     };
     beat.standings.iter().filter_map(claim).collect()
 }

@@ -1,0 +1,796 @@
+//! Single rules at a single elector: what exactly is answered, and in which order.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::{H, L, Setup, Sim, ms, name, secs, vname};
+use election::{Elector, Input, Memory, Output, Reservation, Settings, Start, Wish};
+use protocol::{
+    BootTime, Instance, Number, RosterVersion, ServerName, Term,
+    local::ring::{Health, HealthState, LinkHealth, ServerHealth},
+    wire::{
+        beat::{Beat, Claim, Participation, Roster, Standing, Verdict, Why},
+        signal::{Body, PreVerdict, Released, Signal},
+    },
+};
+use std::time::Duration;
+
+/// The elector of gamma, alone, with alpha and beta played by the test.
+struct Alone {
+    elector: Elector,
+    now: BootTime,
+}
+
+const ALPHA: Instance = Instance(0xa);
+const BETA: Instance = Instance(0xb);
+
+impl Alone {
+    /// Taking part, promised to nobody, floor 0.
+    fn new() -> Self {
+        Self::remembering(Memory::default())
+    }
+
+    fn settings() -> Settings {
+        Sim::new(&Setup::default()).servers[2].settings.clone()
+    }
+
+    fn remembering(memory: Memory) -> Self {
+        let now = BootTime(1_000_000_000_000);
+        let voters = ["alpha", "beta", "gamma"].map(name).to_vec();
+        let start = Start {
+            instance: Instance(0xc),
+            seed: 1,
+            reservation: Some(Reservation::first(voters, Some(vname("web")), L)),
+            memory: Some(memory),
+            gates: Vec::new(),
+        };
+        let mut this = Self {
+            elector: Elector::new(Self::settings(), start, now),
+            now,
+        };
+        this.outputs();
+        this
+    }
+
+    fn outputs(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.elector.poll_output()).collect()
+    }
+
+    fn give(&mut self, input: Input) -> Vec<Output> {
+        self.elector.handle(self.now, input);
+        self.outputs()
+    }
+
+    fn pass(&mut self, span: Duration) {
+        self.now = self.now + span;
+        self.elector.handle_timeout(self.now);
+        self.outputs();
+    }
+
+    fn beat_of(
+        &mut self,
+        from: &str,
+        number: u64,
+        term: Option<u64>,
+        lease: Duration,
+    ) -> Vec<Output> {
+        let instance = if from == "alpha" { ALPHA } else { BETA };
+        let beat = Beat {
+            instance,
+            number: Number(number),
+            lease,
+            promise_max: L,
+            floor_base: Term(0),
+            participation: Participation::Active,
+            maintenance: false,
+            witness: false,
+            freshness: Default::default(),
+            standings: vec![Standing {
+                virtual_server: vname("web"),
+                floor: Term(0),
+                claim: term.map(|t| Claim {
+                    term: Term(t),
+                    lease_held: true,
+                }),
+                fit: true,
+                priority: 100,
+            }],
+            heard: Vec::new(),
+            roster: Roster::default(),
+            config_hash: 1,
+        };
+        self.give(Input::Beat {
+            from: name(from),
+            at: self.now,
+            beat,
+        })
+    }
+
+    /// The verdict on a beat; none if it was dropped.
+    fn claim(&mut self, from: &str, number: u64, term: u64, lease: Duration) -> Option<Verdict> {
+        let outputs = self.beat_of(from, number, Some(term), lease);
+        let answers = outputs.into_iter().find_map(|o| match o {
+            Output::Ack { ack, .. } => Some(ack.answers),
+            _ => None,
+        });
+        answers.unwrap().into_iter().next().map(|a| a.verdict)
+    }
+
+    fn signal(&mut self, from: &str, number: u64, body: Body) -> Vec<Output> {
+        let instance = if from == "alpha" { ALPHA } else { BETA };
+        let signal = Signal {
+            virtual_server: vname("web"),
+            instance,
+            number: Number(number),
+            body,
+        };
+        self.give(Input::Signal {
+            from: name(from),
+            signal,
+        })
+    }
+
+    fn said(outputs: Vec<Output>) -> Vec<Body> {
+        let said = outputs.into_iter().filter_map(|o| match o {
+            Output::Signal { signal, .. } => Some(signal.body),
+            _ => None,
+        });
+        said.collect()
+    }
+
+    fn call(&mut self, from: &str, number: u64, term: u64) -> Result<Term, Why> {
+        self.call_with(from, number, term, RosterVersion::default(), Vec::new())
+    }
+
+    fn call_with(
+        &mut self,
+        from: &str,
+        number: u64,
+        term: u64,
+        roster: RosterVersion,
+        releases: Vec<Released>,
+    ) -> Result<Term, Why> {
+        let body = Body::Call {
+            term: Term(term),
+            lease: L,
+            releases,
+            roster,
+        };
+        let outputs = self.signal(from, number, body);
+        match Self::said(outputs).pop().unwrap() {
+            Body::Grant { term, .. } => Ok(term),
+            Body::Refuse { why, .. } => Err(why),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn pre_call(&mut self, from: &str, term: u64) -> PreVerdict {
+        let outputs = self.signal(
+            from,
+            1,
+            Body::PreCall {
+                term: Term(term),
+                lease: L,
+                round: 1,
+            },
+        );
+        match Self::said(outputs).pop().unwrap() {
+            Body::PreAnswer { verdict, .. } => verdict,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn release(&mut self, from: &str, number: u64) {
+        self.signal(
+            from,
+            number,
+            Body::Release {
+                term: Term(0),
+                invited: None,
+            },
+        );
+    }
+
+    fn health(&mut self, alpha: HealthState) {
+        let server = |n: &str, state| ServerHealth {
+            server: name(n),
+            state,
+            last_heard: None,
+        };
+        let servers = vec![server("alpha", alpha), server("beta", HealthState::Alive)];
+        let links = vec![LinkHealth {
+            interface: "eth0".into(),
+            up: true,
+        }];
+        self.give(Input::Health(Health { servers, links }));
+    }
+}
+
+fn promised(term: u64) -> Option<Verdict> {
+    Some(Verdict::Promised(Term(term)))
+}
+
+fn refused(verdict: Option<Verdict>) -> Why {
+    let Some(Verdict::Refused { why, .. }) = verdict else {
+        panic!("{verdict:?}")
+    };
+    why
+}
+
+fn holder(verdict: Option<Verdict>) -> Option<ServerName> {
+    let Some(Verdict::Refused { holder, .. }) = verdict else {
+        panic!("{verdict:?}")
+    };
+    holder
+}
+
+#[test]
+fn r5_a_claim_is_promised_until_its_own_lease_has_passed_and_nobody_else_before() {
+    let mut voter = Alone::new();
+    assert_eq!(voter.claim("alpha", 1, 3, ms(300)), promised(3));
+    voter.pass(ms(299));
+    assert_eq!(holder(voter.claim("beta", 1, 4, L)), Some(name("alpha")));
+    assert_eq!(refused(voter.claim("beta", 2, 4, L)), Why::Promised);
+    voter.pass(ms(2));
+    assert_eq!(
+        voter.claim("beta", 3, 4, L),
+        promised(4),
+        "the beat's lease counts, not this server's"
+    );
+}
+
+#[test]
+fn r5_a_claim_below_the_floor_is_refused_with_the_floor() {
+    let mut voter = Alone::new();
+    assert_eq!(voter.claim("alpha", 1, 7, ms(1)), promised(7));
+    voter.pass(ms(2));
+    let verdict = voter.claim("alpha", 2, 6, L);
+    assert!(
+        matches!(
+            verdict,
+            Some(Verdict::Refused {
+                why: Why::Floor,
+                floor: Term(7),
+                ..
+            })
+        ),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn r5_overtaken_and_released_beats_get_no_answer_and_change_nothing() {
+    let mut voter = Alone::new();
+    assert_eq!(voter.claim("alpha", 5, 3, L), promised(3));
+    assert_eq!(voter.claim("alpha", 4, 3, L), None, "overtaken");
+    assert_eq!(
+        voter.claim("alpha", 5, 3, L),
+        promised(3),
+        "a repeated one says the same"
+    );
+    voter.release("alpha", 6);
+    assert_eq!(voter.claim("alpha", 6, 3, L), None, "released");
+    assert_eq!(
+        voter.claim("beta", 1, 4, L),
+        promised(4),
+        "and nobody is promised by it"
+    );
+}
+
+#[test]
+fn r5_r22_r23_nothing_is_promised_beyond_the_reservation_or_the_longest_promise_on_disk() {
+    let mut voter = Alone::new();
+    let disk = Reservation::first(Vec::new(), None, L);
+    assert_eq!(
+        refused(voter.claim("alpha", 1, disk.reserved.0 + 1, L)),
+        Why::Reservation
+    );
+    assert_eq!(
+        refused(voter.claim("alpha", 2, 3, secs(2))),
+        Why::Reservation
+    );
+    assert_eq!(refused(voter.claim("alpha", 3, 1 << 40, L)), Why::Absurd);
+    assert_eq!(
+        voter.claim("alpha", 4, disk.reserved.0, L),
+        promised(disk.reserved.0)
+    );
+}
+
+#[test]
+fn r23_a_refused_longer_lease_is_promised_once_it_is_on_disk_and_a_wild_one_never() {
+    let mut voter = Alone::new();
+    let reserve = |outputs: Vec<Output>| {
+        outputs.into_iter().find_map(|o| match o {
+            Output::Reserve(r) => Some(r),
+            _ => None,
+        })
+    };
+    let first = reserve(voter.beat_of("alpha", 1, Some(3), secs(2))).unwrap();
+    assert_eq!(first.promise_max, secs(2));
+    voter.give(Input::Reserved(first));
+    assert_eq!(voter.claim("alpha", 2, 3, secs(2)), promised(3));
+    let wild = reserve(voter.beat_of("alpha", 3, Some(3), Duration::MAX)).unwrap();
+    assert_eq!(wild.promise_max, secs(10), "no lease is longer");
+    voter.give(Input::Reserved(wild));
+    assert_eq!(
+        refused(voter.claim("alpha", 4, 3, Duration::MAX)),
+        Why::Reservation
+    );
+}
+
+#[test]
+fn r14_a_vote_is_a_promise_and_is_given_once_per_term() {
+    let mut voter = Alone::new();
+    assert_eq!(voter.call("alpha", 1, 3), Ok(Term(3)));
+    assert_eq!(
+        voter.call("alpha", 1, 3),
+        Err(Why::Floor),
+        "a repeated call"
+    );
+    assert_eq!(voter.call("beta", 1, 4), Err(Why::Promised));
+    assert_eq!(refused(voter.claim("beta", 2, 4, L)), Why::Promised);
+    assert_eq!(
+        voter.call("alpha", 2, 4),
+        Ok(Term(4)),
+        "the holder may call higher (R16)"
+    );
+    voter.pass(L + ms(1));
+    assert_eq!(
+        voter.call("beta", 3, 4),
+        Err(Why::Floor),
+        "one vote per term"
+    );
+    assert_eq!(voter.call("beta", 4, 5), Ok(Term(5)));
+}
+
+#[test]
+fn r14_a_released_or_overtaken_call_and_one_by_an_older_roster_get_no_vote() {
+    let mut voter = Alone::new();
+    voter.release("alpha", 7);
+    assert_eq!(voter.call("alpha", 7, 3), Err(Why::Stale));
+    assert_eq!(voter.claim("beta", 9, 3, L), promised(3));
+    assert_eq!(voter.call("beta", 8, 4), Err(Why::Stale));
+    let roster = Reservation::first(
+        ["alpha", "beta", "gamma"].map(name).to_vec(),
+        Some(vname("web")),
+        L,
+    );
+    let mut newer = roster;
+    newer.roster.version = RosterVersion {
+        term: Term(3),
+        counter: 1,
+    };
+    voter.give(Input::Reserved(newer));
+    let older = RosterVersion {
+        term: Term(3),
+        counter: 0,
+    };
+    assert_eq!(
+        voter.call_with("beta", 10, 5, older, Vec::new()),
+        Err(Why::Roster)
+    );
+    let same = RosterVersion {
+        term: Term(3),
+        counter: 1,
+    };
+    assert_eq!(
+        voter.call_with("beta", 11, 5, same, Vec::new()),
+        Ok(Term(5))
+    );
+}
+
+#[test]
+fn r18_a_relayed_release_frees_as_the_release_itself_does() {
+    let mut voter = Alone::new();
+    assert_eq!(voter.claim("alpha", 5, 3, L), promised(3));
+    let released = |number| {
+        vec![Released {
+            server: name("alpha"),
+            instance: ALPHA,
+            number: Number(number),
+        }]
+    };
+    let any = RosterVersion::default();
+    assert_eq!(
+        voter.call_with("beta", 1, 4, any, released(4)),
+        Err(Why::Promised),
+        "an older one"
+    );
+    assert_eq!(voter.call_with("beta", 2, 5, any, released(5)), Ok(Term(5)));
+}
+
+#[test]
+fn the_memory_is_written_before_the_message_that_relies_on_it_and_only_when_it_changed() {
+    let mut voter = Alone::new();
+    let position = |outputs: &[Output], what: fn(&Output) -> bool| outputs.iter().position(what);
+    let remember: fn(&Output) -> bool = |o| matches!(o, Output::Remember(_));
+    let outputs = voter.beat_of("alpha", 1, Some(3), L);
+    assert!(position(&outputs, remember) < position(&outputs, |o| matches!(o, Output::Ack { .. })));
+    assert!(position(&outputs, remember).is_some());
+    let outputs = voter.beat_of("alpha", 2, Some(3), L);
+    assert_eq!(position(&outputs, remember), None, "no write per beat");
+    let body = Body::Call {
+        term: Term(4),
+        lease: L,
+        releases: Vec::new(),
+        roster: RosterVersion::default(),
+    };
+    let outputs = voter.signal("alpha", 3, body);
+    let grant: fn(&Output) -> bool =
+        |o| matches!(o, Output::Signal { signal, .. } if matches!(signal.body, Body::Grant { .. }));
+    assert!(position(&outputs, grant).is_some());
+    assert!(position(&outputs, remember).unwrap() < position(&outputs, grant).unwrap());
+}
+
+#[test]
+fn r12_a_pre_vote_says_what_a_vote_would_and_changes_nothing() {
+    let mut voter = Alone::new();
+    voter.health(HealthState::Alive);
+    assert_eq!(voter.pre_call("beta", 3), PreVerdict::Yes);
+    assert_eq!(
+        voter.pre_call("alpha", 3),
+        PreVerdict::Yes,
+        "nobody was promised by the first"
+    );
+    assert_eq!(voter.claim("alpha", 1, 3, L), promised(3));
+    let PreVerdict::No {
+        why, retry_after, ..
+    } = voter.pre_call("beta", 4)
+    else {
+        panic!("promised")
+    };
+    assert_eq!((why, retry_after), (Why::Promised, Some(L)));
+}
+
+#[test]
+fn r12_the_voters_doctor_protects_a_master_that_is_alive_and_claims() {
+    let mut voter = Alone::new();
+    voter.health(HealthState::Alive);
+    assert_eq!(voter.claim("alpha", 1, 3, L), promised(3));
+    voter.pass(L + ms(1));
+    let why = |verdict| match verdict {
+        PreVerdict::No { why, .. } => Some(why),
+        PreVerdict::Yes => None,
+    };
+    assert_eq!(why(voter.pre_call("beta", 4)), Some(Why::Doctor));
+    assert_eq!(
+        why(voter.pre_call("alpha", 4)),
+        None,
+        "but not against itself (R16)"
+    );
+    voter.beat_of("alpha", 2, None, L);
+    assert_eq!(why(voter.pre_call("beta", 4)), None, "it claims no more");
+    voter.beat_of("alpha", 3, Some(3), ms(1));
+    voter.pass(ms(2));
+    assert_eq!(why(voter.pre_call("beta", 4)), Some(Why::Doctor));
+    voter.health(HealthState::Suspect);
+    assert_eq!(why(voter.pre_call("beta", 4)), None);
+    voter.health(HealthState::Unknown);
+    assert_eq!(
+        why(voter.pre_call("beta", 4)),
+        Some(Why::Doctor),
+        "an ignorant doctor protects"
+    );
+    voter.pass(L);
+    assert_eq!(why(voter.pre_call("beta", 4)), None, "but not for ever");
+}
+
+#[test]
+fn r20_a_restarted_voter_is_bound_to_the_last_holder_whoever_releases_what() {
+    let remembered = {
+        let mut voter = Alone::new();
+        let outputs = voter.beat_of("alpha", 5, Some(3), ms(10));
+        outputs.into_iter().find_map(|o| match o {
+            Output::Remember(m) => Some(m),
+            _ => None,
+        })
+    };
+    let mut voter = Alone::remembering(remembered.unwrap());
+    assert_eq!(voter.call("beta", 1, 4), Err(Why::Promised));
+    assert_eq!(
+        refused(voter.claim("alpha", 6, 2, L)),
+        Why::Floor,
+        "its vote is remembered"
+    );
+    assert_eq!(
+        voter.claim("alpha", 2, 3, ms(10)),
+        promised(3),
+        "a late beat of before"
+    );
+    voter.release("alpha", 3);
+    assert_eq!(
+        voter.call("beta", 2, 4),
+        Err(Why::Promised),
+        "a late release of before"
+    );
+    voter.pass(L + ms(1));
+    assert_eq!(voter.call("beta", 3, 4), Ok(Term(4)));
+}
+
+#[test]
+fn r22_after_a_clean_stop_nothing_is_voted_or_promised_any_more() {
+    let mut voter = Alone::new();
+    assert_eq!(voter.call("alpha", 1, 3), Ok(Term(3)));
+    let outputs = voter.give(Input::Stop);
+    let Some(Output::Stopped(Some(last))) = outputs.last() else {
+        panic!("{outputs:?}")
+    };
+    assert_eq!(last.reserved, Term(3));
+    let body = Body::Call {
+        term: Term(4),
+        lease: L,
+        releases: Vec::new(),
+        roster: RosterVersion::default(),
+    };
+    assert_eq!(voter.signal("alpha", 2, body), []);
+    assert_eq!(voter.beat_of("alpha", 3, Some(3), L), []);
+    voter.now = voter.now + secs(60);
+    voter.elector.handle_timeout(voter.now);
+    assert_eq!(voter.outputs(), []);
+    assert_eq!(voter.elector.poll_timeout(), None);
+}
+
+#[test]
+fn r23_while_a_lower_longest_promise_is_being_written_no_longer_one_is_given() {
+    let mut voter = Alone::new();
+    let reserve = |outputs: Vec<Output>| {
+        outputs.into_iter().find_map(|o| match o {
+            Output::Reserve(r) => Some(r),
+            _ => None,
+        })
+    };
+    let first = reserve(voter.beat_of("alpha", 1, Some(3), secs(2))).unwrap();
+    voter.give(Input::Reserved(first));
+    assert_eq!(voter.claim("alpha", 2, 3, secs(2)), promised(3));
+    let mut lowered = None;
+    let begin = voter.now;
+    for number in 3..200 {
+        voter.now = voter.now + H;
+        lowered = reserve(voter.beat_of("alpha", number, Some(3), L));
+        if lowered.is_some() {
+            break;
+        }
+    }
+    let lowered = lowered.expect("lowered when that long has passed");
+    assert!(voter.now.since(begin) >= secs(2));
+    assert_eq!(lowered.promise_max, L);
+    assert_eq!(
+        refused(voter.claim("alpha", 300, 3, secs(2))),
+        Why::Reservation
+    );
+    // Even a write that fails may have reached the disk.
+    voter.give(Input::ReserveFailed("i/o error".into()));
+    assert_eq!(
+        refused(voter.claim("alpha", 301, 3, secs(2))),
+        Why::Reservation
+    );
+}
+
+#[test]
+fn r14_a_master_that_slept_through_its_own_promise_gives_way_to_a_call() {
+    let mut sim = Sim::settled(&Setup::default());
+    let master = sim.master().unwrap();
+    let other = (master + 1) % 3;
+    let caller = sim.servers[other].name.clone();
+    let term = Term(sim.term(master) + 1);
+    sim.sent = Some(Vec::new());
+    sim.partition(&[master]);
+    sim.stall(master, ms(600));
+    sim.run(ms(590));
+    let body = Body::Call {
+        term,
+        lease: L,
+        releases: Vec::new(),
+        roster: RosterVersion { term, counter: 0 },
+    };
+    let signal = Signal {
+        virtual_server: vname("web"),
+        instance: Instance(5),
+        number: Number(1),
+        body,
+    };
+    sim.give(
+        master,
+        Input::Signal {
+            from: caller.clone(),
+            signal,
+        },
+    ); // waits for the end of the stall
+    sim.run(ms(10));
+    let sent = sim.sent.as_ref().unwrap();
+    let answered = |body: &Body| {
+        matches!(
+            body,
+            Body::Refuse {
+                why: Why::Shutting,
+                ..
+            }
+        )
+    };
+    assert!(
+        sent.iter()
+            .any(|(i, to, s)| *i == master && *to == caller && answered(&s.body)),
+        "{sent:?}"
+    );
+    assert_eq!(sim.role(master, "web"), "slave");
+}
+
+#[test]
+fn r16_voters_that_reboot_one_after_another_cost_the_master_nothing_but_a_higher_term() {
+    // A rebooted voter's floor is its reservation: the master must take a higher term to keep its promise.
+    let mut sim = Sim::settled(&Setup::default());
+    let (master, begin, term) = (
+        sim.master().unwrap(),
+        sim.now,
+        sim.term(sim.master().unwrap()),
+    );
+    for voter in (0..3).filter(|i| *i != master).cycle().take(6) {
+        sim.power_off(voter);
+        sim.run(ms(200));
+        sim.power_on(voter);
+        for _ in 0..1000 {
+            sim.run(ms(2));
+            assert!(sim.gate_open(master, "web"), "the gate closed");
+        }
+    }
+    assert_eq!(sim.changes_since(begin), 0);
+    assert!(sim.term(master) > term + 1000);
+}
+
+#[test]
+fn without_a_quorum_two_servers_that_never_heard_of_each_other_use_different_terms() {
+    for seed in 0..20 {
+        let setup = Setup {
+            servers: 2,
+            mode: election::Mode::None,
+            seed,
+            ..Setup::default()
+        };
+        let mut sim = Sim::new(&setup);
+        sim.partition(&[0]);
+        sim.power_on_all();
+        sim.run(secs(4));
+        assert!(sim.gate_open(0, "web") && sim.gate_open(1, "web"));
+        assert_ne!(sim.term(0), sim.term(1));
+    }
+}
+
+#[test]
+fn r16_a_longer_lease_in_the_file_does_not_keep_a_restarted_electd_from_renewing_in_time() {
+    let mut sim = Sim::settled(&Setup::default());
+    let (master, begin) = (sim.master().unwrap(), sim.now);
+    sim.servers[master].disk_delay = secs(3);
+    sim.kill(master);
+    sim.servers[master].settings.lease = secs(2);
+    sim.start(master);
+    for _ in 0..1000 {
+        sim.run(ms(5));
+        assert!(sim.gate_open(master, "web"), "the gate closed");
+    }
+    assert_eq!(sim.changes_since(begin), 0);
+}
+
+#[test]
+fn r25_maintenance_of_a_slave_is_answered_at_once() {
+    let mut voter = Alone::new();
+    let outputs = voter.give(Input::Operator {
+        id: 4,
+        wish: Wish::Maintenance(true),
+    });
+    assert!(outputs.iter().any(|o| matches!(
+        o,
+        Output::Answer {
+            id: 4,
+            answer: Ok(_)
+        }
+    )));
+}
+
+#[test]
+fn r13_the_lease_of_a_call_runs_from_before_the_call() {
+    // The voter's clock as fast, the master's as slow as R1 allows, a slow network, one voter to lean on,
+    // which hears nothing more once it has granted: the judge watches every millisecond.
+    for seed in 0..20 {
+        let mut sim = Sim::new(&Setup {
+            seed,
+            ..Setup::default()
+        });
+        sim.set_rate(0, 900);
+        sim.set_rate(1, 1120);
+        sim.all_links(|l| l.delay = (20_000, 30_000));
+        sim.power_on(0);
+        sim.power_on(1);
+        sim.set_interface(1, false);
+        sim.sent = Some(Vec::new());
+        let granted = |s: &Sim| {
+            s.sent
+                .iter()
+                .flatten()
+                .any(|(i, _, signal)| *i == 1 && matches!(signal.body, Body::Grant { .. }))
+        };
+        sim.until(secs(5), granted);
+        sim.links[0][1].up = false;
+        sim.until(secs(1), |s| s.gate_open(0, "web"));
+        sim.until(secs(1), |s| s.master().is_none());
+    }
+}
+
+#[test]
+fn r18_a_release_of_one_instance_does_not_forget_that_of_another() {
+    let mut voter = Alone::new();
+    voter.release("alpha", 10);
+    let other = Released {
+        server: name("alpha"),
+        instance: Instance(99),
+        number: Number(3),
+    };
+    let _ = voter.call_with("beta", 1, 1, RosterVersion::default(), vec![other]);
+    voter.release("beta", 1);
+    assert_eq!(voter.claim("alpha", 9, 3, L), None, "still released");
+}
+
+#[test]
+fn r19_an_invitation_into_a_term_that_is_over_is_declined() {
+    let mut voter = Alone::new();
+    assert_eq!(voter.claim("beta", 1, 5, ms(1)), promised(5));
+    voter.pass(ms(2));
+    let invitation = |term| Body::Release {
+        term: Term(term),
+        invited: Some(name("gamma")),
+    };
+    assert_eq!(Alone::said(voter.signal("alpha", 3, invitation(4))), []);
+    assert_eq!(
+        voter.elector.counters().get("invitation_declined"),
+        Some(&1)
+    );
+    let said = Alone::said(voter.signal("alpha", 4, invitation(5)));
+    assert!(
+        matches!(
+            said[..],
+            [Body::Call { term: Term(6), .. }, Body::Call { .. }]
+        ),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn r21_what_a_blank_server_has_learned_counts_only_when_it_is_on_disk() {
+    let mut sim = Sim::settled(&Setup {
+        blank: 1,
+        ..Setup::default()
+    });
+    sim.power_off(3);
+    sim.wipe(3);
+    sim.servers[3].disk_delay = secs(5);
+    sim.power_on(3);
+    sim.run(secs(1));
+    assert_eq!(sim.view(3).standing, "taking part", "it has learned");
+    sim.give(3, Input::Stop);
+    sim.run(ms(10));
+    assert_eq!(sim.stopped, [3]);
+    assert_eq!(sim.servers[3].reservation, None);
+}
+
+#[test]
+fn r24_a_master_that_has_lost_its_lease_changes_no_roster() {
+    let mut sim = Sim::settled(&Setup {
+        blank: 1,
+        ..Setup::default()
+    });
+    let master = sim.master().unwrap();
+    sim.partition(&[master]);
+    sim.until(L, |s| !s.gate_open(master, "web"));
+    sim.run(ms(10));
+    assert_eq!(
+        sim.role(master, "web"),
+        "master",
+        "it may still re-acquire it"
+    );
+    let id = sim.wish(master, Wish::Add(name("delta")));
+    assert!(
+        sim.answers[&id].as_ref().unwrap_err().contains("lease"),
+        "{:?}",
+        sim.answers
+    );
+}
