@@ -17,8 +17,13 @@ pub fn acquire(boot: &Boot) -> Result<InstanceLock, Error> {
     let name = format!("standin-electd/{}/{}", boot.config.cluster.name, boot.me);
     let failed = |e: Errno| Error::io(format!("cannot take the instance lock @{name}"), e);
     let address = UnixAddr::new_abstract(name.as_bytes()).map_err(failed)?;
-    let socket =
-        socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(failed)?;
     match bind(socket.as_raw_fd(), &address) {
         Ok(()) => Ok(InstanceLock { _socket: socket }),
         Err(Errno::EADDRINUSE) => Err(Error::Failed(format!(

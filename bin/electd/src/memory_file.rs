@@ -34,10 +34,22 @@ impl MemoryFile {
             .open(&path)
             .map_err(failed)?;
         let mut bytes = Vec::new();
-        (&mut file).take(2 * SLOT as u64).read_to_end(&mut bytes).map_err(failed)?;
+        (&mut file)
+            .take(2 * SLOT as u64)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
         let memory = Memory::newest(&bytes, boot_id);
         let sequence = memory.as_ref().map_or(0, |m| m.sequence);
-        Ok((Self { file, path, boot_id, sequence, pending: None }, memory))
+        Ok((
+            Self {
+                file,
+                path,
+                boot_id,
+                sequence,
+                pending: None,
+            },
+            memory,
+        ))
     }
 
     /// Remembers; false if the file cannot be written, now or since an earlier call.
@@ -48,17 +60,25 @@ impl MemoryFile {
 
     /// Tries a failed write again; false if nothing that relies on it may be sent yet.
     pub fn retry(&mut self) -> bool {
-        let Some(mut memory) = self.pending.take() else { return true };
+        let Some(mut memory) = self.pending.take() else {
+            return true;
+        };
         memory.boot_id = self.boot_id;
         memory.sequence = self.sequence + 1;
         let written = memory
             .to_bytes()
             .map_err(io::Error::other)
-            .and_then(|bytes| self.file.write_all_at(&bytes, (memory.slot() * SLOT) as u64));
+            .and_then(|bytes| {
+                self.file
+                    .write_all_at(&bytes, (memory.slot() * SLOT) as u64)
+            });
         match written {
             Ok(()) => self.sequence += 1,
             Err(e) => {
-                log::error!("cannot write {}: {e}; no vote and no promise is given", self.path.display());
+                log::error!(
+                    "cannot write {}: {e}; no vote and no promise is given",
+                    self.path.display()
+                );
                 self.pending = Some(memory);
             }
         }
@@ -69,7 +89,8 @@ impl MemoryFile {
 /// The kernel's boot id: 128 random bits (random(4)).
 fn boot_id() -> Result<[u8; 16], Error> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(PATH).map_err(|e| Error::io(format!("cannot read {PATH}"), e))?;
+    let text =
+        std::fs::read_to_string(PATH).map_err(|e| Error::io(format!("cannot read {PATH}"), e))?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     u128::from_str_radix(&digits, 16)
         .map(u128::to_be_bytes)

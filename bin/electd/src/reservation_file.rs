@@ -16,7 +16,10 @@ pub fn read(state_dir: &Path) -> Result<Option<Reservation>, Error> {
         Ok(bytes) => match Reservation::from_bytes(&bytes) {
             Ok(reservation) => Ok(Some(reservation)),
             Err(why) => {
-                log::error!("{}: {why}; this server is blank until the others have told", path.display());
+                log::error!(
+                    "{}: {why}; this server is blank until the others have told",
+                    path.display()
+                );
                 Ok(None)
             }
         },
@@ -27,7 +30,9 @@ pub fn read(state_dir: &Path) -> Result<Option<Reservation>, Error> {
 
 /// Writes it: temporary file, fsync, rename, fsync of the folder.
 pub fn write(state_dir: &Path, reservation: &Reservation) -> Result<(), Error> {
-    let bytes = reservation.to_bytes().map_err(|e| Error::Failed(e.to_string()))?;
+    let bytes = reservation
+        .to_bytes()
+        .map_err(|e| Error::Failed(e.to_string()))?;
     daemon::durable::write(state_dir, daemon::durable::RESERVATION, &bytes)
 }
 

@@ -18,9 +18,7 @@ use protocol::{
         status::Detail,
     },
 };
-use std::{
-    collections::{BTreeMap, VecDeque},
-};
+use std::collections::{BTreeMap, VecDeque};
 use takeover::{ScriptRole, ScriptRun, Scripts, Takeover};
 
 /// electd stands above everything but the kernel's own threads.
@@ -75,10 +73,15 @@ impl Shell {
                 reporter.report(Report::Takeover(event));
             })
             .map_err(|e| Error::Failed(e.to_string()))?;
-        let gates: Vec<_> = adopted.into_iter().map(|a| (a.virtual_server, a.deadline)).collect();
+        let gates: Vec<_> = adopted
+            .into_iter()
+            .map(|a| (a.virtual_server, a.deadline))
+            .collect();
         let mastered = |v: &VirtualServerName| {
             remembered.as_ref().is_none_or(|m| {
-                m.votes.iter().any(|x| x.virtual_server == *v && x.holder.as_ref() == Some(&boot.me))
+                m.votes
+                    .iter()
+                    .any(|x| x.virtual_server == *v && x.holder.as_ref() == Some(&boot.me))
             })
         };
         let to_slave: Vec<_> = settings::address_sets(&boot.config, &boot.me)
@@ -93,7 +96,11 @@ impl Shell {
             memory: remembered,
             gates,
         };
-        let elector = Elector::new(settings::election(&boot.config, &boot.me), start, daemon::now());
+        let elector = Elector::new(
+            settings::election(&boot.config, &boot.me),
+            start,
+            daemon::now(),
+        );
         let shell = Self {
             boot,
             events,
@@ -150,14 +157,24 @@ impl Shell {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Message { from: Role::Doctord, bytes } => match codec::decode(&bytes) {
-                Ok(DoctordToElectd::Beat { from, at, beat }) => self.tell(Input::Beat { from, at, beat }),
+            Event::Message {
+                from: Role::Doctord,
+                bytes,
+            } => match codec::decode(&bytes) {
+                Ok(DoctordToElectd::Beat { from, at, beat }) => {
+                    self.tell(Input::Beat { from, at, beat })
+                }
                 Ok(DoctordToElectd::Ack { from, ack, .. }) => self.tell(Input::Ack { from, ack }),
                 Ok(DoctordToElectd::Health(health)) => self.tell(Input::Health(health)),
                 Err(e) => log::warn!("unreadable message from doctord: {e}"),
             },
-            Event::Message { from: Role::Listend, bytes } => match codec::decode(&bytes) {
-                Ok(ListendToElectd::Signal { from, signal }) => self.tell(Input::Signal { from, signal }),
+            Event::Message {
+                from: Role::Listend,
+                bytes,
+            } => match codec::decode(&bytes) {
+                Ok(ListendToElectd::Signal { from, signal }) => {
+                    self.tell(Input::Signal { from, signal })
+                }
                 Ok(ListendToElectd::Link { server, up: true }) => self.tell(Input::Linked(server)),
                 Ok(ListendToElectd::Link { up: false, .. }) => {}
                 Err(e) => log::warn!("unreadable message from listend: {e}"),
@@ -196,7 +213,9 @@ impl Shell {
             }
             Report::Takeover(Address::Failed { v, what }) => self.tell(Input::GateBroken(v, what)),
             Report::Takeover(Address::Restored { v, what }) => {
-                self.alarm(format!("{v}: {what} was removed by another program and put back"));
+                self.alarm(format!(
+                    "{v}: {what} was removed by another program and put back"
+                ));
             }
             Report::Takeover(Address::ForeignClaim { v, mac }) => {
                 let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -217,16 +236,31 @@ impl Shell {
             match output {
                 Output::Remember(memory) => remembered = self.memory.write(memory),
                 Output::Beat(beat) if may_rely => {
-                    self.events.send(Role::Hbd, &ElectdToHbd::Beat { made: daemon::now(), beat });
+                    self.events.send(
+                        Role::Hbd,
+                        &ElectdToHbd::Beat {
+                            made: daemon::now(),
+                            beat,
+                        },
+                    );
                 }
                 Output::Ack { to, ack } if may_rely => {
-                    self.events.send(Role::Hbd, &ElectdToHbd::Ack { made: daemon::now(), to, ack });
+                    self.events.send(
+                        Role::Hbd,
+                        &ElectdToHbd::Ack {
+                            made: daemon::now(),
+                            to,
+                            ack,
+                        },
+                    );
                 }
                 Output::Signal { to, signal } if may_rely => {
-                    self.events.send(Role::Listend, &ElectdToListend { to, signal });
+                    self.events
+                        .send(Role::Listend, &ElectdToListend { to, signal });
                 }
                 Output::Open(v, until) if may_rely => self.takeover.open(&v, until),
-                Output::Beat(_) | Output::Ack { .. } | Output::Signal { .. } | Output::Open(..) => {}
+                Output::Beat(_) | Output::Ack { .. } | Output::Signal { .. } | Output::Open(..) => {
+                }
                 Output::Shut(v) => self.takeover.shut(&v),
                 Output::Announce(v) => self.takeover.announce(&v),
                 Output::Probe(v) => self.takeover.probe(&v),
@@ -255,15 +289,28 @@ impl Shell {
     }
 
     fn role_changed(&mut self, change: RoleChange) {
-        let RoleChange { virtual_server, master, term, renewed, holder, reason } = change;
+        let RoleChange {
+            virtual_server,
+            master,
+            term,
+            renewed,
+            holder,
+            reason,
+        } = change;
         let (from, to) = match (master, renewed) {
             (true, true) => ("master", "master"),
             (true, false) => ("slave", "master"),
             (false, _) => ("master", "slave"),
         };
-        log::info!("role virtual_server={virtual_server} from={from} to={to} term={term} reason=\"{reason}\"");
+        log::info!(
+            "role virtual_server={virtual_server} from={from} to={to} term={term} reason=\"{reason}\""
+        );
         if !renewed {
-            let role = if master { ScriptRole::Master } else { ScriptRole::Slave };
+            let role = if master {
+                ScriptRole::Master
+            } else {
+                ScriptRole::Slave
+            };
             let run = ScriptRun {
                 virtual_server,
                 server: self.boot.me.clone(),
@@ -285,7 +332,14 @@ impl Shell {
     ) {
         let (server, term) = (self.boot.me.clone(), protocol::Term(0));
         let reason = reason.to_owned();
-        self.scripts.run(ScriptRun { virtual_server, server, role, term, master, reason });
+        self.scripts.run(ScriptRun {
+            virtual_server,
+            server,
+            role,
+            term,
+            master,
+            reason,
+        });
     }
 
     fn alarm(&mut self, text: String) {
@@ -314,11 +368,16 @@ impl Shell {
         };
         self.last_wish += 1;
         self.wishes.insert(self.last_wish, conn);
-        self.tell(Input::Operator { id: self.last_wish, wish });
+        self.tell(Input::Operator {
+            id: self.last_wish,
+            wish,
+        });
     }
 
     fn answer(&mut self, id: u64, answer: Result<String, String>) {
-        let Some(conn) = self.wishes.remove(&id) else { return };
+        let Some(conn) = self.wishes.remove(&id) else {
+            return;
+        };
         let reply = match answer {
             Ok(text) => CtlReply::Done(text),
             Err(text) => CtlReply::No(text),
@@ -330,14 +389,28 @@ impl Shell {
         let now: BootTime = daemon::now();
         let mut view = self.elector.view(now);
         for v in &mut view.virtual_servers {
-            let set = self.boot.config.virtual_servers.iter().find(|x| x.name == v.name);
-            v.addresses = set.into_iter().flat_map(|x| x.addresses.iter().map(ToString::to_string)).collect();
+            let set = self
+                .boot
+                .config
+                .virtual_servers
+                .iter()
+                .find(|x| x.name == v.name);
+            v.addresses = set
+                .into_iter()
+                .flat_map(|x| x.addresses.iter().map(ToString::to_string))
+                .collect();
             v.gate = takeover::GATE.to_owned();
         }
         let mut counters = self.events.counters();
-        counters.extend(self.elector.counters().iter().map(|(what, n)| ((*what).to_owned(), *n)));
+        counters.extend(
+            self.elector
+                .counters()
+                .iter()
+                .map(|(what, n)| ((*what).to_owned(), *n)),
+        );
         let notes = self.notes.iter().chain(&self.alarms).cloned().collect();
-        self.boot.status(counters, notes, Detail::Electd(Box::new(view)))
+        self.boot
+            .status(counters, notes, Detail::Electd(Box::new(view)))
     }
 
     /// SIGHUP: the elector takes the new settings in place; nothing is restarted.
@@ -345,8 +418,12 @@ impl Shell {
         if let Err(e) = self.boot.reload() {
             return self.alarm(format!("the configuration stays as it was: {e}"));
         }
-        self.takeover.replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
-        self.tell(Input::Settings(settings::election(&self.boot.config, &self.boot.me)));
+        self.takeover
+            .replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
+        self.tell(Input::Settings(settings::election(
+            &self.boot.config,
+            &self.boot.me,
+        )));
         log::info!("configuration read again");
     }
 }

@@ -4,7 +4,10 @@
 use std::process::{Command, Output};
 
 fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_electd")).args(args).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_electd"))
+        .args(args)
+        .output()
+        .unwrap()
 }
 
 #[test]
@@ -32,5 +35,8 @@ fn a_quorum_it_does_not_know_is_refused_with_line_and_mend() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     std::fs::remove_dir_all(&folder).unwrap();
     assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(text.contains("standin.toml:3") && text.contains("quorum"), "{text}");
+    assert!(
+        text.contains("standin.toml:3") && text.contains("quorum"),
+        "{text}"
+    );
 }
