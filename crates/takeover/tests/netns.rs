@@ -13,36 +13,69 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use takeover::{AddressSet, Adopted, Event, Takeover};
+use takeover::{AddressSet, Adopted, Event, GateHome, Takeover};
 
 const INSIDE: &str = "STANDIN_TEST_INSIDE";
 const PATIENCE: Duration = Duration::from_secs(20);
 const VIP: &str = "192.0.2.10/24";
 const VIP6: &str = "2001:db8::10/64";
 
-/// Runs the body in a fresh network namespace, as root there.
+/// Runs the body in a fresh network namespace, as root there: once with the gate in the kernel, once without.
 macro_rules! in_namespace {
     ($name:ident, $body:expr) => {
-        #[test]
-        fn $name() {
-            if std::env::var_os(INSIDE).is_some() {
-                let body: fn() = $body;
-                return body();
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn kernel_gate() {
+                run(concat!(stringify!($name), "::kernel_gate"), true, $body);
             }
-            inside(stringify!($name));
+
+            #[test]
+            fn addresses_only() {
+                run(concat!(stringify!($name), "::addresses_only"), false, $body);
+            }
         }
     };
 }
 
-fn inside(name: &str) {
-    let user: &[&str] = if nix::unistd::geteuid().is_root() {
+/// The same for what only the kernel's gate can do.
+macro_rules! behind_the_gate {
+    ($name:ident, $body:expr) => {
+        #[test]
+        fn $name() {
+            run(stringify!($name), true, $body);
+        }
+    };
+}
+
+fn run(name: &str, gate: bool, body: fn()) {
+    match std::env::var(INSIDE).as_deref() {
+        Ok(_) => body(),
+        Err(_) if gate && takeover::check_gate().is_err() => {
+            let why = takeover::check_gate().unwrap_err();
+            eprintln!("SKIPPED {name}: no gate in the kernel here: {why}");
+        }
+        Err(_) => inside(name, if gate { "gate" } else { "addresses" }, false),
+    }
+}
+
+fn has_gate() -> bool {
+    std::env::var(INSIDE).is_ok_and(|kind| kind == "gate")
+}
+
+fn inside(name: &str, kind: &str, as_user: bool) {
+    let user: &[&str] = if nix::unistd::geteuid().is_root() && !as_user {
         &[]
     } else {
         &["--user", "--map-root-user"]
     };
     let unshare = |command: &[&str]| {
         let mut unshare = Command::new("unshare");
-        unshare.args(user).args(["--net", "--"]).args(command);
+        unshare
+            .args(user)
+            .args(["--net", "--mount", "--"])
+            .args(command);
         unshare
     };
     let permitted = unshare(&["true"]).stderr(Stdio::null()).status();
@@ -58,7 +91,7 @@ fn inside(name: &str) {
         "--nocapture",
         "--test-threads=1",
     ];
-    let status = unshare(&test).env(INSIDE, "1").status().unwrap();
+    let status = unshare(&test).env(INSIDE, kind).status().unwrap();
     assert!(status.success(), "{name} failed in its namespace");
 }
 
@@ -235,13 +268,32 @@ fn start(
 ) -> (Takeover, Vec<Adopted>, Receiver<(Event, BootTime)>) {
     let (tell, events) = channel();
     let tell = move |event| drop(tell.send((event, now())));
-    let (takeover, adopted) = Takeover::start(run_dir, sets, None, tell).unwrap();
+    let home = if has_gate() {
+        GateHome::mount(run_dir)
+    } else {
+        GateHome::none("not wanted")
+    };
+    let (takeover, adopted) = Takeover::start(run_dir, home, sets, None, tell).unwrap();
+    assert_eq!(
+        takeover.gate_in_force().starts_with("eBPF"),
+        has_gate(),
+        "{}",
+        takeover.gate_in_force()
+    );
     (takeover, adopted, events)
 }
 
 fn here(address: &str) -> bool {
     let ip = address.split('/').next().unwrap();
     sh(&format!("ip -o address show dev s0 to {ip}")).contains(ip)
+}
+
+/// After [`Event::Shut`]: behind the kernel's gate the addresses may go a little later.
+fn gone(address: &str) -> bool {
+    if has_gate() {
+        wait_for("the removal", || !here(address));
+    }
+    !here(address)
 }
 
 fn wait_for(what: &str, mut outcome: impl FnMut() -> bool) {
@@ -276,7 +328,7 @@ in_namespace!(addresses_come_with_open_and_go_with_shut, || {
     }
     stage.takeover().shut(&web());
     assert_eq!(stage.event().0, Event::Shut { v: web() });
-    assert!(!here(VIP) && !here(VIP6));
+    assert!(gone(VIP) && gone(VIP6));
     assert!(here("192.0.2.11") && here("2001:db8::11"));
     // Also if none was there.
     stage.takeover().shut(&web());
@@ -587,7 +639,9 @@ in_namespace!(a_changed_configuration_moves_addresses, || {
     };
     stage.takeover().replace_sets(vec![mail.clone()]);
     assert_eq!(stage.event().0, Event::Shut { v: web() });
-    assert!(!sh("ip address show dev d0").contains("192.0.2.10"));
+    wait_for("the removal", || {
+        !sh("ip address show dev d0").contains("192.0.2.10")
+    });
     stage
         .takeover()
         .open(&mail.virtual_server, now() + ms(5000));
@@ -612,7 +666,7 @@ in_namespace!(removing_ours_leaves_the_others_of_the_network, || {
     sh("ip address add 192.0.2.11/24 dev s0");
     stage.takeover().shut(&web());
     assert_eq!(stage.event().0, Event::Shut { v: web() });
-    assert!(!here(VIP) && here("192.0.2.11"));
+    assert!(gone(VIP) && here("192.0.2.11"));
 });
 
 in_namespace!(a_thousand_addresses, || {
