@@ -9,7 +9,7 @@ use nix::libc::ENODEV;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::TryLockError,
 };
 
@@ -214,22 +214,153 @@ impl Gate {
 
     /// Removes what is pinned of interfaces that are gone.
     fn sweep_pins(&self, interfaces: &[Interface]) {
-        let index_of = |name: &str| name.split_once('-')?.1.parse::<u32>().ok();
-        for entry in fs::read_dir(&self.home).into_iter().flatten().flatten() {
-            if let Some(index) = entry.file_name().to_str().and_then(index_of)
+        let index_of = |path: &Path| {
+            path.file_name()?
+                .to_str()?
+                .split_once('-')?
+                .1
+                .parse::<u32>()
+                .ok()
+        };
+        for path in pins(&self.home) {
+            if let Some(index) = index_of(&path)
                 && !interfaces.iter().any(|i| i.index == index && carries(i))
             {
-                let _ = fs::remove_file(entry.path());
+                let _ = fs::remove_file(path);
             }
         }
     }
 }
 
+/// What is pinned there. The kernel's own files in it have a dot in their names.
+pub(crate) fn pins(home: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(home).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_none()).collect()
+}
+
 /// Removes whatever gate is pinned there.
-pub(crate) fn unpin_all(home: &std::path::Path) {
-    for entry in fs::read_dir(home).into_iter().flatten().flatten() {
-        if let Err(e) = fs::remove_file(entry.path()) {
-            log::warn!("cannot remove {}: {e}", entry.path().display());
+pub(crate) fn unpin_all(home: &Path) {
+    for path in pins(home) {
+        if let Err(e) = fs::remove_file(&path) {
+            log::warn!("cannot remove {}: {e}", path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::gate::GateHome;
+    use nix::sched::{CloneFlags, unshare};
+    use std::{
+        process::Command,
+        time::{Duration, Instant},
+    };
+
+    fn ip(arguments: &str) {
+        let done = Command::new("ip").args(arguments.split(' ')).status();
+        assert!(done.unwrap().success(), "ip {arguments}");
+    }
+
+    fn interface(name: &str) -> Interface {
+        let index = nix::net::if_::if_nametoindex(name).unwrap();
+        Interface::known(index, name, true)
+    }
+
+    /// A gate in a mount and a network namespace of this thread's own, with the interface d0.
+    fn stage() -> Option<(tempfile::TempDir, Gate)> {
+        let spaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
+        let run_dir = tempfile::tempdir().unwrap();
+        let gate = match unshare(spaces) {
+            Ok(()) => GateHome::mount(run_dir.path()).into_path(),
+            Err(e) => Err(e.to_string()),
+        };
+        match gate.and_then(Gate::load) {
+            Ok(gate) => {
+                ip("link add d0 type veth peer name d1");
+                Some((run_dir, gate))
+            }
+            Err(why) => {
+                eprintln!("SKIPPED: no gate in the kernel here: {why}");
+                None
+            }
+        }
+    }
+
+    /// The kernel frees a link that nobody holds a little later.
+    fn freed(index: u32) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while SIDES.map(|s| Attached::query(index, s).unwrap().len()) != [0, 0] {
+            assert!(Instant::now() < end, "still attached");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn what_another_takes_off_is_put_back() {
+        let Some((_run_dir, gate)) = stage() else {
+            return;
+        };
+        let d0 = interface("d0");
+        assert!(!gate.holds());
+        assert_eq!(gate.attach_all(std::slice::from_ref(&d0)), Ok(vec![]));
+        assert!(gate.holds());
+        assert_eq!(gate.verify(), Ok(vec![]));
+        for side in [0, 1] {
+            let places = lock(&gate.places);
+            places.with_gate[&d0.index].links[side].detach().unwrap();
+            drop(places);
+            assert!(!gate.holds());
+            assert_eq!(gate.verify(), Ok(vec!["d0".to_owned()]));
+            assert!(gate.holds());
+        }
+        fs::remove_file(gate.pin_path(Side::Egress, d0.index)).unwrap();
+        assert_eq!(gate.verify(), Ok(vec!["d0".to_owned()]));
+        assert!(gate.pin_path(Side::Egress, d0.index).exists());
+    }
+
+    #[test]
+    fn a_later_life_takes_the_place_and_an_interface_that_is_gone_is_forgotten() {
+        let Some((run_dir, gate)) = stage() else {
+            return;
+        };
+        let d0 = interface("d0");
+        gate.attach_all(std::slice::from_ref(&d0)).unwrap();
+        let later = Gate::load(run_dir.path().join("bpf")).unwrap();
+        later.attach_all(std::slice::from_ref(&d0)).unwrap();
+        assert!(later.holds() && !gate.holds());
+        let attached = Attached::query(d0.index, Side::Ingress).unwrap();
+        let places = lock(&later.places);
+        assert!(attached.has(&places.with_gate[&d0.index].links[0]));
+        assert_eq!(
+            attached.len(),
+            1,
+            "in the place of the other, not beside it"
+        );
+        drop(places);
+        ip("link del d0");
+        assert_eq!(later.verify(), Ok(vec![]));
+        assert!(!later.pin_path(Side::Ingress, d0.index).exists());
+        ip("link add d0 type veth peer name d1");
+        later.attach_all(&[interface("d0")]).unwrap();
+        assert!(later.holds());
+        later.remove();
+        drop(gate);
+        freed(interface("d0").index);
+    }
+
+    #[test]
+    fn ports_of_a_bridge_have_none() {
+        let Some((_run_dir, gate)) = stage() else {
+            return;
+        };
+        let mut d0 = interface("d0");
+        gate.attach_all(std::slice::from_ref(&d0)).unwrap();
+        d0.bridge_port = true;
+        gate.attach(&d0).unwrap();
+        assert_eq!(gate.interfaces(), Vec::<String>::new());
+        freed(d0.index);
     }
 }

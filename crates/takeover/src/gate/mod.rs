@@ -16,7 +16,7 @@ mod program;
 
 use crate::sys::bpf::{Attached, Map, Memory, Program, Side};
 use attach::Places;
-pub(crate) use attach::unpin_all;
+pub(crate) use attach::{pins, unpin_all};
 use config::VirtualAddress;
 use nix::{
     mount::{MsFlags, mount},
@@ -93,8 +93,7 @@ fn mounted(home: &Path) -> Result<(), String> {
 /// Unmounts `<run-dir>/bpf` if no gate is left in it. Needs CAP_SYS_ADMIN.
 pub fn unmount_gate(run_dir: &Path) {
     let home = run_dir.join("bpf");
-    let empty = fs::read_dir(&home).is_ok_and(|mut entries| entries.next().is_none());
-    if empty && is_mounted(&home) {
+    if is_mounted(&home) && pins(&home).is_empty() {
         match nix::mount::umount(&home) {
             Ok(()) => drop(fs::remove_dir(&home)),
             Err(e) => log::warn!("cannot unmount {}: {e}", home.display()),

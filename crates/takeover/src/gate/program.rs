@@ -134,3 +134,169 @@ pub(super) fn program(side: Side, header: i32, addresses: i32, doors: i32) -> Op
         .exit();
     a.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{
+        arp,
+        clock::now,
+        gate::{Door, Gate},
+        ndp,
+    };
+    use config::VirtualAddress;
+    use protocol::BootTime;
+    use std::{
+        net::{IpAddr, Ipv4Addr, Ipv6Addr},
+        path::PathBuf,
+        sync::Arc,
+        time::Duration,
+    };
+
+    const MAC: arp::Mac = [2, 0, 0, 0, 0, 1];
+    const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+    const OTHER4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
+    const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
+    const OTHER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x99);
+
+    fn ipv4(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+        let mut frame = [vec![0; 12], vec![8, 0, 0x45], vec![0; 11]].concat();
+        frame.extend(from.octets());
+        frame.extend(to.octets());
+        frame.resize(60, 0);
+        frame
+    }
+
+    fn ipv6(next: u8, from: Ipv6Addr, to: Ipv6Addr, body: &[u8]) -> Vec<u8> {
+        let mut frame = [vec![0; 12], vec![0x86, 0xdd, 0x60, 0, 0, 0, 0, 24]].concat();
+        frame.extend([next, 255]);
+        frame.extend(from.octets());
+        frame.extend(to.octets());
+        frame.extend(body);
+        frame.resize(90, 0);
+        frame
+    }
+
+    fn nd(kind: u8, from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+        let body = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target.octets()].concat();
+        ipv6(58, from, to, &body)
+    }
+
+    fn arp_frame(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+        let mut frame = arp::gratuitous(MAC, sender);
+        frame[38..42].copy_from_slice(&target.octets());
+        frame
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum When {
+        Always,
+        First,
+        Second,
+    }
+
+    /// Each kind of packet, the side, and which deadline it is under.
+    fn cases() -> Vec<(&'static str, Side, Vec<u8>, When)> {
+        use Side::{Egress, Ingress};
+        use When::{Always, First, Second};
+        let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+        vec![
+            ("asked for", Ingress, arp_frame(OTHER4, V4), First),
+            ("answer to us", Ingress, arp_frame(V4, OTHER4), Always),
+            ("another's claim", Ingress, arp_frame(V4, V4), Always),
+            ("strangers", Ingress, arp_frame(OTHER4, OTHER4), Always),
+            ("own claim", Egress, arp::gratuitous(MAC, V4), First),
+            ("own question", Egress, arp_frame(V4, OTHER4), First),
+            ("own probe", Egress, arp::probe(MAC, V4), Always),
+            ("a client's question", Egress, arp_frame(OTHER4, V4), Always),
+            ("request", Ingress, ipv4(OTHER4, V4), Second),
+            ("answer to a client here", Ingress, ipv4(V4, OTHER4), Always),
+            ("reply", Egress, ipv4(V4, OTHER4), Second),
+            ("a client's request", Egress, ipv4(OTHER4, V4), Always),
+            ("solicited", Ingress, nd(135, OTHER6, all, V6), First),
+            (
+                "another's advertisement",
+                Ingress,
+                nd(136, V6, all, V6),
+                Always,
+            ),
+            ("own advertisement", Egress, nd(136, V6, all, V6), First),
+            (
+                "as announced",
+                Egress,
+                ndp::advertisement(MAC, V6, false),
+                First,
+            ),
+            (
+                "advertised by another address",
+                Egress,
+                nd(136, OTHER6, all, V6),
+                First,
+            ),
+            ("own solicitation", Egress, nd(135, V6, all, OTHER6), First),
+            ("own probe6", Egress, ndp::probe(MAC, V6), Always),
+            (
+                "a client's solicitation",
+                Egress,
+                nd(135, OTHER6, all, V6),
+                Always,
+            ),
+            ("ping6", Ingress, ipv6(58, OTHER6, V6, &[128]), Second),
+            ("request6", Ingress, ipv6(17, OTHER6, V6, &[]), Second),
+            ("reply6", Egress, ipv6(17, V6, OTHER6, &[]), Second),
+            ("strangers6", Ingress, ipv6(17, OTHER6, OTHER6, &[]), Always),
+            (
+                "strangers6 leaving",
+                Egress,
+                ipv6(17, OTHER6, V6, &[]),
+                Always,
+            ),
+        ]
+    }
+
+    #[test]
+    fn each_packet_is_under_its_deadline() {
+        let gate = match Gate::load(PathBuf::new()) {
+            Ok(gate) => Arc::new(gate),
+            Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
+        };
+        let door = Door::new(&gate, &"web".parse().unwrap()).unwrap();
+        let addresses = [IpAddr::V4(V4), IpAddr::V6(V6)];
+        let addresses = addresses.map(|ip| VirtualAddress { ip, prefix: 24 });
+        door.lead(&addresses).unwrap();
+        let far = now() + Duration::from_secs(60);
+        let past = BootTime(now().0 - 1);
+        for (first, second) in [
+            (BootTime(0), BootTime(0)),
+            (far, BootTime(0)),
+            (far, far),
+            (past, past),
+            (BootTime(0), far),
+        ] {
+            door.set(first, second);
+            for (what, side, frame, when) in cases() {
+                let program = gate.ethernet.on(side);
+                let passes = match when {
+                    When::Always => true,
+                    When::First => first == far,
+                    When::Second => second == far,
+                };
+                let said = program
+                    .try_on(&frame)
+                    .unwrap_or_else(|e| panic!("{what}: {e}"));
+                let expected = if passes { NEXT } else { DROP };
+                assert_eq!(
+                    said, expected,
+                    "{what}, {side:?}, doors {first:?} {second:?}"
+                );
+            }
+        }
+        door.open(far);
+        assert!(door.shut());
+        let request = ipv4(OTHER4, V4);
+        assert_eq!(gate.ethernet.ingress.try_on(&request).unwrap(), DROP);
+        door.forget(&addresses[0]);
+        assert_eq!(gate.ethernet.ingress.try_on(&request).unwrap(), NEXT);
+    }
+}

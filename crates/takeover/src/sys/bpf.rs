@@ -323,6 +323,19 @@ impl Program {
         Ok(Self { fd, id })
     }
 
+    /// What the program says to a frame, without sending it anywhere.
+    #[cfg(test)]
+    pub(crate) fn try_on(&self, frame: &[u8]) -> io::Result<i32> {
+        const PROG_TEST_RUN: libc::c_long = 10;
+        let mut attributes = Attributes::new()
+            .fd(0, &self.fd)
+            .u32(8, frame.len() as u32)
+            .pointer(16, frame.as_ptr());
+        // SAFETY: the frame is as long as stated; no output is asked for.
+        unsafe { attributes.call(PROG_TEST_RUN)? };
+        Ok(attributes.get(4).cast_signed())
+    }
+
     fn attributes(code: &[u8]) -> Attributes {
         Attributes::new()
             .u32(0, SCHED_CLS)
@@ -393,6 +406,15 @@ impl Link {
     pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
         pin(&self.fd, path)
     }
+
+    /// Takes the program off the interface, as another program might.
+    #[cfg(test)]
+    pub(crate) fn detach(&self) -> io::Result<()> {
+        const LINK_DETACH: libc::c_long = 34;
+        let mut attributes = Attributes::new().fd(0, &self.fd);
+        // SAFETY: the attributes hold no pointer.
+        unsafe { attributes.call(LINK_DETACH) }.map(drop)
+    }
 }
 
 /// What is attached to one side of an interface of this network namespace, in order.
@@ -416,6 +438,12 @@ impl Attached {
         };
         let count = (attributes.get(24) as usize).min(PLACES);
         Ok(Self(links.into_iter().zip(programs).take(count).collect()))
+    }
+
+    /// How many programs are here.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether this link is here, with whatever program.
