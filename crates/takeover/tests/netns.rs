@@ -1008,7 +1008,8 @@ behind_the_gate!(arp_opens_before_traffic, || {
     let peer = cable();
     let _echo = echo(&[VIP]);
     let _client = Client::start(&peer, VIP, "p0");
-    for _ in 0..20 {
+    // Requests come each 200 microseconds: not every round would notice.
+    for _ in 0..60 {
         let stage = Stage::new(vec![set(&[VIP])]);
         let frames = peer.frames();
         stage.open(ms(5000));
