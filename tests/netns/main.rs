@@ -48,6 +48,7 @@ tests! {
         promote_and_resign_hand_over
         maintenance_hands_over_and_keeps_the_server_voting
         a_killed_role_is_replaced_without_a_failover
+        a_master_whose_roles_all_stop_or_die_is_silenced_by_the_kernel
         restart_of_the_whole_cluster
         power_loss_of_the_whole_cluster
         ipv6_servers_fail_over

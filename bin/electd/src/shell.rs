@@ -19,7 +19,7 @@ use protocol::{
     },
 };
 use std::collections::{BTreeMap, VecDeque};
-use takeover::{ScriptRole, ScriptRun, Scripts, Takeover};
+use takeover::{GateHome, ScriptRole, ScriptRun, Scripts, Takeover};
 
 /// electd stands above everything but the kernel's own threads.
 const PRIORITY: i32 = 60;
@@ -50,7 +50,7 @@ pub struct Shell {
 
 impl Shell {
     /// Opens whatever needs rights, and finds out what an earlier electd left.
-    pub fn open(boot: Boot, lock: InstanceLock) -> Result<Self, Error> {
+    pub fn open(boot: Boot, lock: InstanceLock, gate: GateHome) -> Result<Self, Error> {
         let receives = [Role::Doctord, Role::Listend, Role::Standin];
         let events = EventLoop::open(&boot, &receives, &[Role::Hbd, Role::Listend])?;
         let (reporter, reports) = Reporter::new(events.waker());
@@ -69,7 +69,7 @@ impl Shell {
         let realtime = boot.config.cluster.realtime.then_some(PRIORITY + 1);
         let sets = settings::address_sets(&boot.config, &boot.me);
         let (takeover, adopted) =
-            Takeover::start(&boot.args.run_dir, sets, realtime, move |event| {
+            Takeover::start(&boot.args.run_dir, gate, sets, realtime, move |event| {
                 reporter.report(Report::Takeover(event));
             })
             .map_err(|e| Error::Failed(e.to_string()))?;
@@ -97,7 +97,7 @@ impl Shell {
             gates,
         };
         let elector = Elector::new(
-            settings::election(&boot.config, &boot.me),
+            settings::election(&boot.config, &boot.me, takeover.margin()),
             start,
             daemon::now(),
         );
@@ -117,6 +117,7 @@ impl Shell {
             stopped: false,
             _lock: lock,
         };
+        log::info!("gate: {}", shell.takeover.gate_in_force());
         for virtual_server in to_slave {
             shell.run_scripts(virtual_server, ScriptRole::Slave, None, "started");
         }
@@ -148,6 +149,7 @@ impl Shell {
         if !self.scripts.wait_idle(self.boot.config.scripts.timeout) {
             log::warn!("role scripts still run; electd does not wait for them any longer");
         }
+        self.takeover.close();
         Ok(())
     }
 
@@ -388,6 +390,7 @@ impl Shell {
     fn status(&self) -> protocol::local::status::RoleStatus {
         let now: BootTime = daemon::now();
         let mut view = self.elector.view(now);
+        let gate = self.takeover.gate_in_force();
         for v in &mut view.virtual_servers {
             let set = self
                 .boot
@@ -399,7 +402,7 @@ impl Shell {
                 .into_iter()
                 .flat_map(|x| x.addresses.iter().map(ToString::to_string))
                 .collect();
-            v.gate = takeover::GATE.to_owned();
+            v.gate = gate.clone();
         }
         let mut counters = self.events.counters();
         counters.extend(
@@ -420,9 +423,11 @@ impl Shell {
         }
         self.takeover
             .replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
+        let margin = self.takeover.margin();
         self.tell(Input::Settings(settings::election(
             &self.boot.config,
             &self.boot.me,
+            margin,
         )));
         log::info!("configuration read again");
     }

@@ -150,6 +150,7 @@ fn main_daemon(boot: Boot) -> Result<(), Error> {
     main.work()?;
     main.boot.ready();
     let end = main.serve();
+    takeover::unmount_gate(&main.boot.args.run_dir);
     drop(pid_file);
     end
 }
