@@ -13,6 +13,7 @@ mod threads;
 use daemon::{Boot, Error, Keep};
 use protocol::Role;
 use std::process::ExitCode;
+use takeover::GateHome;
 
 fn main() -> ExitCode {
     daemon::main(Role::Electd, run)
@@ -21,8 +22,9 @@ fn main() -> ExitCode {
 fn run(boot: Boot) -> Result<(), Error> {
     daemon::check_clock()?;
     let lock = lock::acquire(&boot)?;
+    let gate = GateHome::mount(&boot.args.run_dir); // takes a right that is given up now
     let mut notes = boot.drop_privileges(Keep::NetAdmin)?;
-    let mut shell = shell::Shell::open(boot, lock)?;
+    let mut shell = shell::Shell::open(boot, lock, gate)?;
     notes.extend(shell.realtime());
     shell.ready(notes);
     shell.run()

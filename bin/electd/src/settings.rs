@@ -3,10 +3,11 @@
 use config::{Config, Preempt, Quorum};
 use election::{Mode, Settings, VirtualServerSettings};
 use protocol::ServerName;
+use std::time::Duration;
 use takeover::AddressSet;
 
-/// What the elector needs to know.
-pub fn election(config: &Config, me: &ServerName) -> Settings {
+/// What the elector needs to know. `margin`: how much of a lease the gate in force may not use.
+pub fn election(config: &Config, me: &ServerName, margin: Duration) -> Settings {
     let mut servers: Vec<_> = config.servers.iter().map(|s| s.name.clone()).collect();
     servers.sort();
     let virtual_servers = config.virtual_servers.iter().map(|v| {
@@ -25,7 +26,7 @@ pub fn election(config: &Config, me: &ServerName) -> Settings {
         me: me.clone(),
         heartbeat: config.cluster.heartbeat,
         lease: config.cluster.lease,
-        margin: takeover::MARGIN,
+        margin,
         mode: match config.cluster.quorum {
             Quorum::Majority => Mode::Majority,
             Quorum::None => Mode::None,

@@ -21,7 +21,7 @@ use protocol::{
 use std::{
     collections::{BTreeMap, VecDeque},
 };
-use takeover::{ScriptRole, ScriptRun, Scripts, Takeover};
+use takeover::{GateHome, ScriptRole, ScriptRun, Scripts, Takeover};
 
 /// electd stands above everything but the kernel's own threads.
 const PRIORITY: i32 = 60;
@@ -52,7 +52,7 @@ pub struct Shell {
 
 impl Shell {
     /// Opens whatever needs rights, and finds out what an earlier electd left.
-    pub fn open(boot: Boot, lock: InstanceLock) -> Result<Self, Error> {
+    pub fn open(boot: Boot, lock: InstanceLock, gate: GateHome) -> Result<Self, Error> {
         let receives = [Role::Doctord, Role::Listend, Role::Standin];
         let events = EventLoop::open(&boot, &receives, &[Role::Hbd, Role::Listend])?;
         let (reporter, reports) = Reporter::new(events.waker());
@@ -71,7 +71,7 @@ impl Shell {
         let realtime = boot.config.cluster.realtime.then_some(PRIORITY + 1);
         let sets = settings::address_sets(&boot.config, &boot.me);
         let (takeover, adopted) =
-            Takeover::start(&boot.args.run_dir, sets, realtime, move |event| {
+            Takeover::start(&boot.args.run_dir, gate, sets, realtime, move |event| {
                 reporter.report(Report::Takeover(event));
             })
             .map_err(|e| Error::Failed(e.to_string()))?;
@@ -93,7 +93,7 @@ impl Shell {
             memory: remembered,
             gates,
         };
-        let elector = Elector::new(settings::election(&boot.config, &boot.me), start, daemon::now());
+        let elector = Elector::new(settings::election(&boot.config, &boot.me, takeover.margin()), start, daemon::now());
         let shell = Self {
             boot,
             events,
@@ -110,6 +110,7 @@ impl Shell {
             stopped: false,
             _lock: lock,
         };
+        log::info!("gate: {}", shell.takeover.gate_in_force());
         for virtual_server in to_slave {
             shell.run_scripts(virtual_server, ScriptRole::Slave, None, "started");
         }
@@ -141,6 +142,7 @@ impl Shell {
         if !self.scripts.wait_idle(self.boot.config.scripts.timeout) {
             log::warn!("role scripts still run; electd does not wait for them any longer");
         }
+        self.takeover.close();
         Ok(())
     }
 
@@ -329,10 +331,11 @@ impl Shell {
     fn status(&self) -> protocol::local::status::RoleStatus {
         let now: BootTime = daemon::now();
         let mut view = self.elector.view(now);
+        let gate = self.takeover.gate_in_force();
         for v in &mut view.virtual_servers {
             let set = self.boot.config.virtual_servers.iter().find(|x| x.name == v.name);
             v.addresses = set.into_iter().flat_map(|x| x.addresses.iter().map(ToString::to_string)).collect();
-            v.gate = takeover::GATE.to_owned();
+            v.gate = gate.clone();
         }
         let mut counters = self.events.counters();
         counters.extend(self.elector.counters().iter().map(|(what, n)| ((*what).to_owned(), *n)));
@@ -346,7 +349,8 @@ impl Shell {
             return self.alarm(format!("the configuration stays as it was: {e}"));
         }
         self.takeover.replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
-        self.tell(Input::Settings(settings::election(&self.boot.config, &self.boot.me)));
+        let margin = self.takeover.margin();
+        self.tell(Input::Settings(settings::election(&self.boot.config, &self.boot.me, margin)));
         log::info!("configuration read again");
     }
 }

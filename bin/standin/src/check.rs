@@ -47,6 +47,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         rights(server, &mut report);
         if !server.witness {
             interfaces(&config, &mut report);
+            gate(&mut report);
             scripts(&config, &mut report);
         }
         let running = roles(&args.run_dir, &mut report);
@@ -127,6 +128,20 @@ fn rights(server: &Server, report: &mut Report) {
                 "{name} is missing: real time only as far as limits permit"
             ));
         }
+    }
+}
+
+/// What would keep the lease when electd is killed or stopped.
+fn gate(report: &mut Report) {
+    let have = sys::capabilities().unwrap_or(0);
+    let gate = if sys::has(have, Capability::SysAdmin) {
+        takeover::check_gate()
+    } else {
+        Err("CAP_SYS_ADMIN is missing, to mount its file system".to_owned())
+    };
+    match gate {
+        Ok(()) => report.ok("gate: eBPF, the kernel keeps the lease"),
+        Err(why) => report.note(format!("gate: addresses only: eBPF refused: {why}")),
     }
 }
 

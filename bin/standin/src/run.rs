@@ -150,6 +150,7 @@ fn main_daemon(boot: Boot) -> Result<(), Error> {
     main.work()?;
     main.boot.ready();
     let end = main.serve();
+    takeover::unmount_gate(&main.boot.args.run_dir);
     drop(pid_file);
     end
 }
@@ -354,7 +355,11 @@ impl Main {
         };
         let new_key = keys != self.keys;
         self.keys = keys;
-        let what = if new_key { "; the key is new: restarting hbd, then listend" } else { "" };
+        let what = if new_key {
+            "; the key is new: restarting hbd, then listend"
+        } else {
+            ""
+        };
         log::info!("reload: telling the roles{what}");
         let restarted = |role| new_key && NEW_KEY_ORDER.contains(&role);
         for keeper in self.keepers.iter().filter(|k| !restarted(k.role)) {

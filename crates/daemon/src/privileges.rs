@@ -23,7 +23,7 @@ pub enum Keep {
     Nothing,
     /// doctord: nothing either; listening to the kernel's link changes takes no right.
     Doctor,
-    /// electd: addresses, raw packets, real time, and its role scripts, which run as it does.
+    /// electd: addresses, their gate in the kernel, raw packets, real time, and its role scripts, which run as it does.
     NetAdmin,
 }
 
@@ -41,6 +41,7 @@ pub(crate) fn drop_to(keep: Keep) -> Result<Vec<String>, Error> {
                 Capability::Kill,
                 Capability::SetUid,
                 Capability::SetGid,
+                Capability::Bpf,
             ];
             sys::keep_capabilities(&keep)
                 .map_err(|e| Error::io("cannot give up capabilities", e))?;

@@ -23,8 +23,12 @@ pub enum Capability {
     NetRaw = 13,
     /// Locked memory.
     IpcLock = 14,
+    /// Mounts.
+    SysAdmin = 21,
     /// Real-time scheduling.
     SysNice = 23,
+    /// Maps and programs of the kernel's virtual machine.
+    Bpf = 39,
 }
 
 fn scheduler(policy: libc::c_int, priority: i32) -> io::Result<()> {

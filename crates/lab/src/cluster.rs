@@ -393,6 +393,7 @@ impl Cluster {
         self.host(server).kill_all()?;
         self.reap(server)?;
         let run = self.run_dir(server);
+        let _ = umount2(&run.join("bpf"), MntFlags::MNT_DETACH); // the kernel's gate goes with the power
         fs::remove_dir_all(&run).map_err(Error::system(run.display().to_string()))?;
         make_folder(&run)?;
         self.net.forget(server)
@@ -519,10 +520,10 @@ impl Drop for Cluster {
             if let Some(child) = &mut server.child {
                 let _ = child.wait();
             }
-            let _ = umount2(
-                &Path::new(FOLDER).join(host.name()).join("state"),
-                MntFlags::MNT_DETACH,
-            );
+            for mounted in ["state", "run/bpf"] {
+                let mounted = Path::new(FOLDER).join(host.name()).join(mounted);
+                let _ = umount2(&mounted, MntFlags::MNT_DETACH);
+            }
             let _ = fs::remove_dir_all(Path::new(FOLDER).join(host.name()));
         }
         let _ = fs::remove_file(Path::new(FOLDER).join("cluster.key"));

@@ -26,6 +26,8 @@ pub enum Error {
     },
     /// Addresses left over from an earlier life could not be listed or removed.
     LeftOver(String),
+    /// The kernel's gate cannot be had: the next weaker one can.
+    Gate(String),
     /// The worker ended before it was ready.
     Worker,
 }
@@ -52,6 +54,7 @@ impl fmt::Display for Error {
             }
             Self::Kernel { what, source } => write!(f, "cannot open {what}: {source}"),
             Self::LeftOver(what) => write!(f, "cannot remove left-over addresses: {what}"),
+            Self::Gate(why) => write!(f, "the kernel's gate cannot be had: {why}"),
             Self::Worker => f.write_str("the thread that guards the addresses did not start"),
         }
     }
@@ -61,7 +64,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::File { source, .. } | Self::Kernel { source, .. } => Some(source),
-            Self::LeftOver(_) | Self::Worker => None,
+            Self::LeftOver(_) | Self::Gate(_) | Self::Worker => None,
         }
     }
 }

@@ -5,16 +5,18 @@
 //!          ◀───────── opened, shut, lapsed, ... ────              └──▶ ARP, ND: announcements
 //! ```
 //!
-//! The worker is the enforcer of the lease: a virtual server's addresses are present exactly while
-//! now <= deadline, by CLOCK_BOOTTIME. Nobody needs to act for them to go; extending is one atomic store,
-//! and the worker looks at it when the old deadline has come. Behind the worker stands the kernel: each
-//! address has a lifetime of a few seconds, renewed each second, so a dead electd leaves nothing behind.
+//! Three fences keep the lease, each able to act without the one before: the kernel's gate ([`gate`]: packets of
+//! a virtual address pass only while now <= its deadline, by CLOCK_BOOTTIME), the worker, which removes the
+//! addresses then, and the addresses' own lifetime of a few seconds in the kernel, renewed each second. Nobody
+//! needs to act for a lease to end; extending it is a store into memory shared with the kernel. Where the gate
+//! cannot be had, the worker alone keeps the deadline.
 //!
 //! It decides nothing: who is master, and until when, is electd's matter.
 
 mod arp;
 mod clock;
 mod error;
+mod gate;
 mod gate_file;
 mod ndp;
 mod netlink;
@@ -24,18 +26,21 @@ mod worker;
 
 pub use arp::Mac;
 pub use error::Error;
+pub use gate::{GateHome, check_gate, unmount_gate};
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 
 use config::VirtualAddress;
 use crossbeam_channel::Sender;
+use gate::{Door, Gate};
 use gate_file::{BootId, GateFile};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use protocol::{BootTime, VirtualServerName};
 use std::{
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread::JoinHandle,
@@ -43,12 +48,9 @@ use std::{
 };
 use worker::{Command, Worker};
 
-/// What guards the addresses, for `standin status`.
-pub const GATE: &str = "addresses: removed when the lease ends, by the kernel if electd is dead";
-
-/// How much earlier than the lease's end the deadline must be, so that the addresses are gone in time.
-/// For sets of many addresses the worker itself begins the earlier the more there are.
-pub const MARGIN: Duration = Duration::from_millis(2);
+/// Without the kernel's gate: how much earlier than the lease's end the deadline must be, so that the addresses
+/// are gone in time. For sets of many addresses the worker itself begins the earlier the more there are.
+const ADDRESSES_MARGIN: Duration = Duration::from_millis(2);
 
 /// What the worker's stack needs at most: all of it may be locked into memory.
 const STACK: usize = 512 * 1024;
@@ -81,7 +83,8 @@ pub enum Event {
         /// Whose addresses.
         v: VirtualServerName,
     },
-    /// Asked to shut: read back, none of the addresses is left.
+    /// Asked to shut: no packet of the addresses passes the kernel's gate, read back; the addresses are removed
+    /// meanwhile. Without that gate: read back, none of the addresses is left.
     Shut {
         /// Whose addresses.
         v: VirtualServerName,
@@ -99,11 +102,11 @@ pub enum Event {
         /// What, and why not.
         what: String,
     },
-    /// Addresses removed by another program were put back.
+    /// Addresses or the gate, removed by another program, were put back.
     Restored {
         /// Whose addresses.
         v: VirtualServerName,
-        /// Which addresses, and where: "192.0.2.10/24 and 2 more on eth0".
+        /// What, and where: "192.0.2.10/24 and 2 more on eth0", "the gate on eth0".
         what: String,
     },
     /// Somebody else says that an address of ours is at its MAC address. Told at most once a second for
@@ -123,6 +126,8 @@ pub enum Event {
     },
 }
 
+type Emit = Arc<dyn Fn(Event) + Send + Sync>;
+
 /// What the handle and the worker share about a virtual server.
 #[derive(Debug)]
 struct Shared {
@@ -130,19 +135,114 @@ struct Shared {
     deadline: AtomicU64,
     /// The addresses are there: the worker needs no waking for a longer deadline.
     present: AtomicBool,
+    /// Held while deadline, presence and door change together: a few instructions.
+    change: Mutex<()>,
+    /// Its door in the kernel's gate.
+    door: Option<Door>,
     /// None if it could not be opened at a reload: then a restart of electd does not adopt.
     file: Option<GateFile>,
     file_failed: AtomicBool,
 }
 
 impl Shared {
-    fn new(file: Option<GateFile>) -> Arc<Self> {
+    fn new(file: Option<GateFile>, door: Option<Door>) -> Arc<Self> {
         Arc::new(Self {
             deadline: AtomicU64::new(0),
             present: AtomicBool::new(false),
+            change: Mutex::new(()),
+            door,
             file,
             file_failed: AtomicBool::new(false),
         })
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deadline(&self) -> BootTime {
+        BootTime(self.deadline.load(SeqCst))
+    }
+
+    /// A longer deadline. Whether the worker must look at it.
+    fn extend(&self, deadline: BootTime) -> bool {
+        let _changing = self.changing();
+        if self.deadline() >= deadline {
+            return false;
+        }
+        self.deadline.store(deadline.0, SeqCst);
+        let present = self.present.load(SeqCst);
+        match &self.door {
+            Some(door) if present => door.open(deadline),
+            Some(_) => {}
+            None => self.note(deadline),
+        }
+        !present
+    }
+
+    /// Whether the kernel's gate reads back shut now.
+    fn shut(&self) -> bool {
+        let _changing = self.changing();
+        self.deadline.store(0, SeqCst);
+        self.present.store(false, SeqCst);
+        match &self.door {
+            Some(door) => door.shut(),
+            None => {
+                self.note(BootTime(0));
+                false
+            }
+        }
+    }
+
+    /// The addresses are not there, or not for long; the deadline wanted stays.
+    fn absent(&self) {
+        let _changing = self.changing();
+        self.present.store(false, SeqCst);
+        if let Some(door) = &self.door {
+            door.shut();
+        }
+    }
+
+    /// As [`Self::absent`] unless the deadline is ahead of `call` again.
+    fn lapse(&self, call: impl Fn() -> bool) -> bool {
+        let _changing = self.changing();
+        if !call() {
+            return false;
+        }
+        self.present.store(false, SeqCst);
+        if let Some(door) = &self.door {
+            door.shut();
+        }
+        true
+    }
+
+    /// The addresses are there and about to be announced: ARP and neighbour discovery may pass.
+    fn open_first(&self) {
+        let _changing = self.changing();
+        if let Some(door) = &self.door {
+            door.open_first(self.deadline());
+        }
+    }
+
+    /// Everything may pass, until the deadline of this moment; none if asked to shut meanwhile.
+    fn open(&self) {
+        let _changing = self.changing();
+        if self.deadline() != BootTime(0) {
+            self.present.store(true, SeqCst);
+            if let Some(door) = &self.door {
+                door.open(self.deadline());
+            }
+        }
+    }
+
+    /// Found open.
+    fn adopt(&self, first: BootTime, second: BootTime) {
+        let _changing = self.changing();
+        self.deadline.store(second.0, SeqCst);
+        self.present.store(true, SeqCst);
+        if let Some(door) = &self.door {
+            door.set(first, second);
+        }
     }
 
     fn note(&self, deadline: BootTime) {
@@ -160,10 +260,11 @@ impl Shared {
 
 /// The handle to the worker. Dropping it stops the worker and leaves the addresses as they are: they go
 /// with their kernel lifetime unless the next life adopts them.
-#[derive(Debug)]
 pub struct Takeover {
     run_dir: PathBuf,
     boot: BootId,
+    gate: Result<Arc<Gate>, String>,
+    emit: Emit,
     shared: Mutex<BTreeMap<VirtualServerName, Arc<Shared>>>,
     commands: Sender<Command>,
     waker: Arc<EventFd>,
@@ -173,19 +274,41 @@ pub struct Takeover {
 impl Takeover {
     /// Starts the worker, under SCHED_FIFO with the priority given if any. Sets with a deadline of this
     /// boot still ahead and addresses there are adopted; all other left-over addresses of the sets are
-    /// removed before it returns. An interface that is missing is no error.
+    /// removed before it returns. An interface that is missing is no error, nor is a gate that cannot be had.
     pub fn start(
+        run_dir: &Path,
+        home: GateHome,
+        sets: Vec<AddressSet>,
+        realtime: Option<i32>,
+        events: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<(Self, Vec<Adopted>), Error> {
+        let emit: Emit = Arc::new(events);
+        let gate = home
+            .into_path()
+            .and_then(|home| Ok(Arc::new(Gate::load(home)?)));
+        let started = Self::start_behind(gate, run_dir, sets.clone(), realtime, emit.clone());
+        match started {
+            Err(Error::Gate(why)) => Self::start_behind(Err(why), run_dir, sets, realtime, emit),
+            other => other,
+        }
+    }
+
+    fn start_behind(
+        gate: Result<Arc<Gate>, String>,
         run_dir: &Path,
         sets: Vec<AddressSet>,
         realtime: Option<i32>,
-        events: impl Fn(Event) + Send + 'static,
+        emit: Emit,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let boot = gate_file::boot_id()?;
         let mut shared = BTreeMap::new();
         let mut with_shared = Vec::new();
         for set in sets {
-            let own = Shared::new(Some(GateFile::open(run_dir, &set.virtual_server, boot)?));
-            shared.insert(set.virtual_server.clone(), own.clone());
+            let v = &set.virtual_server;
+            let door = gate.as_ref().ok().map(|gate| Door::new(gate, v));
+            let door = door.transpose().map_err(Error::Gate)?;
+            let own = Shared::new(Some(GateFile::open(run_dir, v, boot)?), door);
+            shared.insert(v.clone(), own.clone());
             with_shared.push((set, own));
         }
         let waker = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
@@ -194,6 +317,8 @@ impl Takeover {
         let (commands, inbox) = crossbeam_channel::unbounded();
         let (report, started) = crossbeam_channel::bounded(1);
         let worker_waker = waker.clone();
+        let worker_gate = gate.as_ref().ok().cloned();
+        let worker_emit = emit.clone();
         let run = move || {
             if let Some(priority) = realtime
                 && let Err(e) = sys::scheduler_fifo(priority)
@@ -202,7 +327,7 @@ impl Takeover {
                     "the thread that guards the addresses runs without real-time priority: {e}"
                 );
             }
-            let started = Worker::start(with_shared, inbox, worker_waker, Box::new(events));
+            let started = Worker::start(with_shared, worker_gate, inbox, worker_waker, worker_emit);
             match started {
                 Ok((worker, adopted)) => {
                     let _ = report.send(Ok(adopted));
@@ -219,9 +344,15 @@ impl Takeover {
             .spawn(run)
             .map_err(Error::kernel("a thread that guards the addresses"))?;
         let adopted = started.recv().map_err(|_| Error::Worker)??;
+        if gate.is_err() {
+            // A gate of an earlier life would stay shut for good.
+            gate::unpin_all(&run_dir.join("bpf"));
+        }
         let takeover = Self {
             run_dir: run_dir.to_owned(),
             boot,
+            gate,
+            emit,
             shared: Mutex::new(shared),
             commands,
             waker,
@@ -230,26 +361,60 @@ impl Takeover {
         Ok((takeover, adopted))
     }
 
-    /// Opens, or extends: the addresses are to be there until `deadline`. Never shortens. Costs one store
-    /// and one small write to the run-dir; the worker is woken only if the addresses are not there.
+    /// How much earlier than the lease's end a deadline must be with the gate in force. It stays the same as
+    /// long as this lives.
+    pub fn margin(&self) -> Duration {
+        match &self.gate {
+            Ok(_) => Duration::ZERO,
+            Err(_) => ADDRESSES_MARGIN,
+        }
+    }
+
+    /// What keeps the lease, and why not something better, for `standin status`.
+    pub fn gate_in_force(&self) -> String {
+        match &self.gate {
+            Ok(gate) => match gate.interfaces().as_slice() {
+                [] => "eBPF, but there is no interface".to_owned(),
+                [one] => format!("eBPF on {one}"),
+                names => format!("eBPF on {} interfaces", names.len()),
+            },
+            Err(why) => format!("addresses only: eBPF refused: {why}"),
+        }
+    }
+
+    /// Opens, or extends: the addresses are to be there until `deadline`. Never shortens. Costs a store into
+    /// memory that the kernel's gate reads (without that gate, a small write to the run-dir); the worker is
+    /// woken only if the addresses are not there.
     pub fn open(&self, v: &VirtualServerName, deadline: BootTime) {
         let Some(shared) = self.find(v) else { return };
-        if shared.deadline.fetch_max(deadline.0, SeqCst) >= deadline.0 {
-            return;
-        }
-        shared.note(deadline);
-        // The worker clears `present` first and looks at the deadline then: one of the two sees the other.
-        if !shared.present.load(SeqCst) {
+        if shared.extend(deadline) {
             self.tell(Command::Look);
         }
     }
 
-    /// Removes the addresses now. [`Event::Shut`] follows after reading back, also if none was there.
+    /// Shuts now. [`Event::Shut`] follows, also if nothing was open: at once if the kernel's gate is there and
+    /// reads back shut, else when the addresses read back gone.
     pub fn shut(&self, v: &VirtualServerName) {
         let Some(shared) = self.find(v) else { return };
-        shared.deadline.store(0, SeqCst);
-        shared.note(BootTime(0));
-        self.tell(Command::Shut(v.clone()));
+        let told = shared.shut() && self.gate.as_ref().is_ok_and(|gate| gate.holds());
+        if told {
+            (self.emit)(Event::Shut { v: v.clone() });
+        }
+        self.tell(Command::Shut(v.clone(), told));
+    }
+
+    /// Stops cleanly: removes the addresses of all virtual servers, then the gate. If that cannot be done within
+    /// some seconds the gate stays, shut.
+    pub fn close(mut self) {
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        for own in shared.values() {
+            own.shut();
+        }
+        drop(shared);
+        self.tell(Command::Close);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 
     /// Announces the addresses again, if they are there: after a heal.
@@ -272,18 +437,21 @@ impl Takeover {
         for set in sets {
             let v = &set.virtual_server;
             let own = old.remove(v).unwrap_or_else(|| {
-                let file = GateFile::open(&self.run_dir, v, self.boot);
-                Shared::new(
-                    file.map_err(|e| log::warn!("{e}; a restart of electd would not adopt"))
-                        .ok(),
-                )
+                let file = GateFile::open(&self.run_dir, v, self.boot)
+                    .map_err(|e| log::warn!("{e}; a restart of electd would not adopt"));
+                let gate = self.gate.as_ref().ok();
+                let door = gate.and_then(|gate| {
+                    Door::new(gate, v)
+                        .map_err(|e| log::error!("{v}: {e}; it stays shut"))
+                        .ok()
+                });
+                Shared::new(file.ok(), door)
             });
             shared.insert(v.clone(), own.clone());
             with_shared.push((set, own));
         }
         for gone in old.values() {
-            gone.deadline.store(0, SeqCst);
-            gone.note(BootTime(0));
+            gone.shut();
             if let Some(file) = &gone.file {
                 file.remove();
             }
@@ -305,6 +473,14 @@ impl Takeover {
         let _ = self.commands.send(command);
         // Fails only when the counter is full: then it is readable anyway.
         let _ = self.waker.write(1);
+    }
+}
+
+impl fmt::Debug for Takeover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Takeover")
+            .field("gate", &self.gate_in_force())
+            .finish_non_exhaustive()
     }
 }
 

@@ -20,7 +20,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo},
-        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+        link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
@@ -58,6 +58,26 @@ pub(crate) struct Link {
     /// None if it is not Ethernet: nothing is announced there.
     pub(crate) mac: Option<Mac>,
     pub(crate) up: bool,
+    pub(crate) loopback: bool,
+    /// Whether its packets begin with an Ethernet header.
+    pub(crate) ethernet: bool,
+    /// Whether it is a port of a bridge.
+    pub(crate) bridge_port: bool,
+}
+
+impl Link {
+    /// An interface that may carry addresses, as far as it was noted.
+    pub(crate) fn known(index: u32, name: &str, ethernet: bool) -> Self {
+        Self {
+            index,
+            name: name.to_owned(),
+            mac: None,
+            up: true,
+            loopback: false,
+            ethernet,
+            bridge_port: false,
+        }
+    }
 }
 
 /// A neighbour whose MAC address is known.
@@ -142,6 +162,14 @@ impl Netlink {
             Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// All interfaces of this network namespace.
+    pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
+        let handle = self.handle.clone();
+        let all: Vec<LinkMessage> =
+            self.ask(async move { handle.link().get().execute().try_collect().await })?;
+        Ok(all.iter().map(read_link).collect())
     }
 
     /// All addresses of this machine.
@@ -395,6 +423,12 @@ fn read_change(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
         RouteNetlinkMessage::DelAddress(a) => {
             ip_of(&a).map(|ip| Change::Removed(a.header.index, ip))
         }
+        // What a bridge says about its ports is another story: they are there before and after.
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
+            if link.header.interface_family == AddressFamily::Bridge =>
+        {
+            None
+        }
         RouteNetlinkMessage::NewLink(link) => Some(Change::Link(read_link(&link))),
         RouteNetlinkMessage::DelLink(link) => {
             let link = read_link(&link);
@@ -410,6 +444,9 @@ fn read_link(message: &LinkMessage) -> Link {
         name: String::new(),
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        bridge_port: false,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -418,6 +455,9 @@ fn read_link(message: &LinkMessage) -> Link {
                 if message.header.link_layer_type == LinkLayerType::Ether =>
             {
                 link.mac = mac.as_slice().try_into().ok();
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                link.bridge_port = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
             }
             _ => {}
         }

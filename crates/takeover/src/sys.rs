@@ -1,6 +1,8 @@
-//! System calls without a safe form elsewhere: packet sockets, packet filters, scheduling policy.
+//! System calls without a safe form elsewhere: packet sockets, packet filters, bpf(2), scheduling policy.
 
 #![allow(unsafe_code)]
+
+pub(crate) mod bpf;
 
 use nix::libc;
 use std::{

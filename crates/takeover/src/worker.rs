@@ -1,9 +1,10 @@
 //! The worker thread. Its round: take commands, guard the deadlines, then everything else in small pieces.
 
 use crate::{
-    AddressSet, Adopted, Error, Event, Shared,
+    AddressSet, Adopted, Emit, Error, Event, Shared,
     arp::{self, Mac},
     clock::{Timer, now},
+    gate::{Earlier, Gate},
     ndp,
     netlink::{self, BATCH, Change, Link, Neighbour, Netlink, Setting},
     sys::{self, PacketSocket},
@@ -24,7 +25,7 @@ use std::{
     fs, io,
     net::IpAddr,
     ops::Range,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::Arc,
     time::Duration,
 };
 
@@ -58,6 +59,9 @@ const REMOVAL_MAX: Duration = Duration::from_millis(10);
 /// than this, batches get smaller and renewals rarer, so that neither deadlines nor the processor suffer.
 const IPV6_CHEAP: usize = 64;
 
+/// How long a clean stop tries.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+
 const RETRY_OPEN: Duration = Duration::from_millis(200);
 const RETRY_CLOSE: Duration = Duration::from_millis(10);
 const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,11 +73,14 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 pub(crate) enum Command {
     /// A deadline has changed.
     Look,
-    Shut(VirtualServerName),
+    /// Whether [`Event::Shut`] was told already.
+    Shut(VirtualServerName, bool),
     Announce(VirtualServerName),
     Probe(VirtualServerName),
     Replace(Vec<(AddressSet, Arc<Shared>)>),
     Stop,
+    /// Remove all addresses, then the gate, then stop.
+    Close,
 }
 
 /// Where the addresses of a set are.
@@ -100,6 +107,8 @@ struct Set {
     interface: String,
     addresses: Vec<VirtualAddress>,
     shared: Arc<Shared>,
+    /// The kernel's gate knows all addresses.
+    led: bool,
     phase: Phase,
     /// Each opening has its own number, so that a step can see that it was overtaken.
     generation: u64,
@@ -127,6 +136,7 @@ impl Set {
             interface: set.interface,
             addresses: set.addresses,
             shared,
+            led: false,
             phase: Phase::Shut,
             generation: 0,
             link: None,
@@ -146,11 +156,14 @@ impl Set {
     }
 
     fn deadline(&self) -> BootTime {
-        BootTime(self.shared.deadline.load(SeqCst))
+        self.shared.deadline()
     }
 
-    /// When removing must begin so that it has ended by the deadline.
+    /// When removing must begin: so that it has ended by the deadline, unless the kernel's gate keeps that.
     fn last_call(&self) -> BootTime {
+        if self.shared.door.is_some() {
+            return self.deadline();
+        }
         self.deadline() - (REMOVAL_PER_ADDRESS * self.addresses.len() as u32).min(REMOVAL_MAX)
     }
 
@@ -247,7 +260,12 @@ pub(crate) struct Worker {
     owner: HashMap<IpAddr, usize>,
     commands: Receiver<Command>,
     waker: Arc<EventFd>,
-    emit: Box<dyn Fn(Event) + Send>,
+    emit: Emit,
+    gate: Option<Arc<Gate>>,
+    /// The interfaces are to be listed again before the gate is whole.
+    gate_partial: bool,
+    /// When a clean stop gives up.
+    closing: Option<BootTime>,
     netlink: Netlink,
     timer: Timer,
     epoll: Epoll,
@@ -264,9 +282,10 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn start(
         sets: Vec<(AddressSet, Arc<Shared>)>,
+        gate: Option<Arc<Gate>>,
         commands: Receiver<Command>,
         waker: Arc<EventFd>,
-        emit: Box<dyn Fn(Event) + Send>,
+        emit: Emit,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let needs = "a packet socket (CAP_NET_RAW is needed)";
         let mut worker = Self {
@@ -278,6 +297,9 @@ impl Worker {
             commands,
             waker,
             emit,
+            gate,
+            gate_partial: false,
+            closing: None,
             netlink: Netlink::open()?,
             timer: Timer::new()?,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
@@ -296,9 +318,26 @@ impl Worker {
             .map_err(|e| Error::kernel("an epoll descriptor")(e.into()))?;
         worker.index();
         worker.listen_nd().map_err(Error::kernel(needs))?;
+        let earlier = worker.gate.as_ref().and_then(|gate| gate.earlier());
         let mut adopted = Vec::new();
         for i in 0..worker.sets.len() {
-            adopted.extend(worker.adopt_or_sweep(i).map_err(Error::LeftOver)?);
+            worker.lead(i).map_err(Error::Gate)?;
+            let found = worker.adopt(i, earlier.as_ref());
+            adopted.extend(found.map_err(Error::LeftOver)?);
+        }
+        // The earlier life's gate gives way to ours, which has its deadlines by now.
+        if let Some(gate) = worker.gate.clone() {
+            gate.pin_doors().map_err(Error::Gate)?;
+            let links = worker
+                .netlink
+                .links()
+                .map_err(|e| Error::Gate(format!("listing interfaces: {e}")))?;
+            gate.attach_all(&links).map_err(Error::Gate)?;
+        }
+        for i in 0..worker.sets.len() {
+            if worker.sets[i].phase == Phase::Shut {
+                worker.sweep(i).map_err(Error::LeftOver)?;
+            }
         }
         Ok((worker, adopted))
     }
@@ -326,10 +365,8 @@ impl Worker {
             if !guarded || now() < set.last_call() {
                 continue;
             }
-            set.shared.present.store(false, SeqCst);
-            if now() < set.last_call() {
-                // Extended in this very moment, by somebody who thought that they were there.
-                set.shared.present.store(set.phase == Phase::Open, SeqCst);
+            // Extended in this very moment, perhaps, by somebody who thought that they were there.
+            if !set.shared.lapse(|| now() >= set.last_call()) {
                 continue;
             }
             // With deadline 0 a command to shut is under way, and will have its own event.
@@ -340,9 +377,15 @@ impl Worker {
 
     /// Removes all addresses of a set and reads back. Ceasing is becoming in reverse: gate first.
     fn close(&mut self, i: usize) {
-        // [The kernel gate shuts here, before anything else.]
         let set = &mut self.sets[i];
-        set.shared.present.store(false, SeqCst);
+        set.shared.absent();
+        if set.shut_asked
+            && set.shared.door.is_some()
+            && self.gate.as_ref().is_some_and(|gate| gate.holds())
+        {
+            set.shut_asked = false;
+            (self.emit)(Event::Shut { v: set.v.clone() });
+        }
         let was_open = matches!(set.phase, Phase::Wanted | Phase::Open);
         set.phase = Phase::Closing;
         set.next_burst = BURSTS.len();
@@ -413,42 +456,94 @@ impl Worker {
         ))
     }
 
-    fn adopt_or_sweep(&mut self, i: usize) -> Result<Option<Adopted>, String> {
+    /// Takes over what an earlier life left open, if its deadline is ahead and its addresses are there.
+    fn adopt(&mut self, i: usize, earlier: Option<&Earlier>) -> Result<Option<Adopted>, String> {
         let set = &mut self.sets[i];
         set.link = self
             .netlink
             .link(&set.interface)
             .map_err(|e| e.to_string())?;
-        let noted = set
-            .shared
-            .file
-            .as_ref()
-            .and_then(|f| f.read())
-            .filter(|d| now() < *d);
-        if let (Some(deadline), Some(link)) = (noted, &set.link) {
-            let listed = self.netlink.addresses().map_err(|e| e.to_string())?;
-            let here = |a: &VirtualAddress| {
-                listed
-                    .iter()
-                    .any(|l| l.header.index == link.index && netlink::ip_of(l) == Some(a.ip))
-            };
-            if set.addresses.iter().any(here) {
-                set.no_prefix_route = prefix_route_is_anothers(&set.addresses, link, &listed);
-                set.shared.deadline.store(deadline.0, SeqCst);
-                set.shared.present.store(true, SeqCst);
-                set.phase = Phase::Open;
-                // Renewed at once: their lifetime may be near its end, and one may be missing.
-                set.renew_at = BootTime(0);
-                self.generations += 1;
-                set.generation = self.generations;
-                return Ok(Some(Adopted {
-                    virtual_server: set.v.clone(),
-                    deadline,
-                }));
+        let from_gate = earlier.and_then(|earlier| earlier.deadlines(&set.v));
+        let from_file = || {
+            let deadline = set.shared.file.as_ref()?.read()?;
+            Some((deadline, deadline))
+        };
+        let noted = from_gate.or_else(from_file);
+        if set.shared.door.is_some() {
+            set.shared.note(BootTime(0)); // the gate remembers from now on
+        }
+        let noted = noted.filter(|(_, deadline)| now() < *deadline);
+        let (Some((first, deadline)), Some(link)) = (noted, &set.link) else {
+            return Ok(None);
+        };
+        let listed = self.netlink.addresses().map_err(|e| e.to_string())?;
+        let here = |a: &VirtualAddress| {
+            listed
+                .iter()
+                .any(|l| l.header.index == link.index && netlink::ip_of(l) == Some(a.ip))
+        };
+        if !set.addresses.iter().any(here) {
+            return Ok(None);
+        }
+        set.no_prefix_route = prefix_route_is_anothers(&set.addresses, link, &listed);
+        set.shared.adopt(first, deadline);
+        set.phase = Phase::Open;
+        // Renewed at once: their lifetime may be near its end, and one may be missing.
+        set.renew_at = BootTime(0);
+        self.generations += 1;
+        set.generation = self.generations;
+        Ok(Some(Adopted {
+            virtual_server: set.v.clone(),
+            deadline,
+        }))
+    }
+
+    // ---- the kernel's gate
+
+    /// Leads the set's addresses through its door.
+    fn lead(&mut self, i: usize) -> Result<(), String> {
+        let set = &mut self.sets[i];
+        if self.gate.is_none() || set.led {
+            return Ok(());
+        }
+        let door = set.shared.door.as_ref();
+        door.ok_or("it has no door in the gate")?
+            .lead(&set.addresses)?;
+        set.led = true;
+        Ok(())
+    }
+
+    fn lead_or_warn(&mut self, i: usize) {
+        if !self.sets[i].retired
+            && let Err(e) = self.lead(i)
+        {
+            log::error!("{}: {e}; it stays shut", self.sets[i].v);
+        }
+    }
+
+    /// Makes sure that the gate is whole, and tells if it was not.
+    fn hold_gate(&mut self) -> Result<(), String> {
+        let Some(gate) = self.gate.clone() else {
+            return Ok(());
+        };
+        let back = if self.gate_partial {
+            let links = self.netlink.links();
+            let links = links.map_err(|e| format!("cannot list interfaces: {e}"))?;
+            gate.attach_all(&links)
+        } else {
+            gate.verify()
+        };
+        self.gate_partial = back.is_err();
+        let back = back?;
+        if !back.is_empty() {
+            let what = format!("the gate on {}", back.join(", "));
+            log::warn!("{what} was missing and has been put back");
+            for set in self.sets.iter().filter(|s| s.phase == Phase::Open) {
+                let (v, what) = (set.v.clone(), what.clone());
+                (self.emit)(Event::Restored { v, what });
             }
         }
-        self.sweep(i)?;
-        Ok(None)
+        Ok(())
     }
 
     // ---- opening
@@ -473,6 +568,11 @@ impl Worker {
             .iter()
             .any(|s| s.retired && s.phase == Phase::Shut)
         {
+            for set in self.sets.iter().filter(|s| s.retired) {
+                if let (Phase::Shut, Some(door)) = (set.phase, &set.shared.door) {
+                    set.addresses.iter().for_each(|a| door.forget(a));
+                }
+            }
             self.sets.retain(|s| !(s.retired && s.phase == Phase::Shut));
             self.index();
         }
@@ -484,19 +584,27 @@ impl Worker {
             Ok(link) => link,
             Err(what) => return self.open_failed(i, what),
         };
-        // 1. [The kernel gate is attached here, shut, before any address is there.]
+        // 1. The kernel's gate, shut, before any address is there.
+        if let Err(what) = self.lead(i).and_then(|()| self.hold_gate()) {
+            return self.open_failed(i, what);
+        }
+        self.sets[i].shared.absent();
 
         // 2. Addresses.
         let Some(generation) = self.add_all(i, &link) else {
             return;
         };
 
-        // 3. Announce: broadcast, then forget our own view of them, then each neighbour by itself.
+        // 3. ARP and neighbour discovery pass, and announce: broadcast, then each neighbour by itself.
         let set = &mut self.sets[i];
+        set.shared.open_first();
         set.announced_from = now();
         set.next_burst = 0;
         self.speak();
+
+        // 4. Traffic passes; our own view of the addresses is of no use.
         let set = &self.sets[i];
+        set.shared.open();
         if set.generation == generation
             && let Err(e) = self.netlink.forget_neighbours(link.index, &set.addresses)
         {
@@ -506,8 +614,6 @@ impl Worker {
                 link.name
             );
         }
-
-        // 4. [The kernel gate opens here: ARP and ND before step 3, traffic last.]
 
         self.guard();
         let set = &mut self.sets[i];
@@ -568,13 +674,12 @@ impl Worker {
                 return None;
             }
         }
-        self.sets[i].shared.present.store(true, SeqCst);
         Some(generation)
     }
 
     fn open_failed(&mut self, i: usize, what: String) {
         let set = &mut self.sets[i];
-        set.shared.present.store(false, SeqCst);
+        set.shared.absent();
         set.phase = Phase::Wanted;
         set.next_burst = BURSTS.len();
         set.retry_at = now() + RETRY_OPEN;
@@ -612,6 +717,13 @@ impl Worker {
         let Some(link) = set.link.clone() else {
             return false;
         };
+        if set.renewed == 0
+            && let Err(what) = self.hold_gate()
+        {
+            self.open_failed(i, what);
+            return true;
+        }
+        let set = &mut self.sets[i];
         let range = set.renewed..(set.renewed + set.batch()).min(set.addresses.len());
         set.renewed = range.end;
         let settings = set.settings(&link, range.clone());
@@ -646,6 +758,9 @@ impl Worker {
                 }
                 Change::Link(link) => self.link_changed(&link),
                 Change::Gone(index, name) => {
+                    if let Some(gate) = &self.gate {
+                        gate.detach(index);
+                    }
                     for i in self.open_on(index) {
                         self.sets[i].link = None;
                         self.open_failed(
@@ -655,6 +770,7 @@ impl Worker {
                     }
                 }
                 Change::Unknown => {
+                    self.gate_partial = true;
                     let open = |s: &&Set| s.phase == Phase::Open;
                     for (i, set) in self.sets.iter().enumerate().filter(|(_, s)| open(s)) {
                         removed.insert(i, set.addresses.clone());
@@ -681,6 +797,16 @@ impl Worker {
     }
 
     fn link_changed(&mut self, link: &Link) {
+        if let Some(gate) = &self.gate
+            && let Err(what) = gate.attach(link)
+        {
+            self.gate_partial = true;
+            for i in 0..self.sets.len() {
+                if self.sets[i].phase == Phase::Open {
+                    self.open_failed(i, what.clone());
+                }
+            }
+        }
         for i in self.open_on(link.index) {
             let set = &mut self.sets[i];
             let new_mac = set.link.as_ref().is_some_and(|l| l.mac != link.mac);
@@ -961,8 +1087,9 @@ impl Worker {
             match command {
                 Command::Look => {}
                 Command::Stop => return false,
-                Command::Shut(v) => self.on(&v, |worker, i| {
-                    worker.sets[i].shut_asked = true;
+                Command::Close => self.close_all(),
+                Command::Shut(v, told) => self.on(&v, |worker, i| {
+                    worker.sets[i].shut_asked |= !told;
                     worker.close(i);
                 }),
                 Command::Announce(v) => self.on(&v, |worker, i| {
@@ -978,7 +1105,29 @@ impl Worker {
                 Command::Replace(sets) => self.replace(sets),
             }
         }
-        true
+        !self.closed_for_good()
+    }
+
+    /// The clean stop begins.
+    fn close_all(&mut self) {
+        self.closing = Some(now() + CLOSE_MAX);
+        for i in 0..self.sets.len() {
+            if self.sets[i].phase != Phase::Shut {
+                self.close(i);
+            }
+        }
+    }
+
+    /// Whether the clean stop has ended: with no address left the gate goes too.
+    fn closed_for_good(&self) -> bool {
+        let Some(until) = self.closing else {
+            return false;
+        };
+        let all_shut = self.sets.iter().all(|s| s.phase == Phase::Shut);
+        if all_shut && let Some(gate) = &self.gate {
+            gate.remove();
+        }
+        all_shut || now() >= until
     }
 
     fn on(&mut self, v: &VirtualServerName, act: impl FnOnce(&mut Self, usize)) {
@@ -1002,9 +1151,13 @@ impl Worker {
                 }
             }
         }
+        for i in 0..self.sets.len() {
+            self.lead_or_warn(i);
+        }
         for (set, shared) in new {
             self.sets.push(Set::new(set, shared));
             let i = self.sets.len() - 1;
+            self.lead_or_warn(i);
             self.sets[i].phase = Phase::Closing; // swept in the next round
         }
         self.index();
@@ -1032,7 +1185,14 @@ impl Worker {
                 set.interface
             );
         }
-        set.shared.present.store(false, SeqCst);
+        set.shared.absent();
+        if let Some(door) = &set.shared.door {
+            let mut gone = set.addresses.iter();
+            gone.by_ref()
+                .filter(|a| !new.addresses.contains(a))
+                .for_each(|a| door.forget(a));
+        }
+        set.led = false;
         set.interface = new.interface;
         set.addresses = new.addresses;
         set.claims.clear();

@@ -9,40 +9,77 @@ use std::{
     net::{IpAddr, UdpSocket},
     os::fd::AsRawFd,
     process::{Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
-use takeover::{AddressSet, Adopted, Event, Takeover};
+use takeover::{AddressSet, Adopted, Event, GateHome, Takeover};
 
 const INSIDE: &str = "STANDIN_TEST_INSIDE";
 const PATIENCE: Duration = Duration::from_secs(20);
 const VIP: &str = "192.0.2.10/24";
 const VIP6: &str = "2001:db8::10/64";
 
-/// Runs the body in a fresh network namespace, as root there.
+/// Runs the body in a fresh network namespace, as root there: once with the gate in the kernel, once without.
 macro_rules! in_namespace {
     ($name:ident, $body:expr) => {
-        #[test]
-        fn $name() {
-            if std::env::var_os(INSIDE).is_some() {
-                let body: fn() = $body;
-                return body();
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn kernel_gate() {
+                run(concat!(stringify!($name), "::kernel_gate"), true, $body);
             }
-            inside(stringify!($name));
+
+            #[test]
+            fn addresses_only() {
+                run(concat!(stringify!($name), "::addresses_only"), false, $body);
+            }
         }
     };
 }
 
-fn inside(name: &str) {
-    let user: &[&str] = if nix::unistd::geteuid().is_root() {
+/// The same for what only the kernel's gate can do.
+macro_rules! behind_the_gate {
+    ($name:ident, $body:expr) => {
+        #[test]
+        fn $name() {
+            run(stringify!($name), true, $body);
+        }
+    };
+}
+
+fn run(name: &str, gate: bool, body: fn()) {
+    match std::env::var(INSIDE).as_deref() {
+        Ok(_) => body(),
+        Err(_) if gate && takeover::check_gate().is_err() => {
+            let why = takeover::check_gate().unwrap_err();
+            eprintln!("SKIPPED {name}: no gate in the kernel here: {why}");
+        }
+        Err(_) => inside(name, if gate { "gate" } else { "addresses" }, false),
+    }
+}
+
+fn has_gate() -> bool {
+    std::env::var(INSIDE).is_ok_and(|kind| kind == "gate")
+}
+
+fn inside(name: &str, kind: &str, as_user: bool) {
+    let user: &[&str] = if nix::unistd::geteuid().is_root() && !as_user {
         &[]
     } else {
         &["--user", "--map-root-user"]
     };
     let unshare = |command: &[&str]| {
         let mut unshare = Command::new("unshare");
-        unshare.args(user).args(["--net", "--"]).args(command);
+        unshare
+            .args(user)
+            .args(["--net", "--mount", "--"])
+            .args(command);
         unshare
     };
     let permitted = unshare(&["true"]).stderr(Stdio::null()).status();
@@ -58,7 +95,7 @@ fn inside(name: &str) {
         "--nocapture",
         "--test-threads=1",
     ];
-    let status = unshare(&test).env(INSIDE, "1").status().unwrap();
+    let status = unshare(&test).env(INSIDE, kind).status().unwrap();
     assert!(status.success(), "{name} failed in its namespace");
 }
 
@@ -235,13 +272,32 @@ fn start(
 ) -> (Takeover, Vec<Adopted>, Receiver<(Event, BootTime)>) {
     let (tell, events) = channel();
     let tell = move |event| drop(tell.send((event, now())));
-    let (takeover, adopted) = Takeover::start(run_dir, sets, None, tell).unwrap();
+    let home = if has_gate() {
+        GateHome::mount(run_dir)
+    } else {
+        GateHome::none("not wanted")
+    };
+    let (takeover, adopted) = Takeover::start(run_dir, home, sets, None, tell).unwrap();
+    assert_eq!(
+        takeover.gate_in_force().starts_with("eBPF"),
+        has_gate(),
+        "{}",
+        takeover.gate_in_force()
+    );
     (takeover, adopted, events)
 }
 
 fn here(address: &str) -> bool {
     let ip = address.split('/').next().unwrap();
     sh(&format!("ip -o address show dev s0 to {ip}")).contains(ip)
+}
+
+/// After [`Event::Shut`]: behind the kernel's gate the addresses may go a little later.
+fn gone(address: &str) -> bool {
+    if has_gate() {
+        wait_for("the removal", || !here(address));
+    }
+    !here(address)
 }
 
 fn wait_for(what: &str, mut outcome: impl FnMut() -> bool) {
@@ -276,7 +332,7 @@ in_namespace!(addresses_come_with_open_and_go_with_shut, || {
     }
     stage.takeover().shut(&web());
     assert_eq!(stage.event().0, Event::Shut { v: web() });
-    assert!(!here(VIP) && !here(VIP6));
+    assert!(gone(VIP) && gone(VIP6));
     assert!(here("192.0.2.11") && here("2001:db8::11"));
     // Also if none was there.
     stage.takeover().shut(&web());
@@ -587,7 +643,9 @@ in_namespace!(a_changed_configuration_moves_addresses, || {
     };
     stage.takeover().replace_sets(vec![mail.clone()]);
     assert_eq!(stage.event().0, Event::Shut { v: web() });
-    assert!(!sh("ip address show dev d0").contains("192.0.2.10"));
+    wait_for("the removal", || {
+        !sh("ip address show dev d0").contains("192.0.2.10")
+    });
     stage
         .takeover()
         .open(&mail.virtual_server, now() + ms(5000));
@@ -612,7 +670,7 @@ in_namespace!(removing_ours_leaves_the_others_of_the_network, || {
     sh("ip address add 192.0.2.11/24 dev s0");
     stage.takeover().shut(&web());
     assert_eq!(stage.event().0, Event::Shut { v: web() });
-    assert!(!here(VIP) && here("192.0.2.11"));
+    assert!(gone(VIP) && here("192.0.2.11"));
 });
 
 in_namespace!(a_thousand_addresses, || {
@@ -628,7 +686,7 @@ in_namespace!(a_thousand_addresses, || {
         for _ in 0..3 {
             let frames = peer.frames();
             let before = now();
-            let deadline = stage.open(ms(2500));
+            let deadline = stage.open(ms(5000));
             let opened = now().since(before);
             let count = sh("ip -o address show dev s0")
                 .lines()
@@ -659,3 +717,470 @@ in_namespace!(a_thousand_addresses, || {
         }
     }
 });
+
+// ---- the gate in the kernel
+
+const PORT: u16 = 7777;
+
+/// Answers requests to the virtual addresses, also before they are there; counts what arrives.
+struct Echo {
+    heard: Arc<AtomicUsize>,
+}
+
+fn echo(addresses: &[&'static str]) -> Echo {
+    sh("echo 1 > /proc/sys/net/ipv4/ip_nonlocal_bind
+        echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind");
+    let heard = Arc::new(AtomicUsize::new(0));
+    for address in addresses {
+        let ip: IpAddr = address.split('/').next().unwrap().parse().unwrap();
+        let socket = UdpSocket::bind((ip, PORT)).unwrap();
+        let heard = heard.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((n, from)) = socket.recv_from(&mut buffer) {
+                heard.fetch_add(1, SeqCst);
+                let _ = socket.send_to(&buffer[..n], from);
+            }
+        });
+    }
+    Echo { heard }
+}
+
+/// Requests of the peer, one each 200 microseconds until the end: the times of those sent and answered.
+struct Client {
+    answered: Arc<Mutex<Vec<BootTime>>>,
+    sent: Arc<AtomicUsize>,
+}
+
+impl Client {
+    /// The peer knows the MAC address already: nothing here waits for ARP.
+    fn start(peer: &Peer, to: &'static str, through: &str) -> Self {
+        let to: IpAddr = to.split('/').next().unwrap().parse().unwrap();
+        peer.sh(&format!(
+            "ip neighbour replace {to} lladdr 02:00:00:00:00:01 dev {through} nud permanent"
+        ));
+        let answered = Arc::new(Mutex::new(Vec::new()));
+        let sent = Arc::new(AtomicUsize::new(0));
+        let (noted, counted) = (answered.clone(), sent.clone());
+        peer.run(move || {
+            let own = if to.is_ipv6() {
+                "2001:db8::99"
+            } else {
+                "192.0.2.99"
+            };
+            let socket = UdpSocket::bind((own.parse::<IpAddr>().unwrap(), 0)).unwrap();
+            let receiver = socket.try_clone().unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 8];
+                while receiver.recv(&mut buffer).is_ok() {
+                    noted
+                        .lock()
+                        .unwrap()
+                        .push(BootTime(u64::from_ne_bytes(buffer)));
+                }
+            });
+            thread::spawn(move || {
+                loop {
+                    let _ = socket.send_to(&now().0.to_ne_bytes(), (to, PORT));
+                    counted.fetch_add(1, SeqCst);
+                    thread::sleep(Duration::from_micros(200));
+                }
+            });
+        });
+        Self { answered, sent }
+    }
+
+    fn answered(&self) -> Vec<BootTime> {
+        self.answered.lock().unwrap().clone()
+    }
+
+    /// How many of those sent from now on, for that long, are answered.
+    fn count(&self, long: Duration) -> usize {
+        let from = now();
+        thread::sleep(long);
+        let to = now();
+        thread::sleep(ms(20));
+        self.answered()
+            .iter()
+            .filter(|t| **t > from && **t < to)
+            .count()
+    }
+}
+
+/// Which sides of an interface have a gate pinned.
+fn pins(stage: &Stage, interface: &str) -> usize {
+    let index = nix::net::if_::if_nametoindex(interface).unwrap_or(u32::MAX);
+    let home = stage.run_dir.path().join("bpf");
+    let pinned = |side: &&str| home.join(format!("{side}-{index}")).exists();
+    ["ingress", "egress"].into_iter().filter(pinned).count()
+}
+
+fn frames_from_us(frames: &Receiver<Vec<u8>>) -> Vec<Vec<u8>> {
+    frames
+        .try_iter()
+        .filter(|f| f[6..12] == [2, 0, 0, 0, 0, 1])
+        .collect()
+}
+
+/// Whether a frame of ours speaks for a virtual address: ARP, advertisement, or from it.
+fn speaks_for_vip(f: &[u8]) -> bool {
+    let (v4, v6): (IpAddr, IpAddr) = (
+        "192.0.2.10".parse().unwrap(),
+        "2001:db8::10".parse().unwrap(),
+    );
+    let (IpAddr::V4(v4), IpAddr::V6(v6)) = (v4, v6) else {
+        panic!()
+    };
+    match &f[12..14] {
+        [8, 6] => f[28..32] == v4.octets(),
+        [8, 0] => f[26..30] == v4.octets(),
+        [0x86, 0xdd] => f[22..38] == v6.octets() || f[54] == 136 && f[62..78] == v6.octets(),
+        _ => false,
+    }
+}
+
+behind_the_gate!(a_shut_gate_lets_nothing_in_and_nothing_out, || {
+    let peer = cable();
+    let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    sh(
+        "ip neighbour replace 192.0.2.99 lladdr 02:00:00:00:00:09 dev s0
+        ip neighbour replace 2001:db8::99 lladdr 02:00:00:00:00:09 dev s0",
+    );
+    let _own = echo(&["192.0.2.11", "2001:db8::11"]);
+    let echo = echo(&[VIP, VIP6]);
+    // As if the worker were late, or another program had put them there.
+    sh("ip address add 192.0.2.10/24 dev s0; ip address add 2001:db8::10/64 dev s0 nodad");
+    let frames = peer.frames();
+    // The peer's kernel asks for both MAC addresses.
+    let ask = || {
+        peer.sh("ip neighbour flush dev p0");
+        peer.run(|| {
+            for to in ["192.0.2.10", "2001:db8::10"] {
+                let to: IpAddr = to.parse().unwrap();
+                let any: IpAddr = if to.is_ipv6() { "::" } else { "0.0.0.0" }.parse().unwrap();
+                let _ = UdpSocket::bind((any, 0)).unwrap().send_to(b"?", (to, PORT));
+            }
+        });
+        thread::sleep(ms(100));
+    };
+    // And this host speaks from them.
+    let speak = || {
+        for (from, to) in [
+            ("192.0.2.10", "192.0.2.99"),
+            ("2001:db8::10", "2001:db8::99"),
+        ] {
+            let socket = UdpSocket::bind((from.parse::<IpAddr>().unwrap(), 0)).unwrap();
+            let _ = socket.send_to(b"!", (to.parse::<IpAddr>().unwrap(), 9));
+        }
+        thread::sleep(ms(50));
+    };
+    ask();
+    speak();
+    let said = frames_from_us(&frames);
+    let wrong: Vec<_> = said.iter().filter(|f| speaks_for_vip(f)).collect();
+    assert!(wrong.is_empty(), "{wrong:x?}");
+    assert_eq!(echo.heard.load(SeqCst), 0);
+    // Nor with the MAC address known.
+    let clients = [VIP, VIP6].map(|vip| Client::start(&peer, vip, "p0"));
+    assert!(clients.iter().all(|c| c.count(ms(100)) == 0));
+    assert_eq!(echo.heard.load(SeqCst), 0);
+    assert!(clients.iter().all(|c| c.sent.load(SeqCst) > 10));
+    // The server's own addresses are not its business.
+    let own = ["192.0.2.11", "2001:db8::11"].map(|ip| Client::start(&peer, ip, "p0"));
+    assert!(own.iter().all(|c| c.count(ms(200)) > 0));
+    // The counterproof: open, all of it comes through.
+    stage.open(ms(20_000));
+    assert!(clients.iter().all(|c| c.count(ms(200)) > 0));
+    ask();
+    speak();
+    let said = frames_from_us(&frames);
+    for kind in [[8, 6], [8, 0], [0x86, 0xdd]] {
+        let heard = said.iter().filter(|f| f[12..14] == kind);
+        assert!(heard.clone().any(|f| speaks_for_vip(f)), "{kind:x?}");
+    }
+    assert!(
+        said.iter()
+            .any(|f| f[12..14] == [0x86, 0xdd] && f[54] == 136)
+    );
+});
+
+behind_the_gate!(
+    open_until_the_deadline_and_no_longer_without_anybody,
+    || {
+        let peer = cable();
+        let mut stage = Stage::new(vec![set(&[VIP, VIP6])]);
+        let _echo = echo(&[VIP, VIP6]);
+        let clients = [VIP, VIP6].map(|vip| Client::start(&peer, vip, "p0"));
+        let mut deadline = stage.open(ms(400));
+        thread::sleep(ms(100));
+        // A killed electd says nothing more, and its descriptors are closed.
+        stage.takeover = None;
+        for client in &clients {
+            assert!(client.count(ms(50)) > 0, "still open");
+        }
+        thread::sleep((deadline + ms(300)).since(now()));
+        assert!(here(VIP) && here(VIP6), "the addresses are still there");
+        for client in &clients {
+            let last = *client.answered().last().unwrap();
+            assert!(last <= deadline, "{:?} too late", last.since(deadline));
+            eprintln!(
+                "last request answered {:?} before the deadline",
+                deadline.since(last)
+            );
+        }
+        // The next life finds a shut gate and adopts nothing, and opens again.
+        assert_eq!(stage.restart(vec![set(&[VIP, VIP6])]), []);
+        deadline = stage.open(ms(5000));
+        assert!(clients.iter().all(|c| c.count(ms(100)) > 0));
+        // Extended without the worker: the write alone counts.
+        stage.takeover().open(&web(), deadline + ms(1000));
+        stage.takeover().shut(&web());
+        assert_eq!(stage.event().0, Event::Shut { v: web() });
+        assert!(clients.iter().all(|c| c.count(ms(100)) == 0));
+    }
+);
+
+behind_the_gate!(a_stopped_process_serves_nobody, || {
+    let peer = cable();
+    let stage = Stage::new(vec![set(&[VIP])]);
+    let run_dir = stage.run_dir.path().to_owned();
+    // The echo server is another process than the one stopped.
+    drop(stage);
+    let echo = "import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(0, 15, 1)
+s.bind(('192.0.2.10', 7777))
+while True: s.sendto(*s.recvfrom(64))";
+    let Ok(mut echo) = Command::new("python3").args(["-c", echo]).spawn() else {
+        return eprintln!("SKIPPED a_stopped_process_serves_nobody: no python3");
+    };
+    // A child of this test's own program holds the lease.
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "holder", "--nocapture", "--ignored"])
+        .env("STANDIN_TEST_RUN_DIR", &run_dir)
+        .stdout(Stdio::null())
+        .spawn();
+    let mut child = child.unwrap();
+    let client = Client::start(&peer, VIP, "p0");
+    wait_for("the first answer", || !client.answered().is_empty());
+    thread::sleep(ms(100));
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let stopped = now();
+    thread::sleep(ms(600));
+    assert!(here(VIP), "the address is still there");
+    let last = *client.answered().last().unwrap();
+    assert!(
+        last <= stopped + ms(200),
+        "{:?} after the stop",
+        last.since(stopped)
+    );
+    // Awake it renews, and serves again: nobody else was to decide that here.
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    wait_for("answers again", || client.count(ms(20)) > 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let killed = now();
+    thread::sleep(ms(500));
+    let last = *client.answered().last().unwrap();
+    assert!(
+        last <= killed + ms(200),
+        "{:?} after the kill",
+        last.since(killed)
+    );
+    echo.kill().unwrap();
+    echo.wait().unwrap();
+});
+
+/// Not a test: the child of the one above. Renews 200 ms ahead for as long as it lives.
+#[test]
+#[ignore = "started by another test"]
+fn holder() {
+    let run_dir = std::env::var("STANDIN_TEST_RUN_DIR").unwrap();
+    let (takeover, _, _events) = start(run_dir.as_ref(), vec![set(&[VIP])]);
+    loop {
+        takeover.open(&web(), now() + ms(200));
+        thread::sleep(ms(20));
+    }
+}
+
+behind_the_gate!(arp_opens_before_traffic, || {
+    let peer = cable();
+    let _echo = echo(&[VIP]);
+    let _client = Client::start(&peer, VIP, "p0");
+    for _ in 0..20 {
+        let stage = Stage::new(vec![set(&[VIP])]);
+        let frames = peer.frames();
+        stage.open(ms(5000));
+        let mut ours = frames
+            .iter()
+            .filter(|f| f[6..12] == [2, 0, 0, 0, 0, 1] && speaks_for_vip(f));
+        assert_eq!(ours.next().unwrap()[..], GRATUITOUS);
+        ours.find(|f| f[12..14] == [8, 0]).expect("answers follow");
+        stage.takeover().shut(&web());
+        assert_eq!(stage.event().0, Event::Shut { v: web() });
+        assert!(gone(VIP));
+    }
+});
+
+behind_the_gate!(a_late_write_of_an_earlier_life_reaches_nobody, || {
+    let peer = cable();
+    let mut stage = Stage::new(vec![set(&[VIP])]);
+    let _echo = echo(&[VIP]);
+    let client = Client::start(&peer, VIP, "p0");
+    let deadline = stage.open(ms(700));
+    // It lives on, as a thread that was stalled for long might, while the next life begins.
+    let earlier = stage.takeover.take().unwrap();
+    let adopted = stage.restart(vec![set(&[VIP])]);
+    assert_eq!(
+        adopted,
+        [Adopted {
+            virtual_server: web(),
+            deadline
+        }]
+    );
+    assert!(client.count(ms(50)) > 0, "what was open stays open");
+    earlier.open(&web(), now() + ms(60_000));
+    thread::sleep((deadline + ms(150)).since(now()));
+    let last = *client.answered().last().unwrap();
+    assert!(last <= deadline, "{:?} too late", last.since(deadline));
+    // Nor does it shut what the later one opens.
+    stage.takeover().open(&web(), now() + ms(60_000));
+    wait_for("answers", || client.count(ms(20)) > 0);
+    drop(earlier);
+});
+
+behind_the_gate!(a_restart_loses_no_request, || {
+    let peer = cable();
+    let mut stage = Stage::new(vec![set(&[VIP])]);
+    let _echo = echo(&[VIP]);
+    let client = Client::start(&peer, VIP, "p0");
+    stage.open(ms(30_000));
+    wait_for("answers", || client.count(ms(20)) > 0);
+    let (from, before) = (client.answered().len(), client.sent.load(SeqCst));
+    for _ in 0..20 {
+        assert_eq!(stage.restart(vec![set(&[VIP])]).len(), 1);
+    }
+    let sent = client.sent.load(SeqCst) - before;
+    thread::sleep(ms(100));
+    let answered = client.answered().len() - from;
+    assert!(answered + 2 >= sent, "{answered} of {sent} answered");
+});
+
+behind_the_gate!(a_gate_taken_away_is_put_back_and_told, || {
+    let _peer = cable();
+    let stage = Stage::new(vec![set(&[VIP])]);
+    stage.open(ms(20_000));
+    let home = stage.run_dir.path().join("bpf");
+    assert_eq!(pins(&stage, "s0"), 2);
+    for entry in std::fs::read_dir(&home).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none() && !path.ends_with("doors") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let Event::Restored { what, .. } = stage.event().0 else {
+        panic!()
+    };
+    assert!(
+        what.starts_with("the gate on ") && what.contains("s0"),
+        "{what}"
+    );
+    assert_eq!(pins(&stage, "s0"), 2);
+    stage.no_event();
+});
+
+behind_the_gate!(every_interface_has_the_gate, || {
+    let peer = cable();
+    let stage = Stage::new(vec![set(&[VIP])]);
+    let echo = echo(&[VIP]);
+    // This one comes later.
+    sh(&format!(
+        "ip link add s1 address 02:00:00:00:00:01 type veth peer name p1
+         ip link set p1 netns {}
+         echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter
+         echo 0 > /proc/sys/net/ipv4/conf/s1/rp_filter
+         ip link set s1 up",
+        peer.tid
+    ));
+    peer.sh("ip link set p1 up; ip route add 192.0.2.10/32 dev p1 src 192.0.2.99");
+    wait_for("the gate on s1", || pins(&stage, "s1") == 2);
+    sh("ip address add 192.0.2.10/24 dev s0");
+    let client = Client::start(&peer, VIP, "p1");
+    assert_eq!(client.count(ms(100)), 0);
+    assert_eq!(echo.heard.load(SeqCst), 0);
+    let deadline = stage.open(ms(800));
+    wait_for("requests through s1", || echo.heard.load(SeqCst) > 0);
+    thread::sleep((deadline + ms(50)).since(now()));
+    sh("ip address replace 192.0.2.10/24 dev s0");
+    let before = echo.heard.load(SeqCst);
+    thread::sleep(ms(100));
+    assert_eq!(echo.heard.load(SeqCst), before);
+    // One made anew has it too, and the old one's is forgotten.
+    let pinned = || {
+        std::fs::read_dir(stage.run_dir.path().join("bpf"))
+            .unwrap()
+            .count()
+    };
+    let with_s1 = pinned();
+    sh("ip link del s1");
+    wait_for("the end of s1", || pinned() == with_s1 - 2);
+    sh("ip link add s1 type veth peer name s2");
+    wait_for("the gate on the new s1", || pins(&stage, "s1") == 2);
+});
+
+behind_the_gate!(a_clean_stop_takes_the_gate_away, || {
+    let peer = cable();
+    let mut stage = Stage::new(vec![set(&[VIP])]);
+    let _echo = echo(&[VIP]);
+    let client = Client::start(&peer, VIP, "p0");
+    stage.open(ms(20_000));
+    stage.takeover.take().unwrap().close();
+    assert!(!here(VIP));
+    assert_eq!(client.count(ms(50)), 0);
+    takeover::unmount_gate(stage.run_dir.path());
+    let home = stage.run_dir.path().join("bpf");
+    assert!(!home.exists());
+    // What is put there by hand now is nobody's business.
+    sh("ip address add 192.0.2.10/24 dev s0");
+    wait_for("answers", || client.count(ms(20)) > 0);
+});
+
+behind_the_gate!(shutting_a_thousand_addresses_waits_for_none, || {
+    let _peer = cable();
+    let many: Vec<String> = (0..1000)
+        .map(|n| format!("198.51.{}.{}/16", 100 + n / 250, 1 + n % 250))
+        .collect();
+    let texts: Vec<&str> = many.iter().map(String::as_str).collect();
+    let stage = Stage::new(vec![set(&texts)]);
+    let there = || sh("ip -o address show dev s0").matches(" 198.51.").count();
+    stage.open(ms(20_000));
+    let before = now();
+    stage.takeover().shut(&web());
+    let (event, at) = stage.events.try_recv().expect("told at once");
+    assert_eq!(event, Event::Shut { v: web() });
+    eprintln!("told shut after {:?}", at.since(before));
+    wait_for("the removal", || there() == 0);
+    eprintln!("removed after at most {:?}", now().since(before));
+    stage.no_event();
+});
+
+#[test]
+fn a_user_namespace_has_no_gate_and_says_so() {
+    if std::env::var_os(INSIDE).is_none() {
+        return inside("a_user_namespace_has_no_gate_and_says_so", "user", true);
+    }
+    let _peer = cable();
+    let run_dir = tempfile::tempdir().unwrap();
+    let home = GateHome::mount(run_dir.path());
+    let (takeover, _) =
+        Takeover::start(run_dir.path(), home, vec![set(&[VIP])], None, drop).unwrap();
+    let said = takeover.gate_in_force();
+    eprintln!("{said}");
+    assert!(said.starts_with("addresses only: eBPF refused: "), "{said}");
+    assert_eq!(takeover.margin(), ms(2));
+    takeover.open(&web(), now() + ms(5000));
+    wait_for("the address", || here(VIP));
+    takeover.close();
+    assert!(!here(VIP));
+}

@@ -1,0 +1,366 @@
+//! The gate at the interfaces: put there, looked after, put back, taken away.
+
+use super::{Gate, Programs, lock};
+use crate::{
+    netlink::Link as Interface,
+    sys::bpf::{Attached, Link, Side},
+};
+use nix::libc::ENODEV;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::TryLockError,
+};
+
+const SIDES: [Side; 2] = [Side::Ingress, Side::Egress];
+
+/// The interfaces that have the gate, by index.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    with_gate: BTreeMap<u32, Place>,
+    /// Where it could not be put.
+    without: BTreeSet<u32>,
+}
+
+#[derive(Debug)]
+struct Place {
+    name: String,
+    ethernet: bool,
+    links: [Link; 2],
+}
+
+/// Whether packets of a virtual address could pass here. What passes a bridge's port for this server passes
+/// the bridge too, and what passes it for others is none of our business.
+fn carries(interface: &Interface) -> bool {
+    !interface.loopback && !interface.bridge_port
+}
+
+fn is_gone(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(ENODEV)
+}
+
+impl Gate {
+    /// Attaches the gate to all of these interfaces, which are all there are: in the place of an earlier life's,
+    /// or in front of what else is there. Returns those where it had been and was missing.
+    pub(crate) fn attach_all(&self, interfaces: &[Interface]) -> Result<Vec<String>, String> {
+        let mut places = lock(&self.places);
+        let there = |index: &u32| interfaces.iter().any(|i| i.index == *index && carries(i));
+        places.with_gate.retain(|index, _| there(index));
+        places.without.retain(there);
+        let mut back = Vec::new();
+        for interface in interfaces.iter().filter(|i| carries(i)) {
+            back.extend(self.attach_one(&mut places, interface)?);
+        }
+        drop(places);
+        self.sweep_pins(interfaces);
+        Ok(back)
+    }
+
+    /// An interface is new or has changed.
+    pub(crate) fn attach(&self, interface: &Interface) -> Result<(), String> {
+        let mut places = lock(&self.places);
+        if carries(interface) {
+            return self.attach_one(&mut places, interface).map(drop);
+        }
+        drop(places);
+        self.detach(interface.index);
+        Ok(())
+    }
+
+    /// An interface is gone.
+    pub(crate) fn detach(&self, index: u32) {
+        let mut places = lock(&self.places);
+        places.without.remove(&index);
+        if places.with_gate.remove(&index).is_some() {
+            self.unpin(index);
+        }
+    }
+
+    /// Looks after all places; returns where the gate was missing and has been put back.
+    pub(crate) fn verify(&self) -> Result<Vec<String>, String> {
+        let mut places = lock(&self.places);
+        let known: Vec<Interface> = places
+            .with_gate
+            .iter()
+            .map(|(index, p)| Interface::known(*index, &p.name, p.ethernet))
+            .collect();
+        let mut back = Vec::new();
+        for interface in &known {
+            back.extend(self.attach_one(&mut places, interface)?);
+        }
+        Ok(back)
+    }
+
+    /// Whether our program is at both sides of every known interface now. False also if somebody is just busy
+    /// with them.
+    pub(crate) fn holds(&self) -> bool {
+        let places = match self.places.try_lock() {
+            Ok(places) => places,
+            Err(TryLockError::Poisoned(places)) => places.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        places.without.is_empty()
+            && !places.with_gate.is_empty()
+            && places.with_gate.iter().all(|(index, place)| {
+                SIDES.iter().zip(&place.links).all(|(side, link)| {
+                    let program = self.programs(place.ethernet).on(*side);
+                    match Attached::query(*index, *side) {
+                        Ok(attached) => attached.carries(link, program),
+                        Err(e) => is_gone(&e),
+                    }
+                })
+            })
+    }
+
+    /// The names of the interfaces that have the gate.
+    pub(crate) fn interfaces(&self) -> Vec<String> {
+        let places = lock(&self.places);
+        places.with_gate.values().map(|p| p.name.clone()).collect()
+    }
+
+    /// Takes the gate away: a clean stop.
+    pub(crate) fn remove(&self) {
+        *lock(&self.places) = Places::default();
+        unpin_all(&self.home);
+    }
+
+    fn programs(&self, ethernet: bool) -> &Programs {
+        if ethernet { &self.ethernet } else { &self.bare }
+    }
+
+    /// The interface's name if the gate had been there and was missing.
+    fn attach_one(
+        &self,
+        places: &mut Places,
+        interface: &Interface,
+    ) -> Result<Option<String>, String> {
+        let Interface { index, name, .. } = interface;
+        let known = places.with_gate.remove(index);
+        let was_known = known.is_some();
+        let mut old = known.map_or([None, None], |p| p.links.map(Some));
+        let (mut links, mut missing) = (Vec::new(), false);
+        for (side, old) in SIDES.into_iter().zip(&mut old) {
+            match self.attach_side(interface, side, old.take()) {
+                Ok((link, put)) => {
+                    links.push(link);
+                    missing |= put;
+                }
+                Err(e) if is_gone(&e) => {
+                    places.without.remove(index);
+                    self.unpin(*index);
+                    return Ok(None);
+                }
+                Err(e) => {
+                    places.without.insert(*index);
+                    return Err(format!("cannot gate interface {name}: {e}"));
+                }
+            }
+        }
+        if let Ok(links) = links.try_into() {
+            let place = Place {
+                name: name.clone(),
+                ethernet: interface.ethernet,
+                links,
+            };
+            places.with_gate.insert(*index, place);
+            places.without.remove(index);
+        }
+        Ok((was_known && missing).then(|| name.clone()))
+    }
+
+    /// Our link with our program at one side, pinned; whether anything was to be done.
+    fn attach_side(
+        &self,
+        interface: &Interface,
+        side: Side,
+        old: Option<Link>,
+    ) -> io::Result<(Link, bool)> {
+        let program = self.programs(interface.ethernet).on(side);
+        let attached = Attached::query(interface.index, side)?;
+        let path = self.pin_path(side, interface.index);
+        let pinned = old.is_some() && path.exists();
+        // A link that is attached elsewhere or nowhere is not ours any more: index numbers come back.
+        let old = old.or_else(|| Link::pinned(&path).ok());
+        let (link, mut put) = match old.filter(|link| attached.has(link)) {
+            Some(link) if attached.carries(&link, program) => (link, false),
+            Some(link) => {
+                link.update(program)?;
+                (link, true)
+            }
+            None => (Link::create(interface.index, side, program)?, true),
+        };
+        if put || !pinned {
+            let _ = fs::remove_file(&path);
+            link.pin(&path)?;
+            put = true;
+        }
+        Ok((link, put))
+    }
+
+    fn pin_path(&self, side: Side, index: u32) -> PathBuf {
+        let side = match side {
+            Side::Ingress => "ingress",
+            Side::Egress => "egress",
+        };
+        self.home.join(format!("{side}-{index}"))
+    }
+
+    fn unpin(&self, index: u32) {
+        for side in SIDES {
+            let _ = fs::remove_file(self.pin_path(side, index));
+        }
+    }
+
+    /// Removes what is pinned of interfaces that are gone.
+    fn sweep_pins(&self, interfaces: &[Interface]) {
+        let index_of = |path: &Path| {
+            path.file_name()?
+                .to_str()?
+                .split_once('-')?
+                .1
+                .parse::<u32>()
+                .ok()
+        };
+        for path in pins(&self.home) {
+            if let Some(index) = index_of(&path)
+                && !interfaces.iter().any(|i| i.index == index && carries(i))
+            {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// What is pinned there. The kernel's own files in it have a dot in their names.
+pub(crate) fn pins(home: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(home).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_none()).collect()
+}
+
+/// Removes whatever gate is pinned there.
+pub(crate) fn unpin_all(home: &Path) {
+    for path in pins(home) {
+        if let Err(e) = fs::remove_file(&path) {
+            log::warn!("cannot remove {}: {e}", path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::gate::GateHome;
+    use nix::sched::{CloneFlags, unshare};
+    use std::{
+        process::Command,
+        time::{Duration, Instant},
+    };
+
+    fn ip(arguments: &str) {
+        let done = Command::new("ip").args(arguments.split(' ')).status();
+        assert!(done.unwrap().success(), "ip {arguments}");
+    }
+
+    fn interface(name: &str) -> Interface {
+        let index = nix::net::if_::if_nametoindex(name).unwrap();
+        Interface::known(index, name, true)
+    }
+
+    /// A gate in a mount and a network namespace of this thread's own, with the interface d0.
+    fn stage() -> Option<(tempfile::TempDir, Gate)> {
+        let spaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
+        let run_dir = tempfile::tempdir().unwrap();
+        let gate = match unshare(spaces) {
+            Ok(()) => GateHome::mount(run_dir.path()).into_path(),
+            Err(e) => Err(e.to_string()),
+        };
+        match gate.and_then(Gate::load) {
+            Ok(gate) => {
+                ip("link add d0 type veth peer name d1");
+                Some((run_dir, gate))
+            }
+            Err(why) => {
+                eprintln!("SKIPPED: no gate in the kernel here: {why}");
+                None
+            }
+        }
+    }
+
+    /// The kernel frees a link that nobody holds a little later.
+    fn freed(index: u32) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while SIDES.map(|s| Attached::query(index, s).unwrap().len()) != [0, 0] {
+            assert!(Instant::now() < end, "still attached");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn what_another_takes_off_is_put_back() {
+        let Some((_run_dir, gate)) = stage() else {
+            return;
+        };
+        let d0 = interface("d0");
+        assert!(!gate.holds());
+        assert_eq!(gate.attach_all(std::slice::from_ref(&d0)), Ok(vec![]));
+        assert!(gate.holds());
+        assert_eq!(gate.verify(), Ok(vec![]));
+        for side in [0, 1] {
+            let places = lock(&gate.places);
+            places.with_gate[&d0.index].links[side].detach().unwrap();
+            drop(places);
+            assert!(!gate.holds());
+            assert_eq!(gate.verify(), Ok(vec!["d0".to_owned()]));
+            assert!(gate.holds());
+        }
+        fs::remove_file(gate.pin_path(Side::Egress, d0.index)).unwrap();
+        assert_eq!(gate.verify(), Ok(vec!["d0".to_owned()]));
+        assert!(gate.pin_path(Side::Egress, d0.index).exists());
+    }
+
+    #[test]
+    fn a_later_life_takes_the_place_and_an_interface_that_is_gone_is_forgotten() {
+        let Some((run_dir, gate)) = stage() else {
+            return;
+        };
+        let d0 = interface("d0");
+        gate.attach_all(std::slice::from_ref(&d0)).unwrap();
+        let later = Gate::load(run_dir.path().join("bpf")).unwrap();
+        later.attach_all(std::slice::from_ref(&d0)).unwrap();
+        assert!(later.holds() && !gate.holds());
+        let attached = Attached::query(d0.index, Side::Ingress).unwrap();
+        let places = lock(&later.places);
+        assert!(attached.has(&places.with_gate[&d0.index].links[0]));
+        assert_eq!(
+            attached.len(),
+            1,
+            "in the place of the other, not beside it"
+        );
+        drop(places);
+        ip("link del d0");
+        assert_eq!(later.verify(), Ok(vec![]));
+        assert!(!later.pin_path(Side::Ingress, d0.index).exists());
+        ip("link add d0 type veth peer name d1");
+        later.attach_all(&[interface("d0")]).unwrap();
+        assert!(later.holds());
+        later.remove();
+        drop(gate);
+        freed(interface("d0").index);
+    }
+
+    #[test]
+    fn ports_of_a_bridge_have_none() {
+        let Some((_run_dir, gate)) = stage() else {
+            return;
+        };
+        let mut d0 = interface("d0");
+        gate.attach_all(std::slice::from_ref(&d0)).unwrap();
+        d0.bridge_port = true;
+        gate.attach(&d0).unwrap();
+        assert_eq!(gate.interfaces(), Vec::<String>::new());
+        freed(d0.index);
+    }
+}

@@ -1,0 +1,307 @@
+//! The kernel's gate: packets of a virtual address pass only while now <= its deadline, whatever electd does.
+//!
+//! ```text
+//!   electd, worker ── deadlines, absolute ──▶ doors (a map: memory shared with the kernel)
+//!                                               ▲
+//!   packet ──▶ program at every interface ──────┴── addresses (a map: which door)
+//! ```
+//!
+//! Links, and the doors for the next electd, are pinned in `<run-dir>/bpf`: the gate stays when electd is
+//! killed, and shuts by itself. Each life of electd has programs and maps of its own and puts them in the
+//! place of the earlier ones, so that a late write of an earlier life reaches memory that nobody looks at.
+
+mod assembler;
+mod attach;
+mod program;
+
+use crate::sys::bpf::{Attached, Map, Memory, Program, Side};
+use attach::Places;
+pub(crate) use attach::{pins, unpin_all};
+use config::VirtualAddress;
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use protocol::{BootTime, VirtualServerName};
+use std::{
+    fs,
+    net::IpAddr,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::SeqCst},
+};
+
+/// Twice what a configuration may hold: at a reload some are on their way out.
+const DOORS: usize = 512;
+const ADDRESSES: usize = 65_536;
+
+/// A door: two deadlines in nanoseconds of CLOCK_BOOTTIME, then the name of its virtual server.
+const NAME_AT: usize = 16;
+const NAME: usize = 64;
+const DOOR: usize = NAME_AT + NAME;
+
+/// The doors as pinned; another name first, so that no moment is without. (No dots: the kernel keeps those.)
+const PINNED_DOORS: &str = "doors";
+const COMING_DOORS: &str = "doors-new";
+
+/// Index of the loopback interface, in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Where the kernel's gate is kept, or why there is none.
+#[derive(Clone, Debug)]
+pub struct GateHome(Result<PathBuf, String>);
+
+impl GateHome {
+    /// `<run-dir>/bpf`, with a BPF file system mounted there if there is none yet: this needs
+    /// CAP_SYS_ADMIN, which may be dropped afterwards. CAP_BPF and CAP_NET_ADMIN are needed to go on.
+    pub fn mount(run_dir: &Path) -> Self {
+        let home = run_dir.join("bpf");
+        Self(mounted(&home).map(|()| home))
+    }
+
+    /// No gate in the kernel; `why` is told by [`crate::Takeover::gate_in_force`].
+    pub fn none(why: &str) -> Self {
+        Self(Err(why.to_owned()))
+    }
+
+    pub(crate) fn into_path(self) -> Result<PathBuf, String> {
+        self.0
+    }
+}
+
+fn is_mounted(home: &Path) -> bool {
+    statfs(home).is_ok_and(|f| f.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn mounted(home: &Path) -> Result<(), String> {
+    let shown = home.display();
+    if is_mounted(home) {
+        return Ok(());
+    }
+    if let Err(e) = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(home)
+    {
+        return Err(format!("cannot create {shown}: {e}"));
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("standin"), home, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(|e| format!("cannot mount a BPF file system at {shown}: {}", e.desc()))
+}
+
+/// Unmounts `<run-dir>/bpf` if no gate is left in it. Needs CAP_SYS_ADMIN.
+pub fn unmount_gate(run_dir: &Path) {
+    let home = run_dir.join("bpf");
+    if is_mounted(&home) && pins(&home).is_empty() {
+        match nix::mount::umount(&home) {
+            Ok(()) => drop(fs::remove_dir(&home)),
+            Err(e) => log::warn!("cannot unmount {}: {e}", home.display()),
+        }
+    }
+}
+
+/// Whether this process could have the kernel's gate; the words say why not.
+pub fn check_gate() -> Result<(), String> {
+    Gate::load(PathBuf::new()).map(drop)
+}
+
+#[derive(Debug)]
+struct Programs {
+    ingress: Program,
+    egress: Program,
+}
+
+impl Programs {
+    fn load(header: i32, addresses: &Map, doors: &Map) -> Result<Self, String> {
+        let load = |side| {
+            let code = program::program(side, header, addresses.fd(), doors.fd())
+                .ok_or("the gate's program has a wrong jump")?;
+            Program::load(&code).map_err(|e| format!("loading a program: {e}"))
+        };
+        Ok(Self {
+            ingress: load(Side::Ingress)?,
+            egress: load(Side::Egress)?,
+        })
+    }
+
+    fn on(&self, side: Side) -> &Program {
+        match side {
+            Side::Ingress => &self.ingress,
+            Side::Egress => &self.egress,
+        }
+    }
+}
+
+/// One electd's gate: its own programs and maps.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    home: PathBuf,
+    addresses: Map,
+    doors: Map,
+    memory: Memory,
+    ethernet: Programs,
+    /// For tunnels whose packets have no link-layer header.
+    bare: Programs,
+    free: Mutex<Vec<usize>>,
+    places: Mutex<Places>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gate {
+    /// Loads programs and empty maps; nothing is attached yet.
+    pub(crate) fn load(home: PathBuf) -> Result<Self, String> {
+        let table = |e| format!("making a map: {e} (CAP_BPF is needed)");
+        let addresses = Map::hash(16, 4, ADDRESSES).map_err(table)?;
+        let doors = Map::array(DOOR, DOORS).map_err(table)?;
+        let memory = doors
+            .memory()
+            .map_err(|e| format!("sharing a map's memory: {e}"))?;
+        Attached::query(LOOPBACK, Side::Ingress).map_err(|e| {
+            format!("asking for the programs of an interface (TCX, Linux 6.6 or later): {e}")
+        })?;
+        Ok(Self {
+            home,
+            ethernet: Programs::load(14, &addresses, &doors)?,
+            bare: Programs::load(0, &addresses, &doors)?,
+            addresses,
+            doors,
+            memory,
+            free: Mutex::new((0..DOORS).rev().collect()),
+            places: Mutex::new(Places::default()),
+        })
+    }
+
+    /// The doors that an earlier life of electd left, if any.
+    pub(crate) fn earlier(&self) -> Option<Earlier> {
+        Map::pinned_array(&self.home.join(PINNED_DOORS), DOOR)
+            .ok()
+            .map(Earlier)
+    }
+
+    /// Leaves the doors to the next life.
+    pub(crate) fn pin_doors(&self) -> Result<(), String> {
+        let (coming, pinned) = (self.home.join(COMING_DOORS), self.home.join(PINNED_DOORS));
+        let _ = fs::remove_file(&coming);
+        self.doors
+            .pin(&coming)
+            .and_then(|()| fs::rename(&coming, &pinned))
+            .map_err(|e| format!("pinning {}: {e}", pinned.display()))
+    }
+}
+
+fn key(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+/// The deadlines of an earlier life.
+#[derive(Debug)]
+pub(crate) struct Earlier(Map);
+
+impl Earlier {
+    /// First and second deadline of that virtual server's door.
+    pub(crate) fn deadlines(&self, v: &VirtualServerName) -> Option<(BootTime, BootTime)> {
+        let name = name_bytes(v);
+        let doors = (0..self.0.entries() as u32).filter_map(|n| self.0.get(&n.to_ne_bytes()).ok());
+        let number = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).ok().map(BootTime);
+        doors
+            .filter(|door| door[NAME_AT..] == name)
+            .filter_map(|door| Some((number(&door[..8])?, number(&door[8..16])?)))
+            .max_by_key(|(_, second)| *second)
+    }
+}
+
+fn name_bytes(v: &VirtualServerName) -> [u8; NAME] {
+    let mut bytes = [0; NAME];
+    for (to, from) in bytes.iter_mut().zip(v.to_string().bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
+/// One virtual server's door. Shut and given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Door {
+    gate: Arc<Gate>,
+    place: usize,
+}
+
+impl Door {
+    /// A door, shut.
+    pub(crate) fn new(gate: &Arc<Gate>, v: &VirtualServerName) -> Result<Self, String> {
+        let place = lock(&gate.free).pop();
+        let place = place.ok_or_else(|| format!("more than {DOORS} virtual servers"))?;
+        let door = Self {
+            gate: gate.clone(),
+            place,
+        };
+        let mut bytes = [0; DOOR];
+        bytes[NAME_AT..].copy_from_slice(&name_bytes(v));
+        gate.doors
+            .set(&(place as u32).to_ne_bytes(), &bytes)
+            .map_err(|e| format!("naming a door: {e}"))?;
+        Ok(door)
+    }
+
+    /// Leads packets of these addresses through this door.
+    pub(crate) fn lead(&self, addresses: &[VirtualAddress]) -> Result<(), String> {
+        let here = (self.place as u32).to_ne_bytes();
+        for a in addresses {
+            let led = self.gate.addresses.set(&key(a.ip), &here);
+            led.map_err(|e| format!("cannot lead {} through the gate: {e}", a.ip))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets an address, which is on no interface any more.
+    pub(crate) fn forget(&self, address: &VirtualAddress) {
+        let mine = (self.place as u32).to_ne_bytes();
+        let key = key(address.ip);
+        if self.gate.addresses.get(&key).is_ok_and(|door| door == mine)
+            && let Err(e) = self.gate.addresses.remove(&key)
+        {
+            log::warn!("cannot take {} out of the gate: {e}", address.ip);
+        }
+    }
+
+    /// ARP and neighbour discovery pass until then.
+    pub(crate) fn open_first(&self, deadline: BootTime) {
+        self.gate
+            .memory
+            .word(self.place, 0)
+            .store(deadline.0, SeqCst);
+    }
+
+    /// Everything passes until then.
+    pub(crate) fn open(&self, deadline: BootTime) {
+        self.set(deadline, deadline);
+    }
+
+    /// Takes the deadlines of an earlier life.
+    pub(crate) fn set(&self, first: BootTime, second: BootTime) {
+        self.open_first(first);
+        self.gate.memory.word(self.place, 1).store(second.0, SeqCst);
+    }
+
+    /// Nothing passes. Whether it reads back so.
+    pub(crate) fn shut(&self) -> bool {
+        let words = [1, 0].map(|n| self.gate.memory.word(self.place, n));
+        for word in words {
+            word.store(0, SeqCst);
+        }
+        words.iter().all(|word| word.load(SeqCst) == 0)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // Not shut: electd ends without a word when it is killed too, and the next one adopts.
+        lock(&self.gate.free).push(self.place);
+    }
+}
