@@ -8,6 +8,7 @@
 mod config;
 mod disk;
 mod failover;
+mod hostile;
 mod membership;
 mod others;
 mod quorum;
@@ -72,6 +73,13 @@ tests! {
     config:
         config_errors_name_file_line_key_and_mend
         check_accepts_a_good_server;
+    hostile:
+        forged_and_damaged_packets_change_nothing
+        replayed_and_reordered_beats_change_nothing
+        replayed_and_damaged_signals_change_nothing
+        floods_of_garbage_hide_no_beat
+        half_open_and_slow_connections_keep_no_link_out
+        local_sockets_stand_garbage_and_floods;
     others:
         status_tells_what_it_promises
         the_judge_sees_two_masters_where_there_are_two
@@ -86,6 +94,11 @@ fn main() -> ExitCode {
         && let Some(test) = TESTS.iter().find(|t| t.name == name)
     {
         return one(test);
+    }
+    if let [option, attack @ ..] = &args[..]
+        && option == "--attack"
+    {
+        return hostile::attack(attack);
     }
     let (options, parts): (Vec<_>, Vec<_>) = args.into_iter().partition(|a| a.starts_with("--"));
     let wanted =
