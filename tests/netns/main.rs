@@ -13,6 +13,7 @@ mod membership;
 mod others;
 mod quorum;
 mod scene;
+mod slow;
 
 use scene::Outcome;
 use std::{
@@ -79,7 +80,17 @@ tests! {
         replayed_and_damaged_signals_change_nothing
         floods_of_garbage_hide_no_beat
         half_open_and_slow_connections_keep_no_link_out
-        local_sockets_stand_garbage_and_floods;
+        local_sockets_stand_garbage_and_floods
+        roles_find_each_other_while_their_sockets_are_attacked
+        strange_users_reach_no_local_socket;
+    slow:
+        hanging_crashing_and_talkative_scripts_disturb_nothing
+        a_full_disk_and_a_dead_log_disturb_nothing
+        a_hundred_clients_asking_for_status_disturb_nothing
+        hogs_and_memory_pressure_disturb_nothing
+        a_killed_main_daemon_finds_its_roles_again
+        rounds_of_restarts_cost_no_takeover
+        two_roles_killed_at_once_cost_no_takeover;
     others:
         status_tells_what_it_promises
         the_judge_sees_two_masters_where_there_are_two
@@ -99,6 +110,11 @@ fn main() -> ExitCode {
         && option == "--attack"
     {
         return hostile::attack(attack);
+    }
+    if let [option, bytes] = &args[..]
+        && option == "--eat"
+    {
+        return slow::eat(bytes);
     }
     let (options, parts): (Vec<_>, Vec<_>) = args.into_iter().partition(|a| a.starts_with("--"));
     let wanted =

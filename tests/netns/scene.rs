@@ -155,8 +155,17 @@ pub fn unlapsed(cluster: &mut Cluster, act: impl FnOnce(&mut Cluster) -> Outcome
 /// Memory in use by each role of a server, in bytes.
 pub fn memory(cluster: &Cluster, server: usize) -> Vec<(String, u64)> {
     let roles = ["hbd", "listend", "doctord", "electd"];
-    let rss = |role: &str| cluster.role(server, role).iter().map(|p| p.usage().rss).sum();
-    roles.iter().map(|role| ((*role).to_owned(), rss(role))).collect()
+    let rss = |role: &str| {
+        cluster
+            .role(server, role)
+            .iter()
+            .map(|p| p.usage().rss)
+            .sum()
+    };
+    roles
+        .iter()
+        .map(|role| ((*role).to_owned(), rss(role)))
+        .collect()
 }
 
 /// No role may have grown by more than this since `before`, whatever happened to it.
@@ -173,12 +182,7 @@ pub fn bounded(cluster: &Cluster, server: usize, before: &[(String, u64)]) -> Ou
 }
 
 /// The counter must rise above what it was.
-pub fn rises(
-    cluster: &Cluster,
-    server: usize,
-    (role, what): (&str, &str),
-    before: u64,
-) -> Outcome {
+pub fn rises(cluster: &Cluster, server: usize, (role, what): (&str, &str), before: u64) -> Outcome {
     let name = format!("{what} of {role} on {} rises", cluster.name(server));
     lab::wait_for(&name, PATIENCE, || {
         (cluster.counter(server, role, what) > before).then_some(())

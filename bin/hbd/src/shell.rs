@@ -443,7 +443,8 @@ impl Shell {
             Ok(keys) => self.core.set_keys(sealer(&keys, &self.boot.config)),
             Err(e) => log::info!("the cluster key stays as it was, a restart reads it again: {e}"),
         }
-        self.core.configure(settings(&self.boot.config, &self.boot.me));
+        self.core
+            .configure(settings(&self.boot.config, &self.boot.me));
         self.broken.clear();
         self.renew_slots(port == self.boot.config.cluster.port)?;
         log::info!("configuration reloaded");

@@ -209,7 +209,8 @@ mod tests {
 
     #[test]
     fn a_peers_datagrams_have_a_buffer_of_their_own() {
-        let [a, b, c]: [IpAddr; 3] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(|a| a.parse().unwrap());
+        let [a, b, c]: [IpAddr; 3] =
+            ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(|a| a.parse().unwrap());
         let any = Socket::open(a, 0).unwrap();
         let port = any.inner.local_addr().unwrap().port();
         let from_b = Socket::open_for(b, a, port, std::iter::once(&any)).unwrap();
@@ -218,7 +219,10 @@ mod tests {
         assert_eq!(Socket::open(a, port).unwrap_err(), Errno::EADDRINUSE);
         assert_eq!(Socket::bound(a, port, true).unwrap_err(), Errno::EADDRINUSE);
         let (to, mut buffer) = (SocketAddr::new(a, port), [0; 50]);
-        let (peer, flood) = (Socket::open(b, port).unwrap(), Socket::open(c, port).unwrap());
+        let (peer, flood) = (
+            Socket::open(b, port).unwrap(),
+            Socket::open(c, port).unwrap(),
+        );
         let stranger = Socket::open(c, 0).unwrap();
         for _ in 0..20_000 {
             flood.send(b"garbage", to).unwrap();
