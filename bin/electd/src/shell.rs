@@ -20,6 +20,7 @@ use protocol::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
+    time::Duration,
 };
 use takeover::{GateHome, ScriptRole, ScriptRun, Scripts, Takeover};
 
@@ -46,6 +47,10 @@ pub struct Shell {
     notes: Vec<String>,
     alarms: VecDeque<String>,
     stopped: bool,
+    /// When the last beat was made, and the longest time between two.
+    beats: (Option<BootTime>, Duration),
+    /// Messages of neighbours that could not be read.
+    malformed: u64,
     /// Lost last, so that no other electd starts before everything above is gone.
     _lock: InstanceLock,
 }
@@ -108,6 +113,8 @@ impl Shell {
             notes: Vec::new(),
             alarms: VecDeque::new(),
             stopped: false,
+            beats: (None, Duration::ZERO),
+            malformed: 0,
             _lock: lock,
         };
         log::info!("gate: {}", shell.takeover.gate_in_force());
@@ -156,15 +163,15 @@ impl Shell {
                 Ok(DoctordToElectd::Beat { from, at, beat }) => self.tell(Input::Beat { from, at, beat }),
                 Ok(DoctordToElectd::Ack { from, ack, .. }) => self.tell(Input::Ack { from, ack }),
                 Ok(DoctordToElectd::Health(health)) => self.tell(Input::Health(health)),
-                Err(e) => log::warn!("unreadable message from doctord: {e}"),
+                Err(e) => self.unreadable(Role::Doctord, &e),
             },
             Event::Message { from: Role::Listend, bytes } => match codec::decode(&bytes) {
                 Ok(ListendToElectd::Signal { from, signal }) => self.tell(Input::Signal { from, signal }),
                 Ok(ListendToElectd::Link { server, up: true }) => self.tell(Input::Linked(server)),
                 Ok(ListendToElectd::Link { up: false, .. }) => {}
-                Err(e) => log::warn!("unreadable message from listend: {e}"),
+                Err(e) => self.unreadable(Role::Listend, &e),
             },
-            Event::Message { from, .. } => log::warn!("{from} has nothing to say to electd"),
+            Event::Message { from, .. } => self.unreadable(from, &"nothing that electd listens to"),
             Event::Ctl { conn, request } => self.request(conn, request),
             Event::PeerGone(Role::Doctord) => self.tell(Input::DoctorLost),
             Event::Up(Role::Listend) => {
@@ -184,6 +191,22 @@ impl Shell {
             Event::Reload => self.reload(),
             Event::Deadline => self.elector.handle_timeout(daemon::now()),
         }
+    }
+
+    /// Counted; told ever more seldom, for it may be a flood.
+    fn unreadable(&mut self, from: Role, why: &dyn std::fmt::Display) {
+        self.malformed += 1;
+        if self.malformed.is_power_of_two() {
+            log::warn!("unreadable message from {from}: {why} ({} in all)", self.malformed);
+        }
+    }
+
+    fn beat_made(&mut self) -> BootTime {
+        let now = daemon::now();
+        let (last, longest) = &mut self.beats;
+        *longest = last.map_or(Duration::ZERO, |last| now.since(last)).max(*longest);
+        *last = Some(now);
+        now
     }
 
     fn report(&mut self, report: Report) {
@@ -219,7 +242,8 @@ impl Shell {
             match output {
                 Output::Remember(memory) => remembered = self.memory.write(memory),
                 Output::Beat(beat) if may_rely => {
-                    self.events.send(Role::Hbd, &ElectdToHbd::Beat { made: daemon::now(), beat });
+                    let made = self.beat_made();
+                    self.events.send(Role::Hbd, &ElectdToHbd::Beat { made, beat });
                 }
                 Output::Ack { to, ack } if may_rely => {
                     self.events.send(Role::Hbd, &ElectdToHbd::Ack { made: daemon::now(), to, ack });
@@ -339,6 +363,9 @@ impl Shell {
         }
         let mut counters = self.events.counters();
         counters.extend(self.elector.counters().iter().map(|(what, n)| ((*what).to_owned(), *n)));
+        let gap = u64::try_from(self.beats.1.as_micros()).unwrap_or(u64::MAX);
+        counters.insert("beat_gap_max_us".to_owned(), gap);
+        counters.insert("refused_malformed".to_owned(), self.malformed);
         let notes = self.notes.iter().chain(&self.alarms).cloned().collect();
         self.boot.status(counters, notes, Detail::Electd(Box::new(view)))
     }
