@@ -3,6 +3,7 @@
 use config::{Config, Preempt, Quorum};
 use election::{Mode, Settings, VirtualServerSettings};
 use protocol::ServerName;
+use std::net::IpAddr;
 use takeover::AddressSet;
 
 /// What the elector needs to know.
@@ -35,6 +36,12 @@ pub fn election(config: &Config, me: &ServerName) -> Settings {
         virtual_servers: virtual_servers.collect(),
         config_hash: config.hash,
     }
+}
+
+/// Where the servers of the cluster are.
+pub fn server_addresses(config: &Config) -> Vec<IpAddr> {
+    let servers = config.servers.iter();
+    servers.flat_map(|s| s.addresses.iter().copied()).collect()
 }
 
 /// The addresses this server may have to take over: none for a witness.

@@ -240,7 +240,8 @@ impl Judge {
             | Body::ReadyQuery
             | Body::Ready
             | Body::NotReady { .. }
-            | Body::HandOver { .. } => {}
+            | Body::HandOver { .. }
+            | Body::Clients { .. } => {}
         }
     }
 

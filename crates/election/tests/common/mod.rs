@@ -18,7 +18,7 @@ use protocol::{
     local::ring::{Health, HealthState, LinkHealth, ServerHealth},
     wire::{
         beat::{Ack, Beat},
-        signal::{Body, Signal},
+        signal::{Body, Client, Signal},
     },
 };
 use std::{
@@ -183,6 +183,8 @@ pub struct Server {
     pub gate_delay: (u64, u64),
     doctor: Doctor,
     pub interface_up: bool,
+    /// What its takeover was told to keep in mind.
+    pub clients: Vec<(VirtualServerName, Vec<Client>)>,
 }
 
 /// What a scenario looks at afterwards.
@@ -293,6 +295,7 @@ impl Sim {
                 gate_delay: (100, 2000),
                 doctor: Doctor::default(),
                 interface_up: true,
+                clients: Vec::new(),
             }
         });
         Self {
@@ -894,6 +897,7 @@ impl Sim {
                 self.schedule(after, Event::GateReadsShut { server: i, epoch, v });
             }
             Output::Announce(_) => {}
+            Output::Clients(v, clients) => self.servers[i].clients.push((v, clients)),
             Output::Probe(v) => {
                 let answered = (0..self.servers.len())
                     .any(|j| j != i && self.links[i][j].up && self.links[j][i].up && self.gate_open(j, v.as_str()));
