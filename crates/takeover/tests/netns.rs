@@ -542,8 +542,15 @@ in_namespace!(a_foreign_claim_is_told_once_a_second_and_answered, || {
 
 /// The peer hears nothing that is for all.
 const DEAF_TO_BROADCASTS: &str =
-    "nft 'table netdev deaf { chain in { type filter hook ingress device p0 priority 0;
-        ether daddr ff:ff:ff:ff:ff:ff drop; ether daddr 33:33:00:00:00:01 drop; } }'";
+    "nft -f - <<-END
+table netdev deaf {
+chain in {
+type filter hook ingress device p0 priority 0
+ether daddr ff:ff:ff:ff:ff:ff drop
+ether daddr 33:33:00:00:00:01 drop
+}
+}
+END";
 
 /// The peer has the virtual addresses elsewhere, and since this moment.
 const POISONED: &str =
