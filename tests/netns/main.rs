@@ -74,6 +74,7 @@ tests! {
         check_accepts_a_good_server;
     others:
         status_tells_what_it_promises
+        a_client_that_hears_no_broadcast_moves_after_power_loss
         the_judge_sees_two_masters_where_there_are_two
         the_demo_plays_to_its_end
         an_ordinary_user_can_run_a_lab;

@@ -354,7 +354,11 @@ impl Main {
         };
         let new_key = keys != self.keys;
         self.keys = keys;
-        let what = if new_key { "; the key is new: restarting hbd, then listend" } else { "" };
+        let what = if new_key {
+            "; the key is new: restarting hbd, then listend"
+        } else {
+            ""
+        };
         log::info!("reload: telling the roles{what}");
         let restarted = |role| new_key && NEW_KEY_ORDER.contains(&role);
         for keeper in self.keepers.iter().filter(|k| !restarted(k.role)) {

@@ -386,7 +386,11 @@ impl Picture<'_> {
                 continue;
             };
             any = true;
-            let first: Vec<String> = clients.silent_first.iter().map(ToString::to_string).collect();
+            let first: Vec<String> = clients
+                .silent_first
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             let named = u32::try_from(first.len()).unwrap_or(u32::MAX);
             let more = match clients.silent.saturating_sub(named) {
                 0 => String::new(),

@@ -14,9 +14,8 @@ use protocol::{
             Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
         },
         status::{
-            ClientsView,
-            ChildStatus, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus, ServerView,
-            VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus,
+            ServerView, VirtualServerView,
         },
     },
     seal::{NONCE, Sealer},

@@ -13,8 +13,8 @@ use protocol::{
             Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
         },
         status::{
-            ChildStatus, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus, ServerView,
-            VirtualServerView, ClientsView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus,
+            ServerView, VirtualServerView,
         },
     },
     version,
@@ -451,8 +451,8 @@ fn body() -> impl Strategy<Value = Body> {
         }),
     ];
     let pre_call = (term(), any::<Duration>(), any::<u64>());
-    let client =
-        (any::<std::net::IpAddr>(), any::<[u8; 6]>(), any::<u32>()).prop_map(|(ip, mac, age_s)| Client { ip, mac, age_s });
+    let client = (any::<std::net::IpAddr>(), any::<[u8; 6]>(), any::<u32>())
+        .prop_map(|(ip, mac, age_s)| Client { ip, mac, age_s });
     prop_oneof![
         pre_call.prop_map(|(term, lease, round)| Body::PreCall { term, lease, round }),
         (term(), any::<u64>(), verdict).prop_map(|(term, round, verdict)| Body::PreAnswer {
@@ -626,16 +626,18 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         option::of(clients),
     )
         .prop_map(
-            |(name, [role, gate, reason], master, term, addresses, lease_left, clients)| VirtualServerView {
-                name,
-                role,
-                master,
-                term,
-                addresses,
-                gate,
-                lease_left,
-                clients,
-                reason,
+            |(name, [role, gate, reason], master, term, addresses, lease_left, clients)| {
+                VirtualServerView {
+                    name,
+                    role,
+                    master,
+                    term,
+                    addresses,
+                    gate,
+                    lease_left,
+                    clients,
+                    reason,
+                }
             },
         );
     (

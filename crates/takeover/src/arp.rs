@@ -158,7 +158,10 @@ mod tests {
         frame[OPERATION_AT + 1] = OPERATION_REPLY as u8;
         let read = parse(&frame).unwrap();
         assert!(read.reply);
-        assert_eq!((read.sender, read.sender_mac, read.target), (neighbour, MAC, IP));
+        assert_eq!(
+            (read.sender, read.sender_mac, read.target),
+            (neighbour, MAC, IP)
+        );
     }
 
     #[test]

@@ -61,9 +61,7 @@ impl Clients {
     /// Everybody, the latest seen first.
     pub(crate) fn list(&self, now: BootTime) -> Vec<(IpAddr, Mac, BootTime)> {
         let known = self.0.iter().map(|(ip, (mac, at))| (*ip, *mac, *at));
-        let mut list: Vec<_> = known
-            .filter(|(.., at)| now.since(*at) < AGE_MAX)
-            .collect();
+        let mut list: Vec<_> = known.filter(|(.., at)| now.since(*at) < AGE_MAX).collect();
         list.sort_unstable_by_key(|(ip, _, at)| (Reverse(*at), *ip));
         list
     }
@@ -195,17 +193,32 @@ mod tests {
         }
         assert_eq!(sizes, [512, 512, 175]);
         assert_eq!(now, START + s(6) + PART * 2);
-        clients.learn(now, [(ip(7), MAC, now), (ip(8), [1; 6], now), (ip(5000), MAC, now)]);
+        clients.learn(
+            now,
+            [
+                (ip(7), MAC, now),
+                (ip(8), [1; 6], now),
+                (ip(5000), MAC, now),
+            ],
+        );
         now = teller.next();
         let news = teller.poll(now, &clients, &apart).unwrap();
-        assert_eq!(news.iter().map(|c| c.ip).collect::<Vec<_>>(), [ip(8), ip(5000)]);
+        assert_eq!(
+            news.iter().map(|c| c.ip).collect::<Vec<_>>(),
+            [ip(8), ip(5000)]
+        );
         // A minute later, or to a server that came back: everybody.
         teller.again();
-        assert_eq!(teller.poll(teller.next(), &clients, &apart).unwrap().len(), 512);
+        assert_eq!(
+            teller.poll(teller.next(), &clients, &apart).unwrap().len(),
+            512
+        );
         let mut teller = Teller::default();
         let few = many(3, START);
         let told = |teller: &mut Teller, at: u64| {
-            teller.poll(START + s(at), &few, &apart).map(|told| told.len())
+            teller
+                .poll(START + s(at), &few, &apart)
+                .map(|told| told.len())
         };
         assert_eq!(told(&mut teller, 0), Some(3));
         assert_eq!(told(&mut teller, 59), None);

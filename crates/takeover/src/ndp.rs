@@ -270,7 +270,16 @@ mod tests {
         let client: Ipv6Addr = "2001:db8::99".parse().unwrap();
         let mac = [2, 0, 0, 0, 0, 9];
         let flags = SOLICITED | OVERRIDE;
-        let answer = frame(MAC, mac, client, IP, ADVERTISE, flags, client, Some(TARGET_MAC));
+        let answer = frame(
+            MAC,
+            mac,
+            client,
+            IP,
+            ADVERTISE,
+            flags,
+            client,
+            Some(TARGET_MAC),
+        );
         assert_eq!(parse_answer(&answer), Some((IP, client, mac)));
         assert_eq!(parse_answer(&advertisement(mac, client, false)), None);
         assert_eq!(parse_answer(&unicast(mac, client, MAC, IP)), None);

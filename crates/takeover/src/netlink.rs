@@ -133,7 +133,8 @@ impl Netlink {
     /// All addresses of this machine.
     pub(crate) fn addresses(&mut self) -> io::Result<Vec<AddressMessage>> {
         let handle = self.asker.handle();
-        self.asker.ask(async move { handle.address().get().execute().try_collect().await })
+        self.asker
+            .ask(async move { handle.address().get().execute().try_collect().await })
     }
 
     /// Adds addresses, or renews the lifetime of those there.

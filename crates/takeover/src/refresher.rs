@@ -98,8 +98,8 @@ pub(crate) fn start(
     emit: impl Fn(Event) + Send + 'static,
 ) -> Result<(Handle, Board, JoinHandle<()>), Error> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-    let waker = EventFd::from_flags(flags)
-        .map_err(|e| Error::kernel("an event descriptor")(e.into()))?;
+    let waker =
+        EventFd::from_flags(flags).map_err(|e| Error::kernel("an event descriptor")(e.into()))?;
     let (commands, inbox) = crossbeam_channel::unbounded();
     let handle = Handle {
         commands,
@@ -186,8 +186,7 @@ impl<F: Fn(Event)> Refresher<F> {
     ) -> Result<Self, Error> {
         let needs = "a packet socket (CAP_NET_RAW is needed)";
         let receiver = |ethertype, filter| -> Result<PacketSocket, Error> {
-            let socket =
-                PacketSocket::receiver(ethertype, filter).map_err(Error::kernel(needs))?;
+            let socket = PacketSocket::receiver(ethertype, filter).map_err(Error::kernel(needs))?;
             // Without the right to exceed the system's limit, what is allowed has to do.
             let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
                 .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER));
@@ -435,7 +434,9 @@ impl<F: Fn(Event)> Refresher<F> {
             match self.tables.gateways() {
                 Ok(gateways) => {
                     for interface in self.interfaces.values_mut() {
-                        let here = gateways.iter().filter(|(index, _)| *index == interface.index);
+                        let here = gateways
+                            .iter()
+                            .filter(|(index, _)| *index == interface.index);
                         let mut here: Vec<IpAddr> = here.map(|(_, ip)| *ip).collect();
                         here.truncate(GATEWAYS_MAX);
                         interface.gateways = here;
@@ -556,10 +557,17 @@ fn in_words(receipts: &Receipts) -> String {
     } = receipts;
     let mut text = format!("{answered} of {asked} have acknowledged");
     if let Some(last) = receipts.last_answer {
-        text += &format!(", the last {:.1} ms after the opening", last.as_secs_f64() * 1e3);
+        text += &format!(
+            ", the last {:.1} ms after the opening",
+            last.as_secs_f64() * 1e3
+        );
     }
     if receipts.silent > 0 {
-        let names: Vec<String> = receipts.silent_first.iter().map(IpAddr::to_string).collect();
+        let names: Vec<String> = receipts
+            .silent_first
+            .iter()
+            .map(IpAddr::to_string)
+            .collect();
         text += &format!("; silent: {}", names.join(", "));
         if receipts.silent > names.len() {
             text += &format!(" and {} more", receipts.silent - names.len());

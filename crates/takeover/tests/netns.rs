@@ -541,8 +541,7 @@ in_namespace!(a_foreign_claim_is_told_once_a_second_and_answered, || {
 });
 
 /// The peer hears nothing that is for all.
-const DEAF_TO_BROADCASTS: &str =
-    "nft -f - <<-END
+const DEAF_TO_BROADCASTS: &str = "nft -f - <<-END
 table netdev deaf {
 chain in {
 type filter hook ingress device p0 priority 0
@@ -616,11 +615,15 @@ in_namespace!(a_silent_client_is_asked_again_and_listed, || {
     stage.open(ms(20_000));
     let receipts = settled(&stage, 2);
     assert_eq!(receipts.answered, 1);
-    assert_eq!(receipts.silent_first, ["192.0.2.77".parse::<IpAddr>().unwrap()]);
+    assert_eq!(
+        receipts.silent_first,
+        ["192.0.2.77".parse::<IpAddr>().unwrap()]
+    );
     let heard: Vec<_> = frames.try_iter().collect();
     let asked = |last: u8| {
         let to = [192, 0, 2, last];
-        let is = |f: &&Vec<u8>| f[12..14] == [8, 6] && f[..6] == [2, 0, 0, 0, 0, 9] && f[38..42] == to;
+        let is =
+            |f: &&Vec<u8>| f[12..14] == [8, 6] && f[..6] == [2, 0, 0, 0, 0, 9] && f[38..42] == to;
         heard.iter().filter(is).count()
     };
     assert_eq!((asked(99), asked(77), asked(98)), (1, 6, 6));
@@ -650,7 +653,11 @@ in_namespace!(clients_that_another_server_has_seen_are_moved_too, || {
     let peer = cable();
     peer.sh(DEAF_TO_BROADCASTS);
     peer.sh(POISONED);
-    assert_eq!(sh("ip neighbour show dev s0"), "", "this server knows nobody");
+    assert_eq!(
+        sh("ip neighbour show dev s0"),
+        "",
+        "this server knows nobody"
+    );
     let stage = Stage::new(vec![set(&[VIP, VIP6])]);
     let client = |ip: &str, age_s| Client {
         ip: ip.parse().unwrap(),
@@ -658,7 +665,11 @@ in_namespace!(clients_that_another_server_has_seen_are_moved_too, || {
         age_s,
     };
     let long_gone = client("192.0.2.77", 601);
-    let list = [client("192.0.2.99", 300), client("2001:db8::99", 3), long_gone];
+    let list = [
+        client("192.0.2.99", 300),
+        client("2001:db8::99", 3),
+        long_gone,
+    ];
     stage.takeover().learn(&web(), &list);
     stage.open(ms(5000));
     let receipts = settled(&stage, 2);
@@ -666,17 +677,23 @@ in_namespace!(clients_that_another_server_has_seen_are_moved_too, || {
     assert!(moved(&peer, "192.0.2.10") && moved(&peer, "2001:db8::10"));
 });
 
-in_namespace!(a_gateway_is_asked_even_if_its_mac_address_is_not_known, || {
-    let peer = cable();
-    sh("ip route add default via 192.0.2.99; ip -6 route add default via 2001:db8::99
-        ip neighbour flush dev s0");
-    let frames = peer.frames();
-    let stage = Stage::new(vec![set(&[VIP, VIP6])]);
-    stage.open(ms(5000));
-    assert_eq!(settled(&stage, 2).answered, 2);
-    let to_all = |f: &Vec<u8>| f[12..14] == [8, 6] && f[0] == 0xff && f[38..42] == [192, 0, 2, 99];
-    assert_eq!(frames.try_iter().filter(to_all).count(), 1);
-});
+in_namespace!(
+    a_gateway_is_asked_even_if_its_mac_address_is_not_known,
+    || {
+        let peer = cable();
+        sh(
+            "ip route add default via 192.0.2.99; ip -6 route add default via 2001:db8::99
+        ip neighbour flush dev s0",
+        );
+        let frames = peer.frames();
+        let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+        stage.open(ms(5000));
+        assert_eq!(settled(&stage, 2).answered, 2);
+        let to_all =
+            |f: &Vec<u8>| f[12..14] == [8, 6] && f[0] == 0xff && f[38..42] == [192, 0, 2, 99];
+        assert_eq!(frames.try_iter().filter(to_all).count(), 1);
+    }
+);
 
 in_namespace!(the_other_servers_are_told_of_the_clients_while_open, || {
     let _peer = cable();
@@ -687,7 +704,9 @@ in_namespace!(the_other_servers_are_told_of_the_clients_while_open, || {
     let server = ["192.0.2.98", "192.0.2.10"];
     takeover.set_servers(vec![server[0].parse().unwrap()]);
     for ip in ["192.0.2.99", server[0], server[1]] {
-        sh(&format!("ip neighbour replace {ip} lladdr 02:00:00:00:00:09 dev s0 nud stale"));
+        sh(&format!(
+            "ip neighbour replace {ip} lladdr 02:00:00:00:00:09 dev s0 nud stale"
+        ));
     }
     thread::sleep(ms(50));
     assert_eq!(events.try_iter().count(), 0, "a slave tells nobody");
@@ -700,15 +719,16 @@ in_namespace!(the_other_servers_are_told_of_the_clients_while_open, || {
         }
     }
     assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((told[0].ip, told[0].mac), ("192.0.2.99".parse().unwrap(), [2, 0, 0, 0, 0, 9]));
+    assert_eq!(
+        (told[0].ip, told[0].mac),
+        ("192.0.2.99".parse().unwrap(), [2, 0, 0, 0, 0, 9])
+    );
     assert!(told[0].age_s < 60);
 });
 
 in_namespace!(two_hundred_and_fifty_clients_answer, || {
     let peer = cable();
-    let lines = |each: &dyn Fn(u32) -> String| {
-        (1..=250).map(each).collect::<Vec<_>>().join("\n")
-    };
+    let lines = |each: &dyn Fn(u32) -> String| (1..=250).map(each).collect::<Vec<_>>().join("\n");
     peer.sh(&format!(
         "ip -batch - <<-END\n{}\nEND",
         lines(&|n| format!("address add 198.51.100.{n}/16 dev p0"))
