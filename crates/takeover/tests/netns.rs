@@ -697,18 +697,18 @@ in_namespace!(
 
 in_namespace!(the_other_servers_are_told_of_the_clients_while_open, || {
     let _peer = cable();
-    let (tell, events) = channel();
-    let run_dir = tempfile::tempdir().unwrap();
-    let tell = move |event| drop(tell.send(event));
-    let (takeover, _) = Takeover::start(run_dir.path(), vec![set(&[VIP])], None, tell).unwrap();
     let server = ["192.0.2.98", "192.0.2.10"];
-    takeover.set_servers(vec![server[0].parse().unwrap()]);
     for ip in ["192.0.2.99", server[0], server[1]] {
         sh(&format!(
             "ip neighbour replace {ip} lladdr 02:00:00:00:00:09 dev s0 nud stale"
         ));
     }
-    thread::sleep(ms(50));
+    let (tell, events) = channel();
+    let run_dir = tempfile::tempdir().unwrap();
+    let tell = move |event| drop(tell.send(event));
+    let (takeover, _) = Takeover::start(run_dir.path(), vec![set(&[VIP])], None, tell).unwrap();
+    takeover.set_servers(vec![server[0].parse().unwrap()]);
+    thread::sleep(ms(200));
     assert_eq!(events.try_iter().count(), 0, "a slave tells nobody");
     takeover.open(&web(), now() + ms(20_000));
     let mut told = Vec::new();
