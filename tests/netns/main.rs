@@ -93,6 +93,7 @@ tests! {
         two_roles_killed_at_once_cost_no_takeover;
     others:
         status_tells_what_it_promises
+        a_client_that_hears_no_broadcast_moves_after_power_loss
         the_judge_sees_two_masters_where_there_are_two
         the_demo_plays_to_its_end
         an_ordinary_user_can_run_a_lab;

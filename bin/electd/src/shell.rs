@@ -15,14 +15,14 @@ use protocol::{
     local::{
         ctl::{CtlReply, CtlRequest},
         ring::{DoctordToElectd, ElectdToHbd, ElectdToListend, ListendToElectd},
-        status::Detail,
+        status::{ClientsView, Detail},
     },
 };
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use takeover::{GateHome, ScriptRole, ScriptRun, Scripts, Takeover};
+use takeover::{GateHome, Receipts, ScriptRole, ScriptRun, Scripts, Takeover};
 
 /// electd stands above everything but the kernel's own threads.
 const PRIORITY: i32 = 60;
@@ -80,6 +80,7 @@ impl Shell {
                 reporter.report(Report::Takeover(event));
             })
             .map_err(|e| Error::Failed(e.to_string()))?;
+        takeover.set_servers(settings::server_addresses(&boot.config));
         let gates: Vec<_> = adopted.into_iter().map(|a| (a.virtual_server, a.deadline)).collect();
         let mastered = |v: &VirtualServerName| {
             remembered.as_ref().is_none_or(|m| {
@@ -167,7 +168,10 @@ impl Shell {
             },
             Event::Message { from: Role::Listend, bytes } => match codec::decode(&bytes) {
                 Ok(ListendToElectd::Signal { from, signal }) => self.tell(Input::Signal { from, signal }),
-                Ok(ListendToElectd::Link { server, up: true }) => self.tell(Input::Linked(server)),
+                Ok(ListendToElectd::Link { server, up: true }) => {
+                    self.takeover.tell_clients_again();
+                    self.tell(Input::Linked(server));
+                }
                 Ok(ListendToElectd::Link { up: false, .. }) => {}
                 Err(e) => self.unreadable(Role::Listend, &e),
             },
@@ -228,6 +232,7 @@ impl Shell {
                 self.alarm(format!("{v}: {mac} claims one of its addresses"));
                 self.tell(Input::ForeignClaim(v));
             }
+            Report::Takeover(Address::Clients { v, clients }) => self.tell(Input::Clients(v, clients)),
             Report::Takeover(Address::Probed { v, answered_by }) => {
                 self.tell(Input::Probed(v, answered_by.is_some()));
             }
@@ -256,6 +261,7 @@ impl Shell {
                 Output::Shut(v) => self.takeover.shut(&v),
                 Output::Announce(v) => self.takeover.announce(&v),
                 Output::Probe(v) => self.takeover.probe(&v),
+                Output::Clients(v, clients) => self.takeover.learn(&v, &clients),
                 Output::Reserve(reservation) => {
                     if let Some(writer) = &self.writer {
                         writer.request(reservation);
@@ -360,6 +366,9 @@ impl Shell {
             let set = self.boot.config.virtual_servers.iter().find(|x| x.name == v.name);
             v.addresses = set.into_iter().flat_map(|x| x.addresses.iter().map(ToString::to_string)).collect();
             v.gate = gate.clone();
+            if v.role == "master" {
+                v.clients = self.takeover.receipts(&v.name).map(clients_view);
+            }
         }
         let mut counters = self.events.counters();
         counters.extend(self.elector.counters().iter().map(|(what, n)| ((*what).to_owned(), *n)));
@@ -376,8 +385,20 @@ impl Shell {
             return self.alarm(format!("the configuration stays as it was: {e}"));
         }
         self.takeover.replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
+        self.takeover.set_servers(settings::server_addresses(&self.boot.config));
         let margin = self.takeover.margin();
         self.tell(Input::Settings(settings::election(&self.boot.config, &self.boot.me, margin)));
         log::info!("configuration read again");
+    }
+}
+
+fn clients_view(receipts: Receipts) -> ClientsView {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    ClientsView {
+        asked: count(receipts.asked),
+        answered: count(receipts.answered),
+        silent: count(receipts.silent),
+        silent_first: receipts.silent_first,
+        last_answer: receipts.last_answer,
     }
 }

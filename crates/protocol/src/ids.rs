@@ -12,7 +12,11 @@ pub struct BadName(pub String);
 
 impl fmt::Display for BadName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\" is not a name: 1 to {NAME_MAX} of A-Z a-z 0-9 . _ -", self.0.escape_debug())
+        write!(
+            f,
+            "\"{}\" is not a name: 1 to {NAME_MAX} of A-Z a-z 0-9 . _ -",
+            self.0.escape_debug()
+        )
     }
 }
 
@@ -125,7 +129,9 @@ impl Number {
 }
 
 /// Version of the roster of voters: the higher replaces the lower (ELECTION R24).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct RosterVersion {
     /// Term of the master that made it.
     pub term: Term,
@@ -140,7 +146,9 @@ impl fmt::Display for RosterVersion {
 }
 
 /// A reading of this server's CLOCK_BOOTTIME in nanoseconds. It never leaves the server (ELECTION R1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct BootTime(pub u64);
 
 impl BootTime {
@@ -153,14 +161,20 @@ impl BootTime {
 impl ops::Add<Duration> for BootTime {
     type Output = Self;
     fn add(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
 impl ops::Sub<Duration> for BootTime {
     type Output = Self;
     fn sub(self, span: Duration) -> Self {
-        Self(self.0.saturating_sub(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
