@@ -8,10 +8,12 @@
 mod config;
 mod disk;
 mod failover;
+mod hostile;
 mod membership;
 mod others;
 mod quorum;
 mod scene;
+mod slow;
 
 use scene::Outcome;
 use std::{
@@ -73,8 +75,26 @@ tests! {
     config:
         config_errors_name_file_line_key_and_mend
         check_accepts_a_good_server;
+    hostile:
+        forged_and_damaged_packets_change_nothing
+        replayed_and_reordered_beats_change_nothing
+        replayed_and_damaged_signals_change_nothing
+        floods_of_garbage_hide_no_beat
+        half_open_and_slow_connections_keep_no_link_out
+        local_sockets_stand_garbage_and_floods
+        roles_find_each_other_while_their_sockets_are_attacked
+        strange_users_reach_no_local_socket;
+    slow:
+        hanging_crashing_and_talkative_scripts_disturb_nothing
+        a_full_disk_and_a_dead_log_disturb_nothing
+        a_hundred_clients_asking_for_status_disturb_nothing
+        hogs_and_memory_pressure_disturb_nothing
+        a_killed_main_daemon_finds_its_roles_again
+        rounds_of_restarts_cost_no_takeover
+        two_roles_killed_at_once_cost_no_takeover;
     others:
         status_tells_what_it_promises
+        a_client_that_hears_no_broadcast_moves_after_power_loss
         the_judge_sees_two_masters_where_there_are_two
         the_demo_plays_to_its_end
         an_ordinary_user_can_run_a_lab;
@@ -87,6 +107,16 @@ fn main() -> ExitCode {
         && let Some(test) = TESTS.iter().find(|t| t.name == name)
     {
         return one(test);
+    }
+    if let [option, attack @ ..] = &args[..]
+        && option == "--attack"
+    {
+        return hostile::attack(attack);
+    }
+    if let [option, bytes] = &args[..]
+        && option == "--eat"
+    {
+        return slow::eat(bytes);
     }
     let (options, parts): (Vec<_>, Vec<_>) = args.into_iter().partition(|a| a.starts_with("--"));
     let wanted =

@@ -1,6 +1,6 @@
 //! What is promised about the tools themselves.
 
-use crate::scene::{Failure, Outcome, ensure, with};
+use crate::scene::{Failure, Outcome, PATIENCE, ensure, with};
 use lab::{Keepalived, Spec};
 use std::{
     env, fs,
@@ -59,6 +59,54 @@ pub fn status_tells_what_it_promises() -> Outcome {
                 format!("status does not name the master: {words}"),
             )?;
         }
+        Ok(())
+    })
+}
+
+/// The client has a wrong entry, fresh and good for ten minutes, and hears no broadcast; the new master has
+/// never seen it: only the old one's list helps.
+pub fn a_client_that_hears_no_broadcast_moves_after_power_loss() -> Outcome {
+    with(Spec::default(), |cluster| {
+        let old = cluster.settle()?;
+        let client = cluster.net().client_host();
+        let reachable = "/proc/sys/net/ipv4/neigh/eth0/base_reachable_time_ms";
+        client
+            .run(|| fs::write(reachable, "600000"))?
+            .map_err(|e| Failure::Wrong(format!("{reachable}: {e}")))?;
+        client.tool(
+            "nft",
+            &["-f", "-"],
+            "table netdev deaf {\nchain in {\ntype filter hook ingress device eth0 priority 0\n\
+             ether daddr ff:ff:ff:ff:ff:ff drop\n}\n}\n",
+        )?;
+        // The neighbours are read every three seconds, and news are told every five.
+        thread::sleep(Duration::from_secs(10));
+        let entry = |server: usize| format!("02:00:00:00:00:{:02x}", 11 + server);
+        let replace = format!(
+            "neigh replace {} lladdr {} dev eth0 nud reachable\n",
+            cluster.address(0),
+            entry(old)
+        );
+        cluster.power_loss(old)?;
+        let client = cluster.net().client_host();
+        client.tool("ip", &["-batch", "-"], &replace)?;
+        let new = cluster.wait_master(0, Some(old))?;
+        let show = ["neigh", "show", &cluster.address(0).to_string()].map(String::from);
+        lab::wait_for("the client's move", PATIENCE, || {
+            let output = client.output(Path::new("ip"), &show).ok()?;
+            String::from_utf8_lossy(&output.stdout)
+                .contains(&entry(new))
+                .then_some(())
+        })?;
+        lab::wait_for("answers to the client", PATIENCE, || {
+            (cluster.net().client(0).silence() < Duration::from_millis(50)).then_some(())
+        })?;
+        let receipts = lab::wait_for("the receipts in status", PATIENCE, || {
+            let status = cluster.status(new)?;
+            let clients = status.pointer("/virtual_servers/0/clients")?.clone();
+            (clients["answered"].as_u64()? > 0).then_some(clients)
+        })?;
+        println!("{receipts}");
         Ok(())
     })
 }

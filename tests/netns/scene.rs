@@ -1,6 +1,6 @@
 //! What all scenarios share.
 
-use lab::{Cluster, Error, Spec};
+use lab::{Cluster, Error, Profile, Spec, Stalls};
 use std::{fmt, thread, time::Duration};
 
 /// Why a scenario did not pass.
@@ -103,6 +103,91 @@ pub fn no_takeover(cluster: &mut Cluster, act: impl FnOnce(&mut Cluster) -> Outc
     )?;
     let moves = cluster.net().judge().since(mark, 0).moves();
     ensure(moves == 0, format!("the address moved {moves} times"))
+}
+
+/// A lease that no stall of an ordinary machine outlasts: what breaks it is what the scenario does.
+pub const LONG: Profile = Profile {
+    name: "long",
+    heartbeat: Duration::from_millis(200),
+    lease: Duration::from_secs(3),
+};
+
+/// A cluster with such a lease.
+pub fn patient() -> Spec {
+    Spec {
+        profile: LONG,
+        ..Spec::default()
+    }
+}
+
+/// As [`no_takeover`], and the address must answer all the time but for stalls of this machine, from a master in the
+/// same term.
+pub fn undisturbed(cluster: &mut Cluster, act: impl FnOnce(&mut Cluster) -> Outcome) -> Outcome {
+    let term = |cluster: &Cluster| -> Result<_, Error> {
+        let master = cluster.wait_master(0, None)?;
+        lab::wait_for("the master tells its term", PATIENCE, || {
+            cluster.status(master)?["virtual_servers"][0]["term"].as_u64()
+        })
+    };
+    let before = term(cluster)?;
+    unlapsed(cluster, act)?;
+    let after = term(cluster)?;
+    ensure(
+        before == after,
+        format!("the master had to be elected again: term {before}, now {after}"),
+    )
+}
+
+/// As [`no_takeover`], and the address must answer all the time but for stalls of this machine.
+pub fn unlapsed(cluster: &mut Cluster, act: impl FnOnce(&mut Cluster) -> Outcome) -> Outcome {
+    let stalls = Stalls::start()?;
+    let mark = cluster.net().judge().mark();
+    no_takeover(cluster, act)?;
+    let verdict = cluster.net().judge().since(mark, 0);
+    let (gap, stall) = (verdict.longest_gap(), stalls.take());
+    // Without precedence the judge and those it asks are as late as anybody on a busy machine.
+    ensure(
+        !stalls.realtime || gap < stall * 2 + Duration::from_millis(150),
+        format!("nobody answered for {gap:?}; the machine's longest stall was {stall:?}"),
+    )
+}
+
+/// Memory in use by each role of a server, in bytes.
+pub fn memory(cluster: &Cluster, server: usize) -> Vec<(String, u64)> {
+    let roles = ["hbd", "listend", "doctord", "electd"];
+    let rss = |role: &str| {
+        cluster
+            .role(server, role)
+            .iter()
+            .map(|p| p.usage().rss)
+            .sum()
+    };
+    roles
+        .iter()
+        .map(|role| ((*role).to_owned(), rss(role)))
+        .collect()
+}
+
+/// No role may have grown by more than this since `before`, whatever happened to it.
+pub fn bounded(cluster: &Cluster, server: usize, before: &[(String, u64)]) -> Outcome {
+    const GROWTH: u64 = 16 << 20;
+    for ((role, then), (_, now)) in before.iter().zip(memory(cluster, server)) {
+        let name = cluster.name(server);
+        ensure(
+            now < then + GROWTH,
+            format!("{role} of {name} grew from {then} to {now} bytes"),
+        )?;
+    }
+    Ok(())
+}
+
+/// The counter must rise above what it was.
+pub fn rises(cluster: &Cluster, server: usize, (role, what): (&str, &str), before: u64) -> Outcome {
+    let name = format!("{what} of {role} on {} rises", cluster.name(server));
+    lab::wait_for(&name, PATIENCE, || {
+        (cluster.counter(server, role, what) > before).then_some(())
+    })?;
+    Ok(())
 }
 
 /// Nobody may answer for the first virtual server for this long (after what is under way has ended).

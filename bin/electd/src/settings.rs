@@ -3,7 +3,7 @@
 use config::{Config, Preempt, Quorum};
 use election::{Mode, Settings, VirtualServerSettings};
 use protocol::ServerName;
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 use takeover::AddressSet;
 
 /// What the elector needs to know. `margin`: how much of a lease the gate in force may not use.
@@ -36,6 +36,12 @@ pub fn election(config: &Config, me: &ServerName, margin: Duration) -> Settings 
         virtual_servers: virtual_servers.collect(),
         config_hash: config.hash,
     }
+}
+
+/// Where the servers of the cluster are.
+pub fn server_addresses(config: &Config) -> Vec<IpAddr> {
+    let servers = config.servers.iter();
+    servers.flat_map(|s| s.addresses.iter().copied()).collect()
 }
 
 /// The addresses this server may have to take over: none for a witness.

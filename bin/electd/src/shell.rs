@@ -15,11 +15,14 @@ use protocol::{
     local::{
         ctl::{CtlReply, CtlRequest},
         ring::{DoctordToElectd, ElectdToHbd, ElectdToListend, ListendToElectd},
-        status::Detail,
+        status::{ClientsView, Detail},
     },
 };
-use std::collections::{BTreeMap, VecDeque};
-use takeover::{GateHome, ScriptRole, ScriptRun, Scripts, Takeover};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+use takeover::{GateHome, Receipts, ScriptRole, ScriptRun, Scripts, Takeover};
 
 /// electd stands above everything but the kernel's own threads.
 const PRIORITY: i32 = 60;
@@ -44,6 +47,10 @@ pub struct Shell {
     notes: Vec<String>,
     alarms: VecDeque<String>,
     stopped: bool,
+    /// When the last beat was made, and the longest time between two.
+    beats: (Option<BootTime>, Duration),
+    /// Messages of neighbours that could not be read.
+    malformed: u64,
     /// Lost last, so that no other electd starts before everything above is gone.
     _lock: InstanceLock,
 }
@@ -73,6 +80,7 @@ impl Shell {
                 reporter.report(Report::Takeover(event));
             })
             .map_err(|e| Error::Failed(e.to_string()))?;
+        takeover.set_servers(settings::server_addresses(&boot.config));
         let gates: Vec<_> = adopted
             .into_iter()
             .map(|a| (a.virtual_server, a.deadline))
@@ -115,6 +123,8 @@ impl Shell {
             notes: Vec::new(),
             alarms: VecDeque::new(),
             stopped: false,
+            beats: (None, Duration::ZERO),
+            malformed: 0,
             _lock: lock,
         };
         log::info!("gate: {}", shell.takeover.gate_in_force());
@@ -168,7 +178,7 @@ impl Shell {
                 }
                 Ok(DoctordToElectd::Ack { from, ack, .. }) => self.tell(Input::Ack { from, ack }),
                 Ok(DoctordToElectd::Health(health)) => self.tell(Input::Health(health)),
-                Err(e) => log::warn!("unreadable message from doctord: {e}"),
+                Err(e) => self.unreadable(Role::Doctord, &e),
             },
             Event::Message {
                 from: Role::Listend,
@@ -177,11 +187,14 @@ impl Shell {
                 Ok(ListendToElectd::Signal { from, signal }) => {
                     self.tell(Input::Signal { from, signal })
                 }
-                Ok(ListendToElectd::Link { server, up: true }) => self.tell(Input::Linked(server)),
+                Ok(ListendToElectd::Link { server, up: true }) => {
+                    self.takeover.tell_clients_again();
+                    self.tell(Input::Linked(server));
+                }
                 Ok(ListendToElectd::Link { up: false, .. }) => {}
-                Err(e) => log::warn!("unreadable message from listend: {e}"),
+                Err(e) => self.unreadable(Role::Listend, &e),
             },
-            Event::Message { from, .. } => log::warn!("{from} has nothing to say to electd"),
+            Event::Message { from, .. } => self.unreadable(from, &"nothing that electd listens to"),
             Event::Ctl { conn, request } => self.request(conn, request),
             Event::PeerGone(Role::Doctord) => self.tell(Input::DoctorLost),
             Event::Up(Role::Listend) => {
@@ -201,6 +214,27 @@ impl Shell {
             Event::Reload => self.reload(),
             Event::Deadline => self.elector.handle_timeout(daemon::now()),
         }
+    }
+
+    /// Counted; told ever more seldom, for it may be a flood.
+    fn unreadable(&mut self, from: Role, why: &dyn std::fmt::Display) {
+        self.malformed += 1;
+        if self.malformed.is_power_of_two() {
+            log::warn!(
+                "unreadable message from {from}: {why} ({} in all)",
+                self.malformed
+            );
+        }
+    }
+
+    fn beat_made(&mut self) -> BootTime {
+        let now = daemon::now();
+        let (last, longest) = &mut self.beats;
+        *longest = last
+            .map_or(Duration::ZERO, |last| now.since(last))
+            .max(*longest);
+        *last = Some(now);
+        now
     }
 
     fn report(&mut self, report: Report) {
@@ -224,6 +258,9 @@ impl Shell {
                 self.alarm(format!("{v}: {mac} claims one of its addresses"));
                 self.tell(Input::ForeignClaim(v));
             }
+            Report::Takeover(Address::Clients { v, clients }) => {
+                self.tell(Input::Clients(v, clients))
+            }
             Report::Takeover(Address::Probed { v, answered_by }) => {
                 self.tell(Input::Probed(v, answered_by.is_some()));
             }
@@ -238,13 +275,9 @@ impl Shell {
             match output {
                 Output::Remember(memory) => remembered = self.memory.write(memory),
                 Output::Beat(beat) if may_rely => {
-                    self.events.send(
-                        Role::Hbd,
-                        &ElectdToHbd::Beat {
-                            made: daemon::now(),
-                            beat,
-                        },
-                    );
+                    let made = self.beat_made();
+                    self.events
+                        .send(Role::Hbd, &ElectdToHbd::Beat { made, beat });
                 }
                 Output::Ack { to, ack } if may_rely => {
                     self.events.send(
@@ -266,6 +299,7 @@ impl Shell {
                 Output::Shut(v) => self.takeover.shut(&v),
                 Output::Announce(v) => self.takeover.announce(&v),
                 Output::Probe(v) => self.takeover.probe(&v),
+                Output::Clients(v, clients) => self.takeover.learn(&v, &clients),
                 Output::Reserve(reservation) => {
                     if let Some(writer) = &self.writer {
                         writer.request(reservation);
@@ -403,6 +437,9 @@ impl Shell {
                 .flat_map(|x| x.addresses.iter().map(ToString::to_string))
                 .collect();
             v.gate = gate.clone();
+            if v.role == "master" {
+                v.clients = self.takeover.receipts(&v.name).map(clients_view);
+            }
         }
         let mut counters = self.events.counters();
         counters.extend(
@@ -411,6 +448,9 @@ impl Shell {
                 .iter()
                 .map(|(what, n)| ((*what).to_owned(), *n)),
         );
+        let gap = u64::try_from(self.beats.1.as_micros()).unwrap_or(u64::MAX);
+        counters.insert("beat_gap_max_us".to_owned(), gap);
+        counters.insert("refused_malformed".to_owned(), self.malformed);
         let notes = self.notes.iter().chain(&self.alarms).cloned().collect();
         self.boot
             .status(counters, notes, Detail::Electd(Box::new(view)))
@@ -423,6 +463,8 @@ impl Shell {
         }
         self.takeover
             .replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
+        self.takeover
+            .set_servers(settings::server_addresses(&self.boot.config));
         let margin = self.takeover.margin();
         self.tell(Input::Settings(settings::election(
             &self.boot.config,
@@ -430,5 +472,16 @@ impl Shell {
             margin,
         )));
         log::info!("configuration read again");
+    }
+}
+
+fn clients_view(receipts: Receipts) -> ClientsView {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    ClientsView {
+        asked: count(receipts.asked),
+        answered: count(receipts.answered),
+        silent: count(receipts.silent),
+        silent_first: receipts.silent_first,
+        last_answer: receipts.last_answer,
     }
 }

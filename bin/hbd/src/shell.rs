@@ -24,6 +24,9 @@ use std::{
 /// Datagrams read from one socket before everything else has its turn again.
 const READ_BUDGET: usize = 64;
 
+/// Pause after that many from anybody at all; what comes from a peer's address and port has no pause.
+const STRANGERS_PAUSE: Duration = Duration::from_millis(1);
+
 /// First and longest wait before a socket that could not be opened is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -32,7 +35,8 @@ pub struct Shell {
     boot: Boot,
     core: Heartbeat,
     ring: EventLoop,
-    slots: Vec<Slot>,
+    slots: BTreeMap<usize, Slot>,
+    next_slot: usize,
     counters: BTreeMap<String, u64>,
     /// Rights that were missing at the start.
     notes: Vec<String>,
@@ -44,9 +48,11 @@ pub struct Shell {
     buffer: Vec<u8>,
 }
 
-/// One address of this server and its socket.
+/// One address of this server and a socket there.
 struct Slot {
     address: IpAddr,
+    /// The only address it hears; `None`: all that have no socket of their own.
+    peer: Option<IpAddr>,
     socket: Option<Socket>,
     /// Why there is no socket.
     error: Option<Errno>,
@@ -56,6 +62,30 @@ struct Slot {
     readable: bool,
     /// Before this nothing was left to read: whatever is read later did not arrive earlier.
     drained: BootTime,
+    /// Whatever arrived before this is read.
+    read_to: BootTime,
+    /// Nothing is read before.
+    resume_at: BootTime,
+    /// As the socket told last.
+    overflowed: u32,
+}
+
+impl Slot {
+    fn new(address: IpAddr, peer: Option<IpAddr>) -> Self {
+        Self {
+            address,
+            peer,
+            socket: None,
+            error: None,
+            retry_at: BootTime(0),
+            retry_after: RETRY.0,
+            readable: false,
+            drained: BootTime(0),
+            read_to: BootTime(0),
+            resume_at: BootTime(0),
+            overflowed: 0,
+        }
+    }
 }
 
 impl Shell {
@@ -69,7 +99,8 @@ impl Shell {
             boot,
             core,
             ring,
-            slots: Vec::new(),
+            slots: BTreeMap::new(),
+            next_slot: 0,
             counters: BTreeMap::new(),
             notes: Vec::new(),
             broken: BTreeMap::new(),
@@ -77,7 +108,7 @@ impl Shell {
             listening_at: BootTime(0),
             buffer: vec![0; DATAGRAM_MAX],
         };
-        shell.open_slots()?;
+        shell.renew_slots(false)?;
         Ok(shell)
     }
 
@@ -107,7 +138,7 @@ impl Shell {
                         self.ring.reply(conn, &reply);
                     }
                     Event::Source { id, readable, .. } => {
-                        if let Some(slot) = self.slots.get_mut(id) {
+                        if let Some(slot) = self.slots.get_mut(&id) {
                             slot.readable |= readable;
                         }
                     }
@@ -121,34 +152,45 @@ impl Shell {
                     Event::Woken | Event::Deadline => {}
                 }
             }
-            for id in 0..self.slots.len() {
+            for id in self.ids() {
                 self.receive(id)?;
             }
             self.timeouts()?;
         }
     }
 
+    fn ids(&self) -> Vec<usize> {
+        self.slots.keys().copied().collect()
+    }
+
     fn deadline(&self) -> Option<BootTime> {
-        if self.slots.iter().any(|s| s.readable) {
-            return Some(BootTime(0)); // Only look what else is there.
-        }
-        let retries = self
-            .slots
-            .iter()
-            .filter(|s| s.socket.is_none())
-            .map(|s| s.retry_at);
+        let slots = self.slots.values();
+        let unread = slots.clone().filter(|s| s.readable).map(|s| s.resume_at);
+        let retries = slots.filter(|s| s.socket.is_none()).map(|s| s.retry_at);
         let listening = self.tells_doctord().then_some(self.listening_at);
-        retries
+        unread
+            .chain(retries)
             .chain(self.core.poll_timeout())
             .chain(listening)
             .min()
     }
 
-    /// Someone to tell, and something to tell: a socket is open, and none has anything unread.
+    /// Someone to tell, and something to tell: a socket is open, and nothing of a peer has been unread for long. A
+    /// flood must not make the doctor blind: its end need not be reached, only what came before now.
     fn tells_doctord(&self) -> bool {
+        let slack = self.boot.config.cluster.heartbeat / 4;
+        let now = daemon::now();
+        let behind = |s: &&Slot| s.readable && now.since(s.read_to) > slack;
+        // Strangers may wait, unless a peer is heard among them only.
+        let heard = |s: &&Slot| s.peer.is_some() || !self.all_peers_have_sockets();
         self.ring.is_up(Role::Doctord)
-            && self.slots.iter().any(|s| s.socket.is_some())
-            && !self.slots.iter().any(|s| s.readable)
+            && self.slots.values().any(|s| s.socket.is_some())
+            && !self.slots.values().filter(heard).any(|s| behind(&s))
+    }
+
+    fn all_peers_have_sockets(&self) -> bool {
+        let mut peers = self.slots.values().filter(|s| s.peer.is_some());
+        peers.all(|s| s.socket.is_some())
     }
 
     fn timeouts(&mut self) -> Result<(), Error> {
@@ -168,8 +210,9 @@ impl Shell {
             );
             self.carry_out()?;
         }
-        for id in 0..self.slots.len() {
-            if self.slots[id].socket.is_none() && self.slots[id].retry_at <= now {
+        let due = |s: &Slot| s.socket.is_none() && s.retry_at <= now;
+        for id in self.ids() {
+            if self.slots.get(&id).is_some_and(due) {
                 self.open_slot(id)?;
             }
         }
@@ -196,11 +239,14 @@ impl Shell {
     /// Reads what is there, within the budget.
     fn receive(&mut self, id: usize) -> Result<(), Error> {
         for _ in 0..READ_BUDGET {
-            let slot = &mut self.slots[id];
-            let Some(socket) = slot.socket.as_ref().filter(|_| slot.readable) else {
+            let Some(slot) = self.slots.get_mut(&id) else {
                 return Ok(());
             };
             let before = daemon::now();
+            let ready = slot.readable && slot.resume_at <= before;
+            let Some(socket) = slot.socket.as_ref().filter(|_| ready) else {
+                return Ok(());
+            };
             let datagram = match socket.receive(&mut self.buffer) {
                 Ok(datagram) => datagram,
                 Err(Errno::EAGAIN) => {
@@ -208,6 +254,8 @@ impl Shell {
                     slot.drained = before;
                     return Ok(());
                 }
+                // The peer's kernel says that no hbd runs there.
+                Err(Errno::ECONNREFUSED) => continue,
                 Err(e) => {
                     self.count(&format!("receive_errors_{e:?}").to_lowercase());
                     continue;
@@ -219,6 +267,10 @@ impl Shell {
             // Setting the wall clock in between must not move an arrival out of the time it can have had.
             let waited = Duration::from_nanos(real_now.saturating_sub(real_ns));
             let at = (now - waited).max(slot.drained.min(now));
+            slot.read_to = at;
+            let overflowed = datagram.overflowed.unwrap_or(slot.overflowed);
+            let lost = overflowed.wrapping_sub(slot.overflowed);
+            slot.overflowed = overflowed;
             let source = datagram.source;
             let input = if datagram.cut {
                 Input::TooLong(source)
@@ -233,7 +285,13 @@ impl Shell {
                 }
             };
             self.core.handle(now, input);
+            if lost > 0 {
+                self.add("lost_buffer_full", lost.into());
+            }
             self.carry_out()?;
+        }
+        if let Some(slot) = self.slots.get_mut(&id).filter(|s| s.peer.is_none()) {
+            slot.resume_at = daemon::now() + STRANGERS_PAUSE;
         }
         Ok(())
     }
@@ -264,7 +322,8 @@ impl Shell {
         };
         let port = self.boot.config.cluster.port;
         for path in &transmit.paths {
-            let slot = self.slots.iter().find(|s| s.address == path.local);
+            let from = |s: &&Slot| s.address == path.local && s.peer.is_none();
+            let slot = self.slots.values().find(from);
             match slot.and_then(|s| s.socket.as_ref()) {
                 Some(socket) => {
                     let sent = socket.send(&bytes, SocketAddr::new(path.remote, port));
@@ -327,10 +386,14 @@ impl Shell {
     }
 
     fn count(&mut self, name: &str) {
+        self.add(name, 1);
+    }
+
+    fn add(&mut self, name: &str, count: u64) {
         match self.counters.get_mut(name) {
-            Some(n) => *n += 1,
+            Some(n) => *n += count,
             None => {
-                self.counters.insert(name.to_owned(), 1);
+                self.counters.insert(name.to_owned(), count);
             }
         }
     }
@@ -347,8 +410,8 @@ impl Shell {
             return CtlReply::No("hbd only tells its status; ask electd".to_owned());
         };
         let mut notes = self.notes.clone();
-        notes.extend(self.slots.iter().filter_map(|s| {
-            let error = s.error?.desc();
+        notes.extend(self.slots.values().filter_map(|s| {
+            let error = s.error.filter(|_| s.peer.is_none())?.desc();
             Some(format!("cannot listen at {}: {error}", s.address))
         }));
         notes.extend(
@@ -380,59 +443,74 @@ impl Shell {
             Ok(keys) => self.core.set_keys(sealer(&keys, &self.boot.config)),
             Err(e) => log::info!("the cluster key stays as it was, a restart reads it again: {e}"),
         }
-        let settings = settings(&self.boot.config, &self.boot.me);
-        let ours = settings.addresses.clone();
-        self.core.configure(settings);
+        self.core
+            .configure(settings(&self.boot.config, &self.boot.me));
         self.broken.clear();
-        if port != self.boot.config.cluster.port
-            || !self.slots.iter().map(|s| &s.address).eq(ours.iter())
-        {
-            self.open_slots()?;
-        }
+        self.renew_slots(port == self.boot.config.cluster.port)?;
         log::info!("configuration reloaded");
         Ok(())
     }
 
-    /// A socket for each address; one that cannot be had does not hinder the others.
-    fn open_slots(&mut self) -> Result<(), Error> {
-        for slot in &mut self.slots {
-            if let Some(mut socket) = slot.socket.take() {
+    /// The sockets that the configuration in force wants; those that are there already may be kept. One that cannot
+    /// be had does not hinder the others.
+    fn renew_slots(&mut self, keep: bool) -> Result<(), Error> {
+        let own = own_addresses(&self.boot.config, &self.boot.me);
+        let mut wanted: Vec<_> = own.into_iter().map(|address| (address, None)).collect();
+        wanted.extend(self.core.ends().map(|p| (p.local, Some(p.remote))));
+        for id in self.ids() {
+            let place = self.slots.get(&id).and_then(|slot| {
+                let own = (slot.address, slot.peer);
+                wanted.iter().position(|w| keep && *w == own)
+            });
+            if let Some(place) = place {
+                wanted.remove(place);
+            } else if let Some(mut socket) = self.slots.remove(&id).and_then(|s| s.socket) {
                 self.ring.deregister(socket.source())?;
             }
         }
-        let slot = |address: &IpAddr| Slot {
-            address: *address,
-            socket: None,
-            error: None,
-            retry_at: BootTime(0),
-            retry_after: RETRY.0,
-            readable: false,
-            drained: BootTime(0),
-        };
-        self.slots = own_addresses(&self.boot.config, &self.boot.me)
-            .iter()
-            .map(slot)
-            .collect();
-        (0..self.slots.len()).try_for_each(|id| self.open_slot(id))
+        for (address, peer) in wanted {
+            let id = self.next_slot;
+            self.next_slot += 1;
+            self.slots.insert(id, Slot::new(address, peer));
+            self.open_slot(id)?;
+        }
+        Ok(())
     }
 
     fn open_slot(&mut self, id: usize) -> Result<(), Error> {
         let port = self.boot.config.cluster.port;
-        let slot = &mut self.slots[id];
-        let address = slot.address;
-        match Socket::open(address, port) {
+        let Some((address, peer)) = self.slots.get(&id).map(|s| (s.address, s.peer)) else {
+            return Ok(());
+        };
+        let here = self.slots.values().filter(|s| s.address == address);
+        let opened = match peer {
+            None => Socket::open(address, port),
+            // The address' own socket is first, and shares its port with no other process.
+            Some(_) if here.clone().all(|s| s.peer.is_some() || s.socket.is_none()) => {
+                Err(Errno::EADDRNOTAVAIL)
+            }
+            Some(peer) => {
+                let others = here.filter_map(|s| s.socket.as_ref());
+                Socket::open_for(peer, address, port, others)
+            }
+        };
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return Ok(());
+        };
+        match opened {
             Ok(mut socket) => {
                 self.ring
                     .register(socket.source(), id, mio::Interest::READABLE)?;
                 slot.socket = Some(socket);
                 slot.readable = true; // What came before the registration is told by nobody.
                 slot.drained = daemon::now();
-                if slot.error.take().is_some() {
+                if slot.error.take().is_some() && peer.is_none() {
                     log::info!("listens at {address} port {port} now");
                 }
             }
             Err(e) => {
-                if slot.error.replace(e) != Some(e) {
+                // A peer without a socket of its own is heard all the same, among strangers.
+                if slot.error.replace(e) != Some(e) && peer.is_none() {
                     log::warn!("cannot listen at {address} port {port}: {}", e.desc());
                 }
                 slot.retry_at = daemon::now() + slot.retry_after;

@@ -1,11 +1,15 @@
-//! One UDP socket per address of this server, with the kernel's time of arrival on every datagram.
+//! UDP sockets, with the kernel's time of arrival on every datagram.
+//!
+//! Each address of this server has one socket that anybody reaches, and beside it one for each address of a peer,
+//! connected to it. The kernel gives what comes from there to that socket and its buffer alone, so whatever fills
+//! another's buffer, be it a stranger's flood or one in another peer's name, hides no beat of this peer.
 
 use mio::net::UdpSocket;
 use nix::{
     errno::Errno,
     sys::socket::{
         AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, bind,
-        recvmsg, setsockopt, socket, sockopt,
+        connect, recvmsg, setsockopt, socket, sockopt,
     },
     sys::time::TimeSpec,
 };
@@ -38,6 +42,8 @@ pub struct Datagram {
     pub source: IpAddr,
     /// When the kernel received it: CLOCK_REALTIME in nanoseconds since 1970.
     pub received_ns: Option<u64>,
+    /// Datagrams that found the socket's buffer full so far, where there were any.
+    pub overflowed: Option<u32>,
 }
 
 impl Socket {
@@ -45,6 +51,32 @@ impl Socket {
     /// whatever arrives for it will be received, and sending works as soon as the address is there. The
     /// port is not shared: no SO_REUSEADDR, so that no other process can take our beats away.
     pub fn open(address: IpAddr, port: u16) -> Result<Self, Errno> {
+        Self::bound(address, port, false)
+    }
+
+    /// A socket that gets all that comes from `peer` to `address`, both at `port`. `others` are this process'
+    /// sockets there; the port is shared with them alone, and only for this moment.
+    pub fn open_for<'a>(
+        peer: IpAddr,
+        address: IpAddr,
+        port: u16,
+        others: impl Iterator<Item = &'a Self> + Clone,
+    ) -> Result<Self, Errno> {
+        let share = |shared: bool| {
+            let mut sockets = others.clone();
+            sockets.try_for_each(|s| setsockopt(&s.inner, sockopt::ReuseAddr, &shared))
+        };
+        let opened = share(true).and_then(|()| Self::bound(address, port, true));
+        let connected = opened.and_then(|socket| {
+            let remote = SockaddrStorage::from(SocketAddr::new(peer, port));
+            connect(socket.inner.as_raw_fd(), &remote)?;
+            setsockopt(&socket.inner, sockopt::ReuseAddr, &false)?;
+            Ok(socket)
+        });
+        share(false).and(connected)
+    }
+
+    fn bound(address: IpAddr, port: u16, shared: bool) -> Result<Self, Errno> {
         let family = if address.is_ipv4() {
             AddressFamily::Inet
         } else {
@@ -53,7 +85,9 @@ impl Socket {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let fd = socket(family, SockType::Datagram, flags, None)?;
         setsockopt(&fd, sockopt::IpFreebind, &true)?;
+        setsockopt(&fd, sockopt::ReuseAddr, &shared)?;
         setsockopt(&fd, sockopt::ReceiveTimestampns, &true)?;
+        setsockopt(&fd, sockopt::RxqOvfl, &1)?;
         if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
         }
@@ -80,7 +114,7 @@ impl Socket {
 
     /// Reads one datagram into `buffer`; `EAGAIN` if none is there.
     pub fn receive(&self, buffer: &mut [u8]) -> Result<Datagram, Errno> {
-        let mut control = nix::cmsg_space!(TimeSpec);
+        let mut control = nix::cmsg_space!(TimeSpec, u32);
         let mut parts = [IoSliceMut::new(buffer)];
         let message = recvmsg::<SockaddrStorage>(
             self.inner.as_raw_fd(),
@@ -88,10 +122,13 @@ impl Socket {
             Some(&mut control),
             MsgFlags::MSG_DONTWAIT,
         )?;
-        let stamp = message
-            .cmsgs()
-            .ok()
-            .and_then(|mut all| all.find_map(timestamp));
+        let (mut stamp, mut overflowed) = (None, None);
+        for control in message.cmsgs().into_iter().flatten() {
+            match control {
+                ControlMessageOwned::RxqOvfl(count) => overflowed = Some(count),
+                other => stamp = stamp.or(timestamp(other)),
+            }
+        }
         let from = message.address.as_ref();
         let v4 = from
             .and_then(SockaddrStorage::as_sockaddr_in)
@@ -104,6 +141,7 @@ impl Socket {
             cut: message.flags.contains(MsgFlags::MSG_TRUNC),
             source: v4.or(v6).ok_or(Errno::EAFNOSUPPORT)?,
             received_ns: stamp,
+            overflowed,
         })
     }
 
@@ -167,6 +205,38 @@ mod tests {
         let a = Socket::open(HOME, 0).unwrap();
         let port = a.inner.local_addr().unwrap().port();
         assert_eq!(Socket::open(HOME, port).unwrap_err(), Errno::EADDRINUSE);
+    }
+
+    #[test]
+    fn a_peers_datagrams_have_a_buffer_of_their_own() {
+        let [a, b, c]: [IpAddr; 3] =
+            ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(|a| a.parse().unwrap());
+        let any = Socket::open(a, 0).unwrap();
+        let port = any.inner.local_addr().unwrap().port();
+        let from_b = Socket::open_for(b, a, port, std::iter::once(&any)).unwrap();
+        let from_c = Socket::open_for(c, a, port, [&any, &from_b].into_iter()).unwrap();
+        // The port stays closed to everybody else.
+        assert_eq!(Socket::open(a, port).unwrap_err(), Errno::EADDRINUSE);
+        assert_eq!(Socket::bound(a, port, true).unwrap_err(), Errno::EADDRINUSE);
+        let (to, mut buffer) = (SocketAddr::new(a, port), [0; 50]);
+        let (peer, flood) = (
+            Socket::open(b, port).unwrap(),
+            Socket::open(c, port).unwrap(),
+        );
+        let stranger = Socket::open(c, 0).unwrap();
+        for _ in 0..20_000 {
+            flood.send(b"garbage", to).unwrap();
+            stranger.send(b"garbage", to).unwrap();
+        }
+        peer.send(b"beat", to).unwrap();
+        assert_eq!(receive(&from_b, &mut buffer).source, b);
+        assert_eq!(from_b.receive(&mut buffer).unwrap_err(), Errno::EAGAIN);
+        assert_eq!(receive(&from_c, &mut buffer).source, c);
+        assert_eq!(receive(&any, &mut buffer).source, c);
+        // What was lost is told with the first that comes after it.
+        while from_c.receive(&mut buffer).is_ok() {}
+        flood.send(b"garbage", to).unwrap();
+        assert!(receive(&from_c, &mut buffer).overflowed.unwrap() > 1000);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use protocol::{
     local::{
         ctl::{CtlReply, CtlRequest},
         status::{
-            ChildStatus, Detail, ElectdStatus, OffsetStatus, RoleStatus, ServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, RoleStatus, ServerView,
             VirtualServerView,
         },
     },
@@ -283,6 +283,7 @@ impl Picture<'_> {
         }
         table.write(out)?;
         self.write_gates(out)?;
+        self.write_silent(out)?;
         let mut table = Table::new([
             "SERVER",
             "STATE",
@@ -376,6 +377,36 @@ impl Picture<'_> {
         }
         out.write_str("\n")
     }
+
+    /// The clients that may not know where the addresses are now.
+    fn write_silent(&self, out: &mut String) -> std::fmt::Result {
+        let mut any = false;
+        for v in self.virtual_servers() {
+            let Some(clients) = v.clients.as_ref().filter(|c| c.silent > 0) else {
+                continue;
+            };
+            any = true;
+            let first: Vec<String> = clients
+                .silent_first
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            let named = u32::try_from(first.len()).unwrap_or(u32::MAX);
+            let more = match clients.silent.saturating_sub(named) {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            writeln!(
+                out,
+                "clients of {}: {} of {} have not answered: {}{more}",
+                v.name,
+                clients.silent,
+                clients.asked,
+                first.join(" ")
+            )?;
+        }
+        if any { out.write_str("\n") } else { Ok(()) }
+    }
 }
 
 fn virtual_server_json(v: &VirtualServerView) -> Value {
@@ -391,6 +422,18 @@ fn virtual_server_json(v: &VirtualServerView) -> Value {
         "gate": v.gate,
         "reason": v.reason,
         "lease_left_ms": left,
+        "clients": v.clients.as_ref().map(clients_json),
+    })
+}
+
+fn clients_json(clients: &ClientsView) -> Value {
+    let last = clients.last_answer.map(|span| span.as_secs_f64() * 1e3);
+    json!({
+        "asked": clients.asked,
+        "answered": clients.answered,
+        "silent": clients.silent_first.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "silent_count": clients.silent,
+        "last_answer_ms": last,
     })
 }
 
@@ -486,6 +529,13 @@ mod tests {
             addresses: vec!["192.0.2.10/24".into()],
             gate: "kernel lifetime".into(),
             lease_left: (role == "master").then_some(Duration::from_millis(380)),
+            clients: (role == "master").then(|| ClientsView {
+                asked: 250,
+                answered: 230,
+                silent: 18,
+                silent_first: (1..=16).map(|n| [192, 0, 2, n].into()).collect(),
+                last_answer: Some(Duration::from_micros(3250)),
+            }),
             reason: "lease expired".into(),
         };
         Detail::Electd(Box::new(ElectdStatus {
@@ -578,6 +628,12 @@ mod tests {
         assert_eq!(web["addresses"], json!(["192.0.2.10/24"]));
         assert_eq!(web["gate"], "kernel lifetime");
         assert_eq!(web["lease_left_ms"], 380);
+        assert_eq!(web["clients"]["asked"], 250);
+        assert_eq!(web["clients"]["answered"], 230);
+        assert_eq!(web["clients"]["silent"][15], "192.0.2.16");
+        assert_eq!(web["clients"]["silent_count"], 18);
+        assert_eq!(web["clients"]["last_answer_ms"], 3.25);
+        assert_eq!(json["virtual_servers"][0]["clients"], Value::Null);
         let roles = json["roles"].as_array().unwrap();
         let role = |name: &str| roles.iter().find(|r| r["name"] == name).unwrap();
         assert_eq!(role("electd")["restarts"], 4);
@@ -634,6 +690,17 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn text_names_silent_clients_and_nothing_if_there_are_none() {
+        let text = |role| picture(vec![answer(Role::Electd, electd(role))], |p| p.text());
+        let master = text("master");
+        let line = "clients of web: 18 of 250 have not answered: 192.0.2.1 192.0.2.2 ";
+        assert!(master.contains(line), "{master}");
+        assert!(master.contains(" 192.0.2.16 and 2 more\n"), "{master}");
+        let slave = text("slave");
+        assert!(!slave.contains("clients of"), "{slave}");
     }
 
     #[test]

@@ -35,8 +35,12 @@ use std::{
     time::Duration,
 };
 
-/// Incoming connections at a time.
+/// Incoming connections at a time; one more takes the place of one without a neighbour behind it.
 const CONNECTIONS_MAX: usize = 64;
+/// Requests of operators answered in one round: an answer costs far more than a neighbour's message.
+const REQUESTS_PER_ROUND: usize = 8;
+/// For each unit of time that a round with requests took, operators wait so many.
+const REQUESTS_PAUSE: u32 = 3;
 /// Messages read from one connection in one round.
 const READS_PER_CONNECTION: usize = 64;
 /// Messages read from all connections in one round.
@@ -126,6 +130,10 @@ pub struct EventLoop {
     unread: BTreeSet<usize>,
     /// Where the next round of reading begins, so that a few busy ones cannot keep the others waiting.
     next_read: usize,
+    /// When the round began whose requests are being answered now.
+    answering: Option<BootTime>,
+    /// No request is read before.
+    operators_at: BootTime,
     outgoing: Vec<Outgoing>,
     pending: Vec<Event>,
     counters: Counters,
@@ -235,6 +243,8 @@ impl EventLoop {
             next_token: INCOMING,
             unread: BTreeSet::new(),
             next_read: 0,
+            answering: None,
+            operators_at: BootTime(0),
             outgoing: sends_to.iter().map(outgoing).collect(),
             pending: Vec::new(),
             counters: Counters::default(),
@@ -290,10 +300,15 @@ impl EventLoop {
         events: &mut Vec<Event>,
     ) -> Result<(), Error> {
         events.clear();
+        if let Some(began) = self.answering.take() {
+            let now = clock::now();
+            self.operators_at = now + now.since(began) * REQUESTS_PAUSE;
+        }
         loop {
-            self.housekeeping(clock::now());
+            let now = clock::now();
+            self.housekeeping(now);
             self.arm(deadline)?;
-            let busy = !self.pending.is_empty() || !self.unread.is_empty() || self.listener.ready;
+            let busy = !self.pending.is_empty() || self.listener.ready || self.has_readable(now);
             match self
                 .poll
                 .poll(&mut self.events, busy.then_some(Duration::ZERO))
@@ -373,7 +388,12 @@ impl EventLoop {
     fn arm(&mut self, deadline: Option<BootTime>) -> Result<(), Error> {
         let outgoing = self.outgoing.iter().filter_map(Outgoing::due);
         let incoming = self.incoming.values().filter_map(|i| i.state.due());
-        let own = outgoing.chain(incoming).chain(self.listener.retry);
+        let waiting = self.unread.iter().any(|t| self.is_operator(*t));
+        let operators = waiting.then_some(self.operators_at);
+        let own = outgoing
+            .chain(incoming)
+            .chain(self.listener.retry)
+            .chain(operators);
         let due = own.chain(deadline).min();
         if due == self.armed {
             return Ok(());
@@ -472,7 +492,7 @@ impl EventLoop {
             return Err("local_refused_user");
         }
         if self.incoming.len() >= CONNECTIONS_MAX {
-            return Err("local_refused_full");
+            self.make_room()?;
         }
         let token = self.next_token;
         self.next_token += 1;
@@ -499,13 +519,58 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Reads from every connection that has something, within the budget of a round.
+    /// Closes the connection that is worth least: whoever connects may be a neighbour that was restarted, and must
+    /// get in whatever others do.
+    fn make_room(&mut self) -> Result<(), &'static str> {
+        let worth = |i: &Incoming| match i.state {
+            IncomingState::Greeting { until } => Some((0, until)),
+            IncomingState::Operator { until } => Some((1, until)),
+            IncomingState::Neighbour(_) => None,
+        };
+        let worths = self
+            .incoming
+            .iter()
+            .filter_map(|(t, i)| Some((worth(i)?, *t)));
+        let (_, least) = worths.min().ok_or("local_refused_full")?;
+        self.counters.add("local_closed_full");
+        self.close(least);
+        Ok(())
+    }
+
+    /// Has not said yet who it is: the greeting tells how much more is read.
+    fn is_new(&self, token: usize) -> bool {
+        let incoming = self.incoming.get(&token);
+        incoming.is_some_and(|i| matches!(i.state, IncomingState::Greeting { .. }))
+    }
+
+    fn is_operator(&self, token: usize) -> bool {
+        let incoming = self.incoming.get(&token);
+        incoming.is_some_and(|i| matches!(i.state, IncomingState::Operator { .. }))
+    }
+
+    /// Something can be read at once, operators only if it is their time.
+    fn has_readable(&self, now: BootTime) -> bool {
+        let theirs = self.operators_at <= now;
+        self.unread.iter().any(|t| theirs || !self.is_operator(*t))
+    }
+
+    /// Reads from every connection that has something, within the budget of a round. Operators get theirs only now
+    /// and then, so that all their requests together take but a part of the time.
     fn read(&mut self) {
-        let mut left = READS_PER_ROUND;
+        let now = clock::now();
+        let (mut left, mut requests) = (READS_PER_ROUND, REQUESTS_PER_ROUND);
+        if self.operators_at > now {
+            requests = 0;
+        }
         let mut unread = std::mem::take(&mut self.unread);
         let later = unread.split_off(&self.next_read);
         for token in later.into_iter().chain(unread) {
-            let share = left.min(READS_PER_CONNECTION);
+            let operator = self.is_operator(token);
+            let share = match () {
+                () if operator => left.min(requests).min(1),
+                () if self.is_new(token) => left.min(1),
+                () => left.min(READS_PER_CONNECTION),
+            };
             if share > 0 {
                 self.next_read = token + 1;
             }
@@ -515,6 +580,10 @@ impl EventLoop {
                 self.read_outgoing(token - OUTGOING, share)
             };
             left -= read;
+            if operator && read > 0 {
+                requests -= read;
+                self.answering = Some(now);
+            }
             if !drained {
                 self.unread.insert(token);
             }

@@ -20,8 +20,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 64;
+/// Connections that wait to be accepted: more than others can fill before a neighbour finds no place there.
+const BACKLOG: i32 = 1024;
 
 /// Where `role` listens.
 pub(crate) fn path(run_dir: &Path, role: Role) -> PathBuf {

@@ -1,11 +1,14 @@
 //! The log: one line on stderr per event, `electd[alpha]: info: text`.
 //!
-//! Until a daemon is ready its lines are written at once. From then on a thread writes them, behind a
-//! bounded queue: a stopped terminal, a full pipe or a dead journal costs lines, never a heartbeat.
+//! Until a daemon is ready its lines are written at once, or not at all if that would have to wait. From then on a
+//! thread writes them, behind a bounded queue: a stopped terminal, a full pipe or a dead journal costs lines, never a
+//! heartbeat, and keeps no restarted daemon from its work.
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{
     io::{self, Write},
+    os::fd::AsFd,
     sync::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -48,6 +51,8 @@ pub(crate) fn start(role: &str) {
         .format(format)
         .target(target)
         .try_init();
+    // The usual words of a panic would be written whatever that takes.
+    std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
 }
 
 /// The name at the head of each line.
@@ -98,12 +103,20 @@ fn write_lines(lines: &Receiver<Line>) {
     }
 }
 
+/// Whether stderr takes a line without a wait.
+fn writable() -> bool {
+    let stderr = io::stderr();
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
 struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         match QUEUE.get() {
-            None => io::stderr().write_all(text)?,
+            None if writable() => io::stderr().write_all(text)?,
+            None => drop(LOST.fetch_add(1, Ordering::Relaxed)),
             Some(queue) => match queue.try_send(Line::Text(text.to_vec())) {
                 Ok(()) => {}
                 Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {

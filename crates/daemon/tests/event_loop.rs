@@ -250,11 +250,63 @@ fn connections_are_bounded_and_the_silent_ones_are_closed() {
         sockets.extend((0..30).map(|_| stranger(dir.path(), Role::Doctord)));
         run_for(&mut doctord, 20);
     }
-    assert_eq!(doctord.counters()["local_refused_full"], 90 - 64);
-    run_for(&mut doctord, 1200);
-    assert_eq!(doctord.counters()["local_closed_idle"], 64);
+    assert_eq!(doctord.counters()["local_closed_full"], 90 - 64);
+    // A neighbour gets in all the same, and stays when more come.
     let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
     link(&mut hbd, Role::Doctord, &mut doctord);
+    sockets.extend((0..90).map(|_| stranger(dir.path(), Role::Doctord)));
+    run_for(&mut doctord, 20);
+    run_for(&mut hbd, 20);
+    assert!(hbd.is_up(Role::Doctord));
+    drop(hbd);
+    run_for(&mut doctord, 1200);
+    assert_eq!(doctord.counters()["local_closed_idle"], 63);
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
+    link(&mut hbd, Role::Doctord, &mut doctord);
+}
+
+#[test]
+fn a_flood_of_requests_takes_a_part_of_the_time_and_delays_no_neighbour() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut doctord = EventLoop::open(&boot(dir.path(), Role::Doctord), &[Role::Hbd], &[]).unwrap();
+    let request = encode(&CtlRequest::Status).unwrap();
+    let flood: Vec<_> = (0..40)
+        .map(|_| stranger(dir.path(), Role::Doctord))
+        .collect();
+    for socket in &flood {
+        say(socket, &hello(Role::Standin));
+        (0..100).for_each(|_| say(socket, &request));
+    }
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
+    link(&mut hbd, Role::Doctord, &mut doctord);
+    let (mut events, start) = (Vec::new(), now());
+    let (mut rounds, mut messages, mut busy) = (0, 0, Duration::ZERO);
+    while now().since(start) < Duration::from_millis(300) {
+        hbd.send(Role::Doctord, &7u8);
+        doctord
+            .wait(Some(now() + Duration::from_millis(50)), &mut events)
+            .unwrap();
+        let asked = events
+            .iter()
+            .filter(|e| matches!(e, Event::Ctl { .. }))
+            .count();
+        messages += events
+            .iter()
+            .filter(|e| matches!(e, Event::Message { .. }))
+            .count();
+        assert!(asked <= 8, "{asked} requests in one round");
+        if asked > 0 {
+            // What answering takes.
+            thread::sleep(Duration::from_millis(2));
+            busy += Duration::from_millis(2);
+        }
+        rounds += 1;
+    }
+    assert!(busy < Duration::from_millis(150), "{busy:?} of 300 ms");
+    assert!(
+        busy > Duration::ZERO && messages + 2 >= rounds,
+        "{messages} messages in {rounds} rounds"
+    );
 }
 
 #[test]

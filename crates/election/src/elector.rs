@@ -286,6 +286,7 @@ impl Elector {
                     self.outputs.push_back(Output::Announce(name));
                 }
             }
+            Input::Clients(name, clients) => self.tell_clients(&name, &clients),
             Input::Probed(name, answered) => self.probed(now, &name, answered),
             Input::Reserved(reservation) => self.reserved(now, reservation),
             Input::ReserveFailed(why) => {

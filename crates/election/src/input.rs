@@ -6,7 +6,7 @@ use protocol::{
     local::ring::Health,
     wire::{
         beat::{Ack, Beat, Freshness},
-        signal::Signal,
+        signal::{Client, Signal},
     },
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -118,6 +118,9 @@ pub enum Input {
     GateBroken(VirtualServerName, String),
     /// Another machine claims an address of a virtual server.
     ForeignClaim(VirtualServerName),
+    /// The clients seen on the interface of a virtual server: the other servers are told if this one is
+    /// master.
+    Clients(VirtualServerName, Vec<Client>),
     /// `quorum = none`: did anybody answer for the addresses?
     Probed(VirtualServerName, bool),
     /// This reservation is on disk now.

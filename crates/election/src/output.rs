@@ -5,7 +5,7 @@ use protocol::{
     BootTime, ServerName, Term, VirtualServerName,
     wire::{
         beat::{Ack, Beat},
-        signal::Signal,
+        signal::{Client, Signal},
     },
 };
 
@@ -37,6 +37,8 @@ pub enum Output {
     Shut(VirtualServerName),
     /// Announce the addresses again: a rival was heard, or a network healed.
     Announce(VirtualServerName),
+    /// Keep these clients in mind, the master has seen them: the next opening asks each by itself.
+    Clients(VirtualServerName, Vec<Client>),
     /// `quorum = none`: ask whether anybody answers for the addresses.
     Probe(VirtualServerName),
     /// Sync this reservation to disk in the background; [`crate::Input::Reserved`] follows.

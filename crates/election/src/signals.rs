@@ -1,10 +1,10 @@
 //! The table of what each state accepts among signals (ELECTION, "What each state accepts"). Everything
 //! else is counted and changes nothing.
 
-use crate::{elector::Elector, state::Taking};
+use crate::{elector::Elector, output::Output, state::Taking};
 use protocol::{
-    BootTime, ServerName,
-    wire::signal::{Body, Released, Signal},
+    BootTime, ServerName, VirtualServerName,
+    wire::signal::{Body, CLIENTS_MAX, Client, Released, Signal},
 };
 
 /// The columns of the table.
@@ -18,7 +18,7 @@ enum State {
 }
 
 impl Elector {
-    fn state(&self, name: &protocol::VirtualServerName) -> State {
+    fn state(&self, name: &VirtualServerName) -> State {
         let v = self.virtuals.get(name);
         if self.taking != Taking::Active {
             State::Silent
@@ -110,6 +110,12 @@ impl Elector {
             (Body::HandOver { to }, State::Master) => {
                 self.asked_to_hand_over(now, &from, &name, &to)
             }
+            (Body::Clients { clients }, State::Slave | State::Candidate) => {
+                self.clients(&from, name, clients)
+            }
+            (Body::Clients { .. }, State::Silent | State::Master) => {
+                self.count("out_of_state_clients")
+            }
             (Body::PreAnswer { .. }, State::Silent) => self.count("out_of_state_pre_answer"),
             (Body::Grant { .. }, State::Silent | State::Slave) => self.count("out_of_state_grant"),
             (Body::Refuse { .. }, State::Silent | State::Slave) => {
@@ -124,6 +130,37 @@ impl Elector {
             (Body::HandOver { .. }, State::Silent | State::Slave | State::Candidate) => {
                 self.count("out_of_state_hand_over");
             }
+        }
+    }
+
+    /// What the present master has seen; nobody else's list is taken.
+    fn clients(&mut self, from: &ServerName, name: VirtualServerName, clients: Vec<Client>) {
+        let master = self.virtuals.get(&name).and_then(|v| v.master.as_ref());
+        if master.is_none_or(|(master, _)| master != from) {
+            return self.count("clients_not_of_master");
+        }
+        if clients.len() > CLIENTS_MAX {
+            return self.count("clients_too_many");
+        }
+        self.outputs.push_back(Output::Clients(name, clients));
+    }
+
+    pub(crate) fn tell_clients(&mut self, name: &VirtualServerName, clients: &[Client]) {
+        if self
+            .virtuals
+            .get(name)
+            .is_none_or(|v| v.mastership.is_none())
+        {
+            return;
+        }
+        for peer in self.peers.keys().cloned().collect::<Vec<_>>() {
+            self.say(
+                &peer,
+                name,
+                Body::Clients {
+                    clients: clients.to_vec(),
+                },
+            );
         }
     }
 }

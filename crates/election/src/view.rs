@@ -16,7 +16,7 @@ impl Elector {
         &self.counters
     }
 
-    /// The present state; the shell adds addresses and gate of each virtual server.
+    /// The present state; the shell adds addresses, gate and clients of each virtual server.
     pub fn view(&self, now: BootTime) -> ElectdStatus {
         let ranked = self.settings.virtual_servers.keys().next();
         let own = ServerView {
@@ -83,6 +83,7 @@ impl Elector {
                 addresses: Vec::new(),
                 gate: String::new(),
                 lease_left: self.lease_end(v).map(|end| end.since(now)),
+                clients: None,
                 reason: waits,
             }
         });

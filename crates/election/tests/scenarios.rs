@@ -10,7 +10,7 @@ use protocol::{
     Instance, Number, RosterVersion, Term,
     wire::{
         beat::{Freshness, Why},
-        signal::{Body, PreVerdict, Released, Signal},
+        signal::{Body, CLIENTS_MAX, Client, PreVerdict, Released, Signal},
     },
 };
 use std::time::Duration;
@@ -1052,6 +1052,20 @@ fn signals_that_a_state_does_not_accept_are_counted_and_change_nothing() {
             "out_of_state_refuse",
         ),
         (
+            slave,
+            Body::Clients {
+                clients: Vec::new(),
+            },
+            "clients_not_of_master",
+        ),
+        (
+            master,
+            Body::Clients {
+                clients: Vec::new(),
+            },
+            "out_of_state_clients",
+        ),
+        (
             master,
             Body::PreAnswer {
                 term: t,
@@ -1094,6 +1108,39 @@ fn signals_that_a_state_does_not_accept_are_counted_and_change_nothing() {
         assert_eq!(sim.counter(server, counted), n + 1, "{body:?}");
         assert_eq!(state_of(&sim, server), before, "{body:?}");
     }
+}
+
+#[test]
+fn the_clients_that_the_master_has_seen_are_told_to_the_others_and_no_slave_tells_any() {
+    let mut sim = settled();
+    let master = sim.master().unwrap();
+    let seen = vec![Client {
+        ip: [192, 0, 2, 99].into(),
+        mac: [2, 0, 0, 0, 0, 9],
+        age_s: 3,
+    }];
+    for slave in slaves(&sim) {
+        sim.give(slave, Input::Clients(vname("web"), Vec::new()));
+    }
+    sim.give(master, Input::Clients(vname("web"), seen.clone()));
+    sim.run(secs(1));
+    for slave in slaves(&sim) {
+        assert_eq!(sim.servers[slave].clients, [(vname("web"), seen.clone())]);
+    }
+    assert_eq!(sim.servers[master].clients, []);
+    let many = Body::Clients {
+        clients: vec![seen[0]; CLIENTS_MAX + 1],
+    };
+    let (slave, from) = (slaves(&sim)[0], sim.servers[master].name.clone());
+    let signal = Signal {
+        virtual_server: vname("web"),
+        instance: Instance(1),
+        number: Number(1),
+        body: many,
+    };
+    sim.give(slave, Input::Signal { from, signal });
+    assert_eq!(sim.counter(slave, "clients_too_many"), 1);
+    assert_eq!(sim.servers[slave].clients.len(), 1);
 }
 
 #[test]

@@ -145,6 +145,11 @@ impl Heartbeat {
         self.peers.iter().flat_map(each).collect()
     }
 
+    /// Both ends of every path to every peer.
+    pub fn ends(&self) -> impl Iterator<Item = &Path> {
+        self.peers.iter().flat_map(|peer| &peer.paths)
+    }
+
     /// Peers without any path: no address of theirs is of the same family as one of ours.
     pub fn unreachable(&self) -> impl Iterator<Item = &ServerName> {
         self.peers

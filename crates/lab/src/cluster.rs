@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 
-/// The daemons' port.
-const PORT: u16 = 6946;
+/// The daemons' port, UDP and TCP.
+pub const PORT: u16 = 6946;
 /// Names of the virtual servers, in order.
 const VIRTUAL: [&str; 3] = ["web", "mail", "files"];
 /// How long anything ordinary may take before it counts as not happening.
@@ -446,6 +446,18 @@ impl Cluster {
             one["role"].as_str()?.to_owned(),
             one["master"].as_str().map(str::to_owned),
         ))
+    }
+
+    /// A server's own address.
+    pub fn server_address(&self, server: usize) -> IpAddr {
+        server_address(server, self.spec.ipv6)
+    }
+
+    /// What a server's roles have counted: `what` of `role`, 0 if that was never counted.
+    pub fn counter(&self, server: usize, role: &str, what: &str) -> u64 {
+        self.status(server).map_or(0, |status| {
+            status["counters"][role][what].as_u64().unwrap_or(0)
+        })
     }
 
     /// The address of virtual server number `v` that clients ask.

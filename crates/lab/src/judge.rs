@@ -81,6 +81,12 @@ impl Verdict {
         !self.two.is_zero()
     }
 
+    /// The longest stretch in which nobody answered.
+    pub fn longest_gap(&self) -> Duration {
+        let gaps = self.holdings.iter().filter(|h| h.servers.is_empty());
+        gaps.map(|h| h.length).max().unwrap_or_default()
+    }
+
     /// How often the address came to another server.
     pub fn moves(&self) -> usize {
         let single: Vec<_> = self

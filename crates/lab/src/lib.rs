@@ -20,6 +20,7 @@
 //!   kernel's neighbour cache, and tells the longest time without answers.
 //! - [`Judge`] asks every server each millisecond for the virtual address *directly by its MAC address*, past
 //!   every cache, and so sees two holders even where each client sees only one.
+//! - [`Recorder`] and [`Forger`] are what an attacker on the same network has.
 //! - [`Stalls`] tells how long this machine itself stood still, without which no figure here means anything.
 //! - [`Cluster`] runs standin's daemons on the hosts; [`Keepalived`] runs keepalived there, for comparison.
 //!
@@ -36,9 +37,10 @@ mod net;
 mod pace;
 mod process;
 mod stall;
+mod wire;
 
 pub use client::{Client, Outage};
-pub use cluster::{Cluster, DEFAULT, FAST, FASTEST, Profile, Spec};
+pub use cluster::{Cluster, DEFAULT, FAST, FASTEST, PORT, Profile, Spec};
 pub use enter::{FOLDER, enter};
 pub use error::Error;
 pub use judge::{Holding, Judge, Verdict};
@@ -47,6 +49,7 @@ pub use net::{Host, NAMES, Net, Wiring};
 pub use nix::sys::signal::Signal;
 pub use process::{Process, Usage, binary};
 pub use stall::{Spinners, Stalls};
+pub use wire::{Datagram, Forger, Recorder, Stream};
 
 use std::time::{Duration, Instant};
 

@@ -235,6 +235,7 @@ fn judge_byte(server: usize) -> u8 {
 }
 
 const CLIENT: u8 = 100;
+const STRANGER: u8 = 150;
 const JUDGE: u8 = 200;
 const INTERFACE: &str = "eth0";
 
@@ -304,6 +305,13 @@ impl Net {
     /// The client's host.
     pub fn client_host(&self) -> &Host {
         &self.client
+    }
+
+    /// A further host on the same network, without any part in it.
+    pub fn stranger(&self) -> Result<Host, Error> {
+        let host = Host::new("stranger")?;
+        plug(&host, "stranger", INTERFACE, STRANGER)?;
+        Ok(host)
     }
 
     /// The client of virtual server number `index`.
@@ -434,7 +442,7 @@ impl Drop for Net {
             .servers
             .iter()
             .flat_map(|h| [h.name().to_owned(), format!("judge-{}", h.name())]);
-        for port in ports.chain(["client".to_owned(), "lab".to_owned()]) {
+        for port in ports.chain(["client", "stranger", "lab"].map(str::to_owned)) {
             let _ = tool("ip", &["link", "del", "dev", &port], "");
         }
         let _ = tool("nft", &["flush", "ruleset"], "");

@@ -14,8 +14,8 @@ use protocol::{
             Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
         },
         status::{
-            ChildStatus, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus, ServerView,
-            VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus,
+            ServerView, VirtualServerView,
         },
     },
     seal::{NONCE, Sealer},
@@ -27,7 +27,7 @@ use protocol::{
         },
         datagram::{self, Challenge, Data, Echo, Incarnation, Packet},
         frame::{self, Frame},
-        signal::{Body, PreVerdict, Released, Signal},
+        signal::{Body, Client, PreVerdict, Released, Signal},
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -106,6 +106,7 @@ fn wire_messages_keep_their_bytes() {
             Body::Ready => "signal ready",
             Body::NotReady { .. } => "signal not-ready",
             Body::HandOver { .. } => "signal hand-over",
+            Body::Clients { .. } => "signal clients",
         };
         golden.message(name, &signal);
     }
@@ -351,7 +352,7 @@ fn packets() -> [Packet; 4] {
     ]
 }
 
-fn signals() -> [Signal; 13] {
+fn signals() -> [Signal; 14] {
     let term = Term(8);
     let (instance, number) = (Instance(0xa1), Number(44));
     let released = Released {
@@ -411,6 +412,15 @@ fn signals() -> [Signal; 13] {
         },
         Body::HandOver {
             to: "beta".parse().unwrap(),
+        },
+        Body::Clients {
+            clients: ["192.0.2.99", "2001:db8::99"]
+                .map(|ip| Client {
+                    ip: ip.parse().unwrap(),
+                    mac: [2, 0, 0, 0, 0, 9],
+                    age_s: 300,
+                })
+                .to_vec(),
         },
     ]
     .map(|body| {
@@ -568,6 +578,13 @@ fn replies() -> Vec<CtlReply> {
         addresses: vec!["192.0.2.10/24".to_owned()],
         gate: "none".to_owned(),
         lease_left: Some(4 * H),
+        clients: Some(ClientsView {
+            asked: 3,
+            answered: 1,
+            silent: 1,
+            silent_first: vec!["192.0.2.99".parse().unwrap()],
+            last_answer: Some(H),
+        }),
         reason: "handover".to_owned(),
     };
     let electd = ElectdStatus {

@@ -13,8 +13,8 @@ use protocol::{
             Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
         },
         status::{
-            ChildStatus, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus, ServerView,
-            VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus,
+            ServerView, VirtualServerView,
         },
     },
     version,
@@ -25,7 +25,7 @@ use protocol::{
         },
         datagram::{self, Challenge, Data, Echo, Incarnation, Packet},
         frame,
-        signal::{Body, PreVerdict, Released, Signal},
+        signal::{Body, CLIENTS_MAX, Client, PreVerdict, Released, Signal},
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -248,6 +248,28 @@ fn the_largest_beat_and_acknowledgement_are_one_packet() {
     }
 }
 
+#[test]
+fn the_longest_list_of_clients_fits() {
+    let client = Client {
+        ip: std::net::Ipv6Addr::from([0xff; 16]).into(),
+        mac: [0xff; 6],
+        age_s: u32::MAX,
+    };
+    let name = "x".repeat(63);
+    survives(&ElectdToListend {
+        to: name.parse().unwrap(),
+        signal: Signal {
+            virtual_server: name.parse().unwrap(),
+            instance: Instance(u64::MAX),
+            number: Number(u64::MAX),
+            body: Body::Clients {
+                clients: vec![client; CLIENTS_MAX],
+            },
+        },
+    })
+    .unwrap();
+}
+
 fn server() -> impl Strategy<Value = ServerName> {
     "[A-Za-z0-9._-]{1,63}".prop_map(|s| s.parse().unwrap())
 }
@@ -429,6 +451,8 @@ fn body() -> impl Strategy<Value = Body> {
         }),
     ];
     let pre_call = (term(), any::<Duration>(), any::<u64>());
+    let client = (any::<std::net::IpAddr>(), any::<[u8; 6]>(), any::<u32>())
+        .prop_map(|(ip, mac, age_s)| Client { ip, mac, age_s });
     prop_oneof![
         pre_call.prop_map(|(term, lease, round)| Body::PreCall { term, lease, round }),
         (term(), any::<u64>(), verdict).prop_map(|(term, round, verdict)| Body::PreAnswer {
@@ -463,6 +487,7 @@ fn body() -> impl Strategy<Value = Body> {
         Just(Body::Ready),
         any::<String>().prop_map(|why| Body::NotReady { why }),
         server().prop_map(|to| Body::HandOver { to }),
+        vec(client, 0..4).prop_map(|clients| Body::Clients { clients }),
     ]
 }
 
@@ -582,6 +607,15 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                 config_differs,
             },
         );
+    let clients = any::<(u32, u32, u32, Vec<std::net::IpAddr>, Option<Duration>)>().prop_map(
+        |(asked, answered, silent, silent_first, last_answer)| ClientsView {
+            asked,
+            answered,
+            silent,
+            silent_first,
+            last_answer,
+        },
+    );
     let virtual_view = (
         virtual_server(),
         any::<[String; 3]>(),
@@ -589,17 +623,21 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         term(),
         any::<Vec<String>>(),
         any::<Option<Duration>>(),
+        option::of(clients),
     )
         .prop_map(
-            |(name, [role, gate, reason], master, term, addresses, lease_left)| VirtualServerView {
-                name,
-                role,
-                master,
-                term,
-                addresses,
-                gate,
-                lease_left,
-                reason,
+            |(name, [role, gate, reason], master, term, addresses, lease_left, clients)| {
+                VirtualServerView {
+                    name,
+                    role,
+                    master,
+                    term,
+                    addresses,
+                    gate,
+                    lease_left,
+                    clients,
+                    reason,
+                }
             },
         );
     (

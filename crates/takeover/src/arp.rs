@@ -25,7 +25,14 @@ pub(crate) struct Arp {
     pub(crate) sender_mac: Mac,
     /// 0.0.0.0 in a probe: it claims nothing.
     pub(crate) sender: Ipv4Addr,
+    pub(crate) target: Ipv4Addr,
+    /// An answer, and no question.
+    pub(crate) reply: bool,
 }
+
+/// Where the kind of an ARP message stands in a frame, and an answer's.
+pub(crate) const OPERATION_AT: usize = 20;
+pub(crate) const OPERATION_REPLY: u16 = 2;
 
 /// "`ip` is at `mac`", to everybody: gratuitous ARP in request form.
 pub(crate) fn gratuitous(mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
@@ -35,6 +42,11 @@ pub(crate) fn gratuitous(mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
 /// "Where are you? Asks `ip` at `mac`", to one neighbour: moves its entry and makes a missing one.
 pub(crate) fn unicast(mac: Mac, ip: Ipv4Addr, neighbour_mac: Mac, neighbour: Ipv4Addr) -> Vec<u8> {
     request(neighbour_mac, mac, ip, neighbour)
+}
+
+/// "Where are you? Asks `ip` at `mac`", to one whose MAC address is not known.
+pub(crate) fn ask_all(mac: Mac, ip: Ipv4Addr, neighbour: Ipv4Addr) -> Vec<u8> {
+    request(BROADCAST, mac, ip, neighbour)
 }
 
 /// "Has anybody `ip`?" without claiming it (RFC 5227).
@@ -64,9 +76,12 @@ pub(crate) fn parse(frame: &[u8]) -> Option<Arp> {
         && [REQUEST, REPLY].iter().any(|op| arp[6..8] == *op);
     fine.then_some(())?;
     let sender: [u8; 4] = arp[14..18].try_into().ok()?;
+    let target: [u8; 4] = arp[24..28].try_into().ok()?;
     Some(Arp {
         sender_mac: arp[8..14].try_into().ok()?,
         sender: sender.into(),
+        target: target.into(),
+        reply: arp[6..8] == REPLY,
     })
 }
 
@@ -112,7 +127,9 @@ mod tests {
             read,
             Arp {
                 sender_mac: MAC,
-                sender: Ipv4Addr::UNSPECIFIED
+                sender: Ipv4Addr::UNSPECIFIED,
+                target: IP,
+                reply: false,
             }
         );
         assert_eq!(probe(MAC, IP)[38..], IP.octets());
@@ -126,8 +143,24 @@ mod tests {
             parse(&frame),
             Some(Arp {
                 sender_mac: MAC,
-                sender: IP
+                sender: IP,
+                target: IP,
+                reply: false,
             })
+        );
+    }
+
+    #[test]
+    fn an_answer_is_told_from_a_question() {
+        let neighbour = Ipv4Addr::new(192, 0, 2, 99);
+        let mut frame = unicast(MAC, neighbour, [2, 0, 0, 0, 0, 9], IP);
+        assert!(!parse(&frame).unwrap().reply);
+        frame[OPERATION_AT + 1] = OPERATION_REPLY as u8;
+        let read = parse(&frame).unwrap();
+        assert!(read.reply);
+        assert_eq!(
+            (read.sender, read.sender_mac, read.target),
+            (neighbour, MAC, IP)
         );
     }
 

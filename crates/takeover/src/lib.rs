@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   electd ── open until t, shut, announce, probe ──▶ worker thread ──▶ netlink: addresses
-//!          ◀───────── opened, shut, lapsed, ... ────              └──▶ ARP, ND: announcements
+//!          ◀───────── opened, shut, lapsed, ... ────              ├──▶ ARP, ND: announcements
+//!                                                                 ▼ opened
+//!          ◀──▶ clients, receipts ───────────────── refresh thread ──▶ ARP, ND: a question to each client
 //! ```
 //!
 //! Three fences keep the lease, each able to act without the one before: the kernel's gate ([`gate`]: packets of
@@ -11,15 +13,22 @@
 //! needs to act for a lease to end; extending it is a store into memory shared with the kernel. Where the gate
 //! cannot be had, the worker alone keeps the deadline.
 //!
+//! Whether the clients send to this server now is the refresh thread's matter: it asks each of them by itself
+//! and counts the answers (`refresh`), those it has seen and those the former master has told of (`clients`).
+//!
 //! It decides nothing: who is master, and until when, is electd's matter.
 
 mod arp;
+mod clients;
 mod clock;
 mod error;
 mod gate;
 mod gate_file;
 mod ndp;
+mod neighbours;
 mod netlink;
+mod refresh;
+mod refresher;
 mod scripts;
 mod sys;
 mod worker;
@@ -27,6 +36,7 @@ mod worker;
 pub use arp::Mac;
 pub use error::Error;
 pub use gate::{GateHome, check_gate, unmount_gate};
+pub use refresh::Receipts;
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 
 use config::VirtualAddress;
@@ -34,10 +44,11 @@ use crossbeam_channel::Sender;
 use gate::{Door, Gate};
 use gate_file::{BootId, GateFile};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use protocol::{BootTime, VirtualServerName};
+use protocol::{BootTime, VirtualServerName, wire::signal::Client};
 use std::{
     collections::BTreeMap,
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -116,6 +127,14 @@ pub enum Event {
         v: VirtualServerName,
         /// Who claims it.
         mac: Mac,
+    },
+    /// Open, and clients were seen on the interface that were not told of before, or a minute has passed:
+    /// for the other servers. Delivered on another thread than the rest.
+    Clients {
+        /// Whose addresses; all open sets of the interface have the same clients.
+        v: VirtualServerName,
+        /// At most [`CLIENTS_MAX`](protocol::wire::signal::CLIENTS_MAX) of them.
+        clients: Vec<Client>,
     },
     /// The probe has ended.
     Probed {
@@ -269,6 +288,9 @@ pub struct Takeover {
     commands: Sender<Command>,
     waker: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
+    refresher: refresher::Handle,
+    receipts: refresher::Board,
+    refresh_thread: Option<JoinHandle<()>>,
 }
 
 impl Takeover {
@@ -319,6 +341,12 @@ impl Takeover {
         let worker_waker = waker.clone();
         let worker_gate = gate.as_ref().ok().cloned();
         let worker_emit = emit.clone();
+        let refresher_emit = emit.clone();
+        let (refresher, receipts, refresh_thread) =
+            refresher::start(with_shared.clone(), realtime.is_some(), move |e| {
+                refresher_emit(e);
+            })?;
+        let worker_refresher = refresher.clone();
         let run = move || {
             if let Some(priority) = realtime
                 && let Err(e) = sys::scheduler_fifo(priority)
@@ -327,7 +355,14 @@ impl Takeover {
                     "the thread that guards the addresses runs without real-time priority: {e}"
                 );
             }
-            let started = Worker::start(with_shared, worker_gate, inbox, worker_waker, worker_emit);
+            let started = Worker::start(
+                with_shared,
+                worker_gate,
+                inbox,
+                worker_waker,
+                worker_emit,
+                worker_refresher,
+            );
             match started {
                 Ok((worker, adopted)) => {
                     let _ = report.send(Ok(adopted));
@@ -343,7 +378,13 @@ impl Takeover {
             .stack_size(STACK)
             .spawn(run)
             .map_err(Error::kernel("a thread that guards the addresses"))?;
-        let adopted = started.recv().map_err(|_| Error::Worker)??;
+        let adopted = match started.recv().map_err(|_| Error::Worker) {
+            Ok(Ok(adopted)) => adopted,
+            Ok(Err(e)) | Err(e) => {
+                refresher.tell(refresher::Command::Stop);
+                return Err(e);
+            }
+        };
         if gate.is_err() {
             // A gate of an earlier life would stay shut for good.
             gate::unpin_all(&run_dir.join("bpf"));
@@ -357,6 +398,9 @@ impl Takeover {
             commands,
             waker,
             thread: Some(thread),
+            refresher,
+            receipts,
+            refresh_thread: Some(refresh_thread),
         };
         Ok((takeover, adopted))
     }
@@ -456,7 +500,36 @@ impl Takeover {
                 file.remove();
             }
         }
+        let told = refresher::Command::Sets(with_shared.clone());
+        self.refresher.tell(told);
         self.tell(Command::Replace(with_shared));
+    }
+
+    /// What another server has seen on the interface of a virtual server: the next opening asks these too.
+    pub fn learn(&self, v: &VirtualServerName, clients: &[Client]) {
+        let now = clock::now();
+        let seen = clients.iter().map(|c| {
+            let age = Duration::from_secs(c.age_s.into());
+            (c.ip, c.mac, now - age)
+        });
+        let told = refresher::Command::Learn(v.clone(), seen.collect());
+        self.refresher.tell(told);
+    }
+
+    /// The addresses of the cluster's servers: they are asked as all neighbours are, but are no clients.
+    pub fn set_servers(&self, servers: Vec<IpAddr>) {
+        self.refresher.tell(refresher::Command::Servers(servers));
+    }
+
+    /// Another server may have missed [`Event::Clients`]: all are told again.
+    pub fn tell_clients_again(&self) {
+        self.refresher.tell(refresher::Command::TellAgain);
+    }
+
+    /// How the clients took the last opening or announcement, while open.
+    pub fn receipts(&self, v: &VirtualServerName) -> Option<Receipts> {
+        let board = self.receipts.lock().unwrap_or_else(PoisonError::into_inner);
+        board.get(v).cloned()
     }
 
     fn find(&self, v: &VirtualServerName) -> Option<Arc<Shared>> {
@@ -488,6 +561,10 @@ impl Drop for Takeover {
     fn drop(&mut self) {
         self.tell(Command::Stop);
         if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.refresher.tell(refresher::Command::Stop);
+        if let Some(thread) = self.refresh_thread.take() {
             let _ = thread.join();
         }
     }

@@ -15,6 +15,7 @@ pub(crate) const TYPE_AT: usize = 54;
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ROUTER: u8 = 0x80;
+const SOLICITED: u8 = 0x40;
 const OVERRIDE: u8 = 0x20;
 const SOURCE_MAC: u8 = 1;
 const TARGET_MAC: u8 = 2;
@@ -50,19 +51,23 @@ pub(crate) fn unicast(mac: Mac, ip: Ipv6Addr, neighbour_mac: Mac, neighbour: Ipv
     )
 }
 
+/// "Where are you? Asks `ip` at `mac`", to one whose MAC address is not known.
+pub(crate) fn ask_all(mac: Mac, ip: Ipv6Addr, neighbour: Ipv6Addr) -> Vec<u8> {
+    let group = solicited_node(neighbour);
+    let to = multicast_mac(group);
+    frame(to, mac, ip, group, SOLICIT, 0, neighbour, Some(SOURCE_MAC))
+}
+
+/// The group that whoever has `ip` listens to (RFC 4291).
+fn solicited_node(ip: Ipv6Addr) -> Ipv6Addr {
+    let [.., a, b, c] = ip.octets();
+    let low = u16::from_be_bytes([b, c]);
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), low)
+}
+
 /// "Has anybody `ip`?" without claiming it (RFC 4862).
 pub(crate) fn probe(mac: Mac, ip: Ipv6Addr) -> Vec<u8> {
-    let [.., a, b, c] = ip.octets();
-    let group = Ipv6Addr::new(
-        0xff02,
-        0,
-        0,
-        0,
-        0,
-        1,
-        0xff00 | u16::from(a),
-        u16::from_be_bytes([b, c]),
-    );
+    let group = solicited_node(ip);
     frame(
         multicast_mac(group),
         mac,
@@ -133,6 +138,25 @@ fn checksum(from: Ipv6Addr, to: Ipv6Addr, body: &[u8]) -> u16 {
 /// Reads the claim "`address` is at `mac`" out of an advertisement, or out of the source of a
 /// solicitation. None for everything else, and for what is damaged or was forwarded by a router.
 pub(crate) fn parse_claim(frame: &[u8]) -> Option<(Ipv6Addr, Mac)> {
+    let read = parse(frame)?;
+    Some((read.claimed, read.mac))
+}
+
+/// Reads the answer "`neighbour` is at `mac`" to a question of `own`: own, neighbour, MAC address.
+pub(crate) fn parse_answer(frame: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr, Mac)> {
+    let read = parse(frame)?;
+    read.solicited.then_some((read.to, read.claimed, read.mac))
+}
+
+struct Claim {
+    claimed: Ipv6Addr,
+    mac: Mac,
+    to: Ipv6Addr,
+    /// An advertisement that answers a solicitation.
+    solicited: bool,
+}
+
+fn parse(frame: &[u8]) -> Option<Claim> {
     let address = |at: usize| -> Option<Ipv6Addr> {
         let octets: [u8; 16] = frame.get(at..at + 16)?.try_into().ok()?;
         Some(octets.into())
@@ -154,10 +178,12 @@ pub(crate) fn parse_claim(frame: &[u8]) -> Option<(Ipv6Addr, Mac)> {
         _ => return None,
     };
     // The option may be missing: then the frame's own sender is meant.
-    Some((
+    Some(Claim {
         claimed,
-        link_address(&body[24..], option).or_else(|| frame[6..12].try_into().ok())?,
-    ))
+        mac: link_address(&body[24..], option).or_else(|| frame[6..12].try_into().ok())?,
+        to,
+        solicited: body[0] == ADVERTISE && body[4] & SOLICITED != 0,
+    })
 }
 
 fn link_address(mut options: &[u8], wanted: u8) -> Option<Mac> {
@@ -229,6 +255,34 @@ mod tests {
     #[test]
     fn advertisement_is_read_as_claim() {
         assert_eq!(parse_claim(&advertisement(MAC, IP, true)), Some((IP, MAC)));
+    }
+
+    #[test]
+    fn a_neighbour_of_unknown_mac_is_asked_through_its_group() {
+        let neighbour = "2001:db8::1:2:99".parse().unwrap();
+        let frame = ask_all(MAC, IP, neighbour);
+        assert_eq!(frame[..6], [0x33, 0x33, 0xff, 2, 0, 0x99]);
+        assert_eq!(parse_claim(&frame), Some((IP, MAC)));
+    }
+
+    #[test]
+    fn an_answer_names_who_asked() {
+        let client: Ipv6Addr = "2001:db8::99".parse().unwrap();
+        let mac = [2, 0, 0, 0, 0, 9];
+        let flags = SOLICITED | OVERRIDE;
+        let answer = frame(
+            MAC,
+            mac,
+            client,
+            IP,
+            ADVERTISE,
+            flags,
+            client,
+            Some(TARGET_MAC),
+        );
+        assert_eq!(parse_answer(&answer), Some((IP, client, mac)));
+        assert_eq!(parse_answer(&advertisement(mac, client, false)), None);
+        assert_eq!(parse_answer(&unicast(mac, client, MAC, IP)), None);
     }
 
     #[test]

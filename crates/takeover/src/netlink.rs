@@ -21,7 +21,7 @@ use rtnetlink::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo},
         link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -80,13 +80,6 @@ impl Link {
     }
 }
 
-/// A neighbour whose MAC address is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Neighbour {
-    pub(crate) ip: IpAddr,
-    pub(crate) mac: Mac,
-}
-
 /// What others did.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -112,8 +105,7 @@ pub(crate) struct Setting {
 }
 
 pub(crate) struct Netlink {
-    runtime: Runtime,
-    handle: Handle,
+    asker: Asker,
     changes: Socket,
     monitor: Socket,
     sequence: u32,
@@ -122,16 +114,10 @@ pub(crate) struct Netlink {
 
 impl Netlink {
     pub(crate) fn open() -> Result<Self, Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()
-            .map_err(Error::kernel("the runtime for netlink"))?;
-        let handle = connect(&runtime).map_err(Error::kernel("a netlink socket"))?;
+        let asker = Asker::open()?;
         let (changes, monitor) = sockets().map_err(Error::kernel("a netlink socket"))?;
         Ok(Self {
-            runtime,
-            handle,
+            asker,
             changes,
             monitor,
             sequence: 0,
@@ -146,9 +132,9 @@ impl Netlink {
 
     /// The interface of this name; none if there is none.
     pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
-        let handle = self.handle.clone();
+        let handle = self.asker.handle();
         let name = name.to_owned();
-        let found = self.ask(async move {
+        let found = self.asker.ask(async move {
             handle
                 .link()
                 .get()
@@ -166,45 +152,18 @@ impl Netlink {
 
     /// All interfaces of this network namespace.
     pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
-        let handle = self.handle.clone();
-        let all: Vec<LinkMessage> =
-            self.ask(async move { handle.link().get().execute().try_collect().await })?;
+        let handle = self.asker.handle();
+        let all: Vec<LinkMessage> = self
+            .asker
+            .ask(async move { handle.link().get().execute().try_collect().await })?;
         Ok(all.iter().map(read_link).collect())
     }
 
     /// All addresses of this machine.
     pub(crate) fn addresses(&mut self) -> io::Result<Vec<AddressMessage>> {
-        let handle = self.handle.clone();
-        self.ask(async move { handle.address().get().execute().try_collect().await })
-    }
-
-    /// The neighbours that an interface has a MAC address for.
-    pub(crate) fn neighbours(&mut self, interface: u32) -> io::Result<Vec<Neighbour>> {
-        let handle = self.handle.clone();
-        let all: Vec<NeighbourMessage> =
-            self.ask(async move { handle.neighbours().get().execute().try_collect().await })?;
-        let here = all.iter().filter(|n| n.header.ifindex == interface);
-        Ok(here.filter_map(read_neighbour).collect())
-    }
-
-    fn ask<T>(
-        &mut self,
-        question: impl Future<Output = Result<T, rtnetlink::Error>>,
-    ) -> io::Result<T> {
-        let answer = self
-            .runtime
-            .block_on(async { tokio::time::timeout(ANSWER_MAX, question).await });
-        match answer {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(rtnetlink::Error::NetlinkError(e))) => return Err(e.to_io()),
-            _ => {}
-        }
-        // The connection has lost its place. The next question gets a new one.
-        self.handle = connect(&self.runtime)?;
-        Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "no answer from the kernel on the netlink socket",
-        ))
+        let handle = self.asker.handle();
+        self.asker
+            .ask(async move { handle.address().get().execute().try_collect().await })
     }
 
     /// Adds addresses, or renews the lifetime of those there.
@@ -373,6 +332,48 @@ impl Netlink {
     }
 }
 
+/// Asks the kernel, and waits for the answer at most [`ANSWER_MAX`].
+pub(crate) struct Asker {
+    runtime: Runtime,
+    handle: Handle,
+}
+
+impl Asker {
+    pub(crate) fn open() -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(Error::kernel("the runtime for netlink"))?;
+        let handle = connect(&runtime).map_err(Error::kernel("a netlink socket"))?;
+        Ok(Self { runtime, handle })
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    pub(crate) fn ask<T>(
+        &mut self,
+        question: impl Future<Output = Result<T, rtnetlink::Error>>,
+    ) -> io::Result<T> {
+        let answer = self
+            .runtime
+            .block_on(async { tokio::time::timeout(ANSWER_MAX, question).await });
+        match answer {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(rtnetlink::Error::NetlinkError(e))) => return Err(e.to_io()),
+            _ => {}
+        }
+        // The connection has lost its place. The next question gets a new one.
+        self.handle = connect(&self.runtime)?;
+        Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "no answer from the kernel on the netlink socket",
+        ))
+    }
+}
+
 fn connect(runtime: &Runtime) -> io::Result<Handle> {
     let _inside = runtime.enter();
     let (connection, handle, _) = rtnetlink::new_connection()?;
@@ -463,33 +464,6 @@ fn read_link(message: &LinkMessage) -> Link {
         }
     }
     link
-}
-
-fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
-    let known = [
-        NeighbourState::Reachable,
-        NeighbourState::Stale,
-        NeighbourState::Delay,
-        NeighbourState::Probe,
-        NeighbourState::Permanent,
-    ];
-    known.contains(&message.header.state).then_some(())?;
-    let (mut ip, mut mac) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => ip = Some(IpAddr::V4(*a)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => {
-                ip = Some(IpAddr::V6(*a))
-            }
-            NeighbourAttribute::LinkLayerAddress(a) => mac = a.as_slice().try_into().ok(),
-            _ => {}
-        }
-    }
-    let unicast = |mac: &Mac| mac[0] & 1 == 0 && *mac != [0; 6];
-    Some(Neighbour {
-        ip: ip.filter(|ip| !ip.is_multicast())?,
-        mac: mac.filter(unicast)?,
-    })
 }
 
 /// The address that a listed address message is about.

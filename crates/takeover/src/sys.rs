@@ -43,6 +43,30 @@ pub(crate) fn neighbour_discovery_filter() -> Vec<Instruction> {
     ]
 }
 
+/// A filter for ARP frames: keeps answers.
+pub(crate) fn arp_answer_filter() -> Vec<Instruction> {
+    use crate::arp::{OPERATION_AT, OPERATION_REPLY};
+    vec![
+        instruction(LOAD_HALF, 0, 0, OPERATION_AT as u32),
+        instruction(EQUAL, 0, 1, OPERATION_REPLY.into()),
+        instruction(RETURN, 0, 0, u32::MAX),
+        instruction(RETURN, 0, 0, 0),
+    ]
+}
+
+/// A filter for IPv6 frames: keeps neighbour advertisements.
+pub(crate) fn advertisement_filter() -> Vec<Instruction> {
+    use crate::ndp::{ADVERTISE, ICMPV6, NEXT_HEADER_AT, TYPE_AT};
+    vec![
+        instruction(LOAD_BYTE, 0, 0, NEXT_HEADER_AT as u32),
+        instruction(EQUAL, 0, 3, ICMPV6.into()),
+        instruction(LOAD_BYTE, 0, 0, TYPE_AT as u32),
+        instruction(EQUAL, 0, 1, ADVERTISE.into()),
+        instruction(RETURN, 0, 0, u32::MAX),
+        instruction(RETURN, 0, 0, 0),
+    ]
+}
+
 /// A filter for netlink: keeps the messages of these types (at most 200).
 pub(crate) fn netlink_filter(types: &[u16]) -> Vec<Instruction> {
     // The type stands at byte 4 in the machine's own order; the filter reads big-endian.

@@ -6,7 +6,8 @@ use crate::{
     clock::{Timer, now},
     gate::{Earlier, Gate},
     ndp,
-    netlink::{self, BATCH, Change, Link, Neighbour, Netlink, Setting},
+    netlink::{self, BATCH, Change, Link, Netlink, Setting},
+    refresher::{self, Opening},
     sys::{self, PacketSocket},
 };
 use config::VirtualAddress;
@@ -38,11 +39,6 @@ const BURSTS: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(10),
 ];
-/// The bursts that also ask every known neighbour by itself.
-const UNICAST_BURSTS: [usize; 2] = [0, 2];
-/// Most of these questions in one burst: many neighbours times many addresses.
-const UNICAST_MAX: usize = 20_000;
-
 /// At most so many frames in each window: a switch or a slow host must not drop them.
 const FRAMES_A_WINDOW: usize = 1000;
 const WINDOW: Duration = Duration::from_millis(10);
@@ -266,6 +262,7 @@ pub(crate) struct Worker {
     gate_partial: bool,
     /// When a clean stop gives up.
     closing: Option<BootTime>,
+    refresher: refresher::Handle,
     netlink: Netlink,
     timer: Timer,
     epoll: Epoll,
@@ -286,6 +283,7 @@ impl Worker {
         commands: Receiver<Command>,
         waker: Arc<EventFd>,
         emit: Emit,
+        refresher: refresher::Handle,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let needs = "a packet socket (CAP_NET_RAW is needed)";
         let mut worker = Self {
@@ -300,6 +298,7 @@ impl Worker {
             gate,
             gate_partial: false,
             closing: None,
+            refresher,
             netlink: Netlink::open()?,
             timer: Timer::new()?,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
@@ -595,7 +594,7 @@ impl Worker {
             return;
         };
 
-        // 3. ARP and neighbour discovery pass, and announce: broadcast, then each neighbour by itself.
+        // 3. ARP and neighbour discovery pass, and announce: broadcast, then each client by itself.
         let set = &mut self.sets[i];
         set.shared.open_first();
         set.announced_from = now();
@@ -972,41 +971,19 @@ impl Worker {
         let own = set.addresses.iter().map(|a| a.ip);
         self.queue
             .extend(own.map(|ip| announcement(set.generation, link.index, mac, ip, router)));
-        if UNICAST_BURSTS.contains(&burst) {
-            let index = link.index;
-            self.send_some(); // the broadcast need not wait for the list
-            match self.netlink.neighbours(index) {
-                Ok(neighbours) => self.queue_unicast(i, index, mac, &neighbours),
-                Err(e) => log::warn!("cannot list neighbours: {e}"),
-            }
-        }
-    }
-
-    fn queue_unicast(&mut self, i: usize, interface: u32, mac: Mac, neighbours: &[Neighbour]) {
-        let set = &self.sets[i];
-        let others = neighbours
-            .iter()
-            .filter(|n| !self.owner.contains_key(&n.ip));
-        let pairs = others.flat_map(|n| set.addresses.iter().map(move |a| (a.ip, n)));
-        let generation = set.generation;
-        let frames = pairs.filter_map(|(own, n)| {
-            let (ethertype, bytes) = match (own, n.ip) {
-                (IpAddr::V4(own), IpAddr::V4(ip)) => {
-                    (arp::ETHERTYPE, arp::unicast(mac, own, n.mac, ip))
-                }
-                (IpAddr::V6(own), IpAddr::V6(ip)) => {
-                    (ndp::ETHERTYPE, ndp::unicast(mac, own, n.mac, ip))
-                }
-                _ => return None,
+        if burst == 0 {
+            let opening = Opening {
+                v: set.v.clone(),
+                from: set.announced_from,
+                interface: link.index,
+                name: link.name.clone(),
+                mac,
+                own: set.addresses.iter().map(|a| a.ip).collect(),
+                shared: set.shared.clone(),
             };
-            Some(Frame {
-                generation,
-                interface,
-                ethertype,
-                bytes,
-            })
-        });
-        self.queue.extend(frames.take(UNICAST_MAX));
+            self.send_some(); // the broadcasts go first
+            self.refresher.tell(refresher::Command::Opened(opening));
+        }
     }
 
     fn send_some(&mut self) -> bool {

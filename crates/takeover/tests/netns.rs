@@ -4,7 +4,7 @@
 
 use config::VirtualAddress;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
-use protocol::{BootTime, VirtualServerName};
+use protocol::{BootTime, VirtualServerName, wire::signal};
 use std::{
     net::{IpAddr, UdpSocket},
     os::fd::AsRawFd,
@@ -17,7 +17,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use takeover::{AddressSet, Adopted, Event, GateHome, Takeover};
+use takeover::{AddressSet, Adopted, Event, GateHome, Receipts, Takeover};
 
 const INSIDE: &str = "STANDIN_TEST_INSIDE";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -266,18 +266,26 @@ impl Stage {
     }
 }
 
+fn gate_home(run_dir: &std::path::Path) -> GateHome {
+    if has_gate() {
+        GateHome::mount(run_dir)
+    } else {
+        GateHome::none("not wanted")
+    }
+}
+
 fn start(
     run_dir: &std::path::Path,
     sets: Vec<AddressSet>,
 ) -> (Takeover, Vec<Adopted>, Receiver<(Event, BootTime)>) {
     let (tell, events) = channel();
-    let tell = move |event| drop(tell.send((event, now())));
-    let home = if has_gate() {
-        GateHome::mount(run_dir)
-    } else {
-        GateHome::none("not wanted")
+    let tell = move |event| {
+        if !matches!(event, Event::Clients { .. }) {
+            let _ = tell.send((event, now()));
+        }
     };
-    let (takeover, adopted) = Takeover::start(run_dir, home, sets, None, tell).unwrap();
+    let (takeover, adopted) =
+        Takeover::start(run_dir, gate_home(run_dir), sets, None, tell).unwrap();
     assert_eq!(
         takeover.gate_in_force().starts_with("eBPF"),
         has_gate(),
@@ -546,10 +554,10 @@ in_namespace!(
         let asked = |f: &&Vec<u8>| {
             f[..6] == [2, 0, 0, 0, 0, 9] && f[12..14] == [8, 6] && f[28..32] == [192, 0, 2, 10]
         };
-        assert_eq!(count(&asked), 2);
+        assert_eq!(count(&asked), 1);
         let solicited =
             |f: &&Vec<u8>| f[..6] == [2, 0, 0, 0, 0, 9] && f.get(54) == Some(&135) && f[37] == 0x10;
-        assert_eq!(count(&solicited), 2);
+        assert_eq!(count(&solicited), 1);
         // A heal announces again.
         stage.open(ms(5000));
         thread::sleep(ms(600));
@@ -590,6 +598,226 @@ in_namespace!(a_foreign_claim_is_told_once_a_second_and_answered, || {
     stage.no_event();
     claim("2001:db8::10", "2001:db8::77");
     assert_eq!(stage.event().0, foreign);
+});
+
+/// The peer hears nothing that is for all.
+const DEAF_TO_BROADCASTS: &str = "nft -f - <<-END
+table netdev deaf {
+chain in {
+type filter hook ingress device p0 priority 0
+ether daddr ff:ff:ff:ff:ff:ff drop
+ether daddr 33:33:00:00:00:01 drop
+}
+}
+END";
+
+/// The peer has the virtual addresses elsewhere, and since this moment.
+const POISONED: &str =
+    "ip neighbour replace 192.0.2.10 lladdr 02:00:00:00:00:66 dev p0 nud reachable
+     ip neighbour replace 2001:db8::10 lladdr 02:00:00:00:00:66 dev p0 nud reachable";
+
+fn moved(peer: &Peer, ip: &str) -> bool {
+    peer.sh(&format!("ip neighbour show {ip} dev p0"))
+        .contains("02:00:00:00:00:01")
+}
+
+/// The receipts, once all clients have answered or were given up.
+fn settled(stage: &Stage, asked: usize) -> Receipts {
+    let mut receipts = Receipts::default();
+    wait_for("an answer or silence of every client", || {
+        receipts = stage.takeover().receipts(&web()).unwrap_or_default();
+        receipts.asked == asked && receipts.answered + receipts.silent == asked
+    });
+    receipts
+}
+
+in_namespace!(
+    clients_with_fresh_wrong_entries_that_hear_no_broadcast_are_moved_and_answer,
+    || {
+        let peer = cable();
+        sh(
+            "ip neighbour replace 192.0.2.99 lladdr 02:00:00:00:00:09 dev s0 nud stale
+            ip neighbour replace 2001:db8::99 lladdr 02:00:00:00:00:09 dev s0 nud stale",
+        );
+        peer.sh(DEAF_TO_BROADCASTS);
+        for again in 0..3 {
+            peer.sh(POISONED);
+            let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+            stage.open(ms(5000));
+            let receipts = settled(&stage, 2);
+            assert_eq!(receipts.silent_first, [] as [IpAddr; 0], "opening {again}");
+            assert!(moved(&peer, "192.0.2.10") && moved(&peer, "2001:db8::10"));
+            // A heal makes sure of them again.
+            peer.sh(POISONED);
+            stage.takeover().announce(&web());
+            wait_for("the move", || {
+                moved(&peer, "192.0.2.10") && moved(&peer, "2001:db8::10")
+            });
+            stage.takeover().shut(&web());
+            assert_eq!(stage.event().0, Event::Shut { v: web() });
+        }
+    }
+);
+
+in_namespace!(a_silent_client_is_asked_again_and_listed, || {
+    let peer = cable();
+    // Nobody has .77; the server .98 does not answer either, and is no client.
+    sh(
+        "ip neighbour replace 192.0.2.99 lladdr 02:00:00:00:00:09 dev s0 nud stale
+        ip neighbour replace 192.0.2.77 lladdr 02:00:00:00:00:09 dev s0 nud stale
+        ip neighbour replace 192.0.2.98 lladdr 02:00:00:00:00:09 dev s0 nud stale",
+    );
+    let frames = peer.frames();
+    let stage = Stage::new(vec![set(&[VIP])]);
+    stage
+        .takeover()
+        .set_servers(vec!["192.0.2.98".parse().unwrap()]);
+    stage.open(ms(20_000));
+    let receipts = settled(&stage, 2);
+    assert_eq!(receipts.answered, 1);
+    assert_eq!(
+        receipts.silent_first,
+        ["192.0.2.77".parse::<IpAddr>().unwrap()]
+    );
+    let heard: Vec<_> = frames.try_iter().collect();
+    let asked = |last: u8| {
+        let to = [192, 0, 2, last];
+        let is =
+            |f: &&Vec<u8>| f[12..14] == [8, 6] && f[..6] == [2, 0, 0, 0, 0, 9] && f[38..42] == to;
+        heard.iter().filter(is).count()
+    };
+    assert_eq!((asked(99), asked(77), asked(98)), (1, 6, 6));
+});
+
+in_namespace!(nobody_is_asked_any_more_once_the_lease_has_ended, || {
+    let peer = cable();
+    sh("ip neighbour replace 192.0.2.77 lladdr 02:00:00:00:00:09 dev s0 nud stale");
+    let stage = Stage::new(vec![set(&[VIP])]);
+    for shut in [false, true] {
+        stage.open(ms(if shut { 5000 } else { 100 }));
+        thread::sleep(ms(30));
+        if shut {
+            stage.takeover().shut(&web());
+        }
+        stage.event();
+        let frames = peer.frames();
+        thread::sleep(ms(1500));
+        let from_vip = |f: &Vec<u8>| f[12..14] == [8, 6] && f[28..32] == [192, 0, 2, 10];
+        assert_eq!(frames.try_iter().filter(from_vip).count(), 0);
+        let told = || stage.takeover().receipts(&web()).is_none();
+        wait_for("the end of the receipts", told);
+    }
+});
+
+in_namespace!(clients_that_another_server_has_seen_are_moved_too, || {
+    let peer = cable();
+    peer.sh(DEAF_TO_BROADCASTS);
+    peer.sh(POISONED);
+    assert_eq!(
+        sh("ip neighbour show dev s0"),
+        "",
+        "this server knows nobody"
+    );
+    let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+    let client = |ip: &str, age_s| signal::Client {
+        ip: ip.parse().unwrap(),
+        mac: [2, 0, 0, 0, 0, 9],
+        age_s,
+    };
+    let long_gone = client("192.0.2.77", 601);
+    let list = [
+        client("192.0.2.99", 300),
+        client("2001:db8::99", 3),
+        long_gone,
+    ];
+    stage.takeover().learn(&web(), &list);
+    stage.open(ms(5000));
+    let receipts = settled(&stage, 2);
+    assert_eq!(receipts.answered, 2, "{receipts:?}");
+    assert!(moved(&peer, "192.0.2.10") && moved(&peer, "2001:db8::10"));
+});
+
+in_namespace!(
+    a_gateway_is_asked_even_if_its_mac_address_is_not_known,
+    || {
+        let peer = cable();
+        sh(
+            "ip route add default via 192.0.2.99; ip -6 route add default via 2001:db8::99
+        ip neighbour flush dev s0",
+        );
+        let frames = peer.frames();
+        let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+        stage.open(ms(5000));
+        assert_eq!(settled(&stage, 2).answered, 2);
+        let to_all =
+            |f: &Vec<u8>| f[12..14] == [8, 6] && f[0] == 0xff && f[38..42] == [192, 0, 2, 99];
+        assert_eq!(frames.try_iter().filter(to_all).count(), 1);
+    }
+);
+
+in_namespace!(the_other_servers_are_told_of_the_clients_while_open, || {
+    let _peer = cable();
+    let server = ["192.0.2.98", "192.0.2.10"];
+    for ip in ["192.0.2.99", server[0], server[1]] {
+        sh(&format!(
+            "ip neighbour replace {ip} lladdr 02:00:00:00:00:09 dev s0 nud stale"
+        ));
+    }
+    let (tell, events) = channel();
+    let run_dir = tempfile::tempdir().unwrap();
+    let tell = move |event| drop(tell.send(event));
+    let home = gate_home(run_dir.path());
+    let sets = vec![set(&[VIP])];
+    let (takeover, _) = Takeover::start(run_dir.path(), home, sets, None, tell).unwrap();
+    takeover.set_servers(vec![server[0].parse().unwrap()]);
+    thread::sleep(ms(200));
+    assert_eq!(events.try_iter().count(), 0, "a slave tells nobody");
+    takeover.open(&web(), now() + ms(20_000));
+    let mut told = Vec::new();
+    while told.is_empty() {
+        if let Event::Clients { v, clients } = events.recv_timeout(PATIENCE).unwrap() {
+            assert_eq!(v, web());
+            told = clients;
+        }
+    }
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(
+        (told[0].ip, told[0].mac),
+        ("192.0.2.99".parse().unwrap(), [2, 0, 0, 0, 0, 9])
+    );
+    assert!(told[0].age_s < 60);
+});
+
+in_namespace!(two_hundred_and_fifty_clients_answer, || {
+    let peer = cable();
+    let lines = |each: &dyn Fn(u32) -> String| (1..=250).map(each).collect::<Vec<_>>().join("\n");
+    peer.sh(&format!(
+        "ip -batch - <<-END\n{}\nEND",
+        lines(&|n| format!("address add 198.51.100.{n}/16 dev p0"))
+    ));
+    peer.sh(DEAF_TO_BROADCASTS);
+    for opening in 0..5 {
+        peer.sh("ip neighbour replace 198.51.0.10 lladdr 02:00:00:00:00:66 dev p0 nud reachable");
+        let replace = |n| {
+            format!("neighbour replace 198.51.100.{n} lladdr 02:00:00:00:00:09 dev s0 nud stale")
+        };
+        sh(&format!("ip -batch - <<-END\n{}\nEND", lines(&replace)));
+        let stage = Stage::new(vec![set(&["198.51.0.10/16"])]);
+        // Half of the openings find the tables read before, as after a while of being slave.
+        if opening % 2 == 0 {
+            thread::sleep(ms(200));
+        }
+        stage.open(ms(5000));
+        let receipts = settled(&stage, 250);
+        assert_eq!(receipts.answered, 250, "{:?}", receipts.silent_first);
+        assert!(moved(&peer, "198.51.0.10"));
+        eprintln!(
+            "250 clients: the last receipt {:?} after the addresses came",
+            receipts.last_answer.unwrap()
+        );
+        stage.takeover().shut(&web());
+        assert_eq!(stage.event().0, Event::Shut { v: web() });
+    }
 });
 
 in_namespace!(a_probe_finds_who_has_the_address, || {

@@ -307,7 +307,8 @@ impl Judge {
             | Body::ReadyQuery
             | Body::Ready
             | Body::NotReady { .. }
-            | Body::HandOver { .. } => {}
+            | Body::HandOver { .. }
+            | Body::Clients { .. } => {}
         }
     }
 

@@ -18,7 +18,7 @@ use protocol::{
     local::ring::{Health, HealthState, LinkHealth, ServerHealth},
     wire::{
         beat::{Ack, Beat},
-        signal::{Body, Signal},
+        signal::{Body, Client, Signal},
     },
 };
 use std::{
@@ -232,6 +232,8 @@ pub struct Server {
     pub gate_delay: (u64, u64),
     doctor: Doctor,
     pub interface_up: bool,
+    /// What its takeover was told to keep in mind.
+    pub clients: Vec<(VirtualServerName, Vec<Client>)>,
 }
 
 /// What a scenario looks at afterwards.
@@ -349,6 +351,7 @@ impl Sim {
                 gate_delay: (100, 2000),
                 doctor: Doctor::default(),
                 interface_up: true,
+                clients: Vec::new(),
             }
         });
         Self {
@@ -1103,6 +1106,7 @@ impl Sim {
                 );
             }
             Output::Announce(_) => {}
+            Output::Clients(v, clients) => self.servers[i].clients.push((v, clients)),
             Output::Probe(v) => {
                 let answered = (0..self.servers.len()).any(|j| {
                     j != i

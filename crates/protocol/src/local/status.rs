@@ -3,7 +3,7 @@
 use super::ring::{Health, HealthState};
 use crate::ids::{BootTime, Role, RosterVersion, ServerName, Term, VirtualServerName};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 /// What a role tells about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +149,26 @@ pub struct VirtualServerView {
     pub gate: String,
     /// The lease still runs for so long (master only).
     pub lease_left: Option<Duration>,
+    /// How the clients took the last change of address (master only).
+    pub clients: Option<ClientsView>,
     /// Why the role last changed.
     pub reason: String,
+}
+
+/// Most silent clients named in a [`ClientsView`].
+pub const SILENT_MAX: usize = 16;
+
+/// Which clients are known to send to this server now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientsView {
+    /// So many were asked by themselves.
+    pub asked: u32,
+    /// So many have answered for every address.
+    pub answered: u32,
+    /// So many have not, however often they were asked; the others may still.
+    pub silent: u32,
+    /// The first of the silent ones, at most [`SILENT_MAX`].
+    pub silent_first: Vec<IpAddr>,
+    /// From the opening of the addresses to the last answer.
+    pub last_answer: Option<Duration>,
 }

@@ -3,7 +3,7 @@
 use super::beat::Why;
 use crate::ids::{Instance, Number, RosterVersion, ServerName, Term, VirtualServerName};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 /// One signal about one virtual server. The link that carries it vouches for the sender.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +93,26 @@ pub enum Body {
         /// The server to hand over to.
         to: ServerName,
     },
+    /// Who uses the addresses, as far as the master has seen: its successor asks each of them by itself.
+    /// It adds to what was told before. It is advice: nothing of the election depends on it.
+    Clients {
+        /// At most [`CLIENTS_MAX`] of them.
+        clients: Vec<Client>,
+    },
+}
+
+/// Most clients in one signal.
+pub const CLIENTS_MAX: usize = 512;
+
+/// A neighbour on the interface of a virtual server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Client {
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// So many seconds ago it was last seen.
+    pub age_s: u32,
 }
 
 /// Answer to a PreCall.

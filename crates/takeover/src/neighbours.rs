@@ -1,0 +1,129 @@
+//! The kernel's neighbour tables and default routes.
+
+use crate::{Error, arp::Mac, netlink::Asker};
+use futures::{StreamExt, TryStreamExt};
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_route::{
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia},
+    },
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+/// Most routes looked at: the kernel lists the default routes first, and a router may have a million others.
+const ROUTES_MAX: usize = 256;
+
+/// The kernel counts ages in this.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A neighbour whose MAC address is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    pub(crate) interface: u32,
+    pub(crate) ip: IpAddr,
+    pub(crate) mac: Mac,
+    /// Since it was last confirmed, changed or used.
+    pub(crate) age: Duration,
+}
+
+/// Reads the tables.
+pub(crate) struct Tables(Asker);
+
+impl Tables {
+    pub(crate) fn open() -> Result<Self, Error> {
+        Asker::open().map(Self)
+    }
+
+    /// The neighbours on all interfaces.
+    pub(crate) fn neighbours(&mut self) -> io::Result<Vec<Neighbour>> {
+        let handle = self.0.handle();
+        let all: Vec<NeighbourMessage> = self
+            .0
+            .ask(async move { handle.neighbours().get().execute().try_collect().await })?;
+        Ok(all.iter().filter_map(read_neighbour).collect())
+    }
+
+    /// The default gateways, and the number of the interface of each.
+    pub(crate) fn gateways(&mut self) -> io::Result<Vec<(u32, IpAddr)>> {
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let mut gateways = Vec::new();
+        for family in [v4, v6] {
+            let handle = self.0.handle();
+            let routes: Vec<RouteMessage> = self.0.ask(async move {
+                let routes = handle.route().get(family).execute();
+                routes.take(ROUTES_MAX).try_collect().await
+            })?;
+            let default = routes
+                .iter()
+                .filter(|r| r.header.destination_prefix_length == 0);
+            gateways.extend(default.flat_map(|r| read_gateways(&r.attributes)));
+        }
+        Ok(gateways)
+    }
+}
+
+fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let known = [
+        NeighbourState::Reachable,
+        NeighbourState::Stale,
+        NeighbourState::Delay,
+        NeighbourState::Probe,
+        NeighbourState::Permanent,
+    ];
+    known.contains(&message.header.state).then_some(())?;
+    let (mut ip, mut mac, mut age) = (None, None, Duration::ZERO);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => ip = Some(IpAddr::V4(*a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => {
+                ip = Some(IpAddr::V6(*a))
+            }
+            NeighbourAttribute::LinkLayerAddress(a) => mac = a.as_slice().try_into().ok(),
+            NeighbourAttribute::CacheInfo(info) => {
+                age = TICK * info.confirmed.min(info.used).min(info.updated);
+            }
+            _ => {}
+        }
+    }
+    let unicast = |mac: &Mac| mac[0] & 1 == 0 && *mac != [0; 6];
+    Some(Neighbour {
+        interface: message.header.ifindex,
+        ip: ip.filter(|ip| !ip.is_multicast())?,
+        mac: mac.filter(unicast)?,
+        age,
+    })
+}
+
+fn read_gateways(attributes: &[RouteAttribute]) -> Vec<(u32, IpAddr)> {
+    let mut found: Vec<(u32, IpAddr)> = read_gateway(attributes, None).into_iter().collect();
+    for attribute in attributes {
+        if let RouteAttribute::MultiPath(hops) = attribute {
+            let hop = |hop| -> Option<(u32, IpAddr)> {
+                let hop: &rtnetlink::packet_route::route::RouteNextHop = hop;
+                read_gateway(&hop.attributes, Some(hop.interface_index))
+            };
+            found.extend(hops.iter().filter_map(hop));
+        }
+    }
+    found
+}
+
+fn read_gateway(attributes: &[RouteAttribute], interface: Option<u32>) -> Option<(u32, IpAddr)> {
+    let (mut interface, mut ip) = (interface, None);
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(a)) => ip = Some(IpAddr::V4(*a)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(a)) => ip = Some(IpAddr::V6(*a)),
+            RouteAttribute::Via(RouteVia::Inet6(a)) => ip = Some(IpAddr::V6(*a)),
+            _ => {}
+        }
+    }
+    interface.zip(ip)
+}
