@@ -1,6 +1,5 @@
 //! hbd, the heartbeat daemon: sends and receives beats over UDP, decides nothing.
 
-mod limiter;
 mod shell;
 mod socket;
 

@@ -1,8 +1,8 @@
 //! The thin shell around the core: sockets, clocks, randomness, the ring, and the log.
 
-use crate::{limiter::Limiter, socket::Socket};
+use crate::socket::Socket;
 use config::{ClusterKeys, Config};
-use daemon::{Boot, Error, Event, EventLoop, Keep};
+use daemon::{Boot, Error, Event, EventLoop, Keep, Limiter};
 use heartbeat::{Heartbeat, Input, Output, Path, PeerSettings, Refusal, Settings, Transmit};
 use nix::errno::Errno;
 use protocol::{
@@ -20,6 +20,9 @@ use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
+
+/// Distance between two log lines about the same thing.
+const LINE_EVERY: Duration = Duration::from_secs(60);
 
 /// Datagrams read from one socket before everything else has its turn again.
 const READ_BUDGET: usize = 64;
@@ -104,7 +107,7 @@ impl Shell {
             counters: BTreeMap::new(),
             notes: Vec::new(),
             broken: BTreeMap::new(),
-            limiter: Limiter::default(),
+            limiter: Limiter::new(LINE_EVERY),
             listening_at: BootTime(0),
             buffer: vec![0; DATAGRAM_MAX],
         };
@@ -378,11 +381,7 @@ impl Shell {
     }
 
     fn warn(&mut self, key: &str, line: &str) {
-        match self.limiter.allow(daemon::now(), key) {
-            Some(0) => log::warn!("{line}"),
-            Some(held) => log::warn!("{line} (and {held} more since the last such line)"),
-            None => {}
-        }
+        self.limiter.warn(daemon::now(), key, || line.to_owned());
     }
 
     fn count(&mut self, name: &str) {

@@ -9,7 +9,6 @@
 
 mod shell;
 mod socket;
-mod throttle;
 
 use daemon::{Boot, Error, Keep};
 use protocol::Role;

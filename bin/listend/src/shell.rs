@@ -1,8 +1,8 @@
 //! Sockets and clock around the table of links.
 
-use crate::{socket, throttle::Throttle};
+use crate::socket;
 use config::{ClusterKeys, Server};
-use daemon::{Boot, Error, Event, EventLoop, now};
+use daemon::{Boot, Error, Event, EventLoop, Limiter, now};
 use link::{ConnId, Links, Output, Peer, Reason, Timing};
 use mio::{
     Interest,
@@ -24,6 +24,9 @@ use std::{
     net::{IpAddr, Shutdown, SocketAddr},
     time::Duration,
 };
+
+/// Distance between two log lines about the same thing.
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// How soon an address that could not be bound is tried again.
 const BIND_RETRY: Duration = Duration::from_millis(500);
@@ -50,7 +53,7 @@ pub struct Shell {
     streams: HashMap<ConnId, TcpStream>,
     buffer: Vec<u8>,
     notes: Vec<String>,
-    throttle: Throttle,
+    limiter: Limiter,
     malformed: u64,
 }
 
@@ -87,7 +90,7 @@ impl Shell {
             streams: HashMap::new(),
             buffer: vec![0; BUFFER],
             notes: Vec::new(),
-            throttle: Throttle::default(),
+            limiter: Limiter::new(LINE_EVERY),
             malformed: 0,
         };
         shell.listen();
@@ -142,7 +145,7 @@ impl Shell {
                 }
                 Err(e) => {
                     self.malformed += 1;
-                    self.throttle
+                    self.limiter
                         .warn(now(), "malformed", || format!("from electd: {e}"));
                 }
             },
@@ -197,7 +200,7 @@ impl Shell {
                 } => {
                     if reason.is_refusal() {
                         let line = || format!("connection with {peer} refused: {reason}");
-                        self.throttle.warn(now(), reason.counter(), line);
+                        self.limiter.warn(now(), reason.counter(), line);
                     } else if was_open {
                         log::info!("link to {peer} ended: {reason}");
                     } else {
@@ -314,7 +317,7 @@ impl Shell {
             match socket::accept(listener, user_timeout(&self.boot)) {
                 Ok(Some((stream, source))) => {
                     if let Err(e) = self.admit(stream, source) {
-                        self.throttle
+                        self.limiter
                             .warn(now(), "accept", || format!("cannot take a connection: {e}"));
                     }
                 }
@@ -337,7 +340,7 @@ impl Shell {
         match self.links.accepted(now(), source, challenge()?) {
             Err(unwanted) => {
                 let line = || format!("connection from {source} refused: {unwanted}");
-                self.throttle.warn(now(), unwanted.counter(), line);
+                self.limiter.warn(now(), unwanted.counter(), line);
             }
             Ok(conn) => match self.event_loop.register(&mut stream, conn, BOTH) {
                 Ok(()) => {

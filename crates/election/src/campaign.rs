@@ -84,21 +84,12 @@ impl Elector {
             "no majority in touch",
         )?;
         stands_in_the_way(
-            self.peers
-                .values()
-                .any(|p| p.health != Some(HealthState::Dead) && self.claims(p, name, v)),
+            self.peers.iter().any(|(server, peer)| {
+                peer.health != Some(HealthState::Dead)
+                    && peer.claim(server, name, &v.voter).is_some()
+            }),
             "another server claims it",
         )
-    }
-
-    /// Does this peer's last beat claim it, unreleased?
-    fn claims(&self, peer: &Peer, name: &VirtualServerName, v: &Virtual) -> bool {
-        let server = self
-            .peers
-            .iter()
-            .find(|(_, p)| std::ptr::eq(*p, peer))
-            .map(|(s, _)| s);
-        server.is_some_and(|s| peer.claim(s, name, &v.voter).is_some())
     }
 
     /// Voters heard within two intervals that also hear this server; this one included.
@@ -335,11 +326,10 @@ impl Elector {
 
     /// `quorum = none`: master by own word.
     fn take_unasked(&mut self, now: BootTime, name: &VirtualServerName) {
-        let Some((term, number, sent)) = self.vote_for_self(now, name) else {
+        let Some((term, _)) = self.vote_for_self(now, name) else {
             return self.fail(now, name, "term reservation not synced yet");
         };
-        let _ = number;
-        let good = BTreeMap::from([(self.settings.me.clone(), sent + self.usable(self.lease))]);
+        let good = BTreeMap::from([(self.settings.me.clone(), now + self.usable(self.lease))]);
         self.win(
             now,
             name,
@@ -352,17 +342,12 @@ impl Elector {
     // ---- the caller's side ---------------------------------------------------------------------------
 
     /// R13: own vote and promise, number + 1.
-    fn vote_for_self(
-        &mut self,
-        now: BootTime,
-        name: &VirtualServerName,
-    ) -> Option<(Term, Number, BootTime)> {
+    fn vote_for_self(&mut self, now: BootTime, name: &VirtualServerName) -> Option<(Term, Number)> {
         let me = self.settings.me.clone();
         let v = self.virtuals.get(name)?;
-        let Campaign {
-            term: asked, lease, ..
-        } = v.campaign.clone()?;
-        let term = asked.max(self.next_term(v.highest()));
+        let campaign = v.campaign.as_ref()?;
+        let lease = campaign.lease;
+        let term = campaign.term.max(self.next_term(v.highest()));
         if term > self.reservation.reserved || lease > self.longest {
             self.need(term, lease);
             return None;
@@ -373,7 +358,7 @@ impl Elector {
         let v = self.virtuals.get_mut(name)?;
         v.campaign.as_mut()?.term = term;
         self.remember |= v.voter.promise(&me, term, (instance, number), now, lease);
-        Some((term, number, now))
+        Some((term, number))
     }
 
     /// R13: the call.
@@ -385,7 +370,7 @@ impl Elector {
         if !free {
             return self.fail(now, name, "promised to another");
         }
-        let Some((term, number, sent)) = self.vote_for_self(now, name) else {
+        let Some((term, number)) = self.vote_for_self(now, name) else {
             return self.fail(now, name, "term reservation not synced yet");
         };
         let deadline = now + self.patience();
@@ -409,7 +394,7 @@ impl Elector {
         campaign.deadline = deadline;
         campaign.phase = Phase::Call {
             number,
-            sent,
+            sent: now,
             granted: BTreeSet::from([me]),
             refused: BTreeSet::new(),
         };

@@ -288,7 +288,7 @@ impl Elector {
             }
             Input::Clients(name, clients) => self.tell_clients(&name, &clients),
             Input::Probed(name, answered) => self.probed(now, &name, answered),
-            Input::Reserved(reservation) => self.reserved(now, reservation),
+            Input::Reserved(reservation) => self.reserved(reservation),
             Input::ReserveFailed(why) => {
                 (self.reserving, self.unsure) = (false, true);
                 self.reserve_again = Some(now + RESERVE_AGAIN);
@@ -394,7 +394,7 @@ impl Elector {
         if now >= self.next_beat {
             self.send_beat(now);
         }
-        self.settle_roster(now);
+        self.settle_roster();
         self.finish_stop();
         self.write_memory();
     }
@@ -583,7 +583,7 @@ impl Elector {
             self.learn_floor(&standing.virtual_server, standing.floor);
         }
         self.offered_roster(&beat.roster);
-        self.note_claims(now, &from, &beat);
+        self.note_claims(&from, &beat);
         if self.taking != Taking::Active {
             return; // R20, R21: no Ack
         }
@@ -780,7 +780,7 @@ impl Elector {
     }
 
     /// Logs who is master, and answers operators that waited for it.
-    fn note_claims(&mut self, now: BootTime, from: &ServerName, beat: &Beat) {
+    fn note_claims(&mut self, from: &ServerName, beat: &Beat) {
         for standing in &beat.standings {
             let Some(claim) = standing.claim else {
                 continue;
@@ -799,7 +799,7 @@ impl Elector {
             v.master = Some((from.clone(), claim.term));
             v.tries = 0;
             self.notice(format!("master of {name} is {from} in term {}", claim.term));
-            self.answer_waiting(now, name, from, claim.term);
+            self.answer_waiting(name, from, claim.term);
         }
     }
 
@@ -955,7 +955,7 @@ impl Elector {
         self.extend(now, name);
         self.change_role(name, true, term, renewed, reason);
         let me = self.settings.me.clone();
-        self.answer_waiting(now, name, &me, term);
+        self.answer_waiting(name, &me, term);
         self.restamp_roster(name, term);
         self.next_beat = self.next_beat.min(now);
     }
@@ -980,13 +980,7 @@ impl Elector {
         }
     }
 
-    fn answer_waiting(
-        &mut self,
-        _now: BootTime,
-        name: &VirtualServerName,
-        master: &ServerName,
-        term: Term,
-    ) {
+    fn answer_waiting(&mut self, name: &VirtualServerName, master: &ServerName, term: Term) {
         let me = &self.settings.me;
         let met = |w: &Waiting| {
             &w.virtual_server == name && w.to.as_ref().map_or(master != me, |to| to == master)

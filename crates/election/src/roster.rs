@@ -66,7 +66,7 @@ impl Elector {
     }
 
     /// On disk now: in force from here on.
-    pub(crate) fn reserved(&mut self, now: BootTime, reservation: Reservation) {
+    pub(crate) fn reserved(&mut self, reservation: Reservation) {
         (self.reserving, self.unsure) = (false, false);
         self.longest = reservation.promise_max;
         let changed = reservation.roster.version != self.reservation.roster.version;
@@ -77,7 +77,6 @@ impl Elector {
             let text = format!("roster {} in force: {}", roster.version, voters.join(" "));
             self.notice(text);
         }
-        let _ = now;
     }
 
     /// R21: a blank server is one no longer when every other server of the roster has told its floor.
@@ -227,7 +226,7 @@ impl Elector {
     }
 
     /// Answers the operator whose change of the roster is on disk here.
-    pub(crate) fn settle_roster(&mut self, _now: BootTime) {
+    pub(crate) fn settle_roster(&mut self) {
         let Some((id, version)) = self.roster_wish else {
             return;
         };
