@@ -24,6 +24,7 @@ use nix::{
 };
 use protocol::{BootTime, VirtualServerName};
 use std::{
+    collections::HashMap,
     fs,
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
@@ -179,7 +180,7 @@ impl Gate {
     pub(crate) fn earlier(&self) -> Option<Earlier> {
         Map::pinned_array(&self.home.join(PINNED_DOORS), DOOR)
             .ok()
-            .map(Earlier)
+            .map(|doors| Earlier::read(&doors))
     }
 
     /// Leaves the doors to the next life.
@@ -200,20 +201,30 @@ fn key(ip: IpAddr) -> [u8; 16] {
     }
 }
 
-/// The deadlines of an earlier life.
+/// The deadlines of an earlier life, first and second by virtual server.
 #[derive(Debug)]
-pub(crate) struct Earlier(Map);
+pub(crate) struct Earlier(HashMap<[u8; NAME], (BootTime, BootTime)>);
 
 impl Earlier {
+    fn read(doors: &Map) -> Self {
+        let number = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).ok().map(BootTime);
+        let read = |place: u32| {
+            let door = doors.get(&place.to_ne_bytes()).ok()?;
+            let name = door.get(NAME_AT..)?.try_into().ok()?;
+            Some((name, (number(&door[..8])?, number(&door[8..16])?)))
+        };
+        let mut all = HashMap::new();
+        for (name, deadlines) in (0..doors.entries() as u32).filter_map(read) {
+            // A door that was given back keeps the name until it is used again.
+            let known = all.entry(name).or_insert(deadlines);
+            *known = (*known).max(deadlines);
+        }
+        Self(all)
+    }
+
     /// First and second deadline of that virtual server's door.
     pub(crate) fn deadlines(&self, v: &VirtualServerName) -> Option<(BootTime, BootTime)> {
-        let name = name_bytes(v);
-        let doors = (0..self.0.entries() as u32).filter_map(|n| self.0.get(&n.to_ne_bytes()).ok());
-        let number = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).ok().map(BootTime);
-        doors
-            .filter(|door| door[NAME_AT..] == name)
-            .filter_map(|door| Some((number(&door[..8])?, number(&door[8..16])?)))
-            .max_by_key(|(_, second)| *second)
+        self.0.get(&name_bytes(v)).copied()
     }
 }
 
