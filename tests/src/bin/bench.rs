@@ -272,6 +272,8 @@ fn restart_roles(cluster: &Cluster, rounds: u32) -> Result<(), Error> {
                 lab::wait_for("the role runs again", Duration::from_secs(30), || {
                     pid(cluster).filter(|now| *now != before)
                 })?;
+                // One after another: the cluster beats again before the next.
+                thread::sleep(cluster.spec().profile.heartbeat * 2);
             }
         }
     }
