@@ -1,6 +1,6 @@
 //! What all scenarios share.
 
-use lab::{Cluster, Error, Profile, Spec, Stalls};
+use lab::{Cluster, Error, LONG, Spec, Stalls};
 use std::{fmt, thread, time::Duration};
 
 /// Why a scenario did not pass.
@@ -105,14 +105,7 @@ pub fn no_takeover(cluster: &mut Cluster, act: impl FnOnce(&mut Cluster) -> Outc
     ensure(moves == 0, format!("the address moved {moves} times"))
 }
 
-/// A lease that no stall of an ordinary machine outlasts: what breaks it is what the scenario does.
-pub const LONG: Profile = Profile {
-    name: "long",
-    heartbeat: Duration::from_millis(200),
-    lease: Duration::from_secs(3),
-};
-
-/// A cluster with such a lease.
+/// A cluster whose lease no stall of an ordinary machine outlasts: what breaks it is what the scenario does.
 pub fn patient() -> Spec {
     Spec {
         profile: LONG,

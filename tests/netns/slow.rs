@@ -4,7 +4,7 @@ use crate::scene::{
     Failure, Outcome, PATIENCE, Two, bounded, ensure, judged, memory, others, patient, undisturbed,
     unlapsed, with,
 };
-use lab::{Cluster, Signal};
+use lab::{Cluster, Hogs, Signal};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use protocol::{
     Role,
@@ -13,12 +13,9 @@ use protocol::{
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::Write,
-    os::unix::{
-        fs::{OpenOptionsExt, PermissionsExt},
-        process::CommandExt,
-    },
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
@@ -46,12 +43,12 @@ pub fn hanging_crashing_and_talkative_scripts_disturb_nothing() -> Outcome {
             script(
                 side,
                 "30-talk",
-                "#!/bin/sh\nyes 'a line without any sense' | head -c 50000000\n",
+                "#!/bin/sh\nyes 'a line without any sense' | head -c 50000000\nexit 1\n",
             )?;
             script(
                 side,
                 "40-hang",
-                "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n",
+                "#!/bin/sh\n[ \"$1\" = stop ] && exit\ntrap '' TERM\nwhile :; do sleep 1; done\n",
             )?;
         }
         let before: Vec<_> = (0..3).map(|s| memory(cluster, s)).collect();
@@ -195,16 +192,6 @@ pub fn a_hundred_clients_asking_for_status_disturb_nothing() -> Outcome {
     })
 }
 
-/// Ends a process with this.
-struct Ending(Child);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill().and_then(|()| self.0.wait());
-    }
-}
-
 /// What takes as much memory as it gets, and touches all of it, until it may have no more: `--eat BYTES`.
 pub fn eat(bytes: &str) -> ExitCode {
     let limit: usize = bytes.parse().unwrap_or(0);
@@ -227,24 +214,7 @@ pub fn hogs_and_memory_pressure_disturb_nothing() -> Outcome {
     with(patient(), |cluster| {
         let master = cluster.settle()?;
         undisturbed(cluster, |_| {
-            let mut hogs = Vec::new();
-            for _ in 0..8 {
-                // A session of its own gets a share of its own.
-                let mut command = Command::new("setsid");
-                command.args([
-                    "--wait",
-                    "sh",
-                    "-c",
-                    "exec 2>/dev/null; timeout 20 sh -c 'while :; do :; done'",
-                ]);
-                hogs.push(Ending(
-                    command
-                        .stdin(Stdio::null())
-                        .process_group(0)
-                        .spawn()
-                        .map_err(wrong)?,
-                ));
-            }
+            let _hogs = Hogs::start(8, Duration::from_secs(20))?;
             thread::sleep(Duration::from_secs(20));
             Ok(())
         })?;

@@ -31,8 +31,11 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// How soon an address that could not be bound is tried again.
 const BIND_RETRY: Duration = Duration::from_millis(500);
 
-/// Connections accepted, and buffers read from one connection, before others get their turn.
+/// Buffers read from one connection before others get their turn.
 const BUDGET: usize = 32;
+
+/// Connections accepted before those taken earlier get their turn: too few to push one out that has not been read yet.
+const ACCEPT_BUDGET: usize = link::PENDING_MAX / 2;
 
 /// Bytes read at a time.
 const BUFFER: usize = 64 * 1024;
@@ -306,7 +309,7 @@ impl Shell {
     }
 
     fn accept(&mut self, id: usize) {
-        for _ in 0..BUDGET {
+        for _ in 0..ACCEPT_BUDGET {
             let Some(Listener {
                 state: Ok(listener),
                 ..

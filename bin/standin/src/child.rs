@@ -28,6 +28,8 @@ const ADOPT_TIMEOUT: Duration = Duration::from_millis(300);
 const DEATHS_MAX: usize = 5;
 /// What counts as repeated.
 const DEATHS_SPAN: Duration = Duration::from_secs(10);
+/// Whoever lived so long was well: its death is the first again, for mending it at once cannot burn the machine.
+const WELL: Duration = Duration::from_secs(1);
 /// First and last pause before the next start after repeated deaths.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -160,6 +162,9 @@ impl Keeper {
 
     /// The role died unasked: when to start it again.
     pub fn mourn(&mut self, now: BootTime) -> Duration {
+        if now.since(self.started) >= WELL {
+            self.deaths = Deaths::default();
+        }
         let pause = self.deaths.note(now);
         self.start_at = Some(now + pause);
         pause

@@ -55,6 +55,9 @@ pub const FAST: Profile = profile("fast", 10, 50);
 /// As fast as the rules allow.
 pub const FASTEST: Profile = profile("fastest", 5, 25);
 
+/// A lease that no stall of an ordinary machine outlasts.
+pub const LONG: Profile = profile("long", 200, 3000);
+
 /// What cluster to build.
 #[derive(Clone, Debug)]
 pub struct Spec {

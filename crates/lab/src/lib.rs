@@ -40,7 +40,7 @@ mod stall;
 mod wire;
 
 pub use client::{Client, Outage};
-pub use cluster::{Cluster, DEFAULT, FAST, FASTEST, PORT, Profile, Spec};
+pub use cluster::{Cluster, DEFAULT, FAST, FASTEST, LONG, PORT, Profile, Spec};
 pub use enter::{FOLDER, enter};
 pub use error::Error;
 pub use judge::{Holding, Judge, Verdict};
@@ -48,7 +48,7 @@ pub use keepalived::Keepalived;
 pub use net::{Host, NAMES, Net, Wiring};
 pub use nix::sys::signal::Signal;
 pub use process::{Process, Usage, binary};
-pub use stall::{Spinners, Stalls};
+pub use stall::{Hogs, Spinners, Stalls};
 pub use wire::{Datagram, Forger, Recorder, Stream};
 
 use std::time::{Duration, Instant};

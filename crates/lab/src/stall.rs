@@ -8,6 +8,7 @@ use crate::{
     Error,
     enter::{SPIN, again},
     pace,
+    process::command,
 };
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -16,6 +17,7 @@ use nix::{
 };
 use std::{
     fs,
+    os::unix::process::CommandExt,
     process::{Child, Stdio},
     sync::{
         Arc,
@@ -119,6 +121,41 @@ impl Drop for Spinners {
     fn drop(&mut self) {
         // It ends with the lab at the latest.
         let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// Programs that take all the time they get, each in a session of its own, for as long as this lives.
+pub struct Hogs(Vec<Child>);
+
+impl Hogs {
+    /// Starts so many; each also ends by itself after `limit`.
+    pub fn start(count: usize, limit: Duration) -> Result<Self, Error> {
+        let mut hogs = Self(Vec::new());
+        for _ in 0..count {
+            let mut hog = command("setsid");
+            let seconds = format!("{}s", limit.as_secs());
+            hog.args([
+                "--wait",
+                "timeout",
+                &seconds,
+                "sh",
+                "-c",
+                "while :; do :; done",
+            ]);
+            let spawned = hog.stdin(Stdio::null()).process_group(0).spawn();
+            hogs.0
+                .push(spawned.map_err(Error::system("starting a hog"))?);
+        }
+        Ok(hogs)
+    }
+}
+
+impl Drop for Hogs {
+    fn drop(&mut self) {
+        for hog in &mut self.0 {
+            // The hog itself ends by itself; what waits for it here need not.
+            let _ = hog.kill().and_then(|()| hog.wait());
+        }
     }
 }
 

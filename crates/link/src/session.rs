@@ -165,6 +165,11 @@ impl Session {
         self.state == State::Open
     }
 
+    /// An authentic hello was heard, of now or recorded; the proof is due.
+    pub fn is_greeted(&self) -> bool {
+        self.state == State::Proof
+    }
+
     /// Takes what arrived, in pieces of any size, and appends what it says to `heard`.
     pub fn receive(
         &mut self,

@@ -17,7 +17,8 @@ use std::{
     sync::Arc,
 };
 
-/// Most connections per listed address that have not proved themselves; one more replaces the oldest.
+/// Most connections per listed address that have not proved themselves, and so many again that have said an
+/// authentic hello, which may be a recorded one; one more replaces the oldest of its kind.
 pub const PENDING_MAX: usize = 8;
 
 /// Names a connection in the shell; never used twice.
@@ -133,6 +134,10 @@ impl Conn {
         matches!(&self.stage, Stage::Session(s) if s.is_open())
     }
 
+    fn is_greeted(&self) -> bool {
+        matches!(&self.stage, Stage::Session(s) if s.is_greeted())
+    }
+
     fn poll_timeout(&self) -> BootTime {
         match &self.stage {
             Stage::Connecting(deadline) => *deadline,
@@ -220,11 +225,14 @@ impl Links {
             .wanted(source)
             .inspect_err(|unwanted| count(&mut self.counters, unwanted.counter()))?;
         count(&mut self.counters, "accepted");
-        let pending =
-            |c: &&ConnId| self.conns[c].source == Some(source) && !self.conns[c].is_open();
-        let pending: Vec<ConnId> = self.conns.keys().filter(pending).copied().collect();
-        if pending.len() >= PENDING_MAX {
-            self.close(now, pending[0], Reason::Replaced);
+        for greeted in [false, true] {
+            let pending =
+                |c: &Conn| c.source == Some(source) && !c.is_open() && c.is_greeted() == greeted;
+            let mut pending = self.conns.iter().filter(|(_, c)| pending(c));
+            let oldest = pending.next().map(|(id, _)| *id);
+            if let Some(oldest) = oldest.filter(|_| pending.count() + 1 >= PENDING_MAX) {
+                self.close(now, oldest, Reason::Replaced);
+            }
         }
         let (sealer, me) = (self.sealer.clone(), self.me.clone());
         let session = Session::accept(sealer, me, peer.clone(), self.timing, challenge, now);
@@ -740,6 +748,24 @@ mod tests {
         join(ms(1), &mut alpha, &mut beta, 10);
         assert!(is_up(&beta));
         assert_eq!(counter(&beta, "replaced") as usize, 101 - PENDING_MAX);
+    }
+
+    #[test]
+    fn a_handshake_under_way_outlives_a_flood_of_silent_connections() {
+        let (mut alpha, mut beta) = (alpha(), beta());
+        let a = dialled(&mut alpha, ms(1));
+        alpha.connected(ms(1), a, Challenge([10; 16]));
+        let b = beta
+            .accepted(ms(1), ip(ALPHA), Challenge([20; 16]))
+            .unwrap();
+        let hello = take(&mut alpha, a);
+        beta.received(ms(1), b, &hello);
+        for _ in 0..100 {
+            beta.accepted(ms(1), ip(ALPHA), Challenge([1; 16])).unwrap();
+        }
+        carry(ms(2), (&mut alpha, a), (&mut beta, b));
+        assert!(is_up(&beta));
+        assert!(beta.conns.len() <= 1 + PENDING_MAX);
     }
 
     #[test]

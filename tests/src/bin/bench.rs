@@ -1,8 +1,8 @@
 //! What clients see when something breaks: standin beside keepalived, on the same network, in the same run.
 
 use lab::{
-    Cluster, DEFAULT, Error, FAST, FASTEST, Keepalived, Net, Outage, Profile, Spec, Spinners,
-    Stalls, Verdict,
+    Cluster, DEFAULT, Error, FAST, FASTEST, Hogs, Keepalived, LONG, Net, Outage, Profile, Signal,
+    Spec, Spinners, Stalls, Verdict,
 };
 use standin_tests::Summary;
 use std::{
@@ -14,9 +14,9 @@ use std::{
 };
 
 const SERVERS: usize = 3;
-const USAGE: &str = "bench [--runs N] [--loss-seconds N] [--systems NAME,...] [--scenarios NAME,...]\n\
-    systems: k1s k100 k10 default fast fastest\n\
-    scenarios: power cable partition stop handover loss idle";
+const USAGE: &str = "bench [--runs N] [--loss-seconds N] [--rounds N] [--systems NAME,...] [--scenarios NAME,...]\n\
+    systems: k1s k100 k10 default fast fastest; by name only: long\n\
+    scenarios: power cable partition stop handover loss idle; by name only: killed stopped restarts hogs handovers";
 
 /// One of the systems compared.
 #[derive(Clone, Copy)]
@@ -27,6 +27,8 @@ struct System {
     /// Stalls of the machine longer than this make a figure worthless.
     resolution: Duration,
     scenarios: &'static [&'static str],
+    /// Only where it is asked for.
+    by_name: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -44,6 +46,10 @@ const ALL: &[&str] = &[
     "loss",
     "idle",
 ];
+/// Only where they are asked for: they are long, or leave more behind than a run should.
+const BY_NAME: &[&str] = &["killed", "stopped", "restarts", "hogs", "handovers"];
+/// The roles of standin.
+const ROLES: [&str; 4] = ["hbd", "listend", "doctord", "electd"];
 const FAULTS: &[&str] = &["power", "cable", "partition", "stop", "handover"];
 
 const fn ms(ms: u64) -> Duration {
@@ -57,10 +63,11 @@ const fn system(key: &'static str, title: &'static str, kind: Kind, resolution_m
         kind,
         resolution: ms(resolution_ms),
         scenarios: ALL,
+        by_name: false,
     }
 }
 
-const SYSTEMS: [System; 6] = [
+const SYSTEMS: [System; 7] = [
     System {
         scenarios: FAULTS,
         ..system("k1s", "keepalived 1 s", Kind::Keepalived(ms(1000)), 100)
@@ -73,6 +80,10 @@ const SYSTEMS: [System; 6] = [
     system("default", "standin default", Kind::Standin(DEFAULT), 25),
     system("fast", "standin fast", Kind::Standin(FAST), 4),
     system("fastest", "standin fastest", Kind::Standin(FASTEST), 4),
+    System {
+        by_name: true,
+        ..system("long", "standin, lease 3 s", Kind::Standin(LONG), 100)
+    },
 ];
 
 /// A running cluster of either kind.
@@ -135,6 +146,16 @@ impl Subject {
                 c.tell(0, &["promote", &name]).map(drop)
             }
         }
+    }
+
+    /// A Unix signal to every process of a server, or of one role of standin.
+    fn signal(&self, server: usize, role: Option<&str>, signal: Signal) -> Result<(), Error> {
+        let processes = self.net().servers()[server].processes();
+        let meant = |p: &&lab::Process| role.is_none_or(|role| p.name == role);
+        processes
+            .iter()
+            .filter(meant)
+            .try_for_each(|p| p.signal(signal))
     }
 
     /// What a handover needs to be undone.
@@ -200,7 +221,91 @@ fn next(server: usize) -> usize {
     (server + 1) % SERVERS
 }
 
-fn play(subject: &mut Subject, scenario: &str, loss: Duration) -> Result<Figures, Error> {
+/// SIGSTOP for ten seconds, of one role or of the whole master, and what its waking does.
+fn stopped(
+    subject: &Subject,
+    role: Option<&str>,
+    rows: [&'static str; 4],
+) -> Result<Figures, Error> {
+    let master = subject.settle()?;
+    let watch = Watch::start(subject.net());
+    subject.signal(master, role, Signal::SIGSTOP)?;
+    thread::sleep(Duration::from_secs(10));
+    let (outage, verdict) = watch.end(subject.net());
+    let woken = Watch::start(subject.net());
+    subject.signal(master, role, Signal::SIGCONT)?;
+    thread::sleep(Duration::from_secs(3));
+    let (after, later) = woken.end(subject.net());
+    let two = verdict.two + later.two;
+    let values = [
+        millis(outage.longest),
+        millis(after.longest),
+        millis(two),
+        (verdict.moves() + later.moves()) as f64,
+    ];
+    Ok(rows.into_iter().zip(values).collect())
+}
+
+macro_rules! stopped_rows {
+    ($what:literal) => {
+        [
+            concat!("SIGSTOP of ", $what, " 10 s, ms"),
+            concat!("SIGSTOP of ", $what, " ends, ms"),
+            concat!("SIGSTOP of ", $what, ", two masters, ms"),
+            concat!("SIGSTOP of ", $what, ", takeovers"),
+        ]
+    };
+}
+
+/// SIGKILL of one role and its return, on each server in turn; takeovers are counted by the judge.
+fn restart_roles(cluster: &Cluster, rounds: u32) -> Result<(), Error> {
+    for _ in 0..rounds {
+        for server in 0..SERVERS {
+            for role in ROLES {
+                let pid = |cluster: &Cluster| match &cluster.role(server, role)[..] {
+                    [one] => Some(one.pid),
+                    _ => None,
+                };
+                let before =
+                    lab::wait_for("the role runs", Duration::from_secs(30), || pid(cluster))?;
+                cluster.kill(server, role, Signal::SIGKILL)?;
+                lab::wait_for("the role runs again", Duration::from_secs(30), || {
+                    pid(cluster).filter(|now| *now != before)
+                })?;
+                // One after another: the cluster beats again before the next.
+                thread::sleep(cluster.spec().profile.heartbeat * 2);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Handovers one after another; how long the longest outage was and how many requests were lost in all.
+fn handovers(subject: &mut Subject, rounds: u32) -> Result<Figures, Error> {
+    let (mut longest, mut lost, mut two) = (Duration::ZERO, 0, Duration::ZERO);
+    for _ in 0..rounds {
+        let master = subject.settle()?;
+        let watch = Watch::start(subject.net());
+        subject.promote(next(master))?;
+        wait_over(subject, master)?;
+        let (outage, verdict) = watch.end(subject.net());
+        subject.demote(next(master))?;
+        longest = longest.max(outage.longest);
+        lost += outage.lost;
+        two += verdict.two;
+    }
+    Ok(vec![
+        ("planned handovers, longest outage, ms", millis(longest)),
+        (
+            "planned handovers, requests lost each",
+            lost as f64 / f64::from(rounds.max(1)),
+        ),
+        ("planned handovers, two masters in all, ms", millis(two)),
+    ])
+}
+
+fn play(subject: &mut Subject, scenario: &str, options: &Options) -> Result<Figures, Error> {
+    let loss = options.loss;
     let master = subject.settle()?;
     jitter();
     let mut figures = Figures::new();
@@ -261,6 +366,63 @@ fn play(subject: &mut Subject, scenario: &str, loss: Duration) -> Result<Figures
             figures.push(("planned handover, two masters, ms", millis(verdict.two)));
             subject.demote(next(master))?;
         }
+        "killed" => {
+            subject.signal(master, None, Signal::SIGKILL)?;
+            wait_over(subject, master)?;
+            thread::sleep(Duration::from_secs(5));
+            let (outage, verdict) = watch.end(subject.net());
+            figures.push(("SIGKILL of all of the master, ms", millis(outage.longest)));
+            figures.push((
+                "SIGKILL of all of the master, two masters in 5 s, ms",
+                millis(verdict.two),
+            ));
+            subject.power_loss(master)?;
+            subject.power_on(master)?;
+        }
+        "stopped" => {
+            if let Subject::Standin(_) = subject {
+                let each = [
+                    stopped_rows!("hbd"),
+                    stopped_rows!("listend"),
+                    stopped_rows!("doctord"),
+                    stopped_rows!("electd"),
+                ];
+                for (role, rows) in ROLES.into_iter().zip(each) {
+                    figures.extend(stopped(subject, Some(role), rows)?);
+                }
+            }
+            figures.extend(stopped(subject, None, stopped_rows!("all of the master"))?);
+        }
+        "restarts" => {
+            if let Subject::Standin(cluster) = subject {
+                restart_roles(cluster, options.rounds)?;
+                thread::sleep(Duration::from_secs(3));
+                let (outage, verdict) = watch.end(subject.net());
+                figures.push(("restarts of every role, takeovers", verdict.moves() as f64));
+                figures.push(("restarts of every role, requests lost", outage.lost as f64));
+                figures.push((
+                    "restarts of every role, two masters, ms",
+                    millis(verdict.two),
+                ));
+            }
+        }
+        "hogs" => {
+            let hogs = Hogs::start(8, Duration::from_secs(30))?;
+            thread::sleep(Duration::from_secs(30));
+            drop(hogs);
+            let (outage, verdict) = watch.end(subject.net());
+            figures.push(("8 hogs 30 s, takeovers", verdict.moves() as f64));
+            figures.push(("8 hogs 30 s, two masters, ms", millis(verdict.two)));
+            figures.push(("8 hogs 30 s, longest outage, ms", millis(outage.longest)));
+            if let Subject::Standin(cluster) = subject {
+                let gap = cluster.counter(master, "electd", "beat_gap_max_us");
+                figures.push((
+                    "8 hogs 30 s, longest gap between beats, ms",
+                    gap as f64 / 1000.0,
+                ));
+            }
+        }
+        "handovers" => figures.extend(handovers(subject, options.rounds)?),
         "loss" => {
             subject.net().loss(20)?;
             thread::sleep(loss);
@@ -297,6 +459,8 @@ fn play(subject: &mut Subject, scenario: &str, loss: Duration) -> Result<Figures
 struct Options {
     runs: usize,
     loss: Duration,
+    /// Rounds of restarts and of handovers.
+    rounds: u32,
     systems: Option<Vec<String>>,
     scenarios: Option<Vec<String>>,
 }
@@ -305,6 +469,7 @@ fn options() -> Result<Options, String> {
     let mut options = Options {
         runs: 5,
         loss: Duration::from_secs(60),
+        rounds: 100,
         systems: None,
         scenarios: None,
     };
@@ -320,6 +485,7 @@ fn options() -> Result<Options, String> {
         match option.as_str() {
             "--runs" => options.runs = number()?.max(1) as usize,
             "--loss-seconds" => options.loss = Duration::from_secs(number()?.into()),
+            "--rounds" => options.rounds = number()?,
             "--systems" => options.systems = list(),
             "--scenarios" => options.scenarios = list(),
             _ => return Err(USAGE.to_owned()),
@@ -328,8 +494,8 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
-fn wanted(list: Option<&Vec<String>>, name: &str) -> bool {
-    list.is_none_or(|l| l.iter().any(|one| one == name))
+fn wanted(list: Option<&Vec<String>>, name: &str, by_name: bool) -> bool {
+    list.map_or(!by_name, |l| l.iter().any(|one| one == name))
 }
 
 /// All figures of all runs: rows in order of appearance, then column.
@@ -355,22 +521,23 @@ fn measure(
 ) -> Result<Duration, Error> {
     let mut subject = Subject::start(system.kind)?;
     let mut worst = Duration::ZERO;
-    for scenario in system
-        .scenarios
-        .iter()
-        .filter(|s| wanted(options.scenarios.as_ref(), s))
+    let usual = system.scenarios.iter().map(|s| (*s, false));
+    let by_name = BY_NAME.iter().map(|s| (*s, true));
+    for (scenario, _) in usual
+        .chain(by_name)
+        .filter(|(s, by_name)| wanted(options.scenarios.as_ref(), s, *by_name))
     {
         // Long runs with many beats each say enough in a few.
-        let runs = if matches!(*scenario, "loss" | "idle") {
-            options.runs.min(2)
-        } else {
-            options.runs
+        let runs = match scenario {
+            "restarts" | "handovers" => 1,
+            "loss" | "idle" | "stopped" | "hogs" => options.runs.min(2),
+            _ => options.runs,
         };
         for run in 1..=runs {
             let mut again = 2;
             let (figures, stall) = loop {
                 stalls.take();
-                let figures = play(&mut subject, scenario, options.loss)?;
+                let figures = play(&mut subject, scenario, options)?;
                 let stall = stalls.take();
                 if stall <= system.resolution || again == 0 || runs != options.runs {
                     break (figures, stall);
@@ -446,7 +613,7 @@ fn bench(options: &Options) -> Result<(), Error> {
     }
     let columns: Vec<_> = SYSTEMS
         .into_iter()
-        .filter(|s| wanted(options.systems.as_ref(), s.key))
+        .filter(|s| wanted(options.systems.as_ref(), s.key, s.by_name))
         .collect();
     let (mut table, mut worst) = (Table::new(), Vec::new());
     for (column, system) in columns.iter().enumerate() {
