@@ -594,16 +594,17 @@ impl Worker {
             return;
         };
 
-        // 3. ARP and neighbour discovery pass, and announce: broadcast, then each client by itself.
+        // 3. ARP and neighbour discovery pass, then traffic.
         let set = &mut self.sets[i];
         set.shared.open_first();
+        set.shared.open();
+
+        // 4. Announce, now that what it brings here is served: broadcast, then each client by itself. Our own view
+        // of the addresses is of no use.
         set.announced_from = now();
         set.next_burst = 0;
         self.speak();
-
-        // 4. Traffic passes; our own view of the addresses is of no use.
         let set = &self.sets[i];
-        set.shared.open();
         if set.generation == generation
             && let Err(e) = self.netlink.forget_neighbours(link.index, &set.addresses)
         {
