@@ -44,8 +44,13 @@ fn hand_round(cluster: &mut Cluster) -> Outcome {
         ensure(
             seen.lost == 0,
             format!(
-                "{} of {} requests were lost in handover {fine}; stall {stall:?}",
-                seen.lost, seen.sent
+                "{} of {} requests were lost in handover {fine}; late packets held {}, sent on {}, dropped {}; stall \
+                 {stall:?}",
+                seen.lost,
+                seen.sent,
+                late_packets(cluster, "late_packets_held"),
+                late_packets(cluster, "late_packets_forwarded"),
+                late_packets(cluster, "late_packets_dropped"),
             ),
         )?;
         fine += 1;

@@ -867,6 +867,7 @@ impl Elector {
                         term,
                     },
                 );
+                self.note_successor(name, term);
             }
             Err(why) => {
                 let floor = v.voter.voted;

@@ -121,7 +121,8 @@ impl Elector {
         }
     }
 
-    /// A claim in a higher term is the successor's: it has what was kept for it.
+    /// Another server has this one's vote in a higher term, or claims in it: when it announces the addresses, it
+    /// has opened.
     pub(crate) fn note_successor(&mut self, name: &VirtualServerName, claimed: Term) {
         let Some(v) = self.virtuals.get_mut(name) else {
             return;

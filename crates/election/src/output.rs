@@ -39,7 +39,8 @@ pub enum Output {
     /// The same for a successor that is to come within the time given: what still arrives may be kept for it, and
     /// replies may leave for a moment more, under the lease.
     HandOver(VirtualServerName, Duration),
-    /// After [`Output::HandOver`]: another server claims it in a higher term, and has what was kept.
+    /// After [`Output::HandOver`]: another server got this one's vote in a higher term, or claims in it. It has what
+    /// was kept as soon as it announces the addresses.
     Succeeded(VirtualServerName),
     /// Announce the addresses again: a rival was heard, or a network healed.
     Announce(VirtualServerName),

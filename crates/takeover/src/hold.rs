@@ -8,9 +8,9 @@
 //!
 //! At the beginning arriving packets are held, ARP and neighbour discovery are shut, and the replies of what was
 //! delivered before may leave for [`DRAIN`] more. Then the gate shuts by itself, is read back, and electd may
-//! release. A successor has opened when electd hears it claim in a higher term, and it announces the addresses, by
-//! which its MAC address is known: then the frames follow it, in order, and so do stragglers for [`FORWARD`].
-//! If none comes in time they are dropped.
+//! release. When a successor has this server's vote (or its claim was heard), and announces the addresses, it has
+//! opened, and its MAC address is known: the frames follow it, in order, and so do stragglers for [`FORWARD`]. If
+//! none comes in time they are dropped. An announcement alone, from whomever, moves nothing.
 //!
 //! The thread may be late or die: what is held ends by an absolute time that the kernel looks at, and the gate
 //! shuts by another one. Nothing here can open it.
@@ -117,14 +117,15 @@ impl Handle {
             door,
             drained: Some(drained),
             until,
-            succeeded: None,
+            elected: false,
+            forwarded: None,
             successors: HashMap::new(),
             waiting: VecDeque::new(),
         }));
         true
     }
 
-    /// Another server claims it in a higher term.
+    /// Another server may announce the addresses from now on.
     pub(crate) fn succeeded(&self, v: &VirtualServerName) {
         self.tell(Command::Succeeded(v.clone()));
     }
@@ -162,8 +163,10 @@ struct Handover {
     drained: Option<BootTime>,
     /// Until when frames are held, or sent on.
     until: BootTime,
-    /// When a successor was heard of.
-    succeeded: Option<BootTime>,
+    /// A successor may announce the addresses.
+    elected: bool,
+    /// Since when frames are sent on.
+    forwarded: Option<BootTime>,
     /// Who announced the addresses last, by interface.
     successors: HashMap<u32, Mac>,
     waiting: VecDeque<(u32, Vec<u8>)>,
@@ -172,13 +175,13 @@ struct Handover {
 impl Handover {
     /// Where frames of that interface are to be sent now.
     fn successor(&self, interface: u32) -> Option<Mac> {
-        self.succeeded?;
+        self.forwarded?;
         self.successors.get(&interface).copied()
     }
 
     /// Nothing is kept, and most clients know better by now.
     fn may_end(&self, now: BootTime) -> bool {
-        let since = self.succeeded.map(|at| now.since(at));
+        let since = self.forwarded.map(|at| now.since(at));
         self.drained.is_none() && self.waiting.is_empty() && since.is_some_and(|s| s >= LINGER)
     }
 }
@@ -274,6 +277,7 @@ impl Holder {
         while self.take_commands() {
             self.shut_drained();
             self.hear();
+            self.succeed();
             let more = self.read();
             self.forward();
             self.expire();
@@ -290,7 +294,10 @@ impl Holder {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Begin(handover) => self.begin(handover),
-                Command::Succeeded(v) => self.succeeded(&v),
+                Command::Succeeded(v) => {
+                    let of = self.handovers.iter_mut().filter(|h| h.v == v);
+                    of.for_each(|h| h.elected = true);
+                }
                 Command::Finish => self.finishing = true,
                 Command::Stop => return false,
             }
@@ -322,14 +329,17 @@ impl Holder {
         Ok(ears)
     }
 
-    fn succeeded(&mut self, v: &VirtualServerName) {
+    /// A successor is elected and announces: what is kept follows it from now on.
+    fn succeed(&mut self) {
         let at = now();
-        for handover in self.handovers.iter_mut().filter(|h| h.v == *v) {
-            if handover.succeeded.is_none() {
-                handover.succeeded = Some(at);
-                handover.until = at + FORWARD;
-                handover.shared.hold_on(handover.until, self.tap.index());
+        let ready = |h: &&mut Handover| h.elected && h.forwarded.is_none();
+        for handover in self.handovers.iter_mut().filter(ready) {
+            if handover.successors.is_empty() || at > handover.until {
+                continue;
             }
+            handover.forwarded = Some(at);
+            handover.until = at + FORWARD;
+            handover.shared.hold_on(handover.until, self.tap.index());
         }
     }
 
@@ -417,7 +427,7 @@ impl Holder {
             return;
         }
         self.blocked_until = None;
-        for handover in self.handovers.iter_mut().filter(|h| h.succeeded.is_some()) {
+        for handover in self.handovers.iter_mut().filter(|h| h.forwarded.is_some()) {
             let mut homeless = VecDeque::new();
             while let Some((interface, mut frame)) = handover.waiting.pop_front() {
                 let Some(to) = handover.successor(interface) else {
@@ -479,7 +489,7 @@ impl Holder {
     fn wait(&mut self, busy: bool) {
         let after = Duration::from_nanos(1);
         let due = self.handovers.iter().map(|h| {
-            let linger = h.succeeded.filter(|_| self.finishing).map(|at| at + LINGER);
+            let linger = h.forwarded.filter(|_| self.finishing).map(|at| at + LINGER);
             let until = h.drained.unwrap_or(h.until) + after;
             linger.filter(|l| *l < until && now() < *l).unwrap_or(until)
         });

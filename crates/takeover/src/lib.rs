@@ -534,8 +534,8 @@ impl Takeover {
         }
     }
 
-    /// After [`Self::hand_over`]: another server claims it now, so what was kept may be sent on to the one that
-    /// announces the addresses.
+    /// After [`Self::hand_over`]: another server has the votes, or is about to: what was kept may be sent on to the
+    /// one that announces the addresses.
     pub fn succeeded(&self, v: &VirtualServerName) {
         if let Some((holder, _)) = &self.holder {
             holder.succeeded(v);

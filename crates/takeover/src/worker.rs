@@ -58,6 +58,11 @@ const IPV6_CHEAP: usize = 64;
 /// How long a clean stop tries.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
+/// The kernel takes IPv6 addresses into use a moment after they were added, when a worker thread of its own gets a
+/// processor. So long is waited for that, with looks so often; then the gate opens anyway.
+const SETTLE_MAX: Duration = Duration::from_millis(50);
+const SETTLE_LOOK: Duration = Duration::from_micros(200);
+
 const RETRY_OPEN: Duration = Duration::from_millis(200);
 const RETRY_CLOSE: Duration = Duration::from_millis(10);
 const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
@@ -92,6 +97,13 @@ enum Phase {
     Closing,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    generation: u64,
+    look: BootTime,
+    until: BootTime,
+}
+
 #[derive(Debug)]
 struct Probe {
     left: u32,
@@ -108,6 +120,8 @@ struct Set {
     phase: Phase,
     /// Each opening has its own number, so that a step can see that it was overtaken.
     generation: u64,
+    /// The addresses of this opening were added, but not all are in use: when to look again, and for how long.
+    settling: Option<Settling>,
     link: Option<Link>,
     /// Whether IPv6 leaves the prefix route alone, by address.
     no_prefix_route: Vec<bool>,
@@ -135,6 +149,7 @@ impl Set {
             led: false,
             phase: Phase::Shut,
             generation: 0,
+            settling: None,
             link: None,
             no_prefix_route: Vec::new(),
             failed: None,
@@ -215,7 +230,8 @@ impl Set {
             Phase::Closing => Some(self.retry_at),
         };
         let probe = self.probe.as_ref().map(|p| p.next);
-        [guard, probe, self.next_burst_at()]
+        let settled = self.settling.map(|s| s.look);
+        [guard, probe, settled, self.next_burst_at()]
             .into_iter()
             .flatten()
             .min()
@@ -346,6 +362,7 @@ impl Worker {
         while self.take_commands() {
             self.guard();
             self.retry();
+            self.settle_all();
             self.notice();
             self.hear();
             let renewing = self.renew();
@@ -594,6 +611,46 @@ impl Worker {
             return;
         };
 
+        let at = now();
+        self.sets[i].settling = Some(Settling {
+            generation,
+            look: at,
+            until: at + SETTLE_MAX,
+        });
+        self.settle(i);
+    }
+
+    fn settle_all(&mut self) {
+        for i in 0..self.sets.len() {
+            if self.sets[i].settling.is_some_and(|s| s.look <= now()) {
+                self.settle(i);
+            }
+        }
+    }
+
+    /// Goes on with an opening when the kernel delivers what arrives for the addresses: whoever learns where they
+    /// are must find them there.
+    fn settle(&mut self, i: usize) {
+        let set = &mut self.sets[i];
+        let Some(settling) = set.settling.take() else {
+            return;
+        };
+        if settling.generation != set.generation || set.phase != Phase::Open {
+            return; // overtaken
+        }
+        let v6 = || set.addresses.iter().map(|a| a.ip).filter(IpAddr::is_ipv6);
+        let in_use = [v6().next(), v6().next_back()]
+            .into_iter()
+            .flatten()
+            .all(|ip| self.netlink.delivers_here(ip).unwrap_or(true));
+        if in_use || now() >= settling.until {
+            return self.opened(i, settling.generation);
+        }
+        let look = now() + SETTLE_LOOK;
+        set.settling = Some(Settling { look, ..settling });
+    }
+
+    fn opened(&mut self, i: usize, generation: u64) {
         // 3. ARP and neighbour discovery pass, then traffic.
         let set = &mut self.sets[i];
         set.shared.open_first();
@@ -605,7 +662,8 @@ impl Worker {
         set.next_burst = 0;
         self.speak();
         let set = &self.sets[i];
-        if set.generation == generation
+        if let Some(link) = &set.link
+            && set.generation == generation
             && let Err(e) = self.netlink.forget_neighbours(link.index, &set.addresses)
         {
             log::warn!(
