@@ -167,16 +167,20 @@ struct Handover {
     elected: bool,
     /// Since when frames are sent on.
     forwarded: Option<BootTime>,
-    /// Who announced the addresses last, by interface.
-    successors: HashMap<u32, Mac>,
-    waiting: VecDeque<(u32, Vec<u8>)>,
+    /// Who announced the addresses last, by interface and kind of address.
+    successors: HashMap<Way, Mac>,
+    waiting: VecDeque<(Way, Vec<u8>)>,
 }
 
+/// How a frame came: the number of the interface, and whether it is IPv6. A successor may have its IPv4 addresses
+/// in use before the others.
+type Way = (u32, bool);
+
 impl Handover {
-    /// Where frames of that interface are to be sent now.
-    fn successor(&self, interface: u32) -> Option<Mac> {
+    /// Where frames that came that way are to be sent now.
+    fn successor(&self, way: Way) -> Option<Mac> {
         self.forwarded?;
-        self.successors.get(&interface).copied()
+        self.successors.get(&way).copied()
     }
 
     /// Nothing is kept, and most clients know better by now.
@@ -386,7 +390,8 @@ impl Holder {
                 continue;
             };
             if let Some(handover) = self.handovers.iter_mut().find(|h| h.door == door) {
-                handover.successors.insert(interface, mac);
+                let way = (interface, ip.is_ipv6());
+                handover.successors.insert(way, mac);
             }
         }
     }
@@ -411,12 +416,13 @@ impl Holder {
                 count(&self.counters.dropped, 1);
                 continue;
             };
-            if handover.successor(note.interface).is_none() {
+            let way = (note.interface, is_ipv6(frame));
+            if handover.successor(way).is_none() {
                 count(&self.counters.held, 1);
             }
             self.kept_frames += 1;
             self.kept_bytes += frame.len();
-            handover.waiting.push_back((note.interface, frame.to_vec()));
+            handover.waiting.push_back((way, frame.to_vec()));
         }
         true
     }
@@ -429,16 +435,17 @@ impl Holder {
         self.blocked_until = None;
         for handover in self.handovers.iter_mut().filter(|h| h.forwarded.is_some()) {
             let mut homeless = VecDeque::new();
-            while let Some((interface, mut frame)) = handover.waiting.pop_front() {
-                let Some(to) = handover.successor(interface) else {
-                    homeless.push_back((interface, frame));
+            while let Some((way, mut frame)) = handover.waiting.pop_front() {
+                let Some(to) = handover.successor(way) else {
+                    homeless.push_back((way, frame));
                     continue;
                 };
+                let (interface, _) = way;
                 let length = frame.len();
                 let sent = own_mac(&mut self.macs, interface)
                     .and_then(|own| send(&self.sender, interface, &mut frame, to, own));
                 if sent.as_ref().is_err_and(is_full) {
-                    homeless.push_back((interface, frame));
+                    homeless.push_back((way, frame));
                     homeless.append(&mut handover.waiting);
                     self.blocked_until = Some(now() + RETRY);
                     break;
@@ -505,6 +512,14 @@ impl Holder {
         let _ = self.epoll.wait(&mut [EpollEvent::empty(); 4], timeout);
         let _ = self.waker.read();
     }
+}
+
+/// Whether the frame carries IPv6, in a VLAN or not.
+fn is_ipv6(frame: &[u8]) -> bool {
+    let ethertype = |at: usize| frame.get(at..at + 2);
+    let tagged = [[0x81, 0x00], [0x88, 0xa8]].map(|tag| ethertype(NOTE) == Some(&tag[..]));
+    let at = if tagged.contains(&true) { NOTE + 4 } else { NOTE };
+    ethertype(at) == Some(&ndp::ETHERTYPE.to_be_bytes()[..])
 }
 
 fn own_mac(known: &mut HashMap<u32, Mac>, interface: u32) -> io::Result<Mac> {

@@ -59,8 +59,8 @@ const IPV6_CHEAP: usize = 64;
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// The kernel takes IPv6 addresses into use a moment after they were added, when a worker thread of its own gets a
-/// processor. So long is waited for that, with looks so often; then the gate opens anyway.
-const SETTLE_MAX: Duration = Duration::from_millis(50);
+/// processor. So long is waited for that, with looks so often; then they are announced anyway.
+const SETTLE_MAX: Duration = Duration::from_millis(250);
 const SETTLE_LOOK: Duration = Duration::from_micros(200);
 
 const RETRY_OPEN: Duration = Duration::from_millis(200);
@@ -120,7 +120,7 @@ struct Set {
     phase: Phase,
     /// Each opening has its own number, so that a step can see that it was overtaken.
     generation: u64,
-    /// The addresses of this opening were added, but not all are in use: when to look again, and for how long.
+    /// The IPv6 addresses of this opening were added, but are not in use yet.
     settling: Option<Settling>,
     link: Option<Link>,
     /// Whether IPv6 leaves the prefix route alone, by address.
@@ -192,8 +192,20 @@ impl Set {
         RENEWAL * u32::try_from((times * times).max(1)).unwrap_or(u32::MAX)
     }
 
+    fn ipv6(&self) -> impl DoubleEndedIterator<Item = IpAddr> {
+        let ips = self.addresses.iter().map(|a| a.ip);
+        ips.filter(IpAddr::is_ipv6)
+    }
+
     fn ipv6_count(&self) -> usize {
-        self.addresses.iter().filter(|a| a.ip.is_ipv6()).count()
+        self.ipv6().count()
+    }
+
+    /// The addresses that may be announced.
+    fn announced(&self) -> impl Iterator<Item = IpAddr> {
+        let settled = self.settling.is_none();
+        let ips = self.addresses.iter().map(|a| a.ip);
+        ips.filter(move |ip| settled || ip.is_ipv4())
     }
 
     /// Seconds for the kernel: longer than the next renewal, and than the lease.
@@ -362,7 +374,7 @@ impl Worker {
         while self.take_commands() {
             self.guard();
             self.retry();
-            self.settle_all();
+            (0..self.sets.len()).for_each(|i| self.settle(i));
             self.notice();
             self.hear();
             let renewing = self.renew();
@@ -611,46 +623,6 @@ impl Worker {
             return;
         };
 
-        let at = now();
-        self.sets[i].settling = Some(Settling {
-            generation,
-            look: at,
-            until: at + SETTLE_MAX,
-        });
-        self.settle(i);
-    }
-
-    fn settle_all(&mut self) {
-        for i in 0..self.sets.len() {
-            if self.sets[i].settling.is_some_and(|s| s.look <= now()) {
-                self.settle(i);
-            }
-        }
-    }
-
-    /// Goes on with an opening when the kernel delivers what arrives for the addresses: whoever learns where they
-    /// are must find them there.
-    fn settle(&mut self, i: usize) {
-        let set = &mut self.sets[i];
-        let Some(settling) = set.settling.take() else {
-            return;
-        };
-        if settling.generation != set.generation || set.phase != Phase::Open {
-            return; // overtaken
-        }
-        let v6 = || set.addresses.iter().map(|a| a.ip).filter(IpAddr::is_ipv6);
-        let in_use = [v6().next(), v6().next_back()]
-            .into_iter()
-            .flatten()
-            .all(|ip| self.netlink.delivers_here(ip).unwrap_or(true));
-        if in_use || now() >= settling.until {
-            return self.opened(i, settling.generation);
-        }
-        let look = now() + SETTLE_LOOK;
-        set.settling = Some(Settling { look, ..settling });
-    }
-
-    fn opened(&mut self, i: usize, generation: u64) {
         // 3. ARP and neighbour discovery pass, then traffic.
         let set = &mut self.sets[i];
         set.shared.open_first();
@@ -658,8 +630,16 @@ impl Worker {
 
         // 4. Announce, now that what it brings here is served: broadcast, then each client by itself. Our own view
         // of the addresses is of no use.
-        set.announced_from = now();
+        let at = now();
+        set.announced_from = at;
         set.next_burst = 0;
+        let some = set.ipv6_count() > 0;
+        set.settling = some.then_some(Settling {
+            generation,
+            look: at,
+            until: at + SETTLE_MAX,
+        });
+        self.settle(i);
         self.speak();
         let set = &self.sets[i];
         if let Some(link) = &set.link
@@ -679,6 +659,30 @@ impl Worker {
             set.failed = None;
             let v = set.v.clone();
             (self.emit)(Event::Opened { v });
+        }
+    }
+
+    /// IPv6 addresses are announced when the kernel delivers what arrives for them: whoever learns where they are
+    /// must find them there.
+    fn settle(&mut self, i: usize) {
+        let set = &mut self.sets[i];
+        let Some(settling) = set.settling.filter(|s| s.look <= now()) else {
+            return;
+        };
+        set.settling = None;
+        if settling.generation != set.generation || set.phase != Phase::Open {
+            return; // overtaken
+        }
+        let (first, last) = (set.ipv6().next(), set.ipv6().next_back());
+        let mut looked_at = first.into_iter().chain(last);
+        if now() < settling.until
+            && !looked_at.all(|ip| self.netlink.delivers_here(ip).unwrap_or(true))
+        {
+            let look = now() + SETTLE_LOOK;
+            set.settling = Some(Settling { look, ..settling });
+        } else if set.next_burst > 0 {
+            set.announced_from = now();
+            set.next_burst = 0;
         }
     }
 
@@ -1027,7 +1031,10 @@ impl Worker {
             return;
         };
         let router = is_router(&link.name);
-        let own = set.addresses.iter().map(|a| a.ip);
+        if set.announced().next().is_none() {
+            return; // soon
+        }
+        let own = set.announced();
         self.queue
             .extend(own.map(|ip| announcement(set.generation, link.index, mac, ip, router)));
         if burst == 0 {
@@ -1037,7 +1044,7 @@ impl Worker {
                 interface: link.index,
                 name: link.name.clone(),
                 mac,
-                own: set.addresses.iter().map(|a| a.ip).collect(),
+                own: set.announced().collect(),
                 shared: set.shared.clone(),
             };
             self.send_some(); // the broadcasts go first
