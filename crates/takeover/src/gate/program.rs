@@ -364,4 +364,52 @@ mod tests {
         door.forget(&addresses[0]);
         assert_eq!(gate.ethernet.ingress.try_on(&request).unwrap(), NEXT);
     }
+
+    #[test]
+    fn while_held_packets_go_to_the_tap_and_replies_leave_until_the_drain_ends() {
+        const TO_THE_TAP: i32 = 7;
+        let gate = match Gate::load(PathBuf::new()) {
+            Ok(gate) => Arc::new(gate),
+            Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
+        };
+        let door = Door::new(&gate, &"web".parse().unwrap()).unwrap();
+        let addresses = [IpAddr::V4(V4), IpAddr::V6(V6)];
+        let addresses = addresses.map(|ip| VirtualAddress { ip, prefix: 24 });
+        door.lead(&addresses).unwrap();
+        let far = now() + Duration::from_secs(60);
+        let past = BootTime(now().0 - 1);
+        let all = |held: i32, replies: i32| {
+            for (what, side, frame, when) in cases() {
+                let expected = match (when, side) {
+                    (When::Always, _) => NEXT,
+                    (When::First, _) => DROP,
+                    (When::Second, Side::Ingress) => held,
+                    (When::Second, Side::Egress) => replies,
+                };
+                let said = gate.ethernet.on(side).try_on(&frame).unwrap();
+                assert_eq!(said, expected, "{what}, {side:?}");
+            }
+        };
+        door.open(far);
+        door.hold(1, far);
+        door.drain(now() + Duration::from_secs(30));
+        all(TO_THE_TAP, NEXT);
+        door.drain(past);
+        all(TO_THE_TAP, DROP);
+        door.drain(far); // never a longer life
+        all(TO_THE_TAP, DROP);
+        door.hold(1, past);
+        all(DROP, DROP);
+        door.hold(1, far);
+        door.hold_no_more();
+        all(DROP, DROP);
+        // For the MAC address of another machine, which may be an interface on top of this one.
+        door.hold(1, far);
+        let mut stray = ipv4(OTHER4, V4);
+        stray[..6].copy_from_slice(&MAC);
+        assert_eq!(gate.ethernet.ingress.try_on(&stray).unwrap(), NEXT);
+        // To all machines of the network.
+        stray[..6].fill(0xff);
+        assert_eq!(gate.ethernet.ingress.try_on(&stray).unwrap(), DROP);
+    }
 }
