@@ -342,7 +342,10 @@ fn promote_hands_over_from_the_master_as_from_a_slave_within_milliseconds() {
         assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers);
         let handed: Vec<_> = sim.servers.iter().map(|s| s.handed_over).collect();
         let other = slaves(&sim).into_iter().find(|s| *s != old).unwrap();
-        assert_eq!((handed[old], handed[to], handed[other]), ((1, 1), (0, 0), (0, 0)));
+        assert_eq!(
+            (handed[old], handed[to], handed[other]),
+            ((1, 1), (0, 0), (0, 0))
+        );
         let begin = sim.now;
         sim.run(secs(10));
         assert_eq!(sim.changes_since(begin), 0);

@@ -481,7 +481,9 @@ impl Holder {
             count(&self.counters.dropped, lost);
             if lost > 0 {
                 let v = &gone.v;
-                log::warn!("{lost} late packets of {v} are dropped: no new master was heard in time");
+                log::warn!(
+                    "{lost} late packets of {v} are dropped: no new master was heard in time"
+                );
             }
         }
     }
@@ -518,7 +520,11 @@ impl Holder {
 fn is_ipv6(frame: &[u8]) -> bool {
     let ethertype = |at: usize| frame.get(at..at + 2);
     let tagged = [[0x81, 0x00], [0x88, 0xa8]].map(|tag| ethertype(NOTE) == Some(&tag[..]));
-    let at = if tagged.contains(&true) { NOTE + 4 } else { NOTE };
+    let at = if tagged.contains(&true) {
+        NOTE + 4
+    } else {
+        NOTE
+    };
     ethertype(at) == Some(&ndp::ETHERTYPE.to_be_bytes()[..])
 }
 

@@ -46,7 +46,11 @@ impl Gate {
     /// or in front of what else is there. Returns those where it had been and was missing.
     pub(crate) fn attach_all(&self, interfaces: &[Interface]) -> Result<Vec<String>, String> {
         let mut places = lock(&self.places);
-        let there = |index: &u32| interfaces.iter().any(|i| i.index == *index && self.carries(i));
+        let there = |index: &u32| {
+            interfaces
+                .iter()
+                .any(|i| i.index == *index && self.carries(i))
+        };
         places.with_gate.retain(|index, _| there(index));
         places.without.retain(there);
         let mut back = Vec::new();
@@ -225,7 +229,9 @@ impl Gate {
         };
         for path in pins(&self.home) {
             if let Some(index) = index_of(&path)
-                && !interfaces.iter().any(|i| i.index == index && self.carries(i))
+                && !interfaces
+                    .iter()
+                    .any(|i| i.index == index && self.carries(i))
             {
                 let _ = fs::remove_file(path);
             }

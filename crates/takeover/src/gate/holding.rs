@@ -79,7 +79,11 @@ impl Door {
             bytes[..4].copy_from_slice(&tap.to_ne_bytes());
             bytes
         });
-        self.gate.holds.memory.word(self.place, 1).store(word, SeqCst);
+        self.gate
+            .holds
+            .memory
+            .word(self.place, 1)
+            .store(word, SeqCst);
         self.gate.held_until(self.place).store(until.0, SeqCst);
     }
 

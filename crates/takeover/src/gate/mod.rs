@@ -19,10 +19,10 @@ mod program;
 
 use crate::sys::bpf::{Attached, Map, Memory, Program, Side};
 use attach::Places;
-use holding::Holds;
 pub(crate) use attach::{pins, unpin_all};
-pub(crate) use holding::{NOTE, Note};
 use config::VirtualAddress;
+use holding::Holds;
+pub(crate) use holding::{NOTE, Note};
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},

@@ -118,7 +118,9 @@ fn datagrams_follow() {
         ask(&peer, vip, 1..6, false);
         ask(&peer, vip, 6..20, true);
     }
-    wait_for("all are held", || stage.takeover().late_packets().held >= 38);
+    wait_for("all are held", || {
+        stage.takeover().late_packets().held >= 38
+    });
     // Neither an announcement alone nor an election alone is enough.
     announce(&next);
     thread::sleep(ms(50));
@@ -217,7 +219,9 @@ fn nobody_comes() {
     hand_over(&stage, ms(500));
     ask(&peer, VIP, 0..3, false);
     ask(&peer, VIP6, 0..3, false);
-    wait_for("they are dropped", || stage.takeover().late_packets().dropped == 6);
+    wait_for("they are dropped", || {
+        stage.takeover().late_packets().dropped == 6
+    });
     ask(&peer, VIP, 0..3, false);
     thread::sleep(ms(50));
     assert_eq!(old.heard.load(SeqCst), 0);
@@ -230,7 +234,10 @@ fn nobody_comes() {
 
 /// The tap of this life, if any.
 fn taps() -> usize {
-    sh("ip -o link show | grep -c standin || true").trim().parse().unwrap()
+    sh("ip -o link show | grep -c standin || true")
+        .trim()
+        .parse()
+        .unwrap()
 }
 
 fn killed() {
@@ -242,7 +249,9 @@ fn killed() {
     assert_eq!(taps(), 1);
     hand_over(&stage, LONG);
     ask(&peer, VIP, 0..3, false);
-    wait_for("they are held", || stage.takeover().late_packets().held == 3);
+    wait_for("they are held", || {
+        stage.takeover().late_packets().held == 3
+    });
     stage.takeover = None;
     assert_eq!(taps(), 0);
     ask(&peer, VIP, 0..3, false);

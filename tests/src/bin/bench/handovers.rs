@@ -65,9 +65,15 @@ fn one_after_another(subject: &mut Subject, options: &Options) -> Result<Figures
             lost as f64 / f64::from(options.rounds.max(1)),
         ),
         ("planned handovers, with any loss", with_loss as f64),
-        ("planned handovers, slowest answer, median, ms", slowest.median),
+        (
+            "planned handovers, slowest answer, median, ms",
+            slowest.median,
+        ),
         ("planned handovers, slowest answer, ms", slowest.max),
         ("planned handovers, two masters in all, ms", millis(two)),
-        ("planned handovers, machine stood still > 2 ms", stalled as f64),
+        (
+            "planned handovers, machine stood still > 2 ms",
+            stalled as f64,
+        ),
     ])
 }
