@@ -73,6 +73,8 @@ pub struct Elector {
     /// The operator whose change of the roster is being synced.
     pub(crate) roster_wish: Option<(u64, RosterVersion)>,
     pub(crate) preempted: Option<BootTime>,
+    /// When a server in maintenance last looked for a successor.
+    pub(crate) offered: BootTime,
     pub(crate) round: u64,
     /// Smoothed round trip of beats.
     pub(crate) round_trip: Duration,
@@ -129,6 +131,7 @@ impl Elector {
             parts: BTreeMap::new(),
             roster_wish: None,
             preempted: None,
+            offered: now,
             round: 0,
             round_trip: Duration::ZERO,
             seed: start.seed,
@@ -392,6 +395,7 @@ impl Elector {
             self.stand_if_free(now, &name);
         }
         self.prefer(now);
+        self.offer(now);
         self.expire_waiting(now);
         if now >= self.next_beat {
             self.send_beat(now);

@@ -4,7 +4,7 @@ use crate::{
     elector::Elector,
     input::Preempt,
     output::Output,
-    state::{Gate, Handover, Kind, Leaving, Peer, Phase, Taking, Waiting},
+    state::{Gate, Handover, Kind, Leaving, Peer, Phase, Taking, Virtual, Waiting},
 };
 use protocol::{
     BootTime, ServerName, Term, VirtualServerName,
@@ -18,6 +18,9 @@ use std::time::Duration;
 
 /// A preferred server gets its handover at most this often (R27).
 const PREFER_EVERY: Duration = Duration::from_secs(600);
+
+/// A server in maintenance that is still master looks for a successor this often.
+const OFFER_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a mastership must have lasted before a preferred server gets it, in leases.
 const PREFER_AFTER: u32 = 20;
@@ -252,6 +255,7 @@ impl Elector {
             return self.answer(id, Ok(text.into()));
         }
         self.expect(id, names.len());
+        self.offered = now;
         for name in names {
             let heirs = self.heirs(now, &name);
             self.begin_handover(now, &name, heirs, "maintenance".into(), Some(id), false);
@@ -508,6 +512,22 @@ impl Elector {
     }
 
     // ---- preference and stop -------------------------------------------------------------------------
+
+    /// A server in maintenance that had no successor gives its masterships away as soon as it finds one.
+    pub(crate) fn offer(&mut self, now: BootTime) {
+        if !self.maintenance || self.stopping || now.since(self.offered) < OFFER_EVERY {
+            return;
+        }
+        for name in self.masterships() {
+            let busy = |v: &Virtual| v.handover.is_some() || v.campaign.is_some();
+            let heirs = self.heirs(now, &name);
+            if self.virtuals.get(&name).is_none_or(busy) || heirs.is_empty() {
+                continue;
+            }
+            self.offered = now;
+            self.begin_handover(now, &name, heirs, "maintenance".into(), None, false);
+        }
+    }
 
     /// R27: a fit master hands over to a better server, at most once in ten minutes.
     pub(crate) fn prefer(&mut self, now: BootTime) {

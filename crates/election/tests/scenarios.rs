@@ -474,6 +474,21 @@ fn a_server_in_maintenance_hands_over_votes_and_does_not_stand() {
 }
 
 #[test]
+fn a_master_in_maintenance_without_successor_hands_over_when_one_comes() {
+    let mut sim = settled();
+    let (old, others) = (sim.master().unwrap(), slaves(&sim));
+    sim.power_off(others[0]);
+    sim.wish(others[1], Wish::Maintenance(true));
+    sim.run(secs(2));
+    let id = sim.wish(old, Wish::Maintenance(true));
+    sim.run(secs(8));
+    assert!(sim.answers[&id].is_err(), "{:?}", sim.answers);
+    assert_eq!(sim.master(), Some(old), "it serves rather than nobody");
+    sim.wish(others[1], Wish::Maintenance(false));
+    sim.until(secs(6), |s| s.gate_open(others[1], "web"));
+}
+
+#[test]
 fn a_clean_stop_hands_over_first_and_leaves_a_reservation_of_what_was_voted() {
     let mut sim = settled();
     let old = sim.master().unwrap();
