@@ -262,6 +262,7 @@ fn what_hbd_brings_is_handed_on_and_judged() {
     let ack = Ack {
         instance: Default::default(),
         number: Default::default(),
+        waited: Default::default(),
         answers: Vec::new(),
         roster: Default::default(),
     };

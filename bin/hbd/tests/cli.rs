@@ -391,6 +391,7 @@ impl Daemon {
         let ack = Ack {
             instance: Instance(1),
             number: Number(number),
+            waited: Duration::ZERO,
             answers,
             roster,
         };

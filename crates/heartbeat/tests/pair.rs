@@ -56,6 +56,7 @@ fn ack(number: u64) -> Ack {
     Ack {
         instance: Instance(1),
         number: Number(number),
+        waited: Duration::ZERO,
         answers: Vec::new(),
         roster: RosterVersion::default(),
     }

@@ -299,6 +299,7 @@ fn ack() -> Ack {
     Ack {
         instance: Instance(1),
         number: Number(2),
+        waited: H,
         answers: vec![
             answer("web", Verdict::Promised(Term(7))),
             answer(

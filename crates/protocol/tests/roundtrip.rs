@@ -229,6 +229,7 @@ fn the_largest_beat_and_acknowledgement_are_one_packet() {
     let ack = Ack {
         instance: Instance(u64::MAX),
         number: Number(u64::MAX),
+        waited: Duration::MAX,
         answers: (0..VIRTUAL_SERVERS_MAX).map(refused).collect(),
         roster: version,
     };
@@ -382,11 +383,11 @@ fn verdict() -> impl Strategy<Value = Verdict> {
 
 prop_compose! {
     fn ack()(
-        instance in instance(), number in number(),
+        instance in instance(), number in number(), waited in any::<Duration>(),
         answers in vec((virtual_server(), verdict()), 0..4), roster in version(),
     ) -> Ack {
         let answer = |(virtual_server, verdict)| Answer { virtual_server, verdict };
-        Ack { instance, number, answers: answers.into_iter().map(answer).collect(), roster }
+        Ack { instance, number, waited, answers: answers.into_iter().map(answer).collect(), roster }
     }
 }
 
