@@ -172,6 +172,8 @@ pub(crate) struct Handover {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peer {
     pub beat: Option<Beat>,
+    /// That beat claims a virtual server.
+    pub claims: bool,
     pub heard: Option<BootTime>,
     pub health: Option<HealthState>,
     pub last_heard: Option<BootTime>,
