@@ -72,6 +72,8 @@ const STACK: usize = 512 * 1024;
 /// The thread that keeps late packets runs so much below the worker, and so below electd's own loop.
 const HOLDER_BELOW: i32 = 2;
 
+const LATE_LOST: &str = "late packets of a planned handover will be lost";
+
 /// The tap for late packets, which the gate leaves alone; none where there can be no tap.
 fn late_packets_tap(gate: &Arc<Gate>) -> Option<(Arc<Gate>, Tap)> {
     match Tap::open() {
@@ -80,7 +82,7 @@ fn late_packets_tap(gate: &Arc<Gate>) -> Option<(Arc<Gate>, Tap)> {
             Some((gate.clone(), tap))
         }
         Err(why) => {
-            log::warn!("late packets of a planned handover will be lost: {why}");
+            log::warn!("{LATE_LOST}: {why}");
             None
         }
     }
@@ -464,10 +466,12 @@ impl Takeover {
             commands,
             waker,
         });
-        let holder = tap.map(|(gate, tap)| {
+        let holder = tap.and_then(|(gate, tap)| {
             let shutter = shutter.clone();
             let shut = Box::new(move |v: &VirtualServerName, own: &Shared| shutter.shut(v, own));
             hold::start(gate, tap, realtime.map(|p| p - HOLDER_BELOW), shut)
+                .map_err(|e| log::warn!("{LATE_LOST}: {e}"))
+                .ok()
         });
         let takeover = Self {
             run_dir: run_dir.to_owned(),
@@ -475,7 +479,7 @@ impl Takeover {
             gate,
             shared: Mutex::new(shared),
             shutter,
-            holder: holder.transpose()?,
+            holder,
             thread: Some(thread),
             refresher,
             receipts,

@@ -675,12 +675,18 @@ impl Worker {
         }
         let (first, last) = (set.ipv6().next(), set.ipv6().next_back());
         let mut looked_at = first.into_iter().chain(last);
-        if now() < settling.until
-            && !looked_at.all(|ip| self.netlink.delivers_here(ip).unwrap_or(true))
-        {
-            let look = now() + SETTLE_LOOK;
-            set.settling = Some(Settling { look, ..settling });
-        } else if set.next_burst > 0 {
+        if !looked_at.all(|ip| self.netlink.delivers_here(ip).unwrap_or(true)) {
+            if now() < settling.until {
+                let look = now() + SETTLE_LOOK;
+                set.settling = Some(Settling { look, ..settling });
+                return;
+            }
+            let v = &set.v;
+            log::warn!(
+                "the kernel has not taken the IPv6 addresses of {v} into use for {SETTLE_MAX:?}"
+            );
+        }
+        if set.next_burst > 0 {
             set.announced_from = now();
             set.next_burst = 0;
         }
