@@ -61,6 +61,8 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// The kernel takes IPv6 addresses into use a moment after they were added, when a worker thread of its own gets a
 /// processor. So long is waited for that, with looks so often; then they are announced anyway.
 const SETTLE_MAX: Duration = Duration::from_millis(250);
+/// It is told of if it took longer than this.
+const SETTLE_LATE: Duration = Duration::from_millis(20);
 const SETTLE_LOOK: Duration = Duration::from_micros(200);
 
 const RETRY_OPEN: Duration = Duration::from_millis(200);
@@ -681,10 +683,11 @@ impl Worker {
                 set.settling = Some(Settling { look, ..settling });
                 return;
             }
+        }
+        let took = SETTLE_MAX.saturating_sub(settling.until.since(now()));
+        if took > SETTLE_LATE {
             let v = &set.v;
-            log::warn!(
-                "the kernel has not taken the IPv6 addresses of {v} into use for {SETTLE_MAX:?}"
-            );
+            log::warn!("the kernel has not taken the IPv6 addresses of {v} into use for {took:?}");
         }
         if set.next_burst > 0 {
             set.announced_from = now();
