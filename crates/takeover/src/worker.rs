@@ -677,12 +677,12 @@ impl Worker {
         }
         let (first, last) = (set.ipv6().next(), set.ipv6().next_back());
         let mut looked_at = first.into_iter().chain(last);
-        if !looked_at.all(|ip| self.netlink.delivers_here(ip).unwrap_or(true)) {
-            if now() < settling.until {
-                let look = now() + SETTLE_LOOK;
-                set.settling = Some(Settling { look, ..settling });
-                return;
-            }
+        if !looked_at.all(|ip| self.netlink.delivers_here(ip).unwrap_or(true))
+            && now() < settling.until
+        {
+            let look = now() + SETTLE_LOOK;
+            set.settling = Some(Settling { look, ..settling });
+            return;
         }
         let took = SETTLE_MAX.saturating_sub(settling.until.since(now()));
         if took > SETTLE_LATE {
