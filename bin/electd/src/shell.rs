@@ -315,6 +315,8 @@ impl Shell {
                 Output::Beat(_) | Output::Ack { .. } | Output::Signal { .. } | Output::Open(..) => {
                 }
                 Output::Shut(v) => self.takeover.shut(&v),
+                Output::HandOver(v, patience) => self.takeover.hand_over(&v, patience),
+                Output::Succeeded(v) => self.takeover.succeeded(&v),
                 Output::Announce(v) => self.takeover.announce(&v),
                 Output::Probe(v) => self.takeover.probe(&v),
                 Output::Clients(v, clients) => self.takeover.learn(&v, &clients),
@@ -468,6 +470,14 @@ impl Shell {
         );
         let gap = u64::try_from(self.beats.1.as_micros()).unwrap_or(u64::MAX);
         counters.insert("beat_gap_max_us".to_owned(), gap);
+        let late = self.takeover.late_packets();
+        for (what, n) in [
+            ("late_packets_held", late.held),
+            ("late_packets_forwarded", late.forwarded),
+            ("late_packets_dropped", late.dropped),
+        ] {
+            counters.insert(what.to_owned(), n);
+        }
         counters.insert("refused_malformed".to_owned(), self.malformed);
         let notes = self.notes.iter().chain(&self.alarms).cloned().collect();
         self.boot

@@ -404,7 +404,7 @@ impl Elector {
             self.send_beat(now);
         }
         self.settle_roster();
-        self.finish_stop();
+        self.finish_stop(now);
         self.write_memory();
     }
 
@@ -798,6 +798,7 @@ impl Elector {
                 continue;
             };
             let name = &standing.virtual_server;
+            self.note_successor(name, claim.term);
             let Some(v) = self.virtuals.get_mut(name) else {
                 continue;
             };

@@ -1112,7 +1112,8 @@ impl Sim {
                     self.judge.opens(i, &v, term, &roster);
                 }
             }
-            Output::Shut(v) => {
+            Output::Succeeded(_) => {}
+            Output::Shut(v) | Output::HandOver(v, _) => {
                 self.trace(|| format!("{i} shuts gate of {v}"));
                 if let Some(gate) = self.servers[i].gates.get_mut(&v) {
                     gate.shutting = true;
