@@ -24,6 +24,7 @@ mod clock;
 mod error;
 mod gate;
 mod gate_file;
+mod macvlan;
 mod ndp;
 mod neighbours;
 mod netlink;
@@ -36,6 +37,7 @@ mod worker;
 pub use arp::Mac;
 pub use error::Error;
 pub use gate::{GateHome, check_gate, unmount_gate};
+pub use macvlan::check_mac;
 pub use refresh::Receipts;
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 
@@ -43,6 +45,7 @@ use config::VirtualAddress;
 use crossbeam_channel::Sender;
 use gate::{Door, Gate};
 use gate_file::{BootId, GateFile};
+use macvlan::Devices;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use protocol::{BootTime, VirtualServerName, wire::signal::Client};
 use std::{
@@ -75,6 +78,8 @@ pub struct AddressSet {
     pub interface: String,
     /// The addresses, in the order they are added and announced.
     pub addresses: Vec<VirtualAddress>,
+    /// The MAC address that they are at on whichever server; none: the interface's own.
+    pub mac: Option<Mac>,
 }
 
 /// Addresses found open at start: they stay, and the worker guards their deadline.
@@ -113,7 +118,7 @@ pub enum Event {
         /// What, and why not.
         what: String,
     },
-    /// Addresses or the gate, removed by another program, were put back.
+    /// Addresses, the gate, or the device of a virtual MAC address, removed by another program, were put back.
     Restored {
         /// Whose addresses.
         v: VirtualServerName,
@@ -347,6 +352,7 @@ impl Takeover {
                 refresher_emit(e);
             })?;
         let worker_refresher = refresher.clone();
+        let devices = Devices::open(run_dir)?;
         let run = move || {
             if let Some(priority) = realtime
                 && let Err(e) = sys::scheduler_fifo(priority)
@@ -362,6 +368,7 @@ impl Takeover {
                 worker_waker,
                 worker_emit,
                 worker_refresher,
+                devices,
             );
             match started {
                 Ok((worker, adopted)) => {

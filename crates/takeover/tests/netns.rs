@@ -135,6 +135,7 @@ fn set(addresses: &[&str]) -> AddressSet {
         virtual_server: web(),
         interface: "s0".into(),
         addresses: addresses.iter().map(|a| address(a)).collect(),
+        mac: None,
     }
 }
 

@@ -25,8 +25,7 @@ pub(super) struct Places {
 
 #[derive(Debug)]
 struct Place {
-    name: String,
-    ethernet: bool,
+    interface: Interface,
     links: [Link; 2],
 }
 
@@ -80,11 +79,8 @@ impl Gate {
     /// Looks after all places; returns where the gate was missing and has been put back.
     pub(crate) fn verify(&self) -> Result<Vec<String>, String> {
         let mut places = lock(&self.places);
-        let known: Vec<Interface> = places
-            .with_gate
-            .iter()
-            .map(|(index, p)| Interface::known(*index, &p.name, p.ethernet))
-            .collect();
+        let known = places.with_gate.values().map(|p| p.interface.clone());
+        let known: Vec<Interface> = known.collect();
         let mut back = Vec::new();
         for interface in &known {
             back.extend(self.attach_one(&mut places, interface)?);
@@ -104,7 +100,7 @@ impl Gate {
             && !places.with_gate.is_empty()
             && places.with_gate.iter().all(|(index, place)| {
                 SIDES.iter().zip(&place.links).all(|(side, link)| {
-                    let program = self.programs(place.ethernet).on(*side);
+                    let program = self.programs(&place.interface).on(*side);
                     match Attached::query(*index, *side) {
                         Ok(attached) => attached.carries(link, program),
                         Err(e) => is_gone(&e),
@@ -116,7 +112,8 @@ impl Gate {
     /// The names of the interfaces that have the gate.
     pub(crate) fn interfaces(&self) -> Vec<String> {
         let places = lock(&self.places);
-        places.with_gate.values().map(|p| p.name.clone()).collect()
+        let names = places.with_gate.values().map(|p| p.interface.name.clone());
+        names.collect()
     }
 
     /// Takes the gate away: a clean stop.
@@ -125,8 +122,17 @@ impl Gate {
         unpin_all(&self.home);
     }
 
-    fn programs(&self, ethernet: bool) -> &Programs {
-        if ethernet { &self.ethernet } else { &self.bare }
+    fn programs(&self, interface: &Interface) -> &Programs {
+        match interface {
+            Interface {
+                ethernet: false, ..
+            } => &self.bare,
+            Interface {
+                macvlan_on: Some(_),
+                ..
+            } => &self.macvlan,
+            _ => &self.ethernet,
+        }
     }
 
     /// The interface's name if the gate had been there and was missing.
@@ -159,8 +165,7 @@ impl Gate {
         }
         if let Ok(links) = links.try_into() {
             let place = Place {
-                name: name.clone(),
-                ethernet: interface.ethernet,
+                interface: interface.clone(),
                 links,
             };
             places.with_gate.insert(*index, place);
@@ -176,7 +181,7 @@ impl Gate {
         side: Side,
         old: Option<Link>,
     ) -> io::Result<(Link, bool)> {
-        let program = self.programs(interface.ethernet).on(side);
+        let program = self.programs(interface).on(side);
         let attached = Attached::query(interface.index, side)?;
         let path = self.pin_path(side, interface.index);
         let pinned = old.is_some() && path.exists();

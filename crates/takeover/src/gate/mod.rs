@@ -14,9 +14,13 @@ mod assembler;
 mod attach;
 mod program;
 
-use crate::sys::bpf::{Attached, Map, Memory, Program, Side};
+use crate::{
+    arp::Mac,
+    sys::bpf::{Attached, Map, Memory, Program, Side},
+};
 use attach::Places;
 pub(crate) use attach::{pins, unpin_all};
+use program::Frames;
 use config::VirtualAddress;
 use nix::{
     mount::{MsFlags, mount},
@@ -114,9 +118,9 @@ struct Programs {
 }
 
 impl Programs {
-    fn load(header: i32, addresses: &Map, doors: &Map) -> Result<Self, String> {
+    fn load(frames: Frames, addresses: &Map, doors: &Map) -> Result<Self, String> {
         let load = |side| {
-            let code = program::program(side, header, addresses.fd(), doors.fd())
+            let code = program::program(side, frames, addresses.fd(), doors.fd())
                 .ok_or("the gate's program has a wrong jump")?;
             Program::load(&code).map_err(|e| format!("loading a program: {e}"))
         };
@@ -144,6 +148,7 @@ pub(crate) struct Gate {
     ethernet: Programs,
     /// For tunnels whose packets have no link-layer header.
     bare: Programs,
+    macvlan: Programs,
     free: Mutex<Vec<usize>>,
     places: Mutex<Places>,
 }
@@ -166,8 +171,9 @@ impl Gate {
         })?;
         Ok(Self {
             home,
-            ethernet: Programs::load(14, &addresses, &doors)?,
-            bare: Programs::load(0, &addresses, &doors)?,
+            ethernet: Programs::load(Frames::Ethernet, &addresses, &doors)?,
+            bare: Programs::load(Frames::Bare, &addresses, &doors)?,
+            macvlan: Programs::load(Frames::Macvlan, &addresses, &doors)?,
             addresses,
             doors,
             memory,
@@ -192,6 +198,13 @@ impl Gate {
             .and_then(|()| fs::rename(&coming, &pinned))
             .map_err(|e| format!("pinning {}: {e}", pinned.display()))
     }
+}
+
+/// The place of a MAC address among the addresses: where no packet's address can be.
+fn mac_key(mac: Mac) -> [u8; 16] {
+    let mut key = [0xff; 16];
+    key[10..].copy_from_slice(&mac);
+    key
 }
 
 fn key(ip: IpAddr) -> [u8; 16] {
@@ -270,14 +283,29 @@ impl Door {
         Ok(())
     }
 
+    /// Leads all that leaves a macvlan device from this MAC address through this door.
+    pub(crate) fn lead_mac(&self, mac: Mac) -> Result<(), String> {
+        let here = (self.place as u32).to_ne_bytes();
+        let led = self.gate.addresses.set(&mac_key(mac), &here);
+        led.map_err(|e| format!("cannot lead a MAC address through the gate: {e}"))
+    }
+
     /// Forgets an address, which is on no interface any more.
     pub(crate) fn forget(&self, address: &VirtualAddress) {
+        self.forget_key(&key(address.ip), &address.ip);
+    }
+
+    /// Forgets a MAC address, whose device is gone.
+    pub(crate) fn forget_mac(&self, mac: Mac) {
+        self.forget_key(&mac_key(mac), &"a MAC address");
+    }
+
+    fn forget_key(&self, key: &[u8; 16], what: &dyn std::fmt::Display) {
         let mine = (self.place as u32).to_ne_bytes();
-        let key = key(address.ip);
-        if self.gate.addresses.get(&key).is_ok_and(|door| door == mine)
-            && let Err(e) = self.gate.addresses.remove(&key)
+        if self.gate.addresses.get(key).is_ok_and(|door| door == mine)
+            && let Err(e) = self.gate.addresses.remove(key)
         {
-            log::warn!("cannot take {} out of the gate: {e}", address.ip);
+            log::warn!("cannot take {what} out of the gate: {e}");
         }
     }
 
