@@ -2,7 +2,13 @@
 
 use crate::scene::{Failure, Outcome, PATIENCE, ensure, no_takeover, others, unlapsed, with};
 use lab::{Cluster, Host, MacWatch, Signal, Spec};
-use std::{fs, path::Path, thread, time::Duration};
+use std::{
+    fs, io,
+    net::{IpAddr, UdpSocket},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 fn spec() -> Spec {
     Spec {
@@ -28,6 +34,21 @@ fn said(host: &Host, program: &str, args: &[&str]) -> Result<String, Failure> {
     let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
     let output = host.output(Path::new(program), &args)?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Sends a datagram to a port where nobody listens, and waits for the word that nobody does.
+fn refused(address: IpAddr) -> Outcome {
+    let ask = || -> io::Result<usize> {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect((address, 9))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.send(b"is anybody there?")?;
+        socket.recv(&mut [0; 8])
+    };
+    match ask() {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        other => Err(Failure::Wrong(format!("{address} port 9 said {other:?}"))),
+    }
 }
 
 fn is_up(host: &Host, device: &str) -> Result<bool, Failure> {
@@ -104,6 +125,12 @@ fn through_losses(cluster: &mut Cluster, deafen: impl Fn(&Host, &str) -> Outcome
 pub fn a_client_with_a_static_entry_is_served_after_power_loss_and_handover() -> Outcome {
     with(spec(), |cluster| {
         let address = cluster.address(0);
+        // Requests come in by the device, and the way back is by the interface below.
+        for server in 0..3 {
+            cluster
+                .host(server)
+                .set_sysctl("ipv4/conf/all/rp_filter", "1")?;
+        }
         through_losses(cluster, |client, mac| {
             let entry = format!("neigh replace {address} lladdr {mac} dev eth0 nud permanent\n");
             Ok(client.tool("ip", &["-batch", "-"], &entry)?)
@@ -156,7 +183,8 @@ pub fn only_the_virtual_mac_address_answers() -> Outcome {
             stranger.tool("ip", &["neigh", "flush", "dev", "eth0"], "")?;
             let host = cluster.host(master);
             host.tool("ip", &["neigh", "flush", "dev", "eth0"], "")?;
-            stranger.tool("ping", &["-c", "1", "-W", "5", &address], "")?;
+            // Refused, and told so: the server had to ask for this client too.
+            stranger.run(|| refused(cluster.address(0)))??;
         }
         let counted = said(&stranger, "nft", &["list", "ruleset"])?;
         let packets = |of: &str| {
