@@ -1,5 +1,6 @@
 //! What clients see when something breaks: standin beside keepalived, on the same network, in the same run.
 
+mod crowd;
 mod faults;
 mod handovers;
 mod load;
@@ -79,6 +80,12 @@ const SCENARIOS: &[Scenario] = &[
     by_name(Runs::AtMost(1), fault("restarts", roles::restarts)),
     by_name(Runs::AtMost(2), fault("hogs", load::hogs)),
     by_name(Runs::AtMost(1), fault("handovers", handovers::many)),
+    Scenario {
+        key: "crowd",
+        usual: false,
+        runs: Runs::Asked,
+        play: Play::Alone(crowd::crowd),
+    },
 ];
 
 /// What the command line asks for.
