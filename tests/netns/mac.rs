@@ -4,7 +4,7 @@ use crate::scene::{Failure, Outcome, PATIENCE, ensure, no_takeover, others, unla
 use lab::{Cluster, Host, MacWatch, Signal, Spec};
 use std::{
     fs, io,
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, Ipv6Addr, UdpSocket},
     path::Path,
     thread,
     time::Duration,
@@ -208,6 +208,54 @@ pub fn only_the_virtual_mac_address_answers() -> Outcome {
     })
 }
 
+/// electd cannot set its device down, and the kernel has something to say from it that is from no virtual address.
+pub fn the_device_of_a_stopped_electd_says_nothing() -> Outcome {
+    with(spec(), |cluster| {
+        let old = cluster.settle()?;
+        let status = cluster.status(old).unwrap_or_default();
+        let gate = status["virtual_servers"][0]["gate"].clone();
+        if !gate.as_str().is_some_and(|gate| gate.starts_with("eBPF")) {
+            return Err(Failure::Skip(format!("{gate}")));
+        }
+        let mac = told(cluster)?;
+        let watch = MacWatch::start(cluster.net().servers(), &mac)?;
+        let join = |cluster: &Cluster, group: &str| -> Result<UdpSocket, Failure> {
+            let (group, host) = (group.parse::<Ipv6Addr>(), cluster.host(old));
+            let joined = host.run(|| {
+                let index = nix::net::if_::if_nametoindex(device(&mac).as_str())?;
+                let socket = UdpSocket::bind("[::]:0")?;
+                let group = group.map_err(io::Error::other)?;
+                socket.join_multicast_v6(&group, index)?;
+                // The kernel reports it to the network now and a little later.
+                thread::sleep(Duration::from_millis(300));
+                io::Result::Ok(socket)
+            })?;
+            joined.map_err(|e| Failure::Wrong(format!("joining a group on {}: {e}", device(&mac))))
+        };
+        let _first = join(cluster, "ff02::5353:1")?;
+        ensure(
+            watch.since(0) == [old],
+            "joining a group is not heard even from the master",
+        )?;
+        cluster.kill(old, "electd", Signal::SIGSTOP)?;
+        let new = cluster.wait_master(0, Some(old))?;
+        served(cluster)?;
+        ensure(
+            is_up(cluster.host(old), &device(&mac))?,
+            "somebody set the stopped electd's device down",
+        )?;
+        let mark = watch.mark();
+        let _second = join(cluster, "ff02::5353:2")?;
+        cluster.kill(old, "electd", Signal::SIGCONT)?;
+        cluster.settle()?;
+        let places = watch.since(mark);
+        ensure(
+            places.iter().all(|place| *place == new),
+            format!("{mac} of {new} was heard at {places:?}"),
+        )
+    })
+}
+
 pub fn a_virtual_mac_address_outlives_electd_and_goes_with_a_clean_stop() -> Outcome {
     with(spec(), |cluster| {
         let master = cluster.settle()?;
@@ -248,10 +296,7 @@ pub fn a_virtual_mac_address_outlives_electd_and_goes_with_a_clean_stop() -> Out
         ensure(left.is_empty(), format!("left after a stop: {left:?}"))?;
         for key in ["arp_ignore", "arp_announce"] {
             let key = format!("ipv4/conf/eth0/{key}");
-            ensure(
-                host.sysctl(&key)? == "0",
-                format!("{key} was not put back"),
-            )?;
+            ensure(host.sysctl(&key)? == "0", format!("{key} was not put back"))?;
         }
         ensure(
             !cluster.run_dir(master).join("macvlan").exists(),
@@ -272,7 +317,14 @@ pub fn a_device_taken_away_by_another_program_is_put_back() -> Outcome {
             ("set down", vec!["link", "set", "dev", &device, "down"]),
             (
                 "given another address",
-                vec!["link", "set", "dev", &device, "address", "02:00:5e:00:53:99"],
+                vec![
+                    "link",
+                    "set",
+                    "dev",
+                    &device,
+                    "address",
+                    "02:00:5e:00:53:99",
+                ],
             ),
         ] {
             let log = cluster.log(master).matches(&note).count();
@@ -355,8 +407,7 @@ pub fn virtual_mac_addresses_come_and_go_with_the_configuration() -> Outcome {
                 .all(|word| words.contains(*word)),
             format!("the error does not name file, line, key and mend: {words}"),
         )?;
-        fs::remove_file(cluster.config_file(master))
-            .map_err(|e| Failure::Wrong(e.to_string()))?;
+        fs::remove_file(cluster.config_file(master)).map_err(|e| Failure::Wrong(e.to_string()))?;
         cluster.write_config(master, &text)?;
         Ok(())
     })

@@ -98,6 +98,7 @@ tests! {
         a_client_that_ignores_announcements_is_served_after_power_loss_and_handover
         a_virtual_mac_address_serves_ipv6_clients
         only_the_virtual_mac_address_answers
+        the_device_of_a_stopped_electd_says_nothing
         a_virtual_mac_address_outlives_electd_and_goes_with_a_clean_stop
         a_device_taken_away_by_another_program_is_put_back
         virtual_mac_addresses_come_and_go_with_the_configuration;

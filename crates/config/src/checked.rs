@@ -3,9 +3,9 @@
 
 use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
-    LEASE_MAX, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum, SCRIPTS_DIRECTORY,
-    SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server, VIRTUAL_ADDRESSES_MAX,
-    VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
+    LEASE_MAX, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum,
+    SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server,
+    VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
     raw::{Section, Source},
 };
 use humantime::format_duration;
@@ -370,7 +370,9 @@ fn mac(
         section.report("mac", what);
     }
     if let Some(other) = owners.insert(mac, v.name.clone()) {
-        let what = format!("{mac} is the MAC address of virtual server {other} already; give each its own");
+        let what = format!(
+            "{mac} is the MAC address of virtual server {other} already; give each its own"
+        );
         section.report("mac", what);
     }
     Some(mac)

@@ -691,11 +691,16 @@ impl Worker {
         };
         let found = self.netlink.link(&device.name);
         // Not to be told now: the next time tells.
-        found.map_or(true, |link| link.is_some_and(|link| link.up && device.is(&link, below)))
+        found.map_or(true, |link| {
+            link.is_some_and(|link| link.up && device.is(&link, below))
+        })
     }
 
     fn keep_devices(&mut self) {
-        let names = self.sets.iter().filter_map(|s| Some(s.device.as_ref()?.name.as_str()));
+        let names = self
+            .sets
+            .iter()
+            .filter_map(|s| Some(s.device.as_ref()?.name.as_str()));
         let names: Vec<&str> = names.collect();
         self.devices.keep(&mut self.netlink, &names);
     }

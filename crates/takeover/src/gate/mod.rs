@@ -20,12 +20,12 @@ use crate::{
 };
 use attach::Places;
 pub(crate) use attach::{pins, unpin_all};
-use program::Frames;
 use config::VirtualAddress;
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
+use program::Frames;
 use protocol::{BootTime, VirtualServerName};
 use std::{
     collections::HashMap,
