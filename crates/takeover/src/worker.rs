@@ -1555,3 +1555,35 @@ fn is_router(interface: &str) -> bool {
     let path = format!("/proc/sys/net/ipv6/conf/{interface}/forwarding");
     fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_a_virtual_mac_address_is_announced_for_ever() {
+        for mac in [None, Some([2, 0, 0x5e, 0, 0x53, 1])] {
+            let set = AddressSet {
+                virtual_server: "web".parse().unwrap(),
+                interface: "eth0".to_owned(),
+                addresses: Vec::new(),
+                mac,
+            };
+            let mut set = Set::new(set, Shared::new(None, None));
+            set.announced_from = BootTime(1);
+            assert_eq!(set.next_burst_at(), None, "not while shut");
+            set.phase = Phase::Open;
+            let mut after = Vec::new();
+            for burst in BURSTS.len() - 1..BURSTS.len() + 2 {
+                set.next_burst = burst;
+                after.extend(
+                    set.next_burst_at()
+                        .map(|at| at.since(BootTime(1)).as_secs()),
+                );
+            }
+            let expected: &[u64] = if mac.is_some() { &[10, 70, 130] } else { &[10] };
+            assert_eq!(after, expected);
+        }
+    }
+}
