@@ -879,7 +879,7 @@ in_namespace!(
             assert_eq!(v, web());
             assert!(what.starts_with(why), "{what}");
             stage.takeover.unwrap().close();
-            assert_eq!(takeover::check_mac(interface).is_err(), true);
+            assert!(takeover::check_mac(interface).is_err());
         }
         assert_eq!(takeover::check_mac("s0"), Ok(()));
     }
