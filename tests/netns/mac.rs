@@ -92,12 +92,13 @@ fn through_losses(cluster: &mut Cluster, deafen: impl Fn(&Host, &str) -> Outcome
         format!("after power loss of {old} {mac} was heard at {places:?}, not at {new} alone"),
     )?;
 
-    let mark = watch.mark();
+    let (mark, client) = (watch.mark(), cluster.net().client(0).mark());
     let name = cluster.name(old).to_owned();
     cluster.tell(new, &["promote", &name])?;
     cluster.wait_master(0, Some(new))?;
     served(cluster)?;
     cluster.settle()?;
+    println!("handover: {:?}", cluster.net().client(0).since(client));
     thread::sleep(Duration::from_secs(2)); // the fifth announcement, and what the kernel may have to say
     let places = watch.since(mark);
     ensure(

@@ -76,7 +76,11 @@ impl Keepalived {
         let text = format!(
             "global_defs {{\n  vrrp_version 3\n}}\nvrrp_instance web {{\n  state BACKUP\n  interface eth0\n  \
              virtual_router_id 51\n{}  priority {}\n  advert_int {}\n  virtual_ipaddress {{\n    {}/24\n  }}\n}}\n",
-            if self.virtual_mac { "  use_vmac\n  vmac_xmit_base\n" } else { "" },
+            if self.virtual_mac {
+                "  use_vmac\n  vmac_xmit_base\n"
+            } else {
+                ""
+            },
             self.priorities[server],
             self.interval.as_secs_f64(),
             address(0, false),

@@ -43,6 +43,9 @@ const BURSTS: [Duration; 6] = [
 /// A virtual MAC address is announced again and again: replies leave by the interface below, with its own MAC
 /// address, and switches forget what they do not hear (after 5 min by default).
 const REMINDER: Duration = Duration::from_secs(60);
+/// After its addresses have gone the device stays up for so long behind the kernel's gate, which keeps it silent: the
+/// late packets of a planned handover still come by it.
+const LATE: Duration = Duration::from_secs(2);
 /// At most so many frames in each window: a switch or a slow host must not drop them.
 const FRAMES_A_WINDOW: usize = 1000;
 const WINDOW: Duration = Duration::from_millis(10);
@@ -61,6 +64,11 @@ const IPV6_CHEAP: usize = 64;
 
 /// How long a clean stop tries.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
+
+/// The kernel takes IPv6 addresses into use a moment after they were added, when a worker thread of its own gets a
+/// processor. So long is waited for that, with looks so often; then they are announced anyway.
+const SETTLE_MAX: Duration = Duration::from_millis(250);
+const SETTLE_LOOK: Duration = Duration::from_micros(200);
 
 const RETRY_OPEN: Duration = Duration::from_millis(200);
 const RETRY_CLOSE: Duration = Duration::from_millis(10);
@@ -96,6 +104,13 @@ enum Phase {
     Closing,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    generation: u64,
+    look: BootTime,
+    until: BootTime,
+}
+
 #[derive(Debug)]
 struct Probe {
     left: u32,
@@ -117,11 +132,15 @@ struct Set {
     phase: Phase,
     /// Each opening has its own number, so that a step can see that it was overtaken.
     generation: u64,
+    /// The IPv6 addresses of this opening were added, but are not in use yet.
+    settling: Option<Settling>,
     link: Option<Link>,
     /// The interface below, if there is a device on it.
     below: Option<Link>,
     /// The device may be up.
     raised: bool,
+    /// It stays up until then.
+    lower_at: BootTime,
     /// What was put back once it is open again.
     put_back: Option<String>,
     /// Whether the prefix route is left alone, by address.
@@ -153,9 +172,11 @@ impl Set {
             led: false,
             phase: Phase::Shut,
             generation: 0,
+            settling: None,
             link: None,
             below: None,
             raised: false,
+            lower_at: BootTime(0),
             put_back: None,
             no_prefix_route: Vec::new(),
             failed: None,
@@ -198,8 +219,20 @@ impl Set {
         RENEWAL * u32::try_from((times * times).max(1)).unwrap_or(u32::MAX)
     }
 
+    fn ipv6(&self) -> impl DoubleEndedIterator<Item = IpAddr> {
+        let ips = self.addresses.iter().map(|a| a.ip);
+        ips.filter(IpAddr::is_ipv6)
+    }
+
     fn ipv6_count(&self) -> usize {
-        self.addresses.iter().filter(|a| a.ip.is_ipv6()).count()
+        self.ipv6().count()
+    }
+
+    /// The addresses that may be announced.
+    fn announced(&self) -> impl Iterator<Item = IpAddr> {
+        let settled = self.settling.is_none();
+        let ips = self.addresses.iter().map(|a| a.ip);
+        ips.filter(move |ip| settled || ip.is_ipv4())
     }
 
     /// Seconds for the kernel: longer than the next renewal, and than the lease.
@@ -240,13 +273,14 @@ impl Set {
     /// The next time something is to be done; none if only a command, a frame or a change can bring work.
     fn due(&self) -> Option<BootTime> {
         let guard = match self.phase {
-            Phase::Shut => None,
+            Phase::Shut => self.raised.then_some(self.lower_at).filter(|at| at.0 != 0),
             Phase::Wanted => Some(self.last_call().min(self.retry_at)),
             Phase::Open => Some(self.last_call().min(self.renew_at)),
             Phase::Closing => Some(self.retry_at),
         };
         let probe = self.probe.as_ref().map(|p| p.next);
-        [guard, probe, self.next_burst_at()]
+        let settled = self.settling.map(|s| s.look);
+        [guard, probe, settled, self.next_burst_at()]
             .into_iter()
             .flatten()
             .min()
@@ -386,6 +420,7 @@ impl Worker {
         while self.take_commands() {
             self.guard();
             self.retry();
+            (0..self.sets.len()).for_each(|i| self.settle(i));
             self.notice();
             self.hear();
             let renewing = self.renew();
@@ -427,6 +462,9 @@ impl Worker {
         }
         let was_open = matches!(set.phase, Phase::Wanted | Phase::Open);
         set.phase = Phase::Closing;
+        if was_open && self.gate.is_some() {
+            set.lower_at = now() + LATE;
+        }
         set.next_burst = BURSTS.len();
         let mut result = Ok(());
         if was_open && let Some(link) = &set.link {
@@ -659,6 +697,7 @@ impl Worker {
         let set = &self.sets[i];
         if !set.raised
             || set.phase != Phase::Shut
+            || now() < set.lower_at
             || self.gate.is_none() && self.sets.iter().any(guarded)
         {
             return;
@@ -669,6 +708,7 @@ impl Worker {
             log::warn!("{}: cannot set {} down: {e}", set.v, set.interface);
         }
         self.sets[i].raised = false;
+        self.sets[i].lower_at = BootTime(0);
     }
 
     /// Another program has changed the set's device: it is made anew, and all that is on it.
@@ -757,17 +797,27 @@ impl Worker {
             return;
         };
 
-        // 3. ARP and neighbour discovery pass, and announce: broadcast, then each client by itself.
+        // 3. ARP and neighbour discovery pass, then traffic.
         let set = &mut self.sets[i];
         set.shared.open_first();
-        set.announced_from = now();
-        set.next_burst = 0;
-        self.speak();
-
-        // 4. Traffic passes; our own view of the addresses is of no use.
-        let set = &self.sets[i];
         set.shared.open();
-        if set.generation == generation
+
+        // 4. Announce, now that what it brings here is served: broadcast, then each client by itself. Our own view
+        // of the addresses is of no use.
+        let at = now();
+        set.announced_from = at;
+        set.next_burst = 0;
+        let some = set.ipv6_count() > 0;
+        set.settling = some.then_some(Settling {
+            generation,
+            look: at,
+            until: at + SETTLE_MAX,
+        });
+        self.settle(i);
+        self.speak();
+        let set = &self.sets[i];
+        if let Some(link) = &set.link
+            && set.generation == generation
             && let Err(e) = self.netlink.forget_neighbours(link.index, &set.addresses)
         {
             log::warn!(
@@ -786,6 +836,30 @@ impl Worker {
                 (self.emit)(Event::Restored { v: v.clone(), what });
             }
             (self.emit)(Event::Opened { v });
+        }
+    }
+
+    /// IPv6 addresses are announced when the kernel delivers what arrives for them: whoever learns where they are
+    /// must find them there.
+    fn settle(&mut self, i: usize) {
+        let set = &mut self.sets[i];
+        let Some(settling) = set.settling.filter(|s| s.look <= now()) else {
+            return;
+        };
+        set.settling = None;
+        if settling.generation != set.generation || set.phase != Phase::Open {
+            return; // overtaken
+        }
+        let (first, last) = (set.ipv6().next(), set.ipv6().next_back());
+        let mut looked_at = first.into_iter().chain(last);
+        if now() < settling.until
+            && !looked_at.all(|ip| self.netlink.delivers_here(ip).unwrap_or(true))
+        {
+            let look = now() + SETTLE_LOOK;
+            set.settling = Some(Settling { look, ..settling });
+        } else if set.next_burst > 0 {
+            set.announced_from = now();
+            set.next_burst = 0;
         }
     }
 
@@ -1173,9 +1247,12 @@ impl Worker {
             return;
         };
         let router = is_router(&link.name);
+        if set.announced().next().is_none() {
+            return; // soon
+        }
         // Switches are reminded by one frame.
         let count = if burst < BURSTS.len() { usize::MAX } else { 1 };
-        let own = set.addresses.iter().map(|a| a.ip).take(count);
+        let own = set.announced().take(count);
         self.queue
             .extend(own.map(|ip| announcement(set.generation, link.index, mac, ip, router)));
         if burst == 0 {
@@ -1185,7 +1262,7 @@ impl Worker {
                 interface: link.index,
                 name: set.network.clone(),
                 mac,
-                own: set.addresses.iter().map(|a| a.ip).collect(),
+                own: set.announced().collect(),
                 shared: set.shared.clone(),
             };
             self.send_some(); // the broadcasts go first

@@ -6,12 +6,15 @@
 //!   packet ──▶ program at every interface ──────┴── addresses (a map: which door)
 //! ```
 //!
+//! A planned handover leads the packets that a door refuses to electd itself, for a moment (`holding`).
+//!
 //! Links, and the doors for the next electd, are pinned in `<run-dir>/bpf`: the gate stays when electd is
 //! killed, and shuts by itself. Each life of electd has programs and maps of its own and puts them in the
 //! place of the earlier ones, so that a late write of an earlier life reaches memory that nobody looks at.
 
 mod assembler;
 mod attach;
+mod holding;
 mod program;
 
 use crate::{
@@ -21,6 +24,8 @@ use crate::{
 use attach::Places;
 pub(crate) use attach::{pins, unpin_all};
 use config::VirtualAddress;
+use holding::Holds;
+pub(crate) use holding::{NOTE, Note};
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -33,7 +38,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::SeqCst},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::Ordering::SeqCst},
 };
 
 /// Twice what a configuration may hold: at a reload some are on their way out.
@@ -118,9 +123,9 @@ struct Programs {
 }
 
 impl Programs {
-    fn load(frames: Frames, addresses: &Map, doors: &Map) -> Result<Self, String> {
+    fn load(frames: Frames, tables: program::Tables) -> Result<Self, String> {
         let load = |side| {
-            let code = program::program(side, frames, addresses.fd(), doors.fd())
+            let code = program::program(side, frames, tables)
                 .ok_or("the gate's program has a wrong jump")?;
             Program::load(&code).map_err(|e| format!("loading a program: {e}"))
         };
@@ -145,12 +150,15 @@ pub(crate) struct Gate {
     addresses: Map,
     doors: Map,
     memory: Memory,
+    holds: Holds,
     ethernet: Programs,
     /// For tunnels whose packets have no link-layer header.
     bare: Programs,
     macvlan: Programs,
     free: Mutex<Vec<usize>>,
     places: Mutex<Places>,
+    /// The tap for late packets.
+    tap: OnceLock<u32>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -166,20 +174,39 @@ impl Gate {
         let memory = doors
             .memory()
             .map_err(|e| format!("sharing a map's memory: {e}"))?;
+        let holds = Holds::new(DOORS).map_err(table)?;
+        let tables = program::Tables {
+            addresses: addresses.fd(),
+            doors: doors.fd(),
+            holds: holds.fd(),
+        };
         Attached::query(LOOPBACK, Side::Ingress).map_err(|e| {
             format!("asking for the programs of an interface (TCX, Linux 6.6 or later): {e}")
         })?;
         Ok(Self {
             home,
-            ethernet: Programs::load(Frames::Ethernet, &addresses, &doors)?,
-            bare: Programs::load(Frames::Bare, &addresses, &doors)?,
-            macvlan: Programs::load(Frames::Macvlan, &addresses, &doors)?,
+            ethernet: Programs::load(Frames::Ethernet, tables)?,
+            bare: Programs::load(Frames::Bare, tables)?,
+            macvlan: Programs::load(Frames::Macvlan, tables)?,
             addresses,
             doors,
             memory,
+            holds,
             free: Mutex::new((0..DOORS).rev().collect()),
             places: Mutex::new(Places::default()),
+            tap: OnceLock::new(),
         })
+    }
+
+    /// The interface of electd's own tap needs no gate: what leaves there only electd sees.
+    pub(crate) fn leave_alone(&self, tap: u32) {
+        let _ = self.tap.set(tap);
+    }
+
+    /// The door of that address.
+    pub(crate) fn door_of(&self, ip: IpAddr) -> Option<usize> {
+        let door = self.addresses.get(&key(ip)).ok()?;
+        Some(u32::from_ne_bytes(door.try_into().ok()?) as usize)
     }
 
     /// The doors that an earlier life of electd left, if any.
