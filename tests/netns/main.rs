@@ -10,6 +10,7 @@ mod disk;
 mod failover;
 mod handover;
 mod hostile;
+mod mac;
 mod membership;
 mod others;
 mod quorum;
@@ -96,6 +97,15 @@ tests! {
         a_killed_main_daemon_finds_its_roles_again
         rounds_of_restarts_cost_no_takeover
         two_roles_killed_at_once_cost_no_takeover;
+    mac:
+        a_client_with_a_static_entry_is_served_after_power_loss_and_handover
+        a_client_that_ignores_announcements_is_served_after_power_loss_and_handover
+        a_virtual_mac_address_serves_ipv6_clients
+        only_the_virtual_mac_address_answers
+        the_device_of_a_stopped_electd_says_nothing
+        a_virtual_mac_address_outlives_electd_and_goes_with_a_clean_stop
+        a_device_taken_away_by_another_program_is_put_back
+        virtual_mac_addresses_come_and_go_with_the_configuration;
     others:
         status_tells_what_it_promises
         a_client_that_hears_no_broadcast_moves_after_power_loss

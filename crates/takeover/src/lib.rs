@@ -25,6 +25,7 @@ mod error;
 mod gate;
 mod gate_file;
 mod hold;
+mod macvlan;
 mod ndp;
 mod neighbours;
 mod netlink;
@@ -38,6 +39,7 @@ pub use arp::Mac;
 pub use error::Error;
 pub use gate::{GateHome, check_gate, unmount_gate};
 pub use hold::LatePackets;
+pub use macvlan::check_mac;
 pub use refresh::Receipts;
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 
@@ -45,6 +47,7 @@ use config::VirtualAddress;
 use crossbeam_channel::Sender;
 use gate::{Door, Gate};
 use gate_file::{BootId, GateFile};
+use macvlan::Devices;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use protocol::{BootTime, VirtualServerName, wire::signal::Client};
 use std::{
@@ -97,6 +100,8 @@ pub struct AddressSet {
     pub interface: String,
     /// The addresses, in the order they are added and announced.
     pub addresses: Vec<VirtualAddress>,
+    /// The MAC address that they are at on whichever server; none: the interface's own.
+    pub mac: Option<Mac>,
 }
 
 /// Addresses found open at start: they stay, and the worker guards their deadline.
@@ -135,7 +140,7 @@ pub enum Event {
         /// What, and why not.
         what: String,
     },
-    /// Addresses or the gate, removed by another program, were put back.
+    /// Addresses, the gate, or the device of a virtual MAC address, removed by another program, were put back.
     Restored {
         /// Whose addresses.
         v: VirtualServerName,
@@ -418,6 +423,7 @@ impl Takeover {
                 refresher_emit(e);
             })?;
         let worker_refresher = refresher.clone();
+        let devices = Devices::open(run_dir)?;
         let run = move || {
             if let Some(priority) = realtime
                 && let Err(e) = sys::scheduler_fifo(priority)
@@ -433,6 +439,7 @@ impl Takeover {
                 worker_waker,
                 worker_emit,
                 worker_refresher,
+                devices,
             );
             match started {
                 Ok((worker, adopted)) => {

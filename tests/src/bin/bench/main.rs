@@ -4,6 +4,7 @@ mod crowd;
 mod faults;
 mod handovers;
 mod load;
+mod macs;
 mod roles;
 mod subject;
 mod table;
@@ -80,6 +81,12 @@ const SCENARIOS: &[Scenario] = &[
     by_name(Runs::AtMost(1), fault("restarts", roles::restarts)),
     by_name(Runs::AtMost(2), fault("hogs", load::hogs)),
     by_name(Runs::AtMost(1), fault("handovers", handovers::many)),
+    Scenario {
+        key: "virtual-mac",
+        usual: false,
+        runs: Runs::Asked,
+        play: Play::Alone(macs::power),
+    },
     Scenario {
         key: "crowd",
         usual: false,
