@@ -4,7 +4,7 @@ use crate::{
     AddressSet, Adopted, Emit, Error, Event, Shared,
     arp::{self, Mac},
     clock::{Timer, now},
-    gate::{Earlier, Gate},
+    gate::{Earlier, any::{Door, Gate}},
     ndp,
     netlink::{self, BATCH, Change, Link, Netlink, Setting},
     refresher::{self, Opening},
@@ -257,7 +257,7 @@ pub(crate) struct Worker {
     commands: Receiver<Command>,
     waker: Arc<EventFd>,
     emit: Emit,
-    gate: Option<Arc<Gate>>,
+    gate: Option<Gate>,
     /// The interfaces are to be listed again before the gate is whole.
     gate_partial: bool,
     /// When a clean stop gives up.
@@ -279,7 +279,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn start(
         sets: Vec<(AddressSet, Arc<Shared>)>,
-        gate: Option<Arc<Gate>>,
+        gate: Option<Gate>,
         commands: Receiver<Command>,
         waker: Arc<EventFd>,
         emit: Emit,
@@ -379,8 +379,8 @@ impl Worker {
         let set = &mut self.sets[i];
         set.shared.absent();
         if set.shut_asked
-            && set.shared.door.is_some()
-            && self.gate.as_ref().is_some_and(|gate| gate.holds())
+            && set.shared.settle()
+            && self.gate.as_ref().is_some_and(Gate::holds)
         {
             set.shut_asked = false;
             (self.emit)(Event::Shut { v: set.v.clone() });
@@ -468,7 +468,7 @@ impl Worker {
             Some((deadline, deadline))
         };
         let noted = from_gate.or_else(from_file);
-        if set.shared.door.is_some() {
+        if set.shared.door.as_ref().is_some_and(Door::remembers) {
             set.shared.note(BootTime(0)); // the gate remembers from now on
         }
         let noted = noted.filter(|(_, deadline)| now() < *deadline);
@@ -597,6 +597,7 @@ impl Worker {
         // 3. ARP and neighbour discovery pass, and announce: broadcast, then each client by itself.
         let set = &mut self.sets[i];
         set.shared.open_first();
+        set.shared.settle();
         set.announced_from = now();
         set.next_burst = 0;
         self.speak();
@@ -604,6 +605,7 @@ impl Worker {
         // 4. Traffic passes; our own view of the addresses is of no use.
         let set = &self.sets[i];
         set.shared.open();
+        set.shared.settle();
         if set.generation == generation
             && let Err(e) = self.netlink.forget_neighbours(link.index, &set.addresses)
         {

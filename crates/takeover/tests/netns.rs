@@ -17,55 +17,55 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use takeover::{AddressSet, Adopted, Event, GateHome, Receipts, Takeover};
+use takeover::{AddressSet, Adopted, Event, GateHome, GateKind, Receipts, Takeover};
 
 const INSIDE: &str = "STANDIN_TEST_INSIDE";
 const PATIENCE: Duration = Duration::from_secs(20);
 const VIP: &str = "192.0.2.10/24";
 const VIP6: &str = "2001:db8::10/64";
 
-/// Runs the body in a fresh network namespace, as root there: once with the gate in the kernel, once without.
+/// Runs the body in a fresh network namespace, as root there: with each gate in the kernel that the body may meet.
 macro_rules! in_namespace {
     ($name:ident, $body:expr) => {
+        in_namespace!($name, $body, tcx nftables addresses);
+    };
+    ($name:ident, $body:expr, $($kind:ident)+) => {
         mod $name {
             use super::*;
-
-            #[test]
-            fn kernel_gate() {
-                run(concat!(stringify!($name), "::kernel_gate"), true, $body);
-            }
-
-            #[test]
-            fn addresses_only() {
-                run(concat!(stringify!($name), "::addresses_only"), false, $body);
-            }
+            $(
+                #[test]
+                fn $kind() {
+                    run(concat!(stringify!($name), "::", stringify!($kind)), stringify!($kind), $body);
+                }
+            )+
         }
     };
 }
 
-/// The same for what only the kernel's gate can do.
+/// The same for what only a gate in the kernel can do.
 macro_rules! behind_the_gate {
     ($name:ident, $body:expr) => {
-        #[test]
-        fn $name() {
-            run(stringify!($name), true, $body);
-        }
+        in_namespace!($name, $body, tcx clsact nftables);
     };
 }
 
-fn run(name: &str, gate: bool, body: fn()) {
-    match std::env::var(INSIDE).as_deref() {
-        Ok(_) => body(),
-        Err(_) if gate && takeover::check_gate().is_err() => {
-            let why = takeover::check_gate().unwrap_err();
-            eprintln!("SKIPPED {name}: no gate in the kernel here: {why}");
-        }
-        Err(_) => inside(name, if gate { "gate" } else { "addresses" }, false),
+fn run(name: &str, kind: &str, body: fn()) {
+    if std::env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    match takeover::check_gate(kind.parse().unwrap()) {
+        Ok(()) => inside(name, kind, false),
+        Err(why) => eprintln!("SKIPPED {name}: no such gate in the kernel here: {why}"),
     }
 }
 
+/// The gate that this test is about.
+fn kind() -> GateKind {
+    std::env::var(INSIDE).unwrap().parse().unwrap()
+}
+
 fn has_gate() -> bool {
-    std::env::var(INSIDE).is_ok_and(|kind| kind == "gate")
+    kind() != GateKind::Addresses
 }
 
 fn inside(name: &str, kind: &str, as_user: bool) {
@@ -267,11 +267,7 @@ impl Stage {
 }
 
 fn gate_home(run_dir: &std::path::Path) -> GateHome {
-    if has_gate() {
-        GateHome::mount(run_dir)
-    } else {
-        GateHome::none("not wanted")
-    }
+    GateHome::mount(run_dir).at_most(kind(), "not wanted")
 }
 
 fn start(
@@ -286,12 +282,17 @@ fn start(
     };
     let (takeover, adopted) =
         Takeover::start(run_dir, gate_home(run_dir), sets, None, tell).unwrap();
-    assert_eq!(
-        takeover.gate_in_force().starts_with("eBPF"),
-        has_gate(),
-        "{}",
-        takeover.gate_in_force()
-    );
+    let said = takeover.gate_in_force();
+    let (begins, ends) = match kind() {
+        GateKind::Tcx => ("eBPF", ""),
+        GateKind::Clsact => ("eBPF", "(clsact): eBPF refused: not wanted"),
+        GateKind::Nftables => ("nftables", ": eBPF refused: not wanted"),
+        GateKind::Addresses => (
+            "addresses only: eBPF refused: not wanted",
+            "nftables refused: not wanted",
+        ),
+    };
+    assert!(said.starts_with(begins) && said.ends_with(ends), "{said}");
     (takeover, adopted, events)
 }
 
@@ -1035,11 +1036,21 @@ impl Client {
     }
 }
 
-/// Which sides of an interface have a gate pinned.
+/// How many sides of an interface have a gate that outlives electd.
 fn pins(stage: &Stage, interface: &str) -> usize {
     let index = nix::net::if_::if_nametoindex(interface).unwrap_or(u32::MAX);
     let home = stage.run_dir.path().join("bpf");
-    let pinned = |side: &&str| home.join(format!("{side}-{index}")).exists();
+    let pinned = |side: &&str| match kind() {
+        GateKind::Tcx => home.join(format!("{side}-{index}")).exists(),
+        GateKind::Clsact => {
+            sh(&format!("tc filter show dev {interface} {side}")).contains("standin")
+        }
+        GateKind::Nftables => {
+            let family = if *side == "egress" { "arp" } else { "inet" };
+            sh("nft list tables").contains(&format!("{family} standin-"))
+        }
+        GateKind::Addresses => false,
+    };
     ["ingress", "egress"].into_iter().filter(pinned).count()
 }
 
@@ -1307,17 +1318,24 @@ behind_the_gate!(a_gate_taken_away_is_put_back_and_told, || {
     stage.open(ms(20_000));
     let home = stage.run_dir.path().join("bpf");
     assert_eq!(pins(&stage, "s0"), 2);
-    for entry in std::fs::read_dir(&home).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none() && !path.ends_with("doors") {
-            std::fs::remove_file(path).unwrap();
+    match kind() {
+        GateKind::Clsact => drop(sh("tc qdisc del dev s0 clsact")),
+        GateKind::Nftables => drop(sh("nft flush ruleset")),
+        GateKind::Tcx | GateKind::Addresses => {
+            for entry in std::fs::read_dir(&home).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_none() && !path.ends_with("doors") {
+                    std::fs::remove_file(path).unwrap();
+                }
+            }
         }
     }
     let Event::Restored { what, .. } = stage.event().0 else {
         panic!()
     };
+    let interfaces = if kind() == GateKind::Nftables { "all interfaces" } else { "s0" };
     assert!(
-        what.starts_with("the gate on ") && what.contains("s0"),
+        what.starts_with("the gate on ") && what.contains(interfaces),
         "{what}"
     );
     assert_eq!(pins(&stage, "s0"), 2);
@@ -1350,6 +1368,9 @@ behind_the_gate!(every_interface_has_the_gate, || {
     let before = echo.heard.load(SeqCst);
     thread::sleep(ms(100));
     assert_eq!(echo.heard.load(SeqCst), before);
+    if kind() != GateKind::Tcx {
+        return; // nothing is pinned for an interface
+    }
     // One made anew has it too, and the old one's is forgotten.
     let pinned = || {
         std::fs::read_dir(stage.run_dir.path().join("bpf"))
@@ -1375,6 +1396,7 @@ behind_the_gate!(a_clean_stop_takes_the_gate_away, || {
     takeover::unmount_gate(stage.run_dir.path());
     let home = stage.run_dir.path().join("bpf");
     assert!(!home.exists());
+    assert_eq!(sh("nft list tables"), "");
     // What is put there by hand now is nobody's business.
     sh("ip address add 192.0.2.10/24 dev s0");
     wait_for("answers", || client.count(ms(20)) > 0);
@@ -1391,7 +1413,10 @@ behind_the_gate!(shutting_a_thousand_addresses_waits_for_none, || {
     stage.open(ms(20_000));
     let before = now();
     stage.takeover().shut(&web());
-    let (event, at) = stage.events.try_recv().expect("told at once");
+    // nftables takes a moment, but no longer for many addresses.
+    let patience = if kind() == GateKind::Nftables { ms(20) } else { ms(0) };
+    let told = stage.events.recv_timeout(patience);
+    let (event, at) = told.expect("told at once");
     assert_eq!(event, Event::Shut { v: web() });
     eprintln!("told shut after {:?}", at.since(before));
     wait_for("the removal", || there() == 0);
@@ -1400,9 +1425,13 @@ behind_the_gate!(shutting_a_thousand_addresses_waits_for_none, || {
 });
 
 #[test]
-fn a_user_namespace_has_no_gate_and_says_so() {
+fn a_user_namespace_has_the_nftables_gate_and_says_so() {
     if std::env::var_os(INSIDE).is_none() {
-        return inside("a_user_namespace_has_no_gate_and_says_so", "user", true);
+        return inside(
+            "a_user_namespace_has_the_nftables_gate_and_says_so",
+            "nftables",
+            true,
+        );
     }
     let _peer = cable();
     let run_dir = tempfile::tempdir().unwrap();
@@ -1411,10 +1440,14 @@ fn a_user_namespace_has_no_gate_and_says_so() {
         Takeover::start(run_dir.path(), home, vec![set(&[VIP])], None, drop).unwrap();
     let said = takeover.gate_in_force();
     eprintln!("{said}");
-    assert!(said.starts_with("addresses only: eBPF refused: "), "{said}");
-    assert_eq!(takeover.margin(), ms(2));
+    assert!(
+        said.starts_with("nftables on all interfaces: eBPF refused: "),
+        "{said}"
+    );
+    assert_eq!(takeover.margin(), ms(20));
     takeover.open(&web(), now() + ms(5000));
     wait_for("the address", || here(VIP));
     takeover.close();
     assert!(!here(VIP));
+    assert_eq!(sh("nft list tables"), "");
 }

@@ -274,10 +274,10 @@ mod tests {
         let spaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
         let run_dir = tempfile::tempdir().unwrap();
         let gate = match unshare(spaces) {
-            Ok(()) => GateHome::mount(run_dir.path()).into_path(),
+            Ok(()) => GateHome::mount(run_dir.path()).path(),
             Err(e) => Err(e.to_string()),
         };
-        match gate.and_then(Gate::load) {
+        match gate.and_then(|home| Gate::load(home, false)) {
             Ok(gate) => {
                 ip("link add d0 type veth peer name d1");
                 Some((run_dir, gate))
@@ -328,7 +328,7 @@ mod tests {
         };
         let d0 = interface("d0");
         gate.attach_all(std::slice::from_ref(&d0)).unwrap();
-        let later = Gate::load(run_dir.path().join("bpf")).unwrap();
+        let later = Gate::load(run_dir.path().join("bpf"), false).unwrap();
         later.attach_all(std::slice::from_ref(&d0)).unwrap();
         assert!(later.holds() && !gate.holds());
         let attached = Attached::query(d0.index, Side::Ingress).unwrap();

@@ -10,13 +10,19 @@
 //! killed, and shuts by itself. Each life of electd has programs and maps of its own and puts them in the
 //! place of the earlier ones, so that a late write of an earlier life reaches memory that nobody looks at.
 
+pub(crate) mod any;
 mod assembler;
 mod attach;
+pub(crate) mod nftables;
 mod program;
+mod ruleset;
+mod stall;
 
 use crate::sys::bpf::{Attached, Map, Memory, Program, Side};
 use attach::Places;
+use any::GateKind;
 pub(crate) use attach::{pins, unpin_all};
+pub(crate) use stall::stall;
 use config::VirtualAddress;
 use nix::{
     mount::{MsFlags, mount},
@@ -48,25 +54,42 @@ const COMING_DOORS: &str = "doors-new";
 /// Index of the loopback interface, in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Where the kernel's gate is kept, or why there is none.
+/// Where the eBPF gate is kept, or why there is none; and what is not to be tried.
 #[derive(Clone, Debug)]
-pub struct GateHome(Result<PathBuf, String>);
+pub struct GateHome {
+    path: Result<PathBuf, String>,
+    at_most: GateKind,
+    why: String,
+}
 
 impl GateHome {
     /// `<run-dir>/bpf`, with a BPF file system mounted there if there is none yet: this needs
     /// CAP_SYS_ADMIN, which may be dropped afterwards. CAP_BPF and CAP_NET_ADMIN are needed to go on.
     pub fn mount(run_dir: &Path) -> Self {
         let home = run_dir.join("bpf");
-        Self(mounted(&home).map(|()| home))
+        Self {
+            path: mounted(&home).map(|()| home),
+            at_most: GateKind::Tcx,
+            why: String::new(),
+        }
     }
 
-    /// No gate in the kernel; `why` is told by [`crate::Takeover::gate_in_force`].
-    pub fn none(why: &str) -> Self {
-        Self(Err(why.to_owned()))
+    /// Nothing better than this kind of gate is tried; `why` is told by [`crate::Takeover::gate_in_force`].
+    pub fn at_most(self, kind: GateKind, why: &str) -> Self {
+        Self {
+            at_most: kind,
+            why: why.to_owned(),
+            ..self
+        }
     }
 
-    pub(crate) fn into_path(self) -> Result<PathBuf, String> {
-        self.0
+    pub(crate) fn path(&self) -> Result<PathBuf, String> {
+        self.path.clone()
+    }
+
+    /// Why a kind of gate is not to be tried.
+    pub(crate) fn unwanted(&self, kind: GateKind) -> Option<&str> {
+        (kind < self.at_most).then_some(self.why.as_str())
     }
 }
 
@@ -102,9 +125,15 @@ pub fn unmount_gate(run_dir: &Path) {
     }
 }
 
-/// Whether this process could have the kernel's gate; the words say why not.
-pub fn check_gate() -> Result<(), String> {
-    Gate::load(PathBuf::new()).map(drop)
+/// Whether this process could have that kind of gate; the words say why not.
+pub fn check_gate(kind: GateKind) -> Result<(), String> {
+    match kind {
+        GateKind::Tcx | GateKind::Clsact => {
+            Gate::load(PathBuf::new(), kind == GateKind::Clsact).map(drop)
+        }
+        GateKind::Nftables => nftables::check(),
+        GateKind::Addresses => Ok(()),
+    }
 }
 
 #[derive(Debug)]
@@ -138,6 +167,7 @@ impl Programs {
 #[derive(Debug)]
 pub(crate) struct Gate {
     home: PathBuf,
+    clsact: bool,
     addresses: Map,
     doors: Map,
     memory: Memory,
@@ -154,18 +184,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gate {
     /// Loads programs and empty maps; nothing is attached yet.
-    pub(crate) fn load(home: PathBuf) -> Result<Self, String> {
+    pub(crate) fn load(home: PathBuf, clsact: bool) -> Result<Self, String> {
         let table = |e| format!("making a map: {e} (CAP_BPF is needed)");
         let addresses = Map::hash(16, 4, ADDRESSES).map_err(table)?;
         let doors = Map::array(DOOR, DOORS).map_err(table)?;
         let memory = doors
             .memory()
             .map_err(|e| format!("sharing a map's memory: {e}"))?;
-        Attached::query(LOOPBACK, Side::Ingress).map_err(|e| {
-            format!("asking for the programs of an interface (TCX, Linux 6.6 or later): {e}")
-        })?;
+        if !clsact {
+            Attached::query(LOOPBACK, Side::Ingress).map_err(|e| {
+                format!("asking for the programs of an interface (TCX, Linux 6.6 or later): {e}")
+            })?;
+        }
         Ok(Self {
             home,
+            clsact,
             ethernet: Programs::load(14, &addresses, &doors)?,
             bare: Programs::load(0, &addresses, &doors)?,
             addresses,
@@ -174,6 +207,11 @@ impl Gate {
             free: Mutex::new((0..DOORS).rev().collect()),
             places: Mutex::new(Places::default()),
         })
+    }
+
+    /// Whether it is attached to the queueing discipline `clsact`.
+    pub(crate) fn clsact(&self) -> bool {
+        self.clsact
     }
 
     /// The doors that an earlier life of electd left, if any.
@@ -289,13 +327,9 @@ impl Door {
             .store(deadline.0, SeqCst);
     }
 
-    /// Everything passes until then.
-    pub(crate) fn open(&self, deadline: BootTime) {
-        self.set(deadline, deadline);
-    }
-
-    /// Takes the deadlines of an earlier life.
+    /// ARP and neighbour discovery pass until the first, everything else until the second deadline.
     pub(crate) fn set(&self, first: BootTime, second: BootTime) {
+        stall();
         self.open_first(first);
         self.gate.memory.word(self.place, 1).store(second.0, SeqCst);
     }

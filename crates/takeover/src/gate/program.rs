@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn each_packet_is_under_its_deadline() {
-        let gate = match Gate::load(PathBuf::new()) {
+        let gate = match Gate::load(PathBuf::new(), false) {
             Ok(gate) => Arc::new(gate),
             Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
         };
@@ -292,7 +292,7 @@ mod tests {
                 );
             }
         }
-        door.open(far);
+        door.set(far, far);
         assert!(door.shut());
         let request = ipv4(OTHER4, V4);
         assert_eq!(gate.ethernet.ingress.try_on(&request).unwrap(), DROP);
