@@ -23,6 +23,8 @@ pub(crate) const GET_RULE: u8 = 7;
 pub(crate) const NEW_SET: u8 = 9;
 pub(crate) const NEW_ELEMENT: u8 = 12;
 pub(crate) const DEL_ELEMENT: u8 = 14;
+/// As the former, and fine if it is not there: Linux 6.3 or later.
+pub(crate) const DESTROY_ELEMENT: u8 = 30;
 
 /// Of new things: only if not there yet; and a rule goes behind the others.
 pub(crate) const EXCLUSIVE: u16 = NLM_F_CREATE | 0x200;

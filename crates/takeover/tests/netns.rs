@@ -301,6 +301,15 @@ fn here(address: &str) -> bool {
     sh(&format!("ip -o address show dev s0 to {ip}")).contains(ip)
 }
 
+/// How long after its deadline a gate may let packets pass: electd asks for one that is so much earlier.
+fn margin() -> Duration {
+    if kind() == GateKind::Nftables {
+        ms(20)
+    } else {
+        ms(0)
+    }
+}
+
 /// After [`Event::Shut`]: behind the kernel's gate the addresses may go a little later.
 fn gone(address: &str) -> bool {
     if has_gate() {
@@ -1161,10 +1170,11 @@ behind_the_gate!(
         assert!(here(VIP) && here(VIP6), "the addresses are still there");
         for client in &clients {
             let last = *client.answered().last().unwrap();
-            assert!(last <= deadline, "{:?} too late", last.since(deadline));
+            assert!(last <= deadline + margin(), "{:?} late", last.since(deadline));
             eprintln!(
-                "last request answered {:?} before the deadline",
-                deadline.since(last)
+                "last request answered {:?} before the deadline, {:?} after",
+                deadline.since(last),
+                last.since(deadline)
             );
         }
         // The next life finds a shut gate and adopts nothing, and opens again.
@@ -1210,7 +1220,7 @@ while True: s.sendto(*s.recvfrom(64))";
     assert!(here(VIP), "the address is still there");
     let last = *client.answered().last().unwrap();
     assert!(
-        last <= stopped + ms(200),
+        last <= stopped + ms(200) + margin(),
         "{:?} after the stop",
         last.since(stopped)
     );
@@ -1223,7 +1233,7 @@ while True: s.sendto(*s.recvfrom(64))";
     thread::sleep(ms(500));
     let last = *client.answered().last().unwrap();
     assert!(
-        last <= killed + ms(200),
+        last <= killed + ms(200) + margin(),
         "{:?} after the kill",
         last.since(killed)
     );
@@ -1249,7 +1259,7 @@ behind_the_gate!(arp_opens_before_traffic, || {
     let _client = Client::start(&peer, VIP, "p0");
     // Requests come each 200 microseconds: not every round would notice.
     for _ in 0..60 {
-        let stage = Stage::new(vec![set(&[VIP])]);
+        let mut stage = Stage::new(vec![set(&[VIP])]);
         let frames = peer.frames();
         stage.open(ms(5000));
         let mut ours = frames
@@ -1260,6 +1270,7 @@ behind_the_gate!(arp_opens_before_traffic, || {
         stage.takeover().shut(&web());
         assert_eq!(stage.event().0, Event::Shut { v: web() });
         assert!(gone(VIP));
+        stage.takeover.take().unwrap().close(); // another run-dir: nobody would take its place
     }
 });
 
@@ -1283,7 +1294,7 @@ behind_the_gate!(a_late_write_of_an_earlier_life_reaches_nobody, || {
     earlier.open(&web(), now() + ms(60_000));
     thread::sleep((deadline + ms(150)).since(now()));
     let last = *client.answered().last().unwrap();
-    assert!(last <= deadline, "{:?} too late", last.since(deadline));
+    assert!(last <= deadline + margin(), "{:?} late", last.since(deadline));
     // Nor does it shut what the later one opens.
     stage.takeover().open(&web(), now() + ms(60_000));
     wait_for("answers", || client.count(ms(20)) > 0);

@@ -22,7 +22,7 @@ use crate::{
     clock::now,
     gate_file,
     nfnetlink::{
-        ARP, Attributes, DEL_ELEMENT, DEL_TABLE, GET_CHAIN, GET_RULE, GET_TABLE, INET, Message,
+        ARP, Attributes, DEL_ELEMENT, DEL_TABLE, DESTROY_ELEMENT, GET_CHAIN, GET_RULE, GET_TABLE, INET, Message,
         NEW_ELEMENT, Nfnetlink, attribute,
     },
     sys,
@@ -36,7 +36,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::Path,
     sync::{
-        Arc, Mutex, OnceLock, TryLockError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread::{JoinHandle, Thread},
@@ -45,8 +45,10 @@ use std::{
 
 /// How much earlier than a lease's end its deadline must be.
 pub(crate) const MARGIN: Duration = Duration::from_millis(20);
-/// A write that took longer is not to be relied on: the element may outlive the deadline by so much.
-const LATE: Duration = MARGIN;
+/// A write that took longer is not to be relied on: the element may outlive the deadline by so much. The rest of the
+/// margin is for the kernel's own count of time, which stands still between two ticks, and for some more
+/// when the processor that counts is held up.
+const LATE: Duration = Duration::from_millis(2);
 /// What would be open for less than this stays shut. (And never 0 ms, which would mean for good.)
 const SHORTEST: Duration = Duration::from_millis(12);
 /// How often a write is tried in a row.
@@ -89,6 +91,8 @@ const SHUT: Deadlines = [BootTime(0); 2];
 #[derive(Debug)]
 struct State {
     kernel: Nfnetlink,
+    /// What takes an element out: the kind of message.
+    take_out: u8,
     free: Vec<usize>,
     addresses: BTreeMap<IpAddr, usize>,
     /// The tables, once they are in force.
@@ -112,7 +116,13 @@ pub(super) fn check() -> Result<(), String> {
     let mut kernel = Nfnetlink::open().map_err(|e| format!("a netlink socket: {e}"))?;
     let name = format!("standin-check-{:x}", now().0);
     let mut messages = ruleset::tables(&name);
+    messages.extend(ruleset::doors(&name, 0));
     messages.extend(ruleset::rules(&name));
+    try_out(&mut kernel, messages)
+}
+
+/// Has the kernel carry these out, and undo them.
+fn try_out(kernel: &mut Nfnetlink, mut messages: Vec<Message>) -> Result<(), String> {
     // The last one is refused, so nothing of it happens.
     messages.push(delete(INET, "standin-none"));
     let refused = kernel.commit(&messages).map_err(|e| e.to_string())?;
@@ -187,9 +197,17 @@ impl Nftables {
     /// Nothing is made yet. The thread that writes runs under SCHED_FIFO with the priority given if any.
     pub(crate) fn load(run_dir: &Path, realtime: Option<i32>) -> Result<Self, String> {
         check()?;
-        let kernel = Nfnetlink::open().map_err(|e| format!("a netlink socket: {e}"))?;
+        let mut kernel = Nfnetlink::open().map_err(|e| format!("a netlink socket: {e}"))?;
+        let destroy = {
+            let name = format!("standin-check-{:x}", now().0);
+            let mut messages = ruleset::tables(&name);
+            let element = (INET, ruleset::SETS[0], 0);
+            messages.push(ruleset::timed(DESTROY_ELEMENT, &name, element, None));
+            try_out(&mut kernel, messages)
+        };
         let state = State {
             kernel,
+            take_out: destroy.map_or(DEL_ELEMENT, |()| DESTROY_ELEMENT),
             free: (0..DOORS).rev().collect(),
             addresses: BTreeMap::new(),
             table: None,
@@ -235,13 +253,9 @@ impl Nftables {
         Ok(std::mem::take(&mut state.put_back) || (had && !whole))
     }
 
-    /// Whether the tables are as they were made. False also if somebody is just busy with them.
+    /// Whether the tables are as they were made.
     pub(crate) fn holds(&self) -> bool {
-        match self.core.state.try_lock() {
-            Ok(mut state) => state.intact(),
-            Err(TryLockError::Poisoned(state)) => state.into_inner().intact(),
-            Err(TryLockError::WouldBlock) => false,
-        }
+        lock(&self.core.state).intact()
     }
 
     /// Takes the gate away: a clean stop.
@@ -305,14 +319,18 @@ impl State {
             ((INET, set, arp_nd), first),
             ((INET, set, traffic), second),
         ];
-        // Whether an element is there now nobody can know: it may end in this moment.
-        let mut there = elements.map(|_| true);
+        // Older kernels refuse to take out what is not there, which costs milliseconds; it may end in this moment.
+        let known = self.written[place].map(|until| now() < until);
+        let mut there = [known[0], known[0], known[1]];
+        if self.take_out == DESTROY_ELEMENT {
+            there = [true; 3];
+        }
         for _ in 0..TRIES {
             let mut messages = Vec::new();
             let mut about = Vec::new();
             for (n, (which, timeout)) in elements.iter().enumerate() {
                 if there[n] {
-                    messages.push(ruleset::timed(DEL_ELEMENT, table, *which, None));
+                    messages.push(ruleset::timed(self.take_out, table, *which, None));
                     about.push(n);
                 }
                 if timeout.is_some() {
@@ -325,7 +343,7 @@ impl State {
                 return Ok((before, now()));
             }
             for (message, errno) in refused {
-                let taking = messages[message].kind == DEL_ELEMENT;
+                let taking = messages[message].kind == self.take_out;
                 match errno {
                     Errno::ENOENT if taking => there[about[message]] = false,
                     Errno::EEXIST => there[about[message]] = true,
@@ -433,6 +451,13 @@ impl Core {
     /// Makes the tables anew and puts them in the place of all earlier ones.
     fn build(&self, state: &mut State) -> Result<(), String> {
         let name = format!("{}{:x}", self.prefix, now().0);
+        if let Some(table) = &state.table {
+            let own = [INET, ARP].map(|family| delete(family, &table.name).attributes);
+            let others = existing(&mut state.kernel, &self.prefix).map_err(|e| e.to_string())?;
+            if others.iter().any(|m| !own.contains(&m.attributes)) {
+                return Err("nftables: a later electd has put its own gate in the place".to_owned());
+            }
+        }
         let built = self.build_named(state, &name);
         if let Err(what) = built {
             for family in [INET, ARP] {
@@ -447,16 +472,18 @@ impl Core {
         // No packet is looked at yet: the first set can be written, and looked at, in peace.
         state.commit(&ruleset::tables(name))?;
         let addresses: Vec<_> = state.addresses.iter().map(|(ip, p)| (*ip, *p)).collect();
-        for message in ruleset::leads(name, &addresses) {
-            state.commit(&[message])?;
-        }
-        let [a, b] = ruleset::SETS;
         let mut doors: Vec<_> = addresses.iter().map(|(_, place)| *place).collect();
         doors.sort_unstable();
         doors.dedup();
+        for place in &doors {
+            state.commit(&ruleset::doors(name, *place))?;
+        }
+        for message in ruleset::leads(name, &addresses) {
+            state.commit(&[message])?;
+        }
         let mut wanted: Vec<_> = doors.iter().map(|p| (*p, self.wanted[*p].get())).collect();
         for (place, deadlines) in &mut wanted {
-            for set in [a, b] {
+            for set in ruleset::SETS {
                 if !self.write_in_time(state, name, (*place, set), *deadlines)? {
                     *deadlines = SHUT;
                 }
