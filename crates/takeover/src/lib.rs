@@ -408,7 +408,7 @@ impl Takeover {
         };
         // A gate of an earlier life would stay shut for good.
         if !matches!(gate, Some(Gate::Ebpf(_))) {
-            gate::unpin_all(&run_dir.join("bpf"));
+            gate::remove_left_over(&run_dir.join("bpf"));
         }
         if !matches!(gate, Some(Gate::Nftables(_))) {
             gate::nftables::remove_left_over(run_dir);

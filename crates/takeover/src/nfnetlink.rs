@@ -277,14 +277,15 @@ fn put(to: &mut Vec<u8>, (kind, flags, sequence): (u16, u16, u32), family: u8, a
     to.extend(attributes);
 }
 
-struct Header {
-    kind: u16,
+/// Of a message; its length is that of the slice behind it.
+pub(crate) struct Header {
+    pub(crate) kind: u16,
     flags: u16,
     sequence: u32,
 }
 
 /// The messages of a datagram, each with what follows its header.
-fn split(mut bytes: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
+pub(crate) fn split(mut bytes: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
     std::iter::from_fn(move || {
         let length = word(bytes) as usize;
         let message = bytes.get(..length).filter(|m| m.len() >= HEADER)?;
@@ -299,7 +300,7 @@ fn split(mut bytes: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
     })
 }
 
-fn word(bytes: &[u8]) -> u32 {
+pub(crate) fn word(bytes: &[u8]) -> u32 {
     let word = bytes.get(..4).and_then(|b| b.try_into().ok());
     word.map_or(0, u32::from_ne_bytes)
 }

@@ -4,7 +4,10 @@ use crate::{
     AddressSet, Adopted, Emit, Error, Event, Shared,
     arp::{self, Mac},
     clock::{Timer, now},
-    gate::{Earlier, any::{Door, Gate}},
+    gate::{
+        Earlier,
+        any::{Door, Gate},
+    },
     ndp,
     netlink::{self, BATCH, Change, Link, Netlink, Setting},
     refresher::{self, Opening},
@@ -378,10 +381,7 @@ impl Worker {
     fn close(&mut self, i: usize) {
         let set = &mut self.sets[i];
         set.shared.absent();
-        if set.shut_asked
-            && set.shared.settle()
-            && self.gate.as_ref().is_some_and(Gate::holds)
-        {
+        if set.shut_asked && set.shared.settle() && self.gate.as_ref().is_some_and(Gate::holds) {
             set.shut_asked = false;
             (self.emit)(Event::Shut { v: set.v.clone() });
         }

@@ -1170,7 +1170,11 @@ behind_the_gate!(
         assert!(here(VIP) && here(VIP6), "the addresses are still there");
         for client in &clients {
             let last = *client.answered().last().unwrap();
-            assert!(last <= deadline + margin(), "{:?} late", last.since(deadline));
+            assert!(
+                last <= deadline + margin(),
+                "{:?} late",
+                last.since(deadline)
+            );
             eprintln!(
                 "last request answered {:?} before the deadline, {:?} after",
                 deadline.since(last),
@@ -1294,7 +1298,11 @@ behind_the_gate!(a_late_write_of_an_earlier_life_reaches_nobody, || {
     earlier.open(&web(), now() + ms(60_000));
     thread::sleep((deadline + ms(150)).since(now()));
     let last = *client.answered().last().unwrap();
-    assert!(last <= deadline + margin(), "{:?} late", last.since(deadline));
+    assert!(
+        last <= deadline + margin(),
+        "{:?} late",
+        last.since(deadline)
+    );
     // Nor does it shut what the later one opens.
     stage.takeover().open(&web(), now() + ms(60_000));
     wait_for("answers", || client.count(ms(20)) > 0);
@@ -1344,7 +1352,11 @@ behind_the_gate!(a_gate_taken_away_is_put_back_and_told, || {
     let Event::Restored { what, .. } = stage.event().0 else {
         panic!()
     };
-    let interfaces = if kind() == GateKind::Nftables { "all interfaces" } else { "s0" };
+    let interfaces = if kind() == GateKind::Nftables {
+        "all interfaces"
+    } else {
+        "s0"
+    };
     assert!(
         what.starts_with("the gate on ") && what.contains(interfaces),
         "{what}"
@@ -1425,7 +1437,11 @@ behind_the_gate!(shutting_a_thousand_addresses_waits_for_none, || {
     let before = now();
     stage.takeover().shut(&web());
     // nftables takes a moment, but no longer for many addresses.
-    let patience = if kind() == GateKind::Nftables { ms(20) } else { ms(0) };
+    let patience = if kind() == GateKind::Nftables {
+        ms(20)
+    } else {
+        ms(0)
+    };
     let told = stage.events.recv_timeout(patience);
     let (event, at) = told.expect("told at once");
     assert_eq!(event, Event::Shut { v: web() });

@@ -1,7 +1,7 @@
 //! The gate in force, of whatever kind, and its doors.
 
-use super::{Earlier, Gate as Ebpf, GateHome, nftables};
 use super::{Door as EbpfDoor, nftables::Nftables, nftables::NftablesDoor};
+use super::{Earlier, Gate as Ebpf, GateHome, nftables};
 use crate::netlink::Link;
 use config::VirtualAddress;
 use protocol::{BootTime, VirtualServerName};
@@ -58,7 +58,9 @@ impl Gate {
     ) -> Option<Result<Self, String>> {
         let gate = match kind {
             GateKind::Addresses => return None,
-            GateKind::Nftables => Nftables::load(run_dir, realtime).map(Arc::new).map(Self::Nftables),
+            GateKind::Nftables => Nftables::load(run_dir, realtime)
+                .map(Arc::new)
+                .map(Self::Nftables),
             GateKind::Tcx | GateKind::Clsact => home
                 .path()
                 .and_then(|path| Ebpf::load(path, kind == GateKind::Clsact))

@@ -13,22 +13,24 @@
 pub(crate) mod any;
 mod assembler;
 mod attach;
+mod clsact;
 pub(crate) mod nftables;
 mod program;
 mod ruleset;
 mod stall;
 
 use crate::sys::bpf::{Attached, Map, Memory, Program, Side};
-use attach::Places;
 use any::GateKind;
-pub(crate) use attach::{pins, unpin_all};
-pub(crate) use stall::stall;
+use attach::Places;
+pub(crate) use attach::{pins, remove_left_over};
+use clsact::Filters;
 use config::VirtualAddress;
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use protocol::{BootTime, VirtualServerName};
+pub(crate) use stall::stall;
 use std::{
     collections::HashMap,
     fs,
@@ -167,7 +169,8 @@ impl Programs {
 #[derive(Debug)]
 pub(crate) struct Gate {
     home: PathBuf,
-    clsact: bool,
+    /// At `clsact`, not at TCX.
+    clsact: Option<Filters>,
     addresses: Map,
     doors: Map,
     memory: Memory,
@@ -197,8 +200,8 @@ impl Gate {
             })?;
         }
         Ok(Self {
+            clsact: clsact.then(|| Filters::of(&home)),
             home,
-            clsact,
             ethernet: Programs::load(14, &addresses, &doors)?,
             bare: Programs::load(0, &addresses, &doors)?,
             addresses,
@@ -211,7 +214,7 @@ impl Gate {
 
     /// Whether it is attached to the queueing discipline `clsact`.
     pub(crate) fn clsact(&self) -> bool {
-        self.clsact
+        self.clsact.is_some()
     }
 
     /// The doors that an earlier life of electd left, if any.

@@ -22,8 +22,8 @@ use crate::{
     clock::now,
     gate_file,
     nfnetlink::{
-        ARP, Attributes, DEL_ELEMENT, DEL_TABLE, DESTROY_ELEMENT, GET_CHAIN, GET_RULE, GET_TABLE, INET, Message,
-        NEW_ELEMENT, Nfnetlink, attribute,
+        ARP, Attributes, DEL_ELEMENT, DEL_TABLE, DESTROY_ELEMENT, GET_CHAIN, GET_RULE, GET_TABLE,
+        INET, Message, NEW_ELEMENT, Nfnetlink, attribute,
     },
     sys,
 };

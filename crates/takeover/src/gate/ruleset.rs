@@ -112,7 +112,9 @@ fn item(key: &[u8], door: Option<u32>) -> Attributes {
     let item = Attributes::new().nest(1, &Attributes::new().bytes(1, key));
     match door {
         Some(element) => {
-            let jump = Attributes::new().number(1, JUMP).text(2, &chain_of(element));
+            let jump = Attributes::new()
+                .number(1, JUMP)
+                .text(2, &chain_of(element));
             item.nest(2, &Attributes::new().nest(2, &jump))
         }
         None => item,
