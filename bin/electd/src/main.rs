@@ -29,6 +29,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     if let Some(kind) = wanted_gate()? {
         gate = gate.at_most(kind, &format!("{GATE} is {kind}"));
     }
+    let gate = gate.for_lease(boot.config.cluster.heartbeat, boot.config.cluster.lease);
     let mut notes = boot.drop_privileges(Keep::NetAdmin)?;
     let mut shell = shell::Shell::open(boot, lock, gate)?;
     notes.extend(shell.realtime());

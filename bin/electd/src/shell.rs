@@ -465,6 +465,13 @@ impl Shell {
             .replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
         self.takeover
             .set_servers(settings::server_addresses(&self.boot.config));
+        let cluster = &self.boot.config.cluster;
+        let kind = self.takeover.gate_kind();
+        if let Err(e) = takeover::lease_fits(kind, cluster.heartbeat, cluster.lease) {
+            self.alarm(format!(
+                "the gate of {kind} is in force: {e}, or restart standin"
+            ));
+        }
         let margin = self.takeover.margin();
         self.tell(Input::Settings(settings::election(
             &self.boot.config,

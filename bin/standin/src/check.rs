@@ -48,7 +48,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         rights(server, &mut report);
         if !server.witness {
             interfaces(&config, &mut report);
-            gate(&mut report);
+            gate(&config.cluster, &mut report);
             scripts(&config, &mut report);
         }
         let running = roles(&args.run_dir, &mut report);
@@ -133,7 +133,7 @@ fn rights(server: &Server, report: &mut Report) {
 }
 
 /// What would keep the lease when electd is killed or stopped.
-fn gate(report: &mut Report) {
+fn gate(cluster: &config::Cluster, report: &mut Report) {
     let have = sys::capabilities().unwrap_or(0);
     let mut refused = Vec::new();
     for kind in GateKind::ALL {
@@ -141,7 +141,8 @@ fn gate(report: &mut Report) {
         let gate = if ebpf && !sys::has(have, Capability::SysAdmin) {
             Err("CAP_SYS_ADMIN is missing, to mount its file system".to_owned())
         } else {
-            takeover::check_gate(kind)
+            takeover::lease_fits(kind, cluster.heartbeat, cluster.lease)
+                .and_then(|()| takeover::check_gate(kind))
         };
         match gate {
             Ok(()) => break,
@@ -151,8 +152,12 @@ fn gate(report: &mut Report) {
     let better = takeover::refusals(&refused);
     match refused.len() {
         0 => report.ok("gate: eBPF, the kernel keeps the lease"),
-        1 => report.ok(format!("gate: eBPF at clsact, the kernel keeps the lease: {better}")),
-        2 => report.note(format!("gate: nftables, the kernel keeps the lease: {better}")),
+        1 => report.ok(format!(
+            "gate: eBPF at clsact, the kernel keeps the lease: {better}"
+        )),
+        2 => report.note(format!(
+            "gate: nftables, the kernel keeps the lease: {better}"
+        )),
         _ => report.note(format!("gate: addresses only: {better}")),
     }
 }

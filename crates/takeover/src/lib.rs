@@ -36,7 +36,7 @@ mod worker;
 
 pub use arp::Mac;
 pub use error::Error;
-pub use gate::{GateHome, any::GateKind, check_gate, unmount_gate};
+pub use gate::{GateHome, any::GateKind, check_gate, lease_fits, unmount_gate};
 pub use refresh::Receipts;
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 
@@ -435,6 +435,14 @@ impl Takeover {
     pub fn margin(&self) -> Duration {
         let margin = self.gate.as_ref().map(Gate::margin);
         margin.unwrap_or(ADDRESSES_MARGIN)
+    }
+
+    /// The kind of gate in force.
+    pub fn gate_kind(&self) -> GateKind {
+        match &self.gate {
+            Some(gate) => gate.kind(),
+            None => GateKind::Addresses,
+        }
     }
 
     /// What keeps the lease, and why not something better, for `standin status`.

@@ -69,6 +69,14 @@ impl Gate {
         Some(gate)
     }
 
+    pub(crate) fn kind(&self) -> GateKind {
+        match self {
+            Self::Ebpf(gate) if gate.clsact() => GateKind::Clsact,
+            Self::Ebpf(_) => GateKind::Tcx,
+            Self::Nftables(_) => GateKind::Nftables,
+        }
+    }
+
     /// How much earlier than a lease's end its deadline must be.
     pub(crate) fn margin(&self) -> Duration {
         match self {

@@ -38,6 +38,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::SeqCst},
+    time::Duration,
 };
 
 /// Twice what a configuration may hold: at a reload some are on their way out.
@@ -62,6 +63,8 @@ pub struct GateHome {
     path: Result<PathBuf, String>,
     at_most: GateKind,
     why: String,
+    /// Why not nftables.
+    too_short: Option<String>,
 }
 
 impl GateHome {
@@ -73,6 +76,15 @@ impl GateHome {
             path: mounted(&home).map(|()| home),
             at_most: GateKind::Tcx,
             why: String::new(),
+            too_short: None,
+        }
+    }
+
+    /// For leases of that length, renewed at each heartbeat: see [`lease_fits`].
+    pub fn for_lease(self, heartbeat: Duration, lease: Duration) -> Self {
+        Self {
+            too_short: lease_fits(GateKind::Nftables, heartbeat, lease).err(),
+            ..self
         }
     }
 
@@ -91,8 +103,30 @@ impl GateHome {
 
     /// Why a kind of gate is not to be tried.
     pub(crate) fn unwanted(&self, kind: GateKind) -> Option<&str> {
-        (kind < self.at_most).then_some(self.why.as_str())
+        match &self.too_short {
+            _ if kind < self.at_most => Some(self.why.as_str()),
+            Some(why) if kind == GateKind::Nftables => Some(why.as_str()),
+            _ => None,
+        }
     }
+}
+
+/// Whether a lease leaves room for that kind of gate: what the gate may use of it must outlast the loss of one beat.
+pub fn lease_fits(kind: GateKind, heartbeat: Duration, lease: Duration) -> Result<(), String> {
+    /// The longest time between two ticks of a kernel.
+    const TICK: Duration = Duration::from_millis(10);
+    if kind != GateKind::Nftables {
+        return Ok(());
+    }
+    let least = (nftables::MARGIN + heartbeat * 2 + TICK) * 5 / 4;
+    if lease >= least {
+        return Ok(());
+    }
+    Err(format!(
+        "a lease of {} is too short for it; write lease = \"{}\" or more",
+        humantime::format_duration(lease),
+        humantime::format_duration(Duration::from_millis(least.as_millis() as u64 + 1))
+    ))
 }
 
 fn is_mounted(home: &Path) -> bool {
