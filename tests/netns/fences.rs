@@ -146,7 +146,9 @@ pub fn a_stranger_who_flushes_nftables_changes_nothing() -> Outcome {
 pub fn an_electd_that_is_killed_leaves_the_gate_of_nftables_as_it_is() -> Outcome {
     behind(patient(), "nftables", |cluster| {
         unlapsed(cluster, |cluster| {
-            for _ in 0..10 {
+            for _ in 0..5 {
+                // A role that was well for a second is replaced at once.
+                thread::sleep(Duration::from_millis(1200));
                 let master = cluster.wait_master(0, None)?;
                 cluster.kill(master, "electd", Signal::SIGKILL)?;
                 lab::wait_for("electd serves again", PATIENCE, || {
