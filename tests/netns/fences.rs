@@ -5,7 +5,13 @@ use crate::scene::{
     Failure, Outcome, PATIENCE, ensure, gave_up, no_takeover, patient, unlapsed, with_environment,
 };
 use lab::{Cluster, Signal, Spec};
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 const GATE: &str = "STANDIN_GATE";
 /// In every server's mount namespace, and in ours.
@@ -76,24 +82,30 @@ pub fn so_does_the_gate_of_nftables() -> Outcome {
     silences("nftables")
 }
 
-/// The master has just decided to extend its lease, and stalls before it can write so. Meanwhile it hears nobody
-/// any more, so another is elected; then the write comes.
+/// The master has just decided to extend its lease, and stands still before it can write so. Meanwhile another is
+/// elected. Then the write comes, and the writer dies: nobody can make up for it, and the addresses stay.
 fn late_write(gate: &str) -> Outcome {
-    const ROLES: [&str; 3] = ["hbd", "listend", "doctord"];
     behind(Spec::default(), gate, |cluster| {
-        for stall_ms in [400, 500, 600] {
+        for stall_ms in [400, 450, 500] {
             let old = cluster.settle()?;
-            fs::write(stall_file(), stall_ms.to_string())
-                .map_err(|e| Failure::Wrong(e.to_string()))?;
+            fs::write(stall_file(), "stop").map_err(|e| Failure::Wrong(e.to_string()))?;
             lab::wait_for("the stall begins", PATIENCE, || {
                 (!stall_file().exists()).then_some(())
             })?;
-            for role in ROLES {
+            let began = Instant::now();
+            for role in ["standin", "hbd", "listend", "doctord"] {
                 cluster.kill(old, role, Signal::SIGSTOP)?;
             }
+            thread::sleep(Duration::from_millis(stall_ms).saturating_sub(began.elapsed()));
+            cluster.kill(old, "electd", Signal::SIGCONT)?;
+            let address = format!("{}/24", cluster.address(0));
+            for _ in 0..50 {
+                let ip = ["address", "replace", &address, "dev", "eth0"];
+                cluster.host(old).tool("ip", &ip, "")?;
+                thread::sleep(Duration::from_millis(10));
+            }
             cluster.wait_master(0, Some(old))?;
-            thread::sleep(2 * cluster.spec().profile.lease);
-            for role in ROLES {
+            for role in ["standin", "hbd", "listend", "doctord"] {
                 cluster.kill(old, role, Signal::SIGCONT)?;
             }
             gave_up(cluster, old)?;

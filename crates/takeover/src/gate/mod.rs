@@ -366,7 +366,7 @@ impl Door {
 
     /// ARP and neighbour discovery pass until the first, everything else until the second deadline.
     pub(crate) fn set(&self, first: BootTime, second: BootTime) {
-        stall();
+        let _stalled = stall();
         self.open_first(first);
         self.gate.memory.word(self.place, 1).store(second.0, SeqCst);
     }

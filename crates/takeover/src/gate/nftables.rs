@@ -305,7 +305,7 @@ impl State {
         deadlines: Deadlines,
     ) -> Result<(BootTime, BootTime), String> {
         let before = now();
-        stall();
+        let _stalled = stall();
         let [first, second] = deadlines.map(|deadline| {
             let left = deadline.since(before);
             (deadline > before && left >= SHORTEST).then_some(left.as_millis() as u64)
