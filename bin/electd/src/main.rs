@@ -9,6 +9,7 @@ mod reservation_file;
 mod settings;
 mod shell;
 mod threads;
+mod watchdog;
 
 use daemon::{Boot, Error, Keep};
 use protocol::Role;
