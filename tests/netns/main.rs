@@ -9,6 +9,7 @@ mod config;
 mod disk;
 mod failover;
 mod fences;
+mod handover;
 mod hostile;
 mod membership;
 mod others;
@@ -65,6 +66,9 @@ tests! {
         nor_does_one_before_the_gate_of_nftables
         a_stranger_who_flushes_nftables_changes_nothing
         an_electd_that_is_killed_leaves_the_gate_of_nftables_as_it_is;
+    handover:
+        handovers_lose_no_request
+        handovers_lose_no_request_over_ipv6;
     quorum:
         partition_never_makes_two_masters_and_healing_moves_nothing
         lost_beats_make_no_takeover

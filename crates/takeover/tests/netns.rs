@@ -19,6 +19,9 @@ use std::{
 };
 use takeover::{AddressSet, Adopted, Event, GateHome, GateKind, Receipts, Takeover};
 
+#[path = "netns/late_packets.rs"]
+mod late_packets;
+
 const INSIDE: &str = "STANDIN_TEST_INSIDE";
 const PATIENCE: Duration = Duration::from_secs(20);
 const VIP: &str = "192.0.2.10/24";
@@ -1257,7 +1260,10 @@ fn holder() {
     }
 }
 
-behind_the_gate!(arp_opens_before_traffic, || {
+// nftables takes a moment to open, in which this host itself may ask for its client.
+in_namespace!(
+    arp_opens_before_traffic,
+    || {
     let peer = cable();
     let _echo = echo(&[VIP]);
     let _client = Client::start(&peer, VIP, "p0");
@@ -1276,7 +1282,9 @@ behind_the_gate!(arp_opens_before_traffic, || {
         assert!(gone(VIP));
         stage.takeover.take().unwrap().close(); // another run-dir: nobody would take its place
     }
-});
+},
+    tcx clsact
+);
 
 behind_the_gate!(a_late_write_of_an_earlier_life_reaches_nobody, || {
     let peer = cable();
