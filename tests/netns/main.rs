@@ -8,6 +8,7 @@
 mod config;
 mod disk;
 mod failover;
+mod fences;
 mod handover;
 mod hostile;
 mod mac;
@@ -52,13 +53,20 @@ tests! {
         promote_and_resign_hand_over
         maintenance_hands_over_and_keeps_the_server_voting
         a_killed_role_is_replaced_without_a_failover
-        a_master_whose_roles_all_stop_or_die_is_silenced_by_the_kernel
         restart_of_the_whole_cluster
         power_loss_of_the_whole_cluster
         ipv6_servers_fail_over
         two_virtual_servers_have_different_masters
         role_scripts_run_and_a_hanging_one_delays_nothing
         an_address_taken_away_by_another_program_is_put_back;
+    fences:
+        a_master_whose_roles_all_stop_or_die_is_silenced_by_the_kernel
+        so_does_the_gate_at_clsact
+        so_does_the_gate_of_nftables
+        a_stall_before_the_gate_is_written_lets_nothing_past_the_lease
+        nor_does_one_before_the_gate_of_nftables
+        a_stranger_who_flushes_nftables_changes_nothing
+        an_electd_that_is_killed_leaves_the_gate_of_nftables_as_it_is;
     handover:
         handovers_lose_no_request
         handovers_lose_no_request_over_ipv6;

@@ -6,6 +6,7 @@ use crate::{
     reservation_file::{self, Writer},
     settings,
     threads::{Report, Reporter},
+    watchdog::Watchdog,
 };
 use crossbeam_channel::Receiver;
 use daemon::{Boot, ConnId, Error, Event, EventLoop};
@@ -47,6 +48,7 @@ pub struct Shell {
     notes: Vec<String>,
     alarms: VecDeque<String>,
     stopped: bool,
+    watchdog: Option<Watchdog>,
     /// When the last beat was made, and the longest time between two.
     beats: (Option<BootTime>, Duration),
     /// Messages of neighbours that could not be read.
@@ -109,6 +111,17 @@ impl Shell {
             start,
             daemon::now(),
         );
+        let mut alarms = VecDeque::new();
+        let watchdog = boot.config.cluster.watchdog.as_deref();
+        let watchdog = watchdog.and_then(|path| {
+            let opened = Watchdog::open(path);
+            opened
+                .inspect_err(|why| {
+                    log::error!("{why}");
+                    alarms.push_back(why.clone());
+                })
+                .ok()
+        });
         let shell = Self {
             boot,
             events,
@@ -121,8 +134,9 @@ impl Shell {
             wishes: BTreeMap::new(),
             last_wish: 0,
             notes: Vec::new(),
-            alarms: VecDeque::new(),
+            alarms,
             stopped: false,
+            watchdog,
             beats: (None, Duration::ZERO),
             malformed: 0,
             _lock: lock,
@@ -160,6 +174,9 @@ impl Shell {
             log::warn!("role scripts still run; electd does not wait for them any longer");
         }
         self.takeover.close();
+        if let Some(watchdog) = self.watchdog {
+            watchdog.end();
+        }
         Ok(())
     }
 
@@ -252,6 +269,9 @@ impl Shell {
             .map_or(Duration::ZERO, |last| now.since(last))
             .max(*longest);
         *last = Some(now);
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.beat(now);
+        }
         now
     }
 
@@ -494,6 +514,13 @@ impl Shell {
             .replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
         self.takeover
             .set_servers(settings::server_addresses(&self.boot.config));
+        let cluster = &self.boot.config.cluster;
+        let kind = self.takeover.gate_kind();
+        if let Err(e) = takeover::lease_fits(kind, cluster.heartbeat, cluster.lease) {
+            self.alarm(format!(
+                "the gate of {kind} is in force: {e}, or restart standin"
+            ));
+        }
         let margin = self.takeover.margin();
         self.tell(Input::Settings(settings::election(
             &self.boot.config,

@@ -78,6 +78,7 @@ fn cluster(section: &Section<'_>) -> Cluster {
         "lease",
         "quorum",
         "realtime",
+        "watchdog",
     ]);
     section.required("name", "name = \"...\", the same on all servers");
     let port = section.number("port", 1..=u32::from(u16::MAX));
@@ -92,6 +93,9 @@ fn cluster(section: &Section<'_>) -> Cluster {
         lease: section.duration("lease", LEASE),
         quorum: quorum(section),
         realtime: section.truth("realtime", true),
+        watchdog: section
+            .has("watchdog")
+            .then(|| path(section, "watchdog", "")),
     }
 }
 

@@ -97,6 +97,8 @@ pub struct Cluster {
     pub quorum: Quorum,
     /// Real-time scheduling and locked memory, where permitted.
     pub realtime: bool,
+    /// The watchdog device that electd feeds.
+    pub watchdog: Option<PathBuf>,
 }
 
 /// What makes a master.

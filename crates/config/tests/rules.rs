@@ -574,6 +574,7 @@ fn the_sample_file_is_good_and_shows_every_default() {
         // An example, not a default.
         virtual_server.priority.clear();
     }
+    spelled_out.cluster.watchdog = None; // an example too
     spelled_out.hash = config.hash;
     assert_eq!(spelled_out, config);
     for key in [
@@ -584,6 +585,7 @@ fn the_sample_file_is_good_and_shows_every_default() {
         "lease",
         "quorum",
         "realtime",
+        "watchdog",
         "address",
         "priority",
         "witness",

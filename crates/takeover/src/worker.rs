@@ -4,7 +4,10 @@ use crate::{
     AddressSet, Adopted, Emit, Error, Event, Shared,
     arp::{self, Mac},
     clock::{Timer, now},
-    gate::{Earlier, Gate},
+    gate::{
+        Earlier,
+        any::{Door, Gate},
+    },
     macvlan::{Device, Devices},
     ndp,
     netlink::{self, BATCH, Change, Link, Netlink, Setting},
@@ -328,7 +331,7 @@ pub(crate) struct Worker {
     commands: Receiver<Command>,
     waker: Arc<EventFd>,
     emit: Emit,
-    gate: Option<Arc<Gate>>,
+    gate: Option<Gate>,
     /// The interfaces are to be listed again before the gate is whole.
     gate_partial: bool,
     /// When a clean stop gives up.
@@ -351,7 +354,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn start(
         sets: Vec<(AddressSet, Arc<Shared>)>,
-        gate: Option<Arc<Gate>>,
+        gate: Option<Gate>,
         commands: Receiver<Command>,
         waker: Arc<EventFd>,
         emit: Emit,
@@ -455,10 +458,7 @@ impl Worker {
     fn close(&mut self, i: usize) {
         let set = &mut self.sets[i];
         set.shared.absent();
-        if set.shut_asked
-            && set.shared.door.is_some()
-            && self.gate.as_ref().is_some_and(|gate| gate.holds())
-        {
+        if set.shut_asked && set.shared.settle() && self.gate.as_ref().is_some_and(Gate::holds) {
             set.shut_asked = false;
             (self.emit)(Event::Shut { v: set.v.clone() });
         }
@@ -550,7 +550,7 @@ impl Worker {
             Some((deadline, deadline))
         };
         let noted = from_gate.or_else(from_file);
-        if set.shared.door.is_some() {
+        if set.shared.door.as_ref().is_some_and(Door::remembers) {
             set.shared.note(BootTime(0)); // the gate remembers from now on
         }
         let noted = noted.filter(|(_, deadline)| now() < *deadline);
@@ -802,7 +802,9 @@ impl Worker {
         // 3. ARP and neighbour discovery pass, then traffic.
         let set = &mut self.sets[i];
         set.shared.open_first();
+        set.shared.settle();
         set.shared.open();
+        set.shared.settle();
 
         // 4. Announce, now that what it brings here is served: broadcast, then each client by itself. Our own view
         // of the addresses is of no use.

@@ -12,17 +12,24 @@
 //! killed, and shuts by itself. Each life of electd has programs and maps of its own and puts them in the
 //! place of the earlier ones, so that a late write of an earlier life reaches memory that nobody looks at.
 
+pub(crate) mod any;
 mod assembler;
 mod attach;
+mod clsact;
 mod holding;
+pub(crate) mod nftables;
 mod program;
+mod ruleset;
+mod stall;
 
 use crate::{
     arp::Mac,
     sys::bpf::{Attached, Map, Memory, Program, Side},
 };
+use any::GateKind;
 use attach::Places;
-pub(crate) use attach::{pins, unpin_all};
+pub(crate) use attach::{pins, remove_left_over};
+use clsact::Filters;
 use config::VirtualAddress;
 use holding::Holds;
 pub(crate) use holding::{NOTE, Note};
@@ -32,6 +39,7 @@ use nix::{
 };
 use program::Frames;
 use protocol::{BootTime, VirtualServerName};
+pub(crate) use stall::stall;
 use std::{
     collections::HashMap,
     fs,
@@ -39,6 +47,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::Ordering::SeqCst},
+    time::Duration,
 };
 
 /// Twice what a configuration may hold: at a reload some are on their way out.
@@ -57,26 +66,76 @@ const COMING_DOORS: &str = "doors-new";
 /// Index of the loopback interface, in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Where the kernel's gate is kept, or why there is none.
+/// Where the eBPF gate is kept, or why there is none; and what is not to be tried.
 #[derive(Clone, Debug)]
-pub struct GateHome(Result<PathBuf, String>);
+pub struct GateHome {
+    path: Result<PathBuf, String>,
+    at_most: GateKind,
+    why: String,
+    /// Why not nftables.
+    too_short: Option<String>,
+}
 
 impl GateHome {
     /// `<run-dir>/bpf`, with a BPF file system mounted there if there is none yet: this needs
     /// CAP_SYS_ADMIN, which may be dropped afterwards. CAP_BPF and CAP_NET_ADMIN are needed to go on.
     pub fn mount(run_dir: &Path) -> Self {
         let home = run_dir.join("bpf");
-        Self(mounted(&home).map(|()| home))
+        Self {
+            path: mounted(&home).map(|()| home),
+            at_most: GateKind::Tcx,
+            why: String::new(),
+            too_short: None,
+        }
     }
 
-    /// No gate in the kernel; `why` is told by [`crate::Takeover::gate_in_force`].
-    pub fn none(why: &str) -> Self {
-        Self(Err(why.to_owned()))
+    /// For leases of that length, renewed at each heartbeat: see [`lease_fits`].
+    pub fn for_lease(self, heartbeat: Duration, lease: Duration) -> Self {
+        Self {
+            too_short: lease_fits(GateKind::Nftables, heartbeat, lease).err(),
+            ..self
+        }
     }
 
-    pub(crate) fn into_path(self) -> Result<PathBuf, String> {
-        self.0
+    /// Nothing better than this kind of gate is tried; `why` is told by [`crate::Takeover::gate_in_force`].
+    pub fn at_most(self, kind: GateKind, why: &str) -> Self {
+        Self {
+            at_most: kind,
+            why: why.to_owned(),
+            ..self
+        }
     }
+
+    pub(crate) fn path(&self) -> Result<PathBuf, String> {
+        self.path.clone()
+    }
+
+    /// Why a kind of gate is not to be tried.
+    pub(crate) fn unwanted(&self, kind: GateKind) -> Option<&str> {
+        match &self.too_short {
+            _ if kind < self.at_most => Some(self.why.as_str()),
+            Some(why) if kind == GateKind::Nftables => Some(why.as_str()),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a lease leaves room for that kind of gate: what the gate may use of it must outlast the loss of one beat.
+pub fn lease_fits(kind: GateKind, heartbeat: Duration, lease: Duration) -> Result<(), String> {
+    /// The longest time between two ticks of a kernel.
+    const TICK: Duration = Duration::from_millis(10);
+    if kind != GateKind::Nftables {
+        return Ok(());
+    }
+    let least = (nftables::MARGIN + heartbeat * 2 + TICK) * 5 / 4;
+    if lease >= least {
+        return Ok(());
+    }
+    Err(format!(
+        "a lease of {} is too short for it; write lease = \"{}\" or more",
+        humantime::format_duration(lease),
+        humantime::format_duration(Duration::from_millis(least.as_millis() as u64 + 1))
+    ))
 }
 
 fn is_mounted(home: &Path) -> bool {
@@ -111,9 +170,15 @@ pub fn unmount_gate(run_dir: &Path) {
     }
 }
 
-/// Whether this process could have the kernel's gate; the words say why not.
-pub fn check_gate() -> Result<(), String> {
-    Gate::load(PathBuf::new()).map(drop)
+/// Whether this process could have that kind of gate; the words say why not.
+pub fn check_gate(kind: GateKind) -> Result<(), String> {
+    match kind {
+        GateKind::Tcx | GateKind::Clsact => {
+            Gate::load(PathBuf::new(), kind == GateKind::Clsact).map(drop)
+        }
+        GateKind::Nftables => nftables::check(),
+        GateKind::Addresses => Ok(()),
+    }
 }
 
 #[derive(Debug)]
@@ -147,6 +212,8 @@ impl Programs {
 #[derive(Debug)]
 pub(crate) struct Gate {
     home: PathBuf,
+    /// At `clsact`, not at TCX.
+    clsact: Option<Filters>,
     addresses: Map,
     doors: Map,
     memory: Memory,
@@ -167,7 +234,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gate {
     /// Loads programs and empty maps; nothing is attached yet.
-    pub(crate) fn load(home: PathBuf) -> Result<Self, String> {
+    pub(crate) fn load(home: PathBuf, clsact: bool) -> Result<Self, String> {
         let table = |e| format!("making a map: {e} (CAP_BPF is needed)");
         let addresses = Map::hash(16, 4, ADDRESSES).map_err(table)?;
         let doors = Map::array(DOOR, DOORS).map_err(table)?;
@@ -180,10 +247,13 @@ impl Gate {
             doors: doors.fd(),
             holds: holds.fd(),
         };
-        Attached::query(LOOPBACK, Side::Ingress).map_err(|e| {
-            format!("asking for the programs of an interface (TCX, Linux 6.6 or later): {e}")
-        })?;
+        if !clsact {
+            Attached::query(LOOPBACK, Side::Ingress).map_err(|e| {
+                format!("asking for the programs of an interface (TCX, Linux 6.6 or later): {e}")
+            })?;
+        }
         Ok(Self {
+            clsact: clsact.then(|| Filters::of(&home)),
             home,
             ethernet: Programs::load(Frames::Ethernet, tables)?,
             bare: Programs::load(Frames::Bare, tables)?,
@@ -196,6 +266,11 @@ impl Gate {
             places: Mutex::new(Places::default()),
             tap: OnceLock::new(),
         })
+    }
+
+    /// Whether it is attached to the queueing discipline `clsact`.
+    pub(crate) fn clsact(&self) -> bool {
+        self.clsact.is_some()
     }
 
     /// The interface of electd's own tap needs no gate: what leaves there only electd sees.
@@ -344,13 +419,9 @@ impl Door {
             .store(deadline.0, SeqCst);
     }
 
-    /// Everything passes until then.
-    pub(crate) fn open(&self, deadline: BootTime) {
-        self.set(deadline, deadline);
-    }
-
-    /// Takes the deadlines of an earlier life.
+    /// ARP and neighbour discovery pass until the first, everything else until the second deadline.
     pub(crate) fn set(&self, first: BootTime, second: BootTime) {
+        let _stalled = stall();
         self.open_first(first);
         self.gate.memory.word(self.place, 1).store(second.0, SeqCst);
     }

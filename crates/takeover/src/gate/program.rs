@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn whatever_leaves_with_a_virtual_mac_address_is_under_its_first_deadline() {
-        let gate = match Gate::load(PathBuf::new()) {
+        let gate = match Gate::load(PathBuf::new(), false) {
             Ok(gate) => Arc::new(gate),
             Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
         };
@@ -386,7 +386,7 @@ mod tests {
 
     #[test]
     fn each_packet_is_under_its_deadline() {
-        let gate = match Gate::load(PathBuf::new()) {
+        let gate = match Gate::load(PathBuf::new(), false) {
             Ok(gate) => Arc::new(gate),
             Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
         };
@@ -425,7 +425,7 @@ mod tests {
                 );
             }
         }
-        door.open(far);
+        door.set(far, far);
         assert!(door.shut());
         let request = ipv4(OTHER4, V4);
         assert_eq!(gate.ethernet.ingress.try_on(&request).unwrap(), DROP);
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn while_held_packets_go_to_the_tap_and_replies_leave_until_the_drain_ends() {
         const TO_THE_TAP: i32 = 7;
-        let gate = match Gate::load(PathBuf::new()) {
+        let gate = match Gate::load(PathBuf::new(), false) {
             Ok(gate) => Arc::new(gate),
             Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
         };
@@ -458,7 +458,7 @@ mod tests {
                 assert_eq!(said, expected, "{what}, {side:?}");
             }
         };
-        door.open(far);
+        door.set(far, far);
         door.hold(1, far);
         door.drain(now() + Duration::from_secs(30));
         all(TO_THE_TAP, NEXT);
