@@ -27,6 +27,7 @@ mod gate_file;
 mod ndp;
 mod neighbours;
 mod netlink;
+mod outlive;
 mod refresh;
 mod refresher;
 mod scripts;

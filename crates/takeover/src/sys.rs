@@ -4,11 +4,12 @@
 
 pub(crate) mod bpf;
 
+use crate::outlive::outlive;
 use nix::libc;
 use std::{
     io,
     mem::{size_of, zeroed},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 /// One instruction of a classic packet filter.
@@ -100,9 +101,9 @@ pub(crate) fn attach_filter(socket: &impl AsRawFd, filter: &mut [Instruction]) -
     })
 }
 
-/// A socket for whole frames, not blocking.
+/// A socket for whole frames, not blocking. The process that holds it ends without waiting for it.
 #[derive(Debug)]
-pub(crate) struct PacketSocket(OwnedFd);
+pub(crate) struct PacketSocket(OwnedFd, #[allow(dead_code)] Option<OwnedFd>);
 
 impl PacketSocket {
     /// A socket that only sends.
@@ -117,7 +118,10 @@ impl PacketSocket {
         };
         done(fd)?;
         // SAFETY: the descriptor is open and nobody else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // Refused, it costs time when this process ends, and nothing before.
+        let kept = outlive(socket.as_fd()).ok();
+        Ok(Self(socket, kept))
     }
 
     /// A socket that receives frames of one EtherType from all interfaces, those the filter keeps.
@@ -192,8 +196,8 @@ impl PacketSocket {
     }
 }
 
-impl std::os::fd::AsFd for PacketSocket {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
