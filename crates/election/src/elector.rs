@@ -5,7 +5,7 @@ use crate::{
     memory::{Memory, Vote},
     output::{Output, RoleChange},
     reservation::{BLOCK, Reservation},
-    state::{Gate, Kind, Mastership, Peer, Taking, Virtual, Waiting},
+    state::{Gate, Kind, Mastership, Parts, Peer, Taking, Virtual, Waiting},
     voter::Promise,
 };
 use protocol::{
@@ -69,14 +69,19 @@ pub struct Elector {
     pub(crate) stopping: bool,
     pub(crate) stopped: bool,
     pub(crate) waiting: Vec<Waiting>,
+    pub(crate) parts: BTreeMap<u64, Parts>,
     /// The operator whose change of the roster is being synced.
     pub(crate) roster_wish: Option<(u64, RosterVersion)>,
     pub(crate) preempted: Option<BootTime>,
+    /// When a server in maintenance last looked for a successor.
+    pub(crate) offered: BootTime,
     pub(crate) round: u64,
     /// Smoothed round trip of beats.
     pub(crate) round_trip: Duration,
     pub(crate) seed: u64,
     pub(crate) next_beat: BootTime,
+    /// Acknowledgements that leave with the next beat, and since when they wait.
+    pub(crate) held: Vec<(ServerName, BootTime, Ack)>,
     /// The time of the last event: what was due by then has been done.
     pub(crate) clock: BootTime,
     pub(crate) remember: bool,
@@ -125,12 +130,15 @@ impl Elector {
             stopping: false,
             stopped: false,
             waiting: Vec::new(),
+            parts: BTreeMap::new(),
             roster_wish: None,
             preempted: None,
+            offered: now,
             round: 0,
             round_trip: Duration::ZERO,
             seed: start.seed,
             next_beat: now,
+            held: Vec::new(),
             clock: now,
             remember: false,
             outputs: VecDeque::new(),
@@ -390,12 +398,13 @@ impl Elector {
             self.stand_if_free(now, &name);
         }
         self.prefer(now);
+        self.offer(now);
         self.expire_waiting(now);
         if now >= self.next_beat {
             self.send_beat(now);
         }
         self.settle_roster();
-        self.finish_stop();
+        self.finish_stop(now);
         self.write_memory();
     }
 
@@ -426,7 +435,7 @@ impl Elector {
 
     /// Makes one beat for everybody and promises to itself what it claims (R2, R4, R7).
     fn send_beat(&mut self, now: BootTime) {
-        let interval = self.settings.heartbeat;
+        let interval = self.beat_interval(now);
         let late = now.since(self.next_beat) >= interval;
         self.next_beat = if late {
             now + interval
@@ -476,6 +485,7 @@ impl Elector {
             roster: self.reservation.roster.clone(),
             config_hash: self.settings.config_hash,
         };
+        self.release_held(now);
         self.outputs.push_back(Output::Beat(beat));
         for name in self.masterships() {
             self.extend(now, &name);
@@ -575,7 +585,9 @@ impl Elector {
         let Some(peer) = self.peers.get_mut(&from) else {
             return self.count("beat_unlisted");
         };
+        let claims = beat.standings.iter().any(|s| s.claim.is_some());
         if peer.is_newer(beat.instance, beat.number) {
+            peer.claims = claims;
             peer.heard = Some(peer.heard.map_or(at, |t| t.max(at)).min(now));
             peer.beat = Some(beat.clone());
         }
@@ -584,6 +596,7 @@ impl Elector {
         }
         self.offered_roster(&beat.roster);
         self.note_claims(&from, &beat);
+        self.follow(now, &from);
         if self.taking != Taking::Active {
             return; // R20, R21: no Ack
         }
@@ -607,15 +620,14 @@ impl Elector {
         }
         let (instance, number, roster) =
             (beat.instance, beat.number, self.reservation.roster.version);
-        self.outputs.push_back(Output::Ack {
-            to: from,
-            ack: Ack {
-                instance,
-                number,
-                answers,
-                roster,
-            },
-        });
+        let ack = Ack {
+            instance,
+            number,
+            waited: Duration::ZERO,
+            answers,
+            roster,
+        };
+        self.acknowledge(now, from, ack, claims);
     }
 
     /// R5 and R17: the answer to one claim; none if the beat is dropped.
@@ -724,7 +736,7 @@ impl Elector {
             return self.count("ack_of_unknown_beat");
         };
         let (_, sent, lease) = self.sent[index];
-        self.note_round_trip(now.since(sent));
+        self.note_round_trip(now.since(sent).saturating_sub(ack.waited));
         let usable = self.usable(lease);
         for Answer {
             virtual_server: name,
@@ -786,6 +798,7 @@ impl Elector {
                 continue;
             };
             let name = &standing.virtual_server;
+            self.note_successor(name, claim.term);
             let Some(v) = self.virtuals.get_mut(name) else {
                 continue;
             };
@@ -976,7 +989,7 @@ impl Elector {
             let answer = Err(format!(
                 "{who} has not become master of {virtual_server} in time"
             ));
-            self.outputs.push_back(Output::Answer { id, answer });
+            self.answer(id, answer);
         }
     }
 
@@ -990,8 +1003,26 @@ impl Elector {
         self.waiting = rest;
         for Waiting { id, .. } in done {
             let answer = Ok(format!("{master} is master of {name} in term {term}"));
-            self.outputs.push_back(Output::Answer { id, answer });
+            self.answer(id, answer);
         }
+    }
+
+    /// The operator's wish `id` concerns so many virtual servers, and is answered when each has its answer.
+    pub(crate) fn expect(&mut self, id: u64, virtual_servers: usize) {
+        self.parts.insert(id, Parts::of(virtual_servers));
+    }
+
+    /// Answers a wish, or one part of it.
+    pub(crate) fn answer(&mut self, id: u64, answer: Result<String, String>) {
+        let answer = match self.parts.get_mut(&id).map(|parts| parts.add(&answer)) {
+            None => answer,
+            Some(None) => return,
+            Some(Some(whole)) => {
+                self.parts.remove(&id);
+                whole
+            }
+        };
+        self.outputs.push_back(Output::Answer { id, answer });
     }
 
     fn operator(&mut self, now: BootTime, id: u64, wish: Wish) {

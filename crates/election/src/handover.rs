@@ -4,7 +4,7 @@ use crate::{
     elector::Elector,
     input::Preempt,
     output::Output,
-    state::{Gate, Handover, Kind, Leaving, Peer, Phase, Taking, Waiting},
+    state::{Gate, Handover, Kind, Leaving, Peer, Phase, Taking, Virtual, Waiting},
 };
 use protocol::{
     BootTime, ServerName, Term, VirtualServerName,
@@ -18,6 +18,9 @@ use std::time::Duration;
 
 /// A preferred server gets its handover at most this often (R27).
 const PREFER_EVERY: Duration = Duration::from_secs(600);
+
+/// A server in maintenance that is still master looks for a successor this often.
+const OFFER_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a mastership must have lasted before a preferred server gets it, in leases.
 const PREFER_AFTER: u32 = 20;
@@ -56,6 +59,7 @@ impl Elector {
         v.mastership = None;
         v.campaign = None;
         let handover = v.handover.take();
+        let invited_one = invited.is_some();
         v.leaving = Some(Leaving {
             term,
             invited,
@@ -72,7 +76,12 @@ impl Elector {
             Gate::Shut => self.gate_shut(now, name),
             Gate::Open(_) => {
                 v.gate = Gate::Shutting;
-                self.outputs.push_back(Output::Shut(name.clone()));
+                self.outputs.push_back(if invited_one {
+                    v.succession = Some((term, now + self.lease));
+                    Output::HandOver(name.clone(), self.lease)
+                } else {
+                    Output::Shut(name.clone())
+                });
             }
             Gate::Shutting => {}
         }
@@ -112,6 +121,17 @@ impl Elector {
         self.number = self.number.next();
         if leaving.was_master {
             self.change_role(name, false, term, false, &leaving.reason);
+        }
+    }
+
+    /// Another server has this one's vote in a higher term, or claims in it: when it announces the addresses, it
+    /// has opened.
+    pub(crate) fn note_successor(&mut self, name: &VirtualServerName, claimed: Term) {
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
+        if v.succession.take_if(|(term, _)| claimed > *term).is_some() {
+            self.outputs.push_back(Output::Succeeded(name.clone()));
         }
     }
 
@@ -164,30 +184,33 @@ impl Elector {
         to: &ServerName,
         which: Option<VirtualServerName>,
     ) {
-        let answer =
-            |this: &mut Self, answer| this.outputs.push_back(Output::Answer { id, answer });
         if !self.settings.servers.contains(to) {
-            return answer(self, Err(format!("no server {to} in the configuration")));
+            return self.answer(id, Err(format!("no server {to} in the configuration")));
         }
         let names: Vec<_> = match which {
             Some(name) if self.settings.virtual_servers.contains_key(&name) => vec![name],
             Some(name) => {
-                return answer(
-                    self,
+                return self.answer(
+                    id,
                     Err(format!("no virtual server {name} in the configuration")),
                 );
             }
             None => self.settings.virtual_servers.keys().cloned().collect(),
         };
+        if names.is_empty() {
+            return self.answer(id, Err("no virtual server in the configuration".into()));
+        }
+        self.expect(id, names.len());
         for name in names {
             let Some(v) = self.virtuals.get(&name) else {
+                self.answer(id, Err(format!("{name} is not known yet")));
                 continue;
             };
             let mastering = v.mastership.is_some();
             let holder = v.master.clone().map(|(m, _)| m);
             if (mastering && *to == self.settings.me) || (!mastering && holder.as_ref() == Some(to))
             {
-                answer(self, Ok(format!("{to} is already master of {name}")));
+                self.answer(id, Ok(format!("{to} is already master of {name}")));
             } else if mastering {
                 let reason = format!("handed over to {to} by the operator");
                 self.begin_handover(now, &name, vec![to.clone()], reason, Some(id), false);
@@ -195,8 +218,8 @@ impl Elector {
                 if *to == self.settings.me
                     && let Err(why) = self.able_to_serve(now, &name)
                 {
-                    answer(
-                        self,
+                    self.answer(
+                        id,
                         Err(format!(
                             "{name} stays at {master}: this server is not ready: {why}"
                         )),
@@ -206,8 +229,8 @@ impl Elector {
                 self.say(&master, &name, Body::HandOver { to: to.clone() });
                 self.wait_for(now, id, &name, Some(to.clone()));
             } else {
-                answer(
-                    self,
+                self.answer(
+                    id,
                     Err(format!(
                         "{name} has no master that could hand over; it will elect one"
                     )),
@@ -220,8 +243,9 @@ impl Elector {
         let names = self.masterships();
         if names.is_empty() {
             let answer = Ok("this server is not master of anything".into());
-            return self.outputs.push_back(Output::Answer { id, answer });
+            return self.answer(id, answer);
         }
+        self.expect(id, names.len());
         for name in names {
             let heirs = self.heirs(now, &name);
             self.begin_handover(
@@ -245,11 +269,10 @@ impl Elector {
             } else {
                 "maintenance is off"
             };
-            return self.outputs.push_back(Output::Answer {
-                id,
-                answer: Ok(text.into()),
-            });
+            return self.answer(id, Ok(text.into()));
         }
+        self.expect(id, names.len());
+        self.offered = now;
         for name in names {
             let heirs = self.heirs(now, &name);
             self.begin_handover(now, &name, heirs, "maintenance".into(), Some(id), false);
@@ -328,8 +351,7 @@ impl Elector {
         };
         if let Some(former) = v.handover.take().and_then(|h| h.wish) {
             let answer = Err("overtaken by another handover".into());
-            self.outputs
-                .push_back(Output::Answer { id: former, answer });
+            self.answer(former, answer);
         }
         let Some(to) = heirs.next() else {
             return self.no_heir(
@@ -366,7 +388,7 @@ impl Elector {
     ) {
         if let Some(id) = wish {
             let answer = Err(format!("{name} stays here: {why}"));
-            self.outputs.push_back(Output::Answer { id, answer });
+            self.answer(id, answer);
         } else {
             self.notice(format!("{name} is not handed over: {why}"));
         }
@@ -508,6 +530,22 @@ impl Elector {
 
     // ---- preference and stop -------------------------------------------------------------------------
 
+    /// A server in maintenance that had no successor gives its masterships away as soon as it finds one.
+    pub(crate) fn offer(&mut self, now: BootTime) {
+        if !self.maintenance || self.stopping || now.since(self.offered) < OFFER_EVERY {
+            return;
+        }
+        for name in self.masterships() {
+            let busy = |v: &Virtual| v.handover.is_some() || v.campaign.is_some();
+            let heirs = self.heirs(now, &name);
+            if self.virtuals.get(&name).is_none_or(busy) || heirs.is_empty() {
+                continue;
+            }
+            self.offered = now;
+            self.begin_handover(now, &name, heirs, "maintenance".into(), None, false);
+        }
+    }
+
     /// R27: a fit master hands over to a better server, at most once in ten minutes.
     pub(crate) fn prefer(&mut self, now: BootTime) {
         if self
@@ -556,8 +594,12 @@ impl Elector {
     }
 
     /// The last act of a clean stop: reserved := voted (R22).
-    pub(crate) fn finish_stop(&mut self) {
-        if !self.stopping || self.stopped || self.virtuals.values().any(|v| !v.is_idle()) {
+    pub(crate) fn finish_stop(&mut self, now: BootTime) {
+        let busy = |v: &Virtual| {
+            let awaits = v.succession.is_some_and(|(_, until)| now <= until);
+            !v.is_idle() || awaits
+        };
+        if !self.stopping || self.stopped || self.virtuals.values().any(busy) {
             return;
         }
         self.stopped = true;

@@ -39,6 +39,8 @@ pub(crate) struct Virtual {
     pub campaign: Option<Campaign>,
     pub leaving: Option<Leaving>,
     pub handover: Option<Handover>,
+    /// Handed over in this term: until when a successor is waited for.
+    pub succession: Option<(Term, BootTime)>,
     /// Since when nothing stands in the way of standing.
     pub ready_since: Option<BootTime>,
     /// When it stands, if nothing comes in the way until then.
@@ -67,6 +69,7 @@ impl Virtual {
             campaign: None,
             leaving: None,
             handover: None,
+            succession: None,
             ready_since: None,
             stand_at: None,
             obstacle: "just started",
@@ -169,6 +172,8 @@ pub(crate) struct Handover {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peer {
     pub beat: Option<Beat>,
+    /// That beat claims a virtual server.
+    pub claims: bool,
     pub heard: Option<BootTime>,
     pub health: Option<HealthState>,
     pub last_heard: Option<BootTime>,
@@ -196,6 +201,40 @@ impl Peer {
         self.beat
             .as_ref()
             .is_none_or(|b| b.instance != instance || number > b.number)
+    }
+}
+
+/// The answers to a wish that concerns several virtual servers, as they come in.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    missing: usize,
+    refused: bool,
+    said: Vec<String>,
+}
+
+impl Parts {
+    pub fn of(virtual_servers: usize) -> Self {
+        Self {
+            missing: virtual_servers,
+            refused: false,
+            said: Vec::new(),
+        }
+    }
+
+    /// Notes one; the whole answer after the last: a refusal if one of them is.
+    pub fn add(&mut self, answer: &Result<String, String>) -> Option<Result<String, String>> {
+        let (Ok(text) | Err(text)) = answer;
+        self.refused |= answer.is_err();
+        self.said.push(text.clone());
+        self.missing = self.missing.saturating_sub(1);
+        let whole = || self.said.join("; ");
+        (self.missing == 0).then(|| {
+            if self.refused {
+                Err(whole())
+            } else {
+                Ok(whole())
+            }
+        })
     }
 }
 

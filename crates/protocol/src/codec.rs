@@ -61,6 +61,28 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     }
 }
 
+/// Reads the messages that fill `bytes` one after another; the last one is an error if the rest is no message.
+pub fn decode_all<T: DeserializeOwned>(
+    bytes: &[u8],
+) -> impl Iterator<Item = Result<T, CodecError>> {
+    let mut rest = Some(bytes);
+    std::iter::from_fn(move || {
+        let bytes = rest.take()?;
+        if bytes.len() > MESSAGE_MAX {
+            return Some(Err(CodecError::TooLong));
+        }
+        match bincode::serde::decode_from_slice(bytes, configuration()) {
+            Ok((message, used)) => {
+                rest = bytes
+                    .get(used..)
+                    .filter(|rest| !rest.is_empty() && used > 0);
+                Some(Ok(message))
+            }
+            Err(e) => Some(Err(CodecError::Malformed(e))),
+        }
+    })
+}
+
 /// Reads one message that fills `bytes` to the last one.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > MESSAGE_MAX {

@@ -58,6 +58,11 @@ const IPV6_CHEAP: usize = 64;
 /// How long a clean stop tries.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
+/// The kernel takes IPv6 addresses into use a moment after they were added, when a worker thread of its own gets a
+/// processor. So long is waited for that, with looks so often; then they are announced anyway.
+const SETTLE_MAX: Duration = Duration::from_millis(250);
+const SETTLE_LOOK: Duration = Duration::from_micros(200);
+
 const RETRY_OPEN: Duration = Duration::from_millis(200);
 const RETRY_CLOSE: Duration = Duration::from_millis(10);
 const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
@@ -92,6 +97,13 @@ enum Phase {
     Closing,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    generation: u64,
+    look: BootTime,
+    until: BootTime,
+}
+
 #[derive(Debug)]
 struct Probe {
     left: u32,
@@ -108,6 +120,8 @@ struct Set {
     phase: Phase,
     /// Each opening has its own number, so that a step can see that it was overtaken.
     generation: u64,
+    /// The IPv6 addresses of this opening were added, but are not in use yet.
+    settling: Option<Settling>,
     link: Option<Link>,
     /// Whether IPv6 leaves the prefix route alone, by address.
     no_prefix_route: Vec<bool>,
@@ -135,6 +149,7 @@ impl Set {
             led: false,
             phase: Phase::Shut,
             generation: 0,
+            settling: None,
             link: None,
             no_prefix_route: Vec::new(),
             failed: None,
@@ -177,8 +192,20 @@ impl Set {
         RENEWAL * u32::try_from((times * times).max(1)).unwrap_or(u32::MAX)
     }
 
+    fn ipv6(&self) -> impl DoubleEndedIterator<Item = IpAddr> {
+        let ips = self.addresses.iter().map(|a| a.ip);
+        ips.filter(IpAddr::is_ipv6)
+    }
+
     fn ipv6_count(&self) -> usize {
-        self.addresses.iter().filter(|a| a.ip.is_ipv6()).count()
+        self.ipv6().count()
+    }
+
+    /// The addresses that may be announced.
+    fn announced(&self) -> impl Iterator<Item = IpAddr> {
+        let settled = self.settling.is_none();
+        let ips = self.addresses.iter().map(|a| a.ip);
+        ips.filter(move |ip| settled || ip.is_ipv4())
     }
 
     /// Seconds for the kernel: longer than the next renewal, and than the lease.
@@ -215,7 +242,8 @@ impl Set {
             Phase::Closing => Some(self.retry_at),
         };
         let probe = self.probe.as_ref().map(|p| p.next);
-        [guard, probe, self.next_burst_at()]
+        let settled = self.settling.map(|s| s.look);
+        [guard, probe, settled, self.next_burst_at()]
             .into_iter()
             .flatten()
             .min()
@@ -346,6 +374,7 @@ impl Worker {
         while self.take_commands() {
             self.guard();
             self.retry();
+            (0..self.sets.len()).for_each(|i| self.settle(i));
             self.notice();
             self.hear();
             let renewing = self.renew();
@@ -594,17 +623,27 @@ impl Worker {
             return;
         };
 
-        // 3. ARP and neighbour discovery pass, and announce: broadcast, then each client by itself.
+        // 3. ARP and neighbour discovery pass, then traffic.
         let set = &mut self.sets[i];
         set.shared.open_first();
-        set.announced_from = now();
-        set.next_burst = 0;
-        self.speak();
-
-        // 4. Traffic passes; our own view of the addresses is of no use.
-        let set = &self.sets[i];
         set.shared.open();
-        if set.generation == generation
+
+        // 4. Announce, now that what it brings here is served: broadcast, then each client by itself. Our own view
+        // of the addresses is of no use.
+        let at = now();
+        set.announced_from = at;
+        set.next_burst = 0;
+        let some = set.ipv6_count() > 0;
+        set.settling = some.then_some(Settling {
+            generation,
+            look: at,
+            until: at + SETTLE_MAX,
+        });
+        self.settle(i);
+        self.speak();
+        let set = &self.sets[i];
+        if let Some(link) = &set.link
+            && set.generation == generation
             && let Err(e) = self.netlink.forget_neighbours(link.index, &set.addresses)
         {
             log::warn!(
@@ -620,6 +659,30 @@ impl Worker {
             set.failed = None;
             let v = set.v.clone();
             (self.emit)(Event::Opened { v });
+        }
+    }
+
+    /// IPv6 addresses are announced when the kernel delivers what arrives for them: whoever learns where they are
+    /// must find them there.
+    fn settle(&mut self, i: usize) {
+        let set = &mut self.sets[i];
+        let Some(settling) = set.settling.filter(|s| s.look <= now()) else {
+            return;
+        };
+        set.settling = None;
+        if settling.generation != set.generation || set.phase != Phase::Open {
+            return; // overtaken
+        }
+        let (first, last) = (set.ipv6().next(), set.ipv6().next_back());
+        let mut looked_at = first.into_iter().chain(last);
+        if now() < settling.until
+            && !looked_at.all(|ip| self.netlink.delivers_here(ip).unwrap_or(true))
+        {
+            let look = now() + SETTLE_LOOK;
+            set.settling = Some(Settling { look, ..settling });
+        } else if set.next_burst > 0 {
+            set.announced_from = now();
+            set.next_burst = 0;
         }
     }
 
@@ -968,7 +1031,10 @@ impl Worker {
             return;
         };
         let router = is_router(&link.name);
-        let own = set.addresses.iter().map(|a| a.ip);
+        if set.announced().next().is_none() {
+            return; // soon
+        }
+        let own = set.announced();
         self.queue
             .extend(own.map(|ip| announcement(set.generation, link.index, mac, ip, router)));
         if burst == 0 {
@@ -978,7 +1044,7 @@ impl Worker {
                 interface: link.index,
                 name: link.name.clone(),
                 mac,
-                own: set.addresses.iter().map(|a| a.ip).collect(),
+                own: set.announced().collect(),
                 shared: set.shared.clone(),
             };
             self.send_some(); // the broadcasts go first

@@ -244,6 +244,14 @@ pub struct RoleSeen {
     pub change: RoleChange,
 }
 
+/// A beat, or an acknowledgement and to whom and after what wait, leaves a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departure {
+    pub at: Time,
+    pub server: usize,
+    pub ack: Option<(ServerName, Duration)>,
+}
+
 pub struct Setup {
     pub servers: usize,
     pub witnesses: usize,
@@ -287,6 +295,8 @@ pub struct Sim {
     pub alarms: Vec<String>,
     /// Signals sent, if a scenario wants to know.
     pub sent: Option<Vec<(usize, ServerName, Signal)>>,
+    /// Beats and acknowledgements that left, likewise.
+    pub left: Option<Vec<Departure>>,
     /// Percent of outputs after which electd stalls, and for how long at most, in milliseconds.
     pub stalls: (u64, u64),
     log: VecDeque<String>,
@@ -368,6 +378,7 @@ impl Sim {
             stopped: Vec::new(),
             alarms: Vec::new(),
             sent: None,
+            left: None,
             stalls: (0, 0),
             log: VecDeque::new(),
             log_max: std::env::var("STANDIN_LOG").map_or(400, |n| n.parse().unwrap()),
@@ -1020,6 +1031,16 @@ impl Sim {
         }
     }
 
+    fn departs(&mut self, server: usize, ack: Option<(ServerName, Duration)>) {
+        if let Some(left) = &mut self.left {
+            left.push(Departure {
+                at: self.now,
+                server,
+                ack,
+            });
+        }
+    }
+
     fn output(&mut self, i: usize, output: Output) {
         let local = self.local(i);
         let epoch = self.servers[i].epoch;
@@ -1029,6 +1050,7 @@ impl Sim {
             Output::Beat(beat) => {
                 self.trace(|| format!("{i} beats {} {:?}", beat.number, claims(&beat)));
                 self.judge.beats(self.now, i, handled, &beat);
+                self.departs(i, None);
                 for to in (0..self.servers.len()).filter(|to| *to != i) {
                     let beat = beat.clone();
                     self.packet(
@@ -1046,6 +1068,7 @@ impl Sim {
             Output::Ack { to, ack } => {
                 self.trace(|| format!("{i} acks {to} {} {:?}", ack.number, ack.answers));
                 self.judge.acks(self.now, i, handled, &to, &ack);
+                self.departs(i, Some((to.clone(), ack.waited)));
                 let to = self.index(&to);
                 self.packet(i, to, Event::Ack { to, from: i, ack });
             }
@@ -1089,7 +1112,8 @@ impl Sim {
                     self.judge.opens(i, &v, term, &roster);
                 }
             }
-            Output::Shut(v) => {
+            Output::Succeeded(_) => {}
+            Output::Shut(v) | Output::HandOver(v, _) => {
                 self.trace(|| format!("{i} shuts gate of {v}"));
                 if let Some(gate) = self.servers[i].gates.get_mut(&v) {
                     gate.shutting = true;
