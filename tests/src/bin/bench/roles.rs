@@ -138,15 +138,15 @@ fn restart(
     for _ in 0..rounds {
         for server in 0..SERVERS {
             for set in sets {
-                let runs = |role: &&str| {
-                    let pid = lab::wait_for("the role runs", patience, || pid(server, role))?;
-                    Ok((*role, pid))
-                };
-                let before: Vec<_> = set.iter().map(runs).collect::<Result<_, Error>>()?;
+                let mut before = Vec::new();
+                for role in set {
+                    let runs = || pid(server, role);
+                    before.push(lab::wait_for("the role runs", patience, runs)?);
+                }
                 for role in set {
                     cluster.kill(server, role, Signal::SIGKILL)?;
                 }
-                for (role, before) in before {
+                for (role, before) in set.iter().zip(before) {
                     lab::wait_for("the role runs again", patience, || {
                         pid(server, role).filter(|now| *now != before)
                     })?;
