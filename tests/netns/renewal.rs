@@ -1,7 +1,7 @@
 //! A role dies or is replaced, and its work goes on.
 
 use crate::{
-    scene::{Outcome, PATIENCE, ensure, gave_up, others, patient, undisturbed, unlapsed, with},
+    scene::{Outcome, PATIENCE, ensure, gave_up, patient, undisturbed, unlapsed, with},
     slow::{ROLES, back, kill, pid},
 };
 use lab::{Cluster, Signal};
@@ -12,6 +12,9 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+/// Real-time precedence of whoever looks whether a process is there: above the daemons.
+const LOOKING: i32 = 70;
 
 /// Whether the process is there, be it only to be reaped.
 fn is_there(pid: i32) -> bool {
@@ -27,12 +30,15 @@ pub fn a_killed_electd_is_gone_and_back_at_once() -> Outcome {
             for _ in 0..8 {
                 let old =
                     lab::wait_for("electd runs", PATIENCE, || pid(cluster, master, "electd"))?;
+                // Or a busy machine lets whoever looks wait.
+                let _ = daemon::sys::scheduler_fifo(LOOKING);
                 let start = Instant::now();
                 cluster.kill(master, "electd", Signal::SIGKILL)?;
                 while is_there(old) {
                     thread::sleep(Duration::from_micros(200));
                 }
                 best = best.min(start.elapsed());
+                let _ = daemon::sys::scheduler_normal();
                 back(cluster, master, "electd")?;
                 thread::sleep(Duration::from_millis(150));
             }
@@ -47,11 +53,10 @@ pub fn a_killed_electd_is_gone_and_back_at_once() -> Outcome {
 
 pub fn roles_killed_as_soon_as_they_run_are_always_replaced_at_once() -> Outcome {
     with(patient(), |cluster| {
-        let master = cluster.settle()?;
-        let both = [master, others(cluster, master)[0]];
+        cluster.settle()?;
         unlapsed(cluster, |cluster| {
             for _ in 0..20 {
-                for server in both {
+                for server in 0..3 {
                     for role in ROLES {
                         kill(cluster, server, role)?;
                     }
@@ -60,7 +65,7 @@ pub fn roles_killed_as_soon_as_they_run_are_always_replaced_at_once() -> Outcome
             cluster.settle()?;
             Ok(())
         })?;
-        for server in both {
+        for server in 0..3 {
             let log = cluster.log(server);
             let paused = log.lines().find(|l| l.contains("died often"));
             ensure(paused.is_none(), format!("{paused:?}"))?;

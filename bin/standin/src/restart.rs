@@ -22,7 +22,7 @@ use std::{
 };
 
 /// How long a role may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER: Duration = Duration::from_secs(10);
 /// How long a role may take to be back.
 const BACK: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(5);

@@ -1,7 +1,8 @@
 //! Descriptors whose closing takes the kernel long, and must not delay the end of the process.
 //!
-//! The kernel closes a packet socket only after it has waited until no processor looks at it any more: 10 to 20 ms
-//! each. A killed process is gone, and may be replaced, only after that; six such sockets cost a fast lease.
+//! The kernel closes a packet socket, and removes the interface of a tap, only after it has waited until no processor
+//! looks at it any more: 10 to 20 ms each. A killed process is gone, and may be replaced, only after that; a handful
+//! of them costs a fast lease.
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
