@@ -10,6 +10,7 @@ mod disk;
 mod failover;
 mod handover;
 mod hostile;
+mod mac;
 mod membership;
 mod others;
 mod quorum;
@@ -103,6 +104,15 @@ tests! {
         new_programs_replace_running_ones_without_a_takeover
         a_program_that_does_not_run_replaces_nothing
         a_main_daemon_killed_again_and_again_stops_all_in_the_end;
+    mac:
+        a_client_with_a_static_entry_is_served_after_power_loss_and_handover
+        a_client_that_ignores_announcements_is_served_after_power_loss_and_handover
+        a_virtual_mac_address_serves_ipv6_clients
+        only_the_virtual_mac_address_answers
+        the_device_of_a_stopped_electd_says_nothing
+        a_virtual_mac_address_outlives_electd_and_goes_with_a_clean_stop
+        a_device_taken_away_by_another_program_is_put_back
+        virtual_mac_addresses_come_and_go_with_the_configuration;
     others:
         status_tells_what_it_promises
         a_client_that_hears_no_broadcast_moves_after_power_loss

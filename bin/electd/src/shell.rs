@@ -456,6 +456,7 @@ impl Shell {
                 .into_iter()
                 .flat_map(|x| x.addresses.iter().map(ToString::to_string))
                 .collect();
+            v.mac = set.and_then(|x| x.mac).map(|mac| mac.to_string());
             v.gate = gate.clone();
             if v.role == "master" {
                 v.clients = self.takeover.receipts(&v.name).map(clients_view);

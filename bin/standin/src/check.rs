@@ -156,6 +156,19 @@ fn interfaces(config: &Config, report: &mut Report) {
                 config.file.display()
             )),
         }
+        if let Some(mac) = v.mac {
+            match takeover::check_mac(interface) {
+                Ok(()) => report.ok(format!(
+                    "virtual server {}: at MAC address {mac} on whichever server",
+                    v.name
+                )),
+                Err(why) => report.wrong(format!(
+                    "virtual server {}: mac: {why} (in {})",
+                    v.name,
+                    config.file.display()
+                )),
+            }
+        }
     }
 }
 

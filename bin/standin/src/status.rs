@@ -277,7 +277,7 @@ impl Picture<'_> {
                 v.term.to_string(),
                 v.lease_left
                     .map_or_else(|| "-".into(), |l| format!("{} ms", l.as_millis())),
-                v.addresses.join(" "),
+                addresses(v),
                 v.reason.clone(),
             ]);
         }
@@ -420,6 +420,13 @@ impl Picture<'_> {
     }
 }
 
+/// The addresses, and at which MAC address they are if that moves along.
+fn addresses(v: &VirtualServerView) -> String {
+    let at = v.mac.as_ref().map(|mac| format!("at {mac}"));
+    let parts = v.addresses.iter().cloned().chain(at);
+    parts.collect::<Vec<_>>().join(" ")
+}
+
 fn virtual_server_json(v: &VirtualServerView) -> Value {
     let left = v
         .lease_left
@@ -430,6 +437,7 @@ fn virtual_server_json(v: &VirtualServerView) -> Value {
         "master": v.master.as_ref().map(ServerName::as_str),
         "term": v.term.0,
         "addresses": v.addresses,
+        "mac": v.mac,
         "gate": v.gate,
         "reason": v.reason,
         "lease_left_ms": left,
@@ -538,6 +546,7 @@ mod tests {
             master: master.parse().ok(),
             term: Term(7),
             addresses: vec!["192.0.2.10/24".into()],
+            mac: Some("02:00:5e:00:53:01".into()),
             gate: "kernel lifetime".into(),
             lease_left: (role == "master").then_some(Duration::from_millis(380)),
             clients: (role == "master").then(|| ClientsView {

@@ -70,3 +70,58 @@ impl Elector {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{Input, Memory, Mode, Reservation, Settings, Start};
+    use protocol::{Instance, RosterVersion};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn the_wait_for_a_beat_is_no_part_of_the_round_trip() {
+        let (h, mut now) = (Duration::from_millis(100), BootTime(1_000_000_000_000));
+        let servers = ["alpha", "beta", "gamma"].map(|n| n.parse::<ServerName>().unwrap());
+        let settings = Settings {
+            me: servers[2].clone(),
+            heartbeat: h,
+            lease: 5 * h,
+            margin: Duration::ZERO,
+            mode: Mode::Majority,
+            witness: false,
+            servers: servers.to_vec(),
+            virtual_servers: BTreeMap::new(),
+            config_hash: 1,
+        };
+        let start = Start {
+            instance: Instance(1),
+            seed: 1,
+            reservation: Some(Reservation::first(servers.to_vec(), None, 5 * h)),
+            memory: Some(Memory::default()),
+            gates: Vec::new(),
+        };
+        let mut elector = Elector::new(settings, start, now);
+        let mut answer = |waited: Duration| {
+            let beat = std::iter::from_fn(|| elector.poll_output()).find_map(|o| match o {
+                Output::Beat(beat) => Some(beat),
+                _ => None,
+            });
+            let ack = Ack {
+                instance: Instance(1),
+                number: beat.unwrap().number,
+                waited,
+                answers: Vec::new(),
+                roster: RosterVersion::default(),
+            };
+            let from = servers[0].clone();
+            now = now + h;
+            elector.handle(now, Input::Ack { from, ack });
+            elector.skew()
+        };
+        for _ in 0..100 {
+            assert_eq!(answer(h * 9 / 10), h / 2, "four round trips of h / 10");
+        }
+        assert!(answer(Duration::ZERO) > h / 2);
+    }
+}

@@ -75,6 +75,8 @@ pub struct Spec {
     pub quorum: &'static str,
     /// Servers speak, and clients ask, over IPv6.
     pub ipv6: bool,
+    /// The virtual servers' MAC addresses: "own", "virtual".
+    pub mac: &'static str,
 }
 
 impl Default for Spec {
@@ -87,6 +89,7 @@ impl Default for Spec {
             profile: DEFAULT,
             quorum: "majority",
             ipv6: false,
+            mac: "own",
         }
     }
 }
@@ -118,6 +121,7 @@ impl Spec {
                 text,
                 "\n[[virtual_server]]\nname = \"{name}\"\ninterface = \"eth0\"\naddress = [\"{v4}/24\", \"{v6}/64\"]\n"
             );
+            let _ = writeln!(text, "mac = \"{}\"", self.mac);
             if index > 0 {
                 let _ = writeln!(
                     text,

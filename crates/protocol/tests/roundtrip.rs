@@ -622,18 +622,19 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         any::<[String; 3]>(),
         option::of(server()),
         term(),
-        any::<Vec<String>>(),
+        any::<(Vec<String>, Option<String>)>(),
         any::<Option<Duration>>(),
         option::of(clients),
     )
         .prop_map(
-            |(name, [role, gate, reason], master, term, addresses, lease_left, clients)| {
+            |(name, [role, gate, reason], master, term, (addresses, mac), lease_left, clients)| {
                 VirtualServerView {
                     name,
                     role,
                     master,
                     term,
                     addresses,
+                    mac,
                     gate,
                     lease_left,
                     clients,

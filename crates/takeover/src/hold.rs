@@ -98,8 +98,8 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Begins: `patience` is how long a successor has to come. False if the virtual server has no door: then
-    /// nothing was done.
+    /// Begins: `patience` is how long a successor has to come. False if the virtual server has no door, or the
+    /// thread is gone: then the caller has to shut.
     pub(crate) fn begin(
         &self,
         v: &VirtualServerName,
@@ -121,8 +121,7 @@ impl Handle {
             forwarded: None,
             successors: HashMap::new(),
             waiting: VecDeque::new(),
-        }));
-        true
+        }))
     }
 
     /// Another server may announce the addresses from now on.
@@ -147,10 +146,12 @@ impl Handle {
         }
     }
 
-    fn tell(&self, command: Command) {
-        // Both fail only when the thread is gone or the counter full: it is readable then.
-        let _ = self.commands.send(command);
+    /// False if the thread is gone.
+    fn tell(&self, command: Command) -> bool {
+        let told = self.commands.send(command).is_ok();
+        // Fails only when the counter is full: then it is readable anyway.
         let _ = self.waker.write(1);
+        told
     }
 }
 
@@ -416,7 +417,8 @@ impl Holder {
                 count(&self.counters.dropped, 1);
                 continue;
             };
-            let way = (note.interface, is_ipv6(frame));
+            // Sent on by the interface below, not with the virtual MAC address as sender.
+            let way = (self.gate.below(note.interface), is_ipv6(frame));
             if handover.successor(way).is_none() {
                 count(&self.counters.held, 1);
             }

@@ -25,6 +25,7 @@ mod error;
 mod gate;
 mod gate_file;
 mod hold;
+mod macvlan;
 mod ndp;
 mod neighbours;
 mod netlink;
@@ -39,6 +40,7 @@ pub use arp::Mac;
 pub use error::Error;
 pub use gate::{GateHome, check_gate, unmount_gate};
 pub use hold::LatePackets;
+pub use macvlan::check_mac;
 pub use refresh::Receipts;
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 
@@ -46,6 +48,7 @@ use config::VirtualAddress;
 use crossbeam_channel::Sender;
 use gate::{Door, Gate};
 use gate_file::{BootId, GateFile};
+use macvlan::Devices;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use protocol::{BootTime, VirtualServerName, wire::signal::Client};
 use std::{
@@ -73,6 +76,8 @@ const STACK: usize = 512 * 1024;
 /// The thread that keeps late packets runs so much below the worker, and so below electd's own loop.
 const HOLDER_BELOW: i32 = 2;
 
+const LATE_LOST: &str = "late packets of a planned handover will be lost";
+
 /// The tap for late packets, which the gate leaves alone; none where there can be no tap.
 fn late_packets_tap(gate: &Arc<Gate>) -> Option<(Arc<Gate>, Tap)> {
     match Tap::open() {
@@ -81,7 +86,7 @@ fn late_packets_tap(gate: &Arc<Gate>) -> Option<(Arc<Gate>, Tap)> {
             Some((gate.clone(), tap))
         }
         Err(why) => {
-            log::warn!("late packets of a planned handover will be lost: {why}");
+            log::warn!("{LATE_LOST}: {why}");
             None
         }
     }
@@ -96,6 +101,8 @@ pub struct AddressSet {
     pub interface: String,
     /// The addresses, in the order they are added and announced.
     pub addresses: Vec<VirtualAddress>,
+    /// The MAC address that they are at on whichever server; none: the interface's own.
+    pub mac: Option<Mac>,
 }
 
 /// Addresses found open at start: they stay, and the worker guards their deadline.
@@ -134,7 +141,7 @@ pub enum Event {
         /// What, and why not.
         what: String,
     },
-    /// Addresses or the gate, removed by another program, were put back.
+    /// Addresses, the gate, or the device of a virtual MAC address, removed by another program, were put back.
     Restored {
         /// Whose addresses.
         v: VirtualServerName,
@@ -417,6 +424,7 @@ impl Takeover {
                 refresher_emit(e);
             })?;
         let worker_refresher = refresher.clone();
+        let devices = Devices::open(run_dir)?;
         let run = move || {
             if let Some(priority) = realtime
                 && let Err(e) = sys::scheduler_fifo(priority)
@@ -432,6 +440,7 @@ impl Takeover {
                 worker_waker,
                 worker_emit,
                 worker_refresher,
+                devices,
             );
             match started {
                 Ok((worker, adopted)) => {
@@ -465,10 +474,12 @@ impl Takeover {
             commands,
             waker,
         });
-        let holder = tap.map(|(gate, tap)| {
+        let holder = tap.and_then(|(gate, tap)| {
             let shutter = shutter.clone();
             let shut = Box::new(move |v: &VirtualServerName, own: &Shared| shutter.shut(v, own));
             hold::start(gate, tap, realtime.map(|p| p - HOLDER_BELOW), shut)
+                .map_err(|e| log::warn!("{LATE_LOST}: {e}"))
+                .ok()
         });
         let takeover = Self {
             run_dir: run_dir.to_owned(),
@@ -476,7 +487,7 @@ impl Takeover {
             gate,
             shared: Mutex::new(shared),
             shutter,
-            holder: holder.transpose()?,
+            holder,
             thread: Some(thread),
             refresher,
             receipts,

@@ -138,6 +138,7 @@ fn set(addresses: &[&str]) -> AddressSet {
         virtual_server: web(),
         interface: "s0".into(),
         addresses: addresses.iter().map(|a| address(a)).collect(),
+        mac: None,
     }
 }
 
@@ -849,6 +850,86 @@ in_namespace!(a_probe_finds_who_has_the_address, || {
         stage.no_event();
     }
 });
+
+in_namespace!(
+    a_virtual_mac_address_needs_an_interface_that_can_carry_it,
+    || {
+        let _peer = cable();
+        sh(
+            "ip link add br0 type bridge; ip link add d0 type veth peer name d1; ip link set d0 master br0",
+        );
+        let mac = Some([2, 0, 0x5e, 0, 0x53, 1]);
+        for (interface, why) in [
+            (
+                "lo",
+                "interface lo is not Ethernet and cannot carry a virtual MAC address; write mac = \"own\"",
+            ),
+            (
+                "d0",
+                "interface d0 is a port of a bridge (name the bridge instead) and cannot carry",
+            ),
+            ("gone", "interface gone does not exist; waiting for it"),
+        ] {
+            let bad = AddressSet {
+                interface: interface.into(),
+                mac,
+                ..set(&[VIP])
+            };
+            let stage = Stage::new(vec![bad]);
+            let Event::Failed { v, what } = stage.event().0 else {
+                panic!("no failure on {interface}");
+            };
+            assert_eq!(v, web());
+            assert!(what.starts_with(why), "{what}");
+            stage.takeover.unwrap().close();
+            assert!(takeover::check_mac(interface).is_err());
+        }
+        assert_eq!(takeover::check_mac("s0"), Ok(()));
+    }
+);
+
+in_namespace!(
+    a_virtual_mac_address_has_a_device_that_is_up_only_while_open,
+    || {
+        let _peer = cable();
+        let virtual_set = || AddressSet {
+            mac: Some([2, 0, 0x5e, 0, 0x53, 1]),
+            ..set(&[VIP, VIP6])
+        };
+        let device = || sh("ip -o link show; ip -o address show");
+        let is = |up: bool| {
+            let shown = device();
+            let line = shown.lines().find(|l| l.contains("si-02005e005301@s0"));
+            line.is_some_and(|l| l.contains(",UP") == up && l.contains("02:00:5e:00:53:01"))
+        };
+        let mut stage = Stage::new(vec![virtual_set()]);
+        assert!(is(false), "{}", device());
+        stage.open(ms(20_000));
+        assert!(is(true), "{}", device());
+        for address in [VIP, VIP6] {
+            let shown = sh(&format!(
+                "ip -o address show dev si-02005e005301 to {address}"
+            ));
+            assert!(shown.contains(address), "{}", device());
+        }
+        // No other address, and no route: replies take the way they always took.
+        let shown = sh(
+            "ip -o address show dev si-02005e005301; ip route show dev si-02005e005301; ip -6 route show dev si-02005e005301",
+        );
+        assert!(
+            !shown.contains("fe80::") && !shown.contains("192.0.2.0/24"),
+            "{shown}"
+        );
+        assert_eq!(stage.restart(vec![virtual_set()]).len(), 1);
+        assert!(is(true), "{}", device());
+        stage.takeover().shut(&web());
+        assert_eq!(stage.event().0, Event::Shut { v: web() });
+        wait_for("the device to go down", || is(false));
+        stage.takeover.take().unwrap().close();
+        assert!(!device().contains("si-"), "{}", device());
+        assert_eq!(sh("cat /proc/sys/net/ipv4/conf/s0/arp_ignore").trim(), "0");
+    }
+);
 
 in_namespace!(a_changed_configuration_moves_addresses, || {
     let _peer = cable();

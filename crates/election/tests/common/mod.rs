@@ -234,6 +234,8 @@ pub struct Server {
     pub interface_up: bool,
     /// What its takeover was told to keep in mind.
     pub clients: Vec<(VirtualServerName, Vec<Client>)>,
+    /// How often its gate was shut for a successor, and how often one was told of.
+    pub handed_over: (u32, u32),
 }
 
 /// What a scenario looks at afterwards.
@@ -362,6 +364,7 @@ impl Sim {
                 doctor: Doctor::default(),
                 interface_up: true,
                 clients: Vec::new(),
+                handed_over: (0, 0),
             }
         });
         Self {
@@ -1112,8 +1115,18 @@ impl Sim {
                     self.judge.opens(i, &v, term, &roster);
                 }
             }
-            Output::Succeeded(_) => {}
-            Output::Shut(v) | Output::HandOver(v, _) => {
+            Output::HandOver(v, patience) => {
+                assert_eq!(patience, self.servers[i].settings.lease);
+                self.servers[i].handed_over.0 += 1;
+                self.output(i, Output::Shut(v));
+            }
+            Output::Succeeded(v) => {
+                if self.servers[i].gates.contains_key(&v) {
+                    self.fail("a successor before the gate reads back shut");
+                }
+                self.servers[i].handed_over.1 += 1;
+            }
+            Output::Shut(v) => {
                 self.trace(|| format!("{i} shuts gate of {v}"));
                 if let Some(gate) = self.servers[i].gates.get_mut(&v) {
                     gate.shutting = true;

@@ -145,6 +145,8 @@ pub struct VirtualServerView {
     pub term: Term,
     /// As in the configuration.
     pub addresses: Vec<String>,
+    /// The MAC address that moves along with them; none: that of whichever server has them.
+    pub mac: Option<String>,
     /// What guards the addresses, and why not something better.
     pub gate: String,
     /// The lease still runs for so long (master only).

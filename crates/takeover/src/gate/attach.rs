@@ -25,8 +25,7 @@ pub(super) struct Places {
 
 #[derive(Debug)]
 struct Place {
-    name: String,
-    ethernet: bool,
+    interface: Interface,
     links: [Link; 2],
 }
 
@@ -85,11 +84,8 @@ impl Gate {
     /// Looks after all places; returns where the gate was missing and has been put back.
     pub(crate) fn verify(&self) -> Result<Vec<String>, String> {
         let mut places = lock(&self.places);
-        let known: Vec<Interface> = places
-            .with_gate
-            .iter()
-            .map(|(index, p)| Interface::known(*index, &p.name, p.ethernet))
-            .collect();
+        let known = places.with_gate.values().map(|p| p.interface.clone());
+        let known: Vec<Interface> = known.collect();
         let mut back = Vec::new();
         for interface in &known {
             back.extend(self.attach_one(&mut places, interface)?);
@@ -109,7 +105,7 @@ impl Gate {
             && !places.with_gate.is_empty()
             && places.with_gate.iter().all(|(index, place)| {
                 SIDES.iter().zip(&place.links).all(|(side, link)| {
-                    let program = self.programs(place.ethernet).on(*side);
+                    let program = self.programs(&place.interface).on(*side);
                     match Attached::query(*index, *side) {
                         Ok(attached) => attached.carries(link, program),
                         Err(e) => is_gone(&e),
@@ -121,7 +117,15 @@ impl Gate {
     /// The names of the interfaces that have the gate.
     pub(crate) fn interfaces(&self) -> Vec<String> {
         let places = lock(&self.places);
-        places.with_gate.values().map(|p| p.name.clone()).collect()
+        let names = places.with_gate.values().map(|p| p.interface.name.clone());
+        names.collect()
+    }
+
+    /// The interface below that one if it is a macvlan device, else itself.
+    pub(crate) fn below(&self, index: u32) -> u32 {
+        let places = lock(&self.places);
+        let place = places.with_gate.get(&index);
+        place.and_then(|p| p.interface.macvlan_on).unwrap_or(index)
     }
 
     /// Takes the gate away: a clean stop.
@@ -130,8 +134,17 @@ impl Gate {
         unpin_all(&self.home);
     }
 
-    fn programs(&self, ethernet: bool) -> &Programs {
-        if ethernet { &self.ethernet } else { &self.bare }
+    fn programs(&self, interface: &Interface) -> &Programs {
+        match interface {
+            Interface {
+                ethernet: false, ..
+            } => &self.bare,
+            Interface {
+                macvlan_on: Some(_),
+                ..
+            } => &self.macvlan,
+            _ => &self.ethernet,
+        }
     }
 
     /// The interface's name if the gate had been there and was missing.
@@ -164,8 +177,7 @@ impl Gate {
         }
         if let Ok(links) = links.try_into() {
             let place = Place {
-                name: name.clone(),
-                ethernet: interface.ethernet,
+                interface: interface.clone(),
                 links,
             };
             places.with_gate.insert(*index, place);
@@ -181,7 +193,7 @@ impl Gate {
         side: Side,
         old: Option<Link>,
     ) -> io::Result<(Link, bool)> {
-        let program = self.programs(interface.ethernet).on(side);
+        let program = self.programs(interface).on(side);
         let attached = Attached::query(interface.index, side)?;
         let path = self.pin_path(side, interface.index);
         let pinned = old.is_some() && path.exists();

@@ -17,7 +17,10 @@ mod attach;
 mod holding;
 mod program;
 
-use crate::sys::bpf::{Attached, Map, Memory, Program, Side};
+use crate::{
+    arp::Mac,
+    sys::bpf::{Attached, Map, Memory, Program, Side},
+};
 use attach::Places;
 pub(crate) use attach::{pins, unpin_all};
 use config::VirtualAddress;
@@ -27,6 +30,7 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
+use program::Frames;
 use protocol::{BootTime, VirtualServerName};
 use std::{
     collections::HashMap,
@@ -119,9 +123,9 @@ struct Programs {
 }
 
 impl Programs {
-    fn load(header: i32, tables: program::Tables) -> Result<Self, String> {
+    fn load(frames: Frames, tables: program::Tables) -> Result<Self, String> {
         let load = |side| {
-            let code = program::program(side, header, tables)
+            let code = program::program(side, frames, tables)
                 .ok_or("the gate's program has a wrong jump")?;
             Program::load(&code).map_err(|e| format!("loading a program: {e}"))
         };
@@ -150,6 +154,7 @@ pub(crate) struct Gate {
     ethernet: Programs,
     /// For tunnels whose packets have no link-layer header.
     bare: Programs,
+    macvlan: Programs,
     free: Mutex<Vec<usize>>,
     places: Mutex<Places>,
     /// The tap for late packets.
@@ -180,8 +185,9 @@ impl Gate {
         })?;
         Ok(Self {
             home,
-            ethernet: Programs::load(14, tables)?,
-            bare: Programs::load(0, tables)?,
+            ethernet: Programs::load(Frames::Ethernet, tables)?,
+            bare: Programs::load(Frames::Bare, tables)?,
+            macvlan: Programs::load(Frames::Macvlan, tables)?,
             addresses,
             doors,
             memory,
@@ -219,6 +225,13 @@ impl Gate {
             .and_then(|()| fs::rename(&coming, &pinned))
             .map_err(|e| format!("pinning {}: {e}", pinned.display()))
     }
+}
+
+/// The place of a MAC address among the addresses: where no packet's address can be.
+fn mac_key(mac: Mac) -> [u8; 16] {
+    let mut key = [0xff; 16];
+    key[10..].copy_from_slice(&mac);
+    key
 }
 
 fn key(ip: IpAddr) -> [u8; 16] {
@@ -297,14 +310,29 @@ impl Door {
         Ok(())
     }
 
+    /// Leads all that leaves a macvlan device from this MAC address through this door.
+    pub(crate) fn lead_mac(&self, mac: Mac) -> Result<(), String> {
+        let here = (self.place as u32).to_ne_bytes();
+        let led = self.gate.addresses.set(&mac_key(mac), &here);
+        led.map_err(|e| format!("cannot lead a MAC address through the gate: {e}"))
+    }
+
     /// Forgets an address, which is on no interface any more.
     pub(crate) fn forget(&self, address: &VirtualAddress) {
+        self.forget_key(&key(address.ip), &address.ip);
+    }
+
+    /// Forgets a MAC address, whose device is gone.
+    pub(crate) fn forget_mac(&self, mac: Mac) {
+        self.forget_key(&mac_key(mac), &"a MAC address");
+    }
+
+    fn forget_key(&self, key: &[u8; 16], what: &dyn std::fmt::Display) {
         let mine = (self.place as u32).to_ne_bytes();
-        let key = key(address.ip);
-        if self.gate.addresses.get(&key).is_ok_and(|door| door == mine)
-            && let Err(e) = self.gate.addresses.remove(&key)
+        if self.gate.addresses.get(key).is_ok_and(|door| door == mine)
+            && let Err(e) = self.gate.addresses.remove(key)
         {
-            log::warn!("cannot take {} out of the gate: {e}", address.ip);
+            log::warn!("cannot take {what} out of the gate: {e}");
         }
     }
 

@@ -4,6 +4,7 @@ mod crowd;
 mod faults;
 mod handovers;
 mod load;
+mod macs;
 mod roles;
 mod subject;
 mod table;
@@ -82,6 +83,12 @@ const SCENARIOS: &[Scenario] = &[
     by_name(Runs::AtMost(1), fault("pairs", roles::pairs)),
     by_name(Runs::AtMost(2), fault("hogs", load::hogs)),
     by_name(Runs::AtMost(1), fault("handovers", handovers::many)),
+    Scenario {
+        key: "virtual-mac",
+        usual: false,
+        runs: Runs::Asked,
+        play: Play::Alone(macs::power),
+    },
     Scenario {
         key: "crowd",
         usual: false,
