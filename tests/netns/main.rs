@@ -1,7 +1,7 @@
 //! Whole servers on real networks: what breaks, and what must still be true.
 //!
 //! Each scenario waits for an outcome, with a deadline; none asserts how long something took (`bench` measures
-//! that). Each runs as a process of its own inside a lab of its own, so that nothing is left behind by any.
+//! that), but for the best of several attempts. Each runs as a process of its own inside a lab of its own, so that nothing is left behind by any.
 //!
 //! Usage: `netns [--list] [PART OF A NAME]...`
 
@@ -15,6 +15,7 @@ mod mac;
 mod membership;
 mod others;
 mod quorum;
+mod renewal;
 mod scene;
 mod slow;
 
@@ -105,6 +106,12 @@ tests! {
         a_killed_main_daemon_finds_its_roles_again
         rounds_of_restarts_cost_no_takeover
         two_roles_killed_at_once_cost_no_takeover;
+    renewal:
+        a_killed_electd_is_gone_and_back_at_once
+        roles_killed_as_soon_as_they_run_are_always_replaced_at_once
+        new_programs_replace_running_ones_without_a_takeover
+        a_program_that_does_not_run_replaces_nothing
+        a_main_daemon_killed_again_and_again_stops_all_in_the_end;
     mac:
         a_client_with_a_static_entry_is_served_after_power_loss_and_handover
         a_client_that_ignores_announcements_is_served_after_power_loss_and_handover

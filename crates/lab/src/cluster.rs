@@ -301,6 +301,19 @@ impl Cluster {
         fs::write(&file, text).map_err(Error::system(file.display().to_string()))
     }
 
+    /// Copies the programs into a folder of the cluster's own, to be replaced there; its servers run them from their next
+    /// start on.
+    pub fn copy_programs(&mut self) -> Result<PathBuf, Error> {
+        let folder = Path::new(FOLDER).join("bin");
+        make_folder(&folder)?;
+        for name in ["standin", "hbd", "listend", "doctord", "electd"] {
+            let to = folder.join(name);
+            fs::copy(binary(name)?, &to).map_err(Error::system(to.display().to_string()))?;
+        }
+        self.command = folder.join("standin");
+        Ok(folder)
+    }
+
     /// Adds to the environment of a server's daemons, from its next start on.
     pub fn set_environment(&mut self, server: usize, name: &'static str, value: &str) {
         self.servers[server].environment.retain(|(n, _)| *n != name);
@@ -547,6 +560,7 @@ impl Drop for Cluster {
         }
         let _ = fs::remove_file(Path::new(FOLDER).join("cluster.key"));
         let _ = fs::remove_file(Path::new(FOLDER).join("scripts"));
+        let _ = fs::remove_dir_all(Path::new(FOLDER).join("bin"));
     }
 }
 

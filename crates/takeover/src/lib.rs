@@ -30,6 +30,7 @@ mod ndp;
 mod neighbours;
 mod netlink;
 mod nfnetlink;
+mod outlive;
 mod refresh;
 mod refresher;
 mod scripts;

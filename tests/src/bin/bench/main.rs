@@ -78,7 +78,9 @@ const SCENARIOS: &[Scenario] = &[
     },
     by_name(Runs::Asked, fault("killed", roles::killed)),
     by_name(Runs::AtMost(2), fault("stopped", roles::stopped)),
+    by_name(Runs::Asked, fault("electd", roles::electd)),
     by_name(Runs::AtMost(1), fault("restarts", roles::restarts)),
+    by_name(Runs::AtMost(1), fault("pairs", roles::pairs)),
     by_name(Runs::AtMost(2), fault("hogs", load::hogs)),
     by_name(Runs::AtMost(1), fault("handovers", handovers::many)),
     Scenario {
