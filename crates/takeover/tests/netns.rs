@@ -1277,74 +1277,7 @@ behind_the_gate!(
     }
 );
 
-behind_the_gate!(a_stopped_process_serves_nobody, || {
-    let peer = cable();
-    let stage = Stage::new(vec![set(&[VIP])]);
-    let run_dir = stage.run_dir.path().to_owned();
-    // The echo server is another process than the one stopped.
-    drop(stage);
-    let echo = "import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(0, 15, 1)
-s.bind(('192.0.2.10', 7777))
-while True: s.sendto(*s.recvfrom(64))";
-    let Ok(mut echo) = Command::new("python3").args(["-c", echo]).spawn() else {
-        return eprintln!("SKIPPED a_stopped_process_serves_nobody: no python3");
-    };
-    // A child of this test's own program holds the lease.
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "holder", "--nocapture", "--ignored"])
-        .env("STANDIN_TEST_RUN_DIR", &run_dir)
-        .stdout(Stdio::null())
-        .spawn();
-    let mut child = child.unwrap();
-    let client = Client::start(&peer, VIP, "p0");
-    wait_for("the first answer", || !client.answered().is_empty());
-    thread::sleep(ms(100));
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
-    let stopped = now();
-    thread::sleep(ms(600));
-    assert!(here(VIP), "the address is still there");
-    let last = *client.answered().last().unwrap();
-    assert!(
-        last <= stopped + ms(200) + margin(),
-        "{:?} after the stop",
-        last.since(stopped)
-    );
-    // Awake it renews, and serves again: nobody else was to decide that here.
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
-    wait_for("answers again", || client.count(ms(20)) > 0);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let killed = now();
-    thread::sleep(ms(500));
-    let last = *client.answered().last().unwrap();
-    assert!(
-        last <= killed + ms(200) + margin(),
-        "{:?} after the kill",
-        last.since(killed)
-    );
-    echo.kill().unwrap();
-    echo.wait().unwrap();
-});
-
-/// Not a test: the child of the one above. Renews 200 ms ahead for as long as it lives.
-#[test]
-#[ignore = "started by another test"]
-fn holder() {
-    let run_dir = std::env::var("STANDIN_TEST_RUN_DIR").unwrap();
-    let (takeover, _, _events) = start(run_dir.as_ref(), vec![set(&[VIP])]);
-    loop {
-        takeover.open(&web(), now() + ms(200));
-        thread::sleep(ms(20));
-    }
-}
-
-// nftables takes a moment to open, in which this host itself may ask for its client.
-in_namespace!(
-    arp_opens_before_traffic,
-    || {
+behind_the_gate!(what_is_announced_is_served, || {
     let peer = cable();
     let _echo = echo(&[VIP]);
     let _client = Client::start(&peer, VIP, "p0");
@@ -1352,20 +1285,32 @@ in_namespace!(
     for _ in 0..60 {
         let mut stage = Stage::new(vec![set(&[VIP])]);
         let frames = peer.frames();
-        stage.open(ms(5000));
-        let mut ours = frames
-            .iter()
-            .filter(|f| f[6..12] == [2, 0, 0, 0, 0, 1] && speaks_for_vip(f));
-        assert_eq!(ours.next().unwrap()[..], GRATUITOUS);
-        ours.find(|f| f[12..14] == [8, 0]).expect("answers follow");
+        stage.open(ms(60_000));
+        thread::sleep(ms(2));
+        let until = now();
+        let (mut announced, mut unanswered) = (false, Vec::new());
+        wait_for("an answer to whatever follows the announcement", || {
+            for frame in frames.try_iter() {
+                announced |= frame[..] == GRATUITOUS;
+                let udp = frame[12..14] == [8, 0] && frame.len() == 14 + 20 + 8 + 8;
+                if !announced || !udp {
+                    continue;
+                }
+                let sent = BootTime(u64::from_ne_bytes(frame[42..50].try_into().unwrap()));
+                if frame[..6] == [2, 0, 0, 0, 0, 1] {
+                    unanswered.push(sent);
+                } else {
+                    unanswered.retain(|s| *s != sent);
+                }
+            }
+            announced && !unanswered.iter().any(|sent| *sent < until)
+        });
         stage.takeover().shut(&web());
         assert_eq!(stage.event().0, Event::Shut { v: web() });
         assert!(gone(VIP));
         stage.takeover.take().unwrap().close(); // another run-dir: nobody would take its place
     }
-},
-    tcx clsact
-);
+});
 
 behind_the_gate!(a_late_write_of_an_earlier_life_reaches_nobody, || {
     let peer = cable();
