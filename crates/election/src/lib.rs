@@ -35,6 +35,7 @@ mod roster;
 mod signals;
 mod state;
 mod view;
+mod virtuals;
 mod voter;
 
 pub use elector::Elector;
