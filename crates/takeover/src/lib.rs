@@ -362,6 +362,7 @@ impl Takeover {
                 worker_waker,
                 worker_emit,
                 worker_refresher,
+                realtime,
             );
             match started {
                 Ok((worker, adopted)) => {

@@ -8,7 +8,7 @@ use crate::{
     ndp,
     netlink::{self, BATCH, Change, Link, Netlink, Setting},
     refresher::{self, Opening},
-    sys::{self, PacketSocket},
+    sys::{self, Hold, PacketSocket},
 };
 use config::VirtualAddress;
 use crossbeam_channel::Receiver;
@@ -22,7 +22,7 @@ use nix::{
 use protocol::{BootTime, VirtualServerName};
 use rtnetlink::packet_route::address::AddressMessage;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fs, io,
     net::IpAddr,
     ops::Range,
@@ -51,12 +51,23 @@ const RENEWAL: Duration = Duration::from_secs(1);
 const REMOVAL_PER_ADDRESS: Duration = Duration::from_micros(10);
 const REMOVAL_MAX: Duration = Duration::from_millis(10);
 /// Adding or renewing an IPv6 address costs the kernel time in proportion to the groups that the interface
-/// has joined, one for each address there: about a microsecond each (`ipv6_mc_up`). With more addresses
-/// than this, batches get smaller and renewals rarer, so that neither deadlines nor the processor suffer.
+/// has joined, one for each address there: about a microsecond each (`ipv6_mc_up`, twice when adding). With
+/// more addresses than this they are added under a [`Hold`], so that the joining comes after the adding.
 const IPV6_CHEAP: usize = 64;
+/// An IPv4 address is looked for in the interface's list, some nanoseconds for each one there. With more than
+/// this, beats and promises must not wait for it even if there is but one processor.
+const IPV4_CHEAP: usize = 512;
+/// Between two looks at the deadlines the kernel is kept for about a millisecond: so many steps through those lists.
+const STEPS_IPV4: usize = 200_000;
+const STEPS_IPV6: usize = 2_000;
+/// Renewing may take this part of a processor.
+const RENEWAL_SHARE: u32 = 200;
+/// What was found out for one virtual server holds for all that open in the same moment.
+const MOMENT: Duration = Duration::from_millis(10);
 
-/// How long a clean stop tries.
+/// How long a clean stop tries, and how much longer for each IPv6 address (10,000 take the kernel up to 20 s).
 const CLOSE_MAX: Duration = Duration::from_secs(5);
+const CLOSE_PER_IPV6: Duration = Duration::from_millis(3);
 
 const RETRY_OPEN: Duration = Duration::from_millis(200);
 const RETRY_CLOSE: Duration = Duration::from_millis(10);
@@ -102,6 +113,8 @@ struct Set {
     v: VirtualServerName,
     interface: String,
     addresses: Vec<VirtualAddress>,
+    /// The place in `addresses` of each.
+    place: HashMap<IpAddr, usize>,
     shared: Arc<Shared>,
     /// The kernel's gate knows all addresses.
     led: bool,
@@ -121,6 +134,10 @@ struct Set {
     next_burst: usize,
     renew_at: BootTime,
     renewed: usize,
+    /// The first so many are still to be removed, piece by piece behind the shut gate.
+    going: usize,
+    /// From here on our own neighbour entries are still to be removed.
+    unforgotten: usize,
     claims: HashMap<IpAddr, BootTime>,
     probe: Option<Probe>,
 }
@@ -130,6 +147,7 @@ impl Set {
         Self {
             v: set.virtual_server,
             interface: set.interface,
+            place: places(&set.addresses),
             addresses: set.addresses,
             shared,
             led: false,
@@ -146,6 +164,8 @@ impl Set {
             next_burst: BURSTS.len(),
             renew_at: BootTime(0),
             renewed: 0,
+            going: 0,
+            unforgotten: usize::MAX,
             claims: HashMap::new(),
             probe: None,
         }
@@ -163,18 +183,31 @@ impl Set {
         self.deadline() - (REMOVAL_PER_ADDRESS * self.addresses.len() as u32).min(REMOVAL_MAX)
     }
 
-    /// How many addresses to add or renew between two looks at the deadlines.
+    /// How many addresses to add, renew or remove between two looks at the deadlines.
     fn batch(&self) -> usize {
-        match self.ipv6_count() {
-            n if n <= IPV6_CHEAP => BATCH,
-            n => (2048 / n).max(1),
+        let (v6, v4) = (self.ipv6_count(), self.addresses.len() - self.ipv6_count());
+        let steps = (STEPS_IPV6 / v6.max(1)).min(STEPS_IPV4 / v4.max(1));
+        if v6 > IPV6_CHEAP || v4 > IPV4_CHEAP {
+            steps.clamp(1, BATCH)
+        } else {
+            BATCH
         }
     }
 
-    /// How often to renew lifetimes: every second unless that would cost more than some percent of a processor.
+    /// Adding so many must not be disturbed, nor disturb.
+    fn is_large(&self) -> bool {
+        let v6 = self.ipv6_count();
+        v6 > IPV6_CHEAP || self.addresses.len() - v6 > IPV4_CHEAP
+    }
+
+    /// How often to renew lifetimes: every second unless that would cost more than a [`RENEWAL_SHARE`] of a
+    /// processor. Measured: 4 us for an address, and for each other one there 3 ns (IPv4) or 0.5 us (IPv6).
     fn renewal(&self) -> Duration {
-        let times = self.ipv6_count() / IPV6_CHEAP;
-        RENEWAL * u32::try_from((times * times).max(1)).unwrap_or(u32::MAX)
+        let v6 = self.ipv6_count() as u64;
+        let v4 = self.addresses.len() as u64 - v6;
+        let nanos = 4000 * (v4 + v6) + 3 * v4 * v4 + 500 * v6 * v6;
+        let cost = Duration::from_nanos(nanos);
+        (cost * RENEWAL_SHARE).max(RENEWAL)
     }
 
     fn ipv6_count(&self) -> usize {
@@ -228,7 +261,7 @@ impl Set {
             .as_ref()
             .is_some_and(|l| l.index == listed.header.index);
         (here || netlink::is_ours(listed))
-            && netlink::ip_of(listed).is_some_and(|ip| self.addresses.iter().any(|a| a.ip == ip))
+            && netlink::ip_of(listed).is_some_and(|ip| self.place.contains_key(&ip))
     }
 }
 
@@ -237,6 +270,23 @@ struct Frame {
     interface: u32,
     ethertype: u16,
     bytes: Vec<u8>,
+}
+
+fn places(addresses: &[VirtualAddress]) -> HashMap<IpAddr, usize> {
+    addresses
+        .iter()
+        .enumerate()
+        .map(|(n, a)| (a.ip, n))
+        .collect()
+}
+
+/// What the kernel said a moment ago.
+#[derive(Default)]
+struct Moment {
+    at: BootTime,
+    links: HashMap<String, Link>,
+    gate_held: bool,
+    listed: Option<Arc<Vec<AddressMessage>>>,
 }
 
 /// The round stops the process if it panics: nobody would guard the addresses, and a restarted electd can.
@@ -263,6 +313,9 @@ pub(crate) struct Worker {
     /// When a clean stop gives up.
     closing: Option<BootTime>,
     refresher: refresher::Handle,
+    /// The priority of this thread, if it has real time.
+    realtime: Option<i32>,
+    moment: Moment,
     netlink: Netlink,
     timer: Timer,
     epoll: Epoll,
@@ -284,6 +337,7 @@ impl Worker {
         waker: Arc<EventFd>,
         emit: Emit,
         refresher: refresher::Handle,
+        realtime: Option<i32>,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let needs = "a packet socket (CAP_NET_RAW is needed)";
         let mut worker = Self {
@@ -299,6 +353,8 @@ impl Worker {
             gate_partial: false,
             closing: None,
             refresher,
+            realtime,
+            moment: Moment::default(),
             netlink: Netlink::open()?,
             timer: Timer::new()?,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
@@ -319,9 +375,11 @@ impl Worker {
         worker.listen_nd().map_err(Error::kernel(needs))?;
         let earlier = worker.gate.as_ref().and_then(|gate| gate.earlier());
         let mut adopted = Vec::new();
+        let listed = worker.netlink.addresses();
+        let listed = listed.map_err(|e| Error::LeftOver(e.to_string()))?;
         for i in 0..worker.sets.len() {
             worker.lead(i).map_err(Error::Gate)?;
-            let found = worker.adopt(i, earlier.as_ref());
+            let found = worker.adopt(i, earlier.as_ref(), &listed);
             adopted.extend(found.map_err(Error::LeftOver)?);
         }
         // The earlier life's gate gives way to ours, which has its deadlines by now.
@@ -334,7 +392,8 @@ impl Worker {
             gate.attach_all(&links).map_err(Error::Gate)?;
         }
         for i in 0..worker.sets.len() {
-            if worker.sets[i].phase == Phase::Shut {
+            let set = &worker.sets[i];
+            if set.phase == Phase::Shut && listed.iter().any(|l| set.left_over(l)) {
                 worker.sweep(i).map_err(Error::LeftOver)?;
             }
         }
@@ -350,7 +409,8 @@ impl Worker {
             self.hear();
             let renewing = self.renew();
             let speaking = self.speak();
-            self.wait(renewing || speaking);
+            let clearing = self.remove_some() || (!speaking && self.forget_some());
+            self.wait(renewing || speaking || clearing);
         }
     }
 
@@ -385,9 +445,18 @@ impl Worker {
             set.shut_asked = false;
             (self.emit)(Event::Shut { v: set.v.clone() });
         }
+        if set.going > 0 {
+            return; // under way
+        }
         let was_open = matches!(set.phase, Phase::Wanted | Phase::Open);
         set.phase = Phase::Closing;
         set.next_burst = BURSTS.len();
+        set.unforgotten = usize::MAX;
+        if was_open && set.shared.door.is_some() && set.is_large() && set.link.is_some() {
+            // The gate is shut, so nobody waits for it; and what others wait for must not wait for this.
+            set.going = set.addresses.len();
+            return self.forget_frames(i);
+        }
         let mut result = Ok(());
         if was_open && let Some(link) = &set.link {
             // In reverse: with the first address of a network the kernel would drop or move the others.
@@ -399,7 +468,31 @@ impl Worker {
                 .map_err(|e| e.to_string());
         }
         self.forget_frames(i);
-        // Reading back tells more than the answers to the removal.
+        self.read_back(i, result);
+    }
+
+    /// Removes a piece of what is to go behind the shut gate. Whether there is more.
+    fn remove_some(&mut self) -> bool {
+        let Some(i) = self.sets.iter().position(|s| s.going > 0) else {
+            return false;
+        };
+        let set = &mut self.sets[i];
+        let piece = set.going.saturating_sub(set.batch())..set.going;
+        set.going = piece.start;
+        let reversed: Vec<_> = set.addresses[piece].iter().rev().copied().collect();
+        let removed = match &set.link {
+            Some(link) => self.netlink.remove(link.index, &reversed).map(drop),
+            None => Ok(()),
+        };
+        if self.sets[i].going == 0 || removed.is_err() {
+            self.sets[i].going = 0;
+            self.read_back(i, removed.map_err(|e| e.to_string()));
+        }
+        true
+    }
+
+    /// Reading back tells more than the answers to the removal.
+    fn read_back(&mut self, i: usize, result: Result<(), String>) {
         match self.sweep(i).or_else(|e| result.and(Err(e))) {
             Ok(()) => self.closed(i),
             Err(what) => {
@@ -456,7 +549,12 @@ impl Worker {
     }
 
     /// Takes over what an earlier life left open, if its deadline is ahead and its addresses are there.
-    fn adopt(&mut self, i: usize, earlier: Option<&Earlier>) -> Result<Option<Adopted>, String> {
+    fn adopt(
+        &mut self,
+        i: usize,
+        earlier: Option<&Earlier>,
+        listed: &[AddressMessage],
+    ) -> Result<Option<Adopted>, String> {
         let set = &mut self.sets[i];
         set.link = self
             .netlink
@@ -475,16 +573,14 @@ impl Worker {
         let (Some((first, deadline)), Some(link)) = (noted, &set.link) else {
             return Ok(None);
         };
-        let listed = self.netlink.addresses().map_err(|e| e.to_string())?;
-        let here = |a: &VirtualAddress| {
-            listed
-                .iter()
-                .any(|l| l.header.index == link.index && netlink::ip_of(l) == Some(a.ip))
+        let here = |l: &AddressMessage| {
+            l.header.index == link.index
+                && netlink::ip_of(l).is_some_and(|ip| set.place.contains_key(&ip))
         };
-        if !set.addresses.iter().any(here) {
+        if !listed.iter().any(here) {
             return Ok(None);
         }
-        set.no_prefix_route = prefix_route_is_anothers(&set.addresses, link, &listed);
+        set.no_prefix_route = prefix_route_is_anothers(set, link, listed);
         set.shared.adopt(first, deadline);
         set.phase = Phase::Open;
         // Renewed at once: their lifetime may be near its end, and one may be missing.
@@ -554,7 +650,7 @@ impl Worker {
             if now() < set.retry_at {
                 continue;
             }
-            if set.phase == Phase::Closing {
+            if set.phase == Phase::Closing && set.going == 0 {
                 self.close(i);
             }
             let set = &self.sets[i];
@@ -584,9 +680,12 @@ impl Worker {
             Err(what) => return self.open_failed(i, what),
         };
         // 1. The kernel's gate, shut, before any address is there.
-        if let Err(what) = self.lead(i).and_then(|()| self.hold_gate()) {
+        let held = self.moment().gate_held;
+        let hold = |worker: &mut Self| if held { Ok(()) } else { worker.hold_gate() };
+        if let Err(what) = self.lead(i).and_then(|()| hold(self)) {
             return self.open_failed(i, what);
         }
+        self.moment.gate_held = true;
         self.sets[i].shared.absent();
 
         // 2. Addresses.
@@ -602,16 +701,10 @@ impl Worker {
         self.speak();
 
         // 4. Traffic passes; our own view of the addresses is of no use.
-        let set = &self.sets[i];
+        let set = &mut self.sets[i];
         set.shared.open();
-        if set.generation == generation
-            && let Err(e) = self.netlink.forget_neighbours(link.index, &set.addresses)
-        {
-            log::warn!(
-                "{}: cannot remove own neighbour entries on {}: {e}",
-                set.v,
-                link.name
-            );
+        if set.generation == generation {
+            set.unforgotten = 0;
         }
 
         self.guard();
@@ -623,14 +716,54 @@ impl Worker {
         }
     }
 
-    fn usable_link(&mut self, i: usize) -> Result<Link, String> {
+    /// Removes a piece of our own view of addresses that are here now. Whether there is more.
+    fn forget_some(&mut self) -> bool {
+        let waits = |s: &Set| s.phase == Phase::Open && s.unforgotten < s.addresses.len();
+        let Some(i) = self.sets.iter().position(waits) else {
+            return false;
+        };
         let set = &mut self.sets[i];
-        let name = &set.interface;
-        let found = self
+        let Some(link) = &set.link else { return false };
+        let piece = set.unforgotten..(set.unforgotten + BATCH).min(set.addresses.len());
+        set.unforgotten = piece.end;
+        let done = self
             .netlink
-            .link(name)
-            .map_err(|e| format!("cannot look up interface {name}: {e}"))?;
-        set.link.clone_from(&found);
+            .forget_neighbours(link.index, &set.addresses[piece]);
+        if let Err(e) = done {
+            log::warn!(
+                "{}: cannot remove own neighbour entries on {}: {e}",
+                set.v,
+                link.name
+            );
+        }
+        true
+    }
+
+    /// What the kernel said, if that was in this moment.
+    fn moment(&mut self) -> &mut Moment {
+        let now = now();
+        if now.since(self.moment.at) > MOMENT {
+            self.moment = Moment {
+                at: now,
+                ..Moment::default()
+            };
+        }
+        &mut self.moment
+    }
+
+    fn usable_link(&mut self, i: usize) -> Result<Link, String> {
+        let name = self.sets[i].interface.clone();
+        let found = match self.moment().links.get(&name) {
+            Some(link) => Some(link.clone()),
+            None => self
+                .netlink
+                .link(&name)
+                .map_err(|e| format!("cannot look up interface {name}: {e}"))?,
+        };
+        if let Some(link) = &found {
+            self.moment.links.insert(name.clone(), link.clone());
+        }
+        self.sets[i].link.clone_from(&found);
         match found {
             None => Err(format!("interface {name} does not exist; waiting for it")),
             Some(link) if !link.up => Err(format!(
@@ -649,19 +782,23 @@ impl Worker {
         set.phase = Phase::Open;
         set.renewed = 0;
         set.renew_at = now() + set.renewal();
-        let has = |v6: bool| set.addresses.iter().any(|a| a.ip.is_ipv6() == v6);
-        if has(false) {
+        let v6 = set.ipv6_count();
+        if v6 < set.addresses.len() {
             keep_secondaries(&link.name);
         }
-        if has(true) {
+        if v6 > 0 {
             // Without the list we would share the route: no reason not to open.
-            let listed = self.netlink.addresses().unwrap_or_default();
-            set.no_prefix_route = prefix_route_is_anothers(&set.addresses, link, &listed);
+            let listed = self.listed();
+            let set = &mut self.sets[i];
+            set.no_prefix_route = prefix_route_is_anothers(set, link, &listed);
         }
+        let large = self.realtime.filter(|_| self.sets[i].is_large());
+        let _hold = large.map(Hold::begin);
         let mut from = 0;
         while from < self.sets[i].addresses.len() {
             let set = &self.sets[i];
-            let to = (from + set.batch()).min(set.addresses.len());
+            let batch = if large.is_some() { BATCH } else { set.batch() };
+            let to = (from + batch).min(set.addresses.len());
             let settings = set.settings(link, from..to);
             if let Some(what) = refusal(link, &settings, self.netlink.set(&settings)) {
                 self.open_failed(i, what);
@@ -674,6 +811,16 @@ impl Worker {
             }
         }
         Some(generation)
+    }
+
+    /// All addresses of this machine, of this moment; none if they cannot be had.
+    fn listed(&mut self) -> Arc<Vec<AddressMessage>> {
+        if let Some(listed) = &self.moment().listed {
+            return listed.clone();
+        }
+        let listed = Arc::new(self.netlink.addresses().unwrap_or_default());
+        self.moment.listed = Some(listed.clone());
+        listed
     }
 
     fn open_failed(&mut self, i: usize, what: String) {
@@ -741,6 +888,9 @@ impl Worker {
     fn notice(&mut self) {
         let mut removed: HashMap<usize, Vec<VirtualAddress>> = HashMap::new();
         for change in self.netlink.changes() {
+            if !matches!(change, Change::Removed(..)) {
+                self.moment = Moment::default();
+            }
             match change {
                 Change::Removed(interface, ip) => {
                     let Some(&i) = self.owner.get(&ip) else {
@@ -752,7 +902,7 @@ impl Worker {
                         removed
                             .entry(i)
                             .or_default()
-                            .extend(set.addresses.iter().find(|a| a.ip == ip));
+                            .extend(set.place.get(&ip).map(|n| set.addresses[*n]));
                     }
                 }
                 Change::Link(link) => self.link_changed(&link),
@@ -838,7 +988,12 @@ impl Worker {
         let (Phase::Open, Some(link)) = (set.phase, set.link.clone()) else {
             return;
         };
-        let places = (0..set.addresses.len()).filter(|n| addresses.contains(&set.addresses[*n]));
+        let mut places: Vec<usize> = addresses
+            .iter()
+            .filter_map(|a| set.place.get(&a.ip).copied())
+            .collect();
+        places.sort_unstable();
+        let places = places.into_iter();
         let settings: Vec<Setting> = places.flat_map(|n| set.settings(&link, n..n + 1)).collect();
         let mut answers = self.netlink.add_missing(&settings);
         let mut there = Vec::new();
@@ -851,6 +1006,7 @@ impl Worker {
         if let Some(what) = refusal(&link, &settings, answers) {
             return self.open_failed(i, what);
         }
+        let there: HashSet<usize> = there.into_iter().collect();
         let restored: Vec<VirtualAddress> = (0..settings.len())
             .filter(|n| !there.contains(n))
             .map(|n| settings[n].address)
@@ -1087,7 +1243,9 @@ impl Worker {
 
     /// The clean stop begins.
     fn close_all(&mut self) {
-        self.closing = Some(now() + CLOSE_MAX);
+        let v6: usize = self.sets.iter().map(Set::ipv6_count).sum();
+        let per_address = CLOSE_PER_IPV6 * u32::try_from(v6).unwrap_or(u32::MAX);
+        self.closing = Some(now() + CLOSE_MAX + per_address);
         for i in 0..self.sets.len() {
             if self.sets[i].phase != Phase::Shut {
                 self.close(i);
@@ -1151,7 +1309,8 @@ impl Worker {
             return;
         }
         let other = set.interface != new.interface;
-        let goes = |a: &VirtualAddress| other || !new.addresses.contains(a);
+        let stay: HashSet<&VirtualAddress> = new.addresses.iter().collect();
+        let goes = |a: &VirtualAddress| other || !stay.contains(a);
         let going: Vec<_> = set.addresses.iter().rev().copied().filter(goes).collect();
         if let Some(link) = &set.link
             && let Err(e) = self.netlink.remove(link.index, &going)
@@ -1166,12 +1325,14 @@ impl Worker {
         if let Some(door) = &set.shared.door {
             let mut gone = set.addresses.iter();
             gone.by_ref()
-                .filter(|a| !new.addresses.contains(a))
+                .filter(|a| !stay.contains(a))
                 .for_each(|a| door.forget(a));
         }
         set.led = false;
         set.interface = new.interface;
+        set.place = places(&new.addresses);
         set.addresses = new.addresses;
+        set.going = 0;
         set.claims.clear();
         set.retry_at = BootTime(0);
         set.next_burst = BURSTS.len();
@@ -1265,11 +1426,7 @@ fn refusal(
 
 /// By address: whether another address of the interface is in its network. The route to the network is
 /// that one's then, and must not get our address's lifetime.
-fn prefix_route_is_anothers(
-    own: &[VirtualAddress],
-    link: &Link,
-    listed: &[AddressMessage],
-) -> Vec<bool> {
+fn prefix_route_is_anothers(set: &Set, link: &Link, listed: &[AddressMessage]) -> Vec<bool> {
     let bits = |ip: IpAddr| match ip {
         IpAddr::V6(ip) => Some(u128::from(ip)),
         IpAddr::V4(_) => None,
@@ -1279,21 +1436,21 @@ fn prefix_route_is_anothers(
         .filter(|l| l.header.index == link.index)
         .filter_map(|l| {
             netlink::ip_of(l)
-                .filter(|ip| own.iter().all(|a| a.ip != *ip))
+                .filter(|ip| !set.place.contains_key(ip))
                 .zip(Some(l.header.prefix_len))
         })
         .filter_map(|(ip, prefix)| Some((bits(ip)?, prefix)))
         .collect();
-    own.iter()
-        .map(|a| {
-            let Some(ip) = bits(a.ip) else { return false };
-            let host_bits = 128 - u32::from(a.prefix.min(128));
-            let network = |ip: u128| ip.checked_shr(host_bits).unwrap_or(0);
-            others
-                .iter()
-                .any(|(other, prefix)| *prefix == a.prefix && network(*other) == network(ip))
-        })
-        .collect()
+    let own = set.addresses.iter();
+    own.map(|a| {
+        let Some(ip) = bits(a.ip) else { return false };
+        let host_bits = 128 - u32::from(a.prefix.min(128));
+        let network = |ip: u128| ip.checked_shr(host_bits).unwrap_or(0);
+        others
+            .iter()
+            .any(|(other, prefix)| *prefix == a.prefix && network(*other) == network(ip))
+    })
+    .collect()
 }
 
 /// Without this the kernel drops an interface's other addresses of a network together with the first one.
