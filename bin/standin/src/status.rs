@@ -327,8 +327,15 @@ impl Picture<'_> {
         }
         table.write(out)?;
         let electd = self.answers.get(&Role::Electd);
-        if let Some(gap) = electd.and_then(|s| s.counters.get("beat_gap_max_us")).filter(|g| **g > 0) {
-            writeln!(out, "longest time between two beats of this server: {} ms", gap.div_ceil(1000))?;
+        if let Some(gap) = electd
+            .and_then(|s| s.counters.get("beat_gap_max_us"))
+            .filter(|g| **g > 0)
+        {
+            writeln!(
+                out,
+                "longest time between two beats of this server: {} ms",
+                gap.div_ceil(1000)
+            )?;
         }
         for note in self.notes() {
             writeln!(out, "note: {note}")?;

@@ -5,7 +5,7 @@ use crate::{
     memory::{Memory, Vote},
     output::{Output, RoleChange},
     reservation::{BLOCK, Reservation},
-    state::{Gate, Kind, Mastership, Peer, Taking, Virtual, Waiting},
+    state::{Gate, Kind, Mastership, Parts, Peer, Taking, Virtual, Waiting},
     virtuals::{Due, Virtuals},
     voter::Promise,
 };
@@ -81,9 +81,12 @@ pub struct Elector {
     pub(crate) stopping: bool,
     pub(crate) stopped: bool,
     pub(crate) waiting: Vec<Waiting>,
+    pub(crate) parts: BTreeMap<u64, Parts>,
     /// The operator whose change of the roster is being synced.
     pub(crate) roster_wish: Option<(u64, RosterVersion)>,
     pub(crate) preempted: Option<BootTime>,
+    /// When a server in maintenance last looked for a successor.
+    pub(crate) offered: BootTime,
     pub(crate) round: u64,
     /// Smoothed round trip of beats.
     pub(crate) round_trip: Duration,
@@ -138,8 +141,10 @@ impl Elector {
             stopping: false,
             stopped: false,
             waiting: Vec::new(),
+            parts: BTreeMap::new(),
             roster_wish: None,
             preempted: None,
+            offered: now,
             round: 0,
             round_trip: Duration::ZERO,
             seed: start.seed,
@@ -475,6 +480,7 @@ impl Elector {
             self.stand_if_free(now, name);
         }
         self.prefer(now);
+        self.offer(now);
         self.expire_waiting(now);
         if now >= self.next_beat {
             self.send_beat(now);
@@ -1098,7 +1104,7 @@ impl Elector {
             let answer = Err(format!(
                 "{who} has not become master of {virtual_server} in time"
             ));
-            self.outputs.push_back(Output::Answer { id, answer });
+            self.answer(id, answer);
         }
     }
 
@@ -1112,8 +1118,26 @@ impl Elector {
         self.waiting = rest;
         for Waiting { id, .. } in done {
             let answer = Ok(format!("{master} is master of {name} in term {term}"));
-            self.outputs.push_back(Output::Answer { id, answer });
+            self.answer(id, answer);
         }
+    }
+
+    /// The operator's wish `id` concerns so many virtual servers, and is answered when each has its answer.
+    pub(crate) fn expect(&mut self, id: u64, virtual_servers: usize) {
+        self.parts.insert(id, Parts::of(virtual_servers));
+    }
+
+    /// Answers a wish, or one part of it.
+    pub(crate) fn answer(&mut self, id: u64, answer: Result<String, String>) {
+        let answer = match self.parts.get_mut(&id).map(|parts| parts.add(&answer)) {
+            None => answer,
+            Some(None) => return,
+            Some(Some(whole)) => {
+                self.parts.remove(&id);
+                whole
+            }
+        };
+        self.outputs.push_back(Output::Answer { id, answer });
     }
 
     fn operator(&mut self, now: BootTime, id: u64, wish: Wish) {

@@ -4,7 +4,7 @@ use crate::{
     elector::Elector,
     input::Preempt,
     output::Output,
-    state::{Gate, Handover, Kind, Leaving, Peer, Phase, Taking, Waiting},
+    state::{Gate, Handover, Kind, Leaving, Peer, Phase, Taking, Virtual, Waiting},
 };
 use protocol::{
     BootTime, ServerName, Term, VirtualServerName,
@@ -18,6 +18,9 @@ use std::time::Duration;
 
 /// A preferred server gets its handover at most this often (R27).
 const PREFER_EVERY: Duration = Duration::from_secs(600);
+
+/// A server in maintenance that is still master looks for a successor this often.
+const OFFER_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a mastership must have lasted before a preferred server gets it, in leases.
 const PREFER_AFTER: u32 = 20;
@@ -164,30 +167,33 @@ impl Elector {
         to: &ServerName,
         which: Option<VirtualServerName>,
     ) {
-        let answer =
-            |this: &mut Self, answer| this.outputs.push_back(Output::Answer { id, answer });
         if !self.settings.servers.contains(to) {
-            return answer(self, Err(format!("no server {to} in the configuration")));
+            return self.answer(id, Err(format!("no server {to} in the configuration")));
         }
         let names: Vec<_> = match which {
             Some(name) if self.settings.virtual_servers.contains_key(&name) => vec![name],
             Some(name) => {
-                return answer(
-                    self,
+                return self.answer(
+                    id,
                     Err(format!("no virtual server {name} in the configuration")),
                 );
             }
             None => self.settings.virtual_servers.keys().cloned().collect(),
         };
+        if names.is_empty() {
+            return self.answer(id, Err("no virtual server in the configuration".into()));
+        }
+        self.expect(id, names.len());
         for name in names {
             let Some(v) = self.virtuals.get(&name) else {
+                self.answer(id, Err(format!("{name} is not known yet")));
                 continue;
             };
             let mastering = v.mastership.is_some();
             let holder = v.master.clone().map(|(m, _)| m);
             if (mastering && *to == self.settings.me) || (!mastering && holder.as_ref() == Some(to))
             {
-                answer(self, Ok(format!("{to} is already master of {name}")));
+                self.answer(id, Ok(format!("{to} is already master of {name}")));
             } else if mastering {
                 let reason = format!("handed over to {to} by the operator");
                 self.begin_handover(now, &name, vec![to.clone()], reason, Some(id), false);
@@ -195,8 +201,8 @@ impl Elector {
                 if *to == self.settings.me
                     && let Err(why) = self.able_to_serve(now, &name)
                 {
-                    answer(
-                        self,
+                    self.answer(
+                        id,
                         Err(format!(
                             "{name} stays at {master}: this server is not ready: {why}"
                         )),
@@ -206,8 +212,8 @@ impl Elector {
                 self.say(&master, &name, Body::HandOver { to: to.clone() });
                 self.wait_for(now, id, &name, Some(to.clone()));
             } else {
-                answer(
-                    self,
+                self.answer(
+                    id,
                     Err(format!(
                         "{name} has no master that could hand over; it will elect one"
                     )),
@@ -220,8 +226,9 @@ impl Elector {
         let names = self.masterships();
         if names.is_empty() {
             let answer = Ok("this server is not master of anything".into());
-            return self.outputs.push_back(Output::Answer { id, answer });
+            return self.answer(id, answer);
         }
+        self.expect(id, names.len());
         for name in names {
             let heirs = self.heirs(now, &name);
             self.begin_handover(
@@ -245,11 +252,10 @@ impl Elector {
             } else {
                 "maintenance is off"
             };
-            return self.outputs.push_back(Output::Answer {
-                id,
-                answer: Ok(text.into()),
-            });
+            return self.answer(id, Ok(text.into()));
         }
+        self.expect(id, names.len());
+        self.offered = now;
         for name in names {
             let heirs = self.heirs(now, &name);
             self.begin_handover(now, &name, heirs, "maintenance".into(), Some(id), false);
@@ -330,8 +336,7 @@ impl Elector {
         };
         if let Some(former) = v.handover.take().and_then(|h| h.wish) {
             let answer = Err("overtaken by another handover".into());
-            self.outputs
-                .push_back(Output::Answer { id: former, answer });
+            self.answer(former, answer);
         }
         let Some(to) = heirs.next() else {
             return self.no_heir(
@@ -368,7 +373,7 @@ impl Elector {
     ) {
         if let Some(id) = wish {
             let answer = Err(format!("{name} stays here: {why}"));
-            self.outputs.push_back(Output::Answer { id, answer });
+            self.answer(id, answer);
         } else {
             self.notice(format!("{name} is not handed over: {why}"));
         }
@@ -509,6 +514,22 @@ impl Elector {
     }
 
     // ---- preference and stop -------------------------------------------------------------------------
+
+    /// A server in maintenance that had no successor gives its masterships away as soon as it finds one.
+    pub(crate) fn offer(&mut self, now: BootTime) {
+        if !self.maintenance || self.stopping || now.since(self.offered) < OFFER_EVERY {
+            return;
+        }
+        for name in self.masterships() {
+            let busy = |v: &Virtual| v.handover.is_some() || v.campaign.is_some();
+            let heirs = self.heirs(now, &name);
+            if self.virtuals.get(&name).is_none_or(busy) || heirs.is_empty() {
+                continue;
+            }
+            self.offered = now;
+            self.begin_handover(now, &name, heirs, "maintenance".into(), None, false);
+        }
+    }
 
     /// R27: a fit master hands over to a better server, at most once in ten minutes.
     pub(crate) fn prefer(&mut self, now: BootTime) {

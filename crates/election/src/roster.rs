@@ -141,10 +141,7 @@ impl Elector {
                 self.roster_wish = Some((id, roster.version));
                 self.wanted.roster = roster;
             }
-            Err(why) => self.outputs.push_back(Output::Answer {
-                id,
-                answer: Err(why),
-            }),
+            Err(why) => self.answer(id, Err(why)),
         }
     }
 
@@ -243,6 +240,6 @@ impl Elector {
             return;
         };
         self.roster_wish = None;
-        self.outputs.push_back(Output::Answer { id, answer });
+        self.answer(id, answer);
     }
 }

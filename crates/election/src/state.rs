@@ -209,6 +209,40 @@ impl Peer {
     }
 }
 
+/// The answers to a wish that concerns several virtual servers, as they come in.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    missing: usize,
+    refused: bool,
+    said: Vec<String>,
+}
+
+impl Parts {
+    pub fn of(virtual_servers: usize) -> Self {
+        Self {
+            missing: virtual_servers,
+            refused: false,
+            said: Vec::new(),
+        }
+    }
+
+    /// Notes one; the whole answer after the last: a refusal if one of them is.
+    pub fn add(&mut self, answer: &Result<String, String>) -> Option<Result<String, String>> {
+        let (Ok(text) | Err(text)) = answer;
+        self.refused |= answer.is_err();
+        self.said.push(text.clone());
+        self.missing = self.missing.saturating_sub(1);
+        let whole = || self.said.join("; ");
+        (self.missing == 0).then(|| {
+            if self.refused {
+                Err(whole())
+            } else {
+                Ok(whole())
+            }
+        })
+    }
+}
+
 /// An operator waits for this to be seen.
 #[derive(Clone, Debug)]
 pub(crate) struct Waiting {

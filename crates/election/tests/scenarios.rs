@@ -347,6 +347,29 @@ fn promote_hands_over_from_the_master_as_from_a_slave_within_milliseconds() {
 }
 
 #[test]
+fn a_wish_about_several_virtual_servers_is_answered_once_all_are_done() {
+    let mut sim = Sim::new(&Setup {
+        virtual_servers: vec!["web", "mail"],
+        ..Setup::default()
+    });
+    sim.power_on_all();
+    sim.run(secs(3));
+    let to = (0..3)
+        .find(|i| Some(*i) != sim.master_of("web") && Some(*i) != sim.master_of("mail"))
+        .unwrap();
+    let asked = (to + 1) % 3;
+    let id = sim.wish(asked, Wish::Promote(sim.servers[to].name.clone(), None));
+    sim.run(secs(1));
+    let said = sim.answers[&id].clone().unwrap();
+    assert!(said.contains("web") && said.contains("mail"), "{said}");
+    assert!(sim.gate_open(to, "web") && sim.gate_open(to, "mail"));
+    let id = sim.wish(to, Wish::Maintenance(true));
+    sim.run(secs(1));
+    let said = sim.answers[&id].clone().unwrap();
+    assert!(said.contains("web") && said.contains("mail"), "{said}");
+}
+
+#[test]
 fn promote_of_a_server_that_is_not_ready_changes_nothing_and_says_why() {
     let mut sim = settled();
     let (master, to, begin) = (sim.master().unwrap(), slaves(&sim)[0], sim.now);
@@ -448,6 +471,21 @@ fn a_server_in_maintenance_hands_over_votes_and_does_not_stand() {
     sim.power_off(new);
     sim.power_on(last);
     sim.until(secs(3), |s| s.master().is_some());
+}
+
+#[test]
+fn a_master_in_maintenance_without_successor_hands_over_when_one_comes() {
+    let mut sim = settled();
+    let (old, others) = (sim.master().unwrap(), slaves(&sim));
+    sim.power_off(others[0]);
+    sim.wish(others[1], Wish::Maintenance(true));
+    sim.run(secs(2));
+    let id = sim.wish(old, Wish::Maintenance(true));
+    sim.run(secs(8));
+    assert!(sim.answers[&id].is_err(), "{:?}", sim.answers);
+    assert_eq!(sim.master(), Some(old), "it serves rather than nobody");
+    sim.wish(others[1], Wish::Maintenance(false));
+    sim.until(secs(6), |s| s.gate_open(others[1], "web"));
 }
 
 #[test]

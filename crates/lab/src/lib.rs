@@ -18,6 +18,7 @@
 //! - [`Net`] is the bridge, the hosts and the faults: cable, partition, one-way loss, lost beats.
 //! - [`Client`] sends a request each millisecond to the virtual address as any program would, through the
 //!   kernel's neighbour cache, and tells the longest time without answers.
+//! - [`Crowd`] is hundreds of such clients, each a host of its own.
 //! - [`Judge`] asks every server each millisecond for the virtual address *directly by its MAC address*, past
 //!   every cache, and so sees two holders even where each client sees only one.
 //! - [`Recorder`] and [`Forger`] are what an attacker on the same network has.
@@ -28,6 +29,7 @@
 
 mod client;
 mod cluster;
+mod crowd;
 mod echo;
 mod enter;
 mod error;
@@ -41,6 +43,7 @@ mod wire;
 
 pub use client::{Client, Outage};
 pub use cluster::{Cluster, DEFAULT, FAST, FASTEST, LONG, PORT, Profile, Spec};
+pub use crowd::{Crowd, Return};
 pub use enter::{FOLDER, enter};
 pub use error::Error;
 pub use judge::{Holding, Judge, Verdict};

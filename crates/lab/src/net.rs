@@ -30,7 +30,7 @@ pub struct Host {
 }
 
 impl Host {
-    fn new(name: &str) -> Result<Self, Error> {
+    pub(crate) fn new(name: &str) -> Result<Self, Error> {
         let make = || -> Result<File, Error> {
             unshare(CloneFlags::CLONE_NEWNET).map_err(Error::system("a network namespace"))?;
             File::open("/proc/thread-self/ns/net").map_err(Error::system("a network namespace"))
@@ -271,13 +271,11 @@ impl Net {
         let measured: Vec<IpAddr> = (0..wiring.virtual_servers)
             .map(|v| address(v, wiring.ipv6))
             .collect();
+        let served: Vec<IpAddr> = (0..wiring.virtual_servers)
+            .flat_map(|v| [address(v, false), address(v, true)])
+            .collect();
         for (index, host) in servers.iter().enumerate() {
-            echo::serve(
-                host,
-                u8::try_from(index).unwrap_or(u8::MAX),
-                &measured,
-                &stop,
-            )?;
+            echo::serve(host, u8::try_from(index).unwrap_or(u8::MAX), &served, &stop)?;
         }
         let interfaces: Vec<_> = servers.iter().map(to).collect();
         let judge = Judge::start(&judge_host, &interfaces, &measured, &stop)?;
@@ -488,18 +486,28 @@ pub(crate) fn server_address(index: usize, ipv6: bool) -> IpAddr {
 
 /// A cable from the bridge's `port` to the host's `interface`, which gets the addresses ending in `last`.
 fn plug(host: &Host, port: &str, interface: &str, last: u8) -> Result<(), Error> {
+    let addresses = [format!("{}/24", v4(last)), format!("{}/64 nodad", v6(last))];
+    attach(host, port, interface, &mac(last), &addresses)
+}
+
+/// A cable from the bridge's `port` to the host's `interface`, which gets this MAC address and these addresses.
+pub(crate) fn attach(
+    host: &Host,
+    port: &str,
+    interface: &str,
+    mac: &str,
+    addresses: &[String],
+) -> Result<(), Error> {
     let namespace = format!("/proc/{}/fd/{}", process::id(), host.namespace.as_raw_fd());
-    let mac = mac(last);
     let outer = format!(
         "link add name {port} type veth peer name {interface} address {mac} netns {namespace}\n\
          link set dev {port} master lab\nlink set dev {port} up\n"
     );
     tool("ip", &["-batch", "-"], &outer)?;
-    let inner = format!(
-        "link set dev {interface} up\naddr add {}/24 dev {interface}\naddr add {}/64 dev {interface} nodad\n",
-        v4(last),
-        v6(last)
-    );
+    let mut inner = format!("link set dev {interface} up\n");
+    for address in addresses {
+        let _ = writeln!(inner, "addr add {address} dev {interface}");
+    }
     host.tool("ip", &["-batch", "-"], &inner)
 }
 
