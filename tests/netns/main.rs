@@ -12,6 +12,7 @@ mod hostile;
 mod membership;
 mod others;
 mod quorum;
+mod scale;
 mod scene;
 mod slow;
 
@@ -92,6 +93,9 @@ tests! {
         a_killed_main_daemon_finds_its_roles_again
         rounds_of_restarts_cost_no_takeover
         two_roles_killed_at_once_cost_no_takeover;
+    scale:
+        a_thousand_addresses_move
+        two_hundred_virtual_servers_move;
     others:
         status_tells_what_it_promises
         a_client_that_hears_no_broadcast_moves_after_power_loss

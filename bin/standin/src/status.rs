@@ -52,6 +52,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         }
     }
     picture.now = daemon::now();
+    picture.complete_addresses();
     if matches.get_flag("json") {
         println!("{:#}", picture.json());
     } else {
@@ -82,6 +83,24 @@ impl Picture<'_> {
             | Detail::Listend { .. }
             | Detail::Doctord { .. }
             | Detail::Main { .. } => None,
+        }
+    }
+
+    /// electd tells the first of many addresses; the others stand in the file, if it is the one that electd has.
+    fn complete_addresses(&mut self) {
+        let electd = self.answers.get_mut(&Role::Electd).map(|s| &mut s.detail);
+        let Some(Detail::Electd(status)) = electd else {
+            return;
+        };
+        for v in &mut status.virtual_servers {
+            let mut written = self.config.virtual_servers.iter();
+            let Some(written) = written.find(|w| w.name == v.name) else {
+                continue;
+            };
+            let all: Vec<_> = written.addresses.iter().map(ToString::to_string).collect();
+            if u32::try_from(all.len()) == Ok(v.addresses_total) && all.starts_with(&v.addresses) {
+                v.addresses = all;
+            }
         }
     }
 
@@ -277,7 +296,7 @@ impl Picture<'_> {
                 v.term.to_string(),
                 v.lease_left
                     .map_or_else(|| "-".into(), |l| format!("{} ms", l.as_millis())),
-                v.addresses.join(" "),
+                addresses(v),
                 v.reason.clone(),
             ]);
         }
@@ -420,6 +439,17 @@ impl Picture<'_> {
     }
 }
 
+/// The first addresses, and how many more there are.
+fn addresses(v: &VirtualServerView) -> String {
+    const SHOWN: usize = 8;
+    let shown = &v.addresses[..v.addresses.len().min(SHOWN)];
+    let total = usize::try_from(v.addresses_total).unwrap_or(usize::MAX);
+    match total.saturating_sub(shown.len()) {
+        0 => shown.join(" "),
+        more => format!("{} and {more} more", shown.join(" ")),
+    }
+}
+
 fn virtual_server_json(v: &VirtualServerView) -> Value {
     let left = v
         .lease_left
@@ -430,6 +460,7 @@ fn virtual_server_json(v: &VirtualServerView) -> Value {
         "master": v.master.as_ref().map(ServerName::as_str),
         "term": v.term.0,
         "addresses": v.addresses,
+        "addresses_total": v.addresses_total,
         "gate": v.gate,
         "reason": v.reason,
         "lease_left_ms": left,
@@ -538,6 +569,7 @@ mod tests {
             master: master.parse().ok(),
             term: Term(7),
             addresses: vec!["192.0.2.10/24".into()],
+            addresses_total: 1,
             gate: "kernel lifetime".into(),
             lease_left: (role == "master").then_some(Duration::from_millis(380)),
             clients: (role == "master").then(|| ClientsView {

@@ -9,7 +9,7 @@ use nix::{
     },
     unistd::{Uid, User},
 };
-use protocol::{Role, codec::MESSAGE_MAX};
+use protocol::Role;
 use std::{
     fs::{Permissions, rename, set_permissions},
     io,
@@ -116,14 +116,14 @@ pub(crate) enum Received {
     Closed,
 }
 
-/// Reads one message into `buffer`, which holds [`MESSAGE_MAX`] bytes.
+/// Reads one message into `buffer`, which holds the longest that may come.
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Received {
     loop {
         // With MSG_TRUNC the answer is the packet's whole length, even if the buffer is shorter.
         return match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC) {
             Err(Errno::EINTR) => continue,
             Err(Errno::EAGAIN) => Received::Nothing,
-            Ok(n) if (1..=MESSAGE_MAX).contains(&n) => Received::Message(n),
+            Ok(n) if (1..=buffer.len()).contains(&n) => Received::Message(n),
             Ok(_) | Err(_) => Received::Closed,
         };
     }

@@ -1,6 +1,10 @@
 //! keepalived on the same network, for comparison.
 
-use crate::{Error, FOLDER, Net, Signal, Wiring, net::address, wait_for};
+use crate::{
+    Error, FOLDER, Net, Signal, Wiring,
+    net::{address, further},
+    wait_for,
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -20,6 +24,8 @@ const RAISED: u8 = 250;
 pub struct Keepalived {
     net: Net,
     interval: Duration,
+    /// Further addresses.
+    further: usize,
     children: Vec<Option<Child>>,
     priorities: Vec<u8>,
 }
@@ -27,6 +33,12 @@ pub struct Keepalived {
 impl Keepalived {
     /// Starts `servers` of them, advertising every `interval`, and waits until one holds the address.
     pub fn start(servers: usize, interval: Duration) -> Result<Self, Error> {
+        Self::start_with(servers, interval, 0)
+    }
+
+    /// The same with so many further addresses as [`Spec::further`](crate::Spec::further) has. They are left out of
+    /// the adverts, which have no room for them.
+    pub fn start_with(servers: usize, interval: Duration, further: usize) -> Result<Self, Error> {
         let net = Net::build(Wiring {
             servers,
             virtual_servers: 1,
@@ -36,6 +48,7 @@ impl Keepalived {
         let mut cluster = Self {
             net,
             interval,
+            further,
             children: (0..servers).map(|_| None).collect(),
             priorities: PRIORITIES[..servers].to_vec(),
         };
@@ -59,12 +72,20 @@ impl Keepalived {
         let folder = self.folder(server);
         fs::create_dir_all(&folder).map_err(Error::system(folder.display().to_string()))?;
         let file = folder.join("keepalived.conf");
+        let lines: String = (0..self.further)
+            .map(|n| format!("    {}/15\n", further(n)))
+            .collect();
+        let excluded = match self.further {
+            0 => String::new(),
+            _ => format!("  virtual_ipaddress_excluded {{\n{lines}  }}\n"),
+        };
         let text = format!(
             "global_defs {{\n  vrrp_version 3\n}}\nvrrp_instance web {{\n  state BACKUP\n  interface eth0\n  \
-             virtual_router_id 51\n  priority {}\n  advert_int {}\n  virtual_ipaddress {{\n    {}/24\n  }}\n}}\n",
+             virtual_router_id 51\n  priority {}\n  advert_int {}\n  virtual_ipaddress {{\n    {}/24\n  }}\n{}}}\n",
             self.priorities[server],
             self.interval.as_secs_f64(),
             address(0, false),
+            excluded,
         );
         fs::write(&file, text).map_err(Error::system(file.display().to_string()))?;
         Ok(file)

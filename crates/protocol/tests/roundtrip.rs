@@ -632,6 +632,7 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                     role,
                     master,
                     term,
+                    addresses_total: u32::try_from(addresses.len()).unwrap_or(0),
                     addresses,
                     gate,
                     lease_left,

@@ -143,8 +143,10 @@ pub struct VirtualServerView {
     pub master: Option<ServerName>,
     /// The term of that master, or the highest known.
     pub term: Term,
-    /// As in the configuration.
+    /// As in the configuration, the first of them: those of all virtual servers must fit into one answer.
     pub addresses: Vec<String>,
+    /// How many there are.
+    pub addresses_total: u32,
     /// What guards the addresses, and why not something better.
     pub gate: String,
     /// The lease still runs for so long (master only).
