@@ -8,6 +8,7 @@
 mod config;
 mod disk;
 mod failover;
+mod handover;
 mod hostile;
 mod membership;
 mod others;
@@ -58,6 +59,9 @@ tests! {
         two_virtual_servers_have_different_masters
         role_scripts_run_and_a_hanging_one_delays_nothing
         an_address_taken_away_by_another_program_is_put_back;
+    handover:
+        handovers_lose_no_request
+        handovers_lose_no_request_over_ipv6;
     quorum:
         partition_never_makes_two_masters_and_healing_moves_nothing
         lost_beats_make_no_takeover

@@ -12,7 +12,7 @@ use detector::{Detector, Input, Output, Params};
 use mio::Interest;
 use protocol::{
     BootTime, Role, ServerName,
-    codec::decode,
+    codec::decode_all,
     local::{
         ctl::{CtlReply, CtlRequest},
         ring::{DoctordToElectd, HbdToDoctord, Health, HealthState},
@@ -95,7 +95,7 @@ impl Shell {
             match event {
                 Event::Message { bytes, .. } => {
                     heard = true;
-                    inputs.extend(self.hand_on(&bytes));
+                    self.hand_on(&bytes, &mut inputs);
                 }
                 Event::PeerGone(Role::Hbd) => {
                     log::warn!(
@@ -134,17 +134,21 @@ impl Shell {
         Ok(true)
     }
 
-    /// Gives electd what hbd brought, and returns the detector's share of it.
-    fn hand_on(&mut self, bytes: &[u8]) -> Option<Input> {
-        let message = match decode(bytes) {
-            Ok(message) => message,
-            Err(e) => {
-                log::debug!("hbd sent what is no message: {e}");
-                self.count("refused_malformed");
-                return None;
+    /// Gives electd what hbd brought, and appends the detector's share of it to `inputs`.
+    fn hand_on(&mut self, bytes: &[u8], inputs: &mut Vec<Input>) {
+        for message in decode_all(bytes) {
+            match message {
+                Ok(message) => inputs.push(self.hand_on_one(message)),
+                Err(e) => {
+                    log::debug!("hbd sent what is no message: {e}");
+                    self.count("refused_malformed");
+                }
             }
-        };
-        Some(match message {
+        }
+    }
+
+    fn hand_on_one(&mut self, message: HbdToDoctord) -> Input {
+        match message {
             HbdToDoctord::Beat { arrival, beat } => {
                 self.count("beats");
                 let (from, at, lease) = (arrival.from.clone(), arrival.at, beat.lease);
@@ -153,7 +157,7 @@ impl Shell {
                     at,
                     beat,
                 };
-                self.event_loop.send(Role::Electd, &message);
+                self.event_loop.queue(Role::Electd, &message);
                 Input::Beat {
                     from,
                     at,
@@ -169,7 +173,7 @@ impl Shell {
                     at,
                     ack,
                 };
-                self.event_loop.send(Role::Electd, &message);
+                self.event_loop.queue(Role::Electd, &message);
                 Input::Ack {
                     from,
                     at,
@@ -177,7 +181,7 @@ impl Shell {
                 }
             }
             HbdToDoctord::Listening => Input::HbdListens,
-        })
+        }
     }
 
     fn look_at_links(&mut self, now: BootTime) -> Result<(), Error> {
@@ -198,7 +202,7 @@ impl Shell {
                 Output::Health(health) => {
                     if self.event_loop.is_up(Role::Electd) {
                         let message = DoctordToElectd::Health(health.clone());
-                        self.event_loop.send(Role::Electd, &message);
+                        self.event_loop.queue(Role::Electd, &message);
                     }
                     self.tell_log(now, health);
                 }

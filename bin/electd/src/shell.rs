@@ -175,28 +175,27 @@ impl Shell {
             Event::Message {
                 from: Role::Doctord,
                 bytes,
-            } => match codec::decode(&bytes) {
-                Ok(DoctordToElectd::Beat { from, at, beat }) => {
-                    self.tell(Input::Beat { from, at, beat })
+            } => {
+                for message in codec::decode_all(&bytes) {
+                    match message {
+                        Ok(message) => self.heard(message),
+                        Err(e) => self.unreadable(Role::Doctord, &e),
+                    }
+                    self.carry_out();
                 }
-                Ok(DoctordToElectd::Ack { from, ack, .. }) => self.tell(Input::Ack { from, ack }),
-                Ok(DoctordToElectd::Health(health)) => self.tell(Input::Health(health)),
-                Err(e) => self.unreadable(Role::Doctord, &e),
-            },
+            }
             Event::Message {
                 from: Role::Listend,
                 bytes,
-            } => match codec::decode(&bytes) {
-                Ok(ListendToElectd::Signal { from, signal }) => {
-                    self.tell(Input::Signal { from, signal })
+            } => {
+                for message in codec::decode_all(&bytes) {
+                    match message {
+                        Ok(message) => self.signalled(message),
+                        Err(e) => self.unreadable(Role::Listend, &e),
+                    }
+                    self.carry_out();
                 }
-                Ok(ListendToElectd::Link { server, up: true }) => {
-                    self.takeover.tell_clients_again();
-                    self.tell(Input::Linked(server));
-                }
-                Ok(ListendToElectd::Link { up: false, .. }) => {}
-                Err(e) => self.unreadable(Role::Listend, &e),
-            },
+            }
             Event::Message { from, .. } => self.unreadable(from, &"nothing that electd listens to"),
             Event::Ctl { conn, request } => self.request(conn, request),
             Event::PeerGone(Role::Doctord) => self.tell(Input::DoctorLost),
@@ -216,6 +215,25 @@ impl Shell {
             Event::Terminate => self.tell(Input::Stop),
             Event::Reload => self.reload(),
             Event::Deadline => self.elector.handle_timeout(daemon::now()),
+        }
+    }
+
+    fn heard(&mut self, message: DoctordToElectd) {
+        self.tell(match message {
+            DoctordToElectd::Beat { from, at, beat } => Input::Beat { from, at, beat },
+            DoctordToElectd::Ack { from, ack, .. } => Input::Ack { from, ack },
+            DoctordToElectd::Health(health) => Input::Health(health),
+        });
+    }
+
+    fn signalled(&mut self, message: ListendToElectd) {
+        match message {
+            ListendToElectd::Signal { from, signal } => self.tell(Input::Signal { from, signal }),
+            ListendToElectd::Link { server, up: true } => {
+                self.takeover.tell_clients_again();
+                self.tell(Input::Linked(server));
+            }
+            ListendToElectd::Link { up: false, .. } => {}
         }
     }
 
@@ -280,10 +298,10 @@ impl Shell {
                 Output::Beat(beat) if may_rely => {
                     let made = self.beat_made();
                     self.events
-                        .send(Role::Hbd, &ElectdToHbd::Beat { made, beat });
+                        .queue(Role::Hbd, &ElectdToHbd::Beat { made, beat });
                 }
                 Output::Ack { to, ack } if may_rely => {
-                    self.events.send(
+                    self.events.queue(
                         Role::Hbd,
                         &ElectdToHbd::Ack {
                             made: daemon::now(),
@@ -300,6 +318,8 @@ impl Shell {
                 Output::Beat(_) | Output::Ack { .. } | Output::Signal { .. } | Output::Open(..) => {
                 }
                 Output::Shut(v) => self.takeover.shut(&v),
+                Output::HandOver(v, patience) => self.takeover.hand_over(&v, patience),
+                Output::Succeeded(v) => self.takeover.succeeded(&v),
                 Output::Announce(v) => self.takeover.announce(&v),
                 Output::Probe(v) => self.takeover.probe(&v),
                 Output::Clients(v, clients) => self.takeover.learn(&v, &clients),
@@ -453,6 +473,14 @@ impl Shell {
         );
         let gap = u64::try_from(self.beats.1.as_micros()).unwrap_or(u64::MAX);
         counters.insert("beat_gap_max_us".to_owned(), gap);
+        let late = self.takeover.late_packets();
+        for (what, n) in [
+            ("late_packets_held", late.held),
+            ("late_packets_forwarded", late.forwarded),
+            ("late_packets_dropped", late.dropped),
+        ] {
+            counters.insert(what.to_owned(), n);
+        }
         counters.insert("refused_malformed".to_owned(), self.malformed);
         let notes = self.notes.iter().chain(&self.alarms).cloned().collect();
         self.boot

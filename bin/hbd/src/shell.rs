@@ -46,8 +46,10 @@ pub struct Shell {
     /// Paths that could not be sent on the last time.
     broken: BTreeMap<(IpAddr, IpAddr), Errno>,
     limiter: Limiter,
-    /// When doctord is told again that hbd is there and reads.
+    /// When doctord is told again that hbd is there and reads; a message tells the same.
     listening_at: BootTime,
+    /// doctord got a message in this turn.
+    delivered: bool,
     buffer: Vec<u8>,
 }
 
@@ -109,6 +111,7 @@ impl Shell {
             broken: BTreeMap::new(),
             limiter: Limiter::new(LINE_EVERY),
             listening_at: BootTime(0),
+            delivered: false,
             buffer: vec![0; DATAGRAM_MAX],
         };
         shell.renew_slots(false)?;
@@ -199,9 +202,11 @@ impl Shell {
     fn timeouts(&mut self) -> Result<(), Error> {
         let now = daemon::now();
         let heartbeat = self.boot.config.cluster.heartbeat;
-        // A little early if hbd is awake anyway.
-        if self.listening_at <= now + heartbeat / 4 && self.tells_doctord() {
-            self.ring.send(Role::Doctord, &HbdToDoctord::Listening);
+        let delivered = std::mem::take(&mut self.delivered);
+        if (delivered || self.listening_at <= now) && self.tells_doctord() {
+            if !delivered {
+                self.ring.queue(Role::Doctord, &HbdToDoctord::Listening);
+            }
             self.listening_at = now + heartbeat;
         }
         if self.core.poll_timeout().is_some_and(|due| due <= now) {
@@ -223,20 +228,21 @@ impl Shell {
     }
 
     fn relay(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        match codec::decode::<ElectdToHbd>(bytes) {
-            Ok(message) => {
-                self.core.handle(daemon::now(), Input::Send(message));
-                self.carry_out()
-            }
-            Err(e) => {
-                self.count("malformed_messages");
-                self.warn(
-                    "electd",
-                    &format!("electd: {e}: install one version of all daemons"),
-                );
-                Ok(())
+        let mut messages = Vec::new();
+        for message in codec::decode_all::<ElectdToHbd>(bytes) {
+            match message {
+                Ok(message) => messages.push(message),
+                Err(e) => {
+                    self.count("malformed_messages");
+                    self.warn(
+                        "electd",
+                        &format!("electd: {e}: install one version of all daemons"),
+                    );
+                }
             }
         }
+        self.core.handle(daemon::now(), Input::Send(messages));
+        self.carry_out()
     }
 
     /// Reads what is there, within the budget.
@@ -304,7 +310,7 @@ impl Shell {
             match output {
                 Output::Transmit(transmit) => self.transmit(transmit)?,
                 Output::Deliver(message) => {
-                    self.ring.send(Role::Doctord, &message);
+                    self.delivered |= self.ring.queue(Role::Doctord, &message);
                 }
                 Output::Met(server) => log::info!("{server}: heard, its incarnation is proved"),
                 Output::Refused { source, why } => self.log_refusal(source, why),

@@ -21,6 +21,8 @@ use protocol::{
     wire::beat::{Ack, Beat, Freshness, Participation, Roster},
 };
 use std::{
+    cell::RefCell,
+    collections::VecDeque,
     net::UdpSocket,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -315,6 +317,7 @@ impl Cluster {
             doctord,
             electd,
             run_dir,
+            told: RefCell::default(),
         }
     }
 }
@@ -333,6 +336,8 @@ struct Daemon {
     doctord: OwnedFd,
     electd: OwnedFd,
     run_dir: PathBuf,
+    /// Read and not asked for yet.
+    told: RefCell<VecDeque<HbdToDoctord>>,
 }
 
 impl Daemon {
@@ -391,6 +396,7 @@ impl Daemon {
         let ack = Ack {
             instance: Instance(1),
             number: Number(number),
+            waited: Duration::ZERO,
             answers,
             roster,
         };
@@ -404,13 +410,18 @@ impl Daemon {
         );
     }
 
-    /// The next beat or acknowledgement for doctord.
+    /// The next beat or acknowledgement for doctord, of a packet that may hold several.
     fn next(&self) -> (Arrival, u64) {
         loop {
-            match receive(&self.doctord) {
+            let told = self.told.borrow_mut().pop_front();
+            match told.unwrap_or(HbdToDoctord::Listening) {
                 HbdToDoctord::Beat { arrival, beat } => return (arrival, beat.number.0),
                 HbdToDoctord::Ack { arrival, ack } => return (arrival, ack.number.0),
-                HbdToDoctord::Listening => {}
+                HbdToDoctord::Listening => {
+                    let packet = receive_bytes(&self.doctord);
+                    let messages = codec::decode_all(&packet).map(Result::unwrap);
+                    self.told.borrow_mut().extend(messages);
+                }
             }
         }
     }
@@ -424,8 +435,10 @@ impl Daemon {
             &mut buffer,
             MsgFlags::MSG_DONTWAIT,
         ) {
-            let message = codec::decode(&buffer[..n]).unwrap();
-            count += usize::from(!matches!(message, HbdToDoctord::Listening));
+            let messages = codec::decode_all(&buffer[..n]).map(Result::unwrap);
+            count += messages
+                .filter(|m| !matches!(m, HbdToDoctord::Listening))
+                .count();
         }
         count
     }
@@ -474,7 +487,12 @@ fn transmit<M: serde::Serialize>(socket: &OwnedFd, message: &M) {
 }
 
 fn receive<M: serde::de::DeserializeOwned>(socket: &OwnedFd) -> M {
+    codec::decode(&receive_bytes(socket)).unwrap()
+}
+
+fn receive_bytes(socket: &OwnedFd) -> Vec<u8> {
     let mut buffer = vec![0; 65536];
     let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap();
-    codec::decode(&buffer[..length]).unwrap()
+    buffer.truncate(length);
+    buffer
 }

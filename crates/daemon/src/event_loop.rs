@@ -55,6 +55,8 @@ const CTL_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// A lost link is tried so often in quick succession: a neighbour that was killed is back in milliseconds.
 const QUICK_TRIES: u32 = 40;
+/// So many messages wait for each other at most before they leave for a neighbour.
+const QUEUE_MAX: usize = 16;
 /// Time between quick tries.
 const QUICK_RETRY: Duration = Duration::from_millis(1);
 /// First and last step of the back-off after them.
@@ -77,11 +79,12 @@ pub struct ConnId(usize);
 /// What [`EventLoop::wait`] brings.
 #[derive(Debug)]
 pub enum Event {
-    /// A message of a neighbour, to be decoded by the daemon that knows its type.
+    /// A packet of a neighbour: one message or several in a row, to be decoded by the daemon that knows their type
+    /// ([`protocol::codec::decode_all`]).
     Message {
         /// Who sent it.
         from: Role,
-        /// The message.
+        /// The messages.
         bytes: Vec<u8>,
     },
     /// A request of the operator; answer it with [`EventLoop::reply`].
@@ -167,6 +170,8 @@ struct Outgoing {
     path: PathBuf,
     state: OutgoingState,
     tries: u32,
+    /// Messages that leave in one packet, and how many.
+    queue: (Vec<u8>, usize),
 }
 
 enum OutgoingState {
@@ -224,6 +229,7 @@ impl EventLoop {
                 retry: BootTime::default(),
             },
             tries: 0,
+            queue: (Vec::new(), 0),
         };
         Ok(Self {
             poll,
@@ -300,6 +306,7 @@ impl EventLoop {
         events: &mut Vec<Event>,
     ) -> Result<(), Error> {
         events.clear();
+        self.flush();
         if let Some(began) = self.answering.take() {
             let now = clock::now();
             self.operators_at = now + now.since(began) * REQUESTS_PAUSE;
@@ -334,30 +341,68 @@ impl EventLoop {
 
     /// Sends `message` to `to`. Never blocks; false means dropped, and counted.
     pub fn send<M: Serialize>(&mut self, to: Role, message: &M) -> bool {
+        self.queue(to, message) && self.flush_to(to)
+    }
+
+    /// Like [`EventLoop::send`], but it may wait for the next [`EventLoop::wait`], to leave in one packet with others
+    /// and wake the neighbour once. False means dropped, and counted.
+    pub fn queue<M: Serialize>(&mut self, to: Role, message: &M) -> bool {
         let Some(link) = self.outgoing.iter_mut().find(|o| o.role == to) else {
             return false;
         };
-        let OutgoingState::Up { socket } = &link.state else {
+        if !matches!(link.state, OutgoingState::Up { .. }) {
             self.counters.add(&format!("local_unsent_{to}_down"));
             return false;
-        };
+        }
         let Ok(bytes) = encode(message) else {
             self.counters.add(&format!("local_unsent_{to}_too_long"));
             return false;
         };
-        match local_socket::transmit(socket, &bytes) {
-            Sent::Yes => true,
-            Sent::Full => {
-                self.counters.add(&format!("local_unsent_{to}_full"));
-                false
-            }
-            Sent::Closed => {
-                self.counters.add(&format!("local_unsent_{to}_down"));
-                self.pending.push(Event::Down(to));
-                link.lost(clock::now());
-                false
-            }
+        if (link.queue.1 >= QUEUE_MAX || link.queue.0.len() + bytes.len() > MESSAGE_MAX)
+            && !self.flush_to(to)
+        {
+            return false;
         }
+        if let Some(link) = self.outgoing.iter_mut().find(|o| o.role == to) {
+            link.queue.0.extend_from_slice(&bytes);
+            link.queue.1 += 1;
+        }
+        true
+    }
+
+    /// Everything queued leaves.
+    fn flush(&mut self) {
+        for i in 0..self.outgoing.len() {
+            self.flush_to(self.outgoing[i].role);
+        }
+    }
+
+    fn flush_to(&mut self, to: Role) -> bool {
+        let Some(link) = self.outgoing.iter_mut().find(|o| o.role == to) else {
+            return false;
+        };
+        let count = std::mem::take(&mut link.queue.1);
+        if count == 0 {
+            return true;
+        }
+        let sent = match &link.state {
+            OutgoingState::Up { socket } => local_socket::transmit(socket, &link.queue.0),
+            OutgoingState::Down { .. } | OutgoingState::Greeting { .. } => Sent::Closed,
+        };
+        link.queue.0.clear();
+        let why = match sent {
+            Sent::Yes => return true,
+            Sent::Full => "full",
+            Sent::Closed => "down",
+        };
+        if sent == Sent::Closed && matches!(link.state, OutgoingState::Up { .. }) {
+            self.pending.push(Event::Down(to));
+            link.lost(clock::now());
+        }
+        for _ in 0..count {
+            self.counters.add(&format!("local_unsent_{to}_{why}"));
+        }
+        false
     }
 
     /// Answers a request. The connection stays open for the next one.

@@ -6,7 +6,7 @@ use mio::{Interest, unix::SourceFd};
 use nix::sys::socket::{self as s, MsgFlags, UnixAddr};
 use protocol::{
     Role,
-    codec::{decode, encode},
+    codec::{decode, decode_all, encode},
     local::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
@@ -141,6 +141,46 @@ fn messages_flow_and_a_lost_neighbour_is_dialled_again() {
         assert!(!hbd.is_up(Role::Doctord));
     }
     assert_eq!(hbd.counters()["local_link_doctord"], 2);
+}
+
+#[test]
+fn queued_messages_leave_together_before_the_loop_waits_and_in_order_with_those_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut doctord = EventLoop::open(&boot(dir.path(), Role::Doctord), &[Role::Hbd], &[]).unwrap();
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
+    link(&mut hbd, Role::Doctord, &mut doctord);
+    let mut packet = || {
+        wait_for(&mut doctord, |e| match e {
+            Event::Message { bytes, .. } => Some(bytes),
+            _ => None,
+        })
+    };
+    let messages = |bytes: &[u8]| {
+        decode_all::<u64>(bytes)
+            .map(|m| m.unwrap())
+            .collect::<Vec<_>>()
+    };
+    (1..=3u64).for_each(|i| assert!(hbd.queue(Role::Doctord, &i)));
+    hbd.wait(Some(daemon::now()), &mut Vec::new()).unwrap();
+    assert_eq!(messages(&packet()), [1, 2, 3]);
+    assert!(hbd.queue(Role::Doctord, &4u64) && hbd.send(Role::Doctord, &5u64));
+    assert_eq!(messages(&packet()), [4, 5]);
+    // Many, or long ones, do not wait for the end of the round.
+    (0..20u64).for_each(|i| assert!(hbd.queue(Role::Doctord, &i)));
+    assert_eq!(messages(&packet()).len(), 16);
+    hbd.wait(Some(daemon::now()), &mut Vec::new()).unwrap();
+    assert_eq!(messages(&packet()), [16, 17, 18, 19]);
+    let long = vec![7u8; 40_000];
+    assert!(hbd.queue(Role::Doctord, &long) && hbd.queue(Role::Doctord, &long));
+    assert_eq!(decode::<Vec<u8>>(&packet()).unwrap(), long);
+    // Nobody there any more: all are counted.
+    drop(doctord);
+    wait_for(&mut hbd, |e| {
+        matches!(e, Event::Down(Role::Doctord)).then_some(())
+    });
+    assert!(!hbd.queue(Role::Doctord, &6u64));
+    let lost = hbd.counters()["local_unsent_doctord_down"];
+    assert_eq!(lost, 2, "the second long one and 6");
 }
 
 #[test]

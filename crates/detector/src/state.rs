@@ -102,11 +102,13 @@ impl Detector {
                 self.hbd_spoke(now, at);
                 self.notice_stall(now, at);
                 self.hear(now, &from, at, lease, times);
+                self.tick_early(now);
             }
             Input::Ack { from, at, times } => {
                 self.hbd_spoke(now, at);
                 self.notice_stall(now, at);
                 self.sample(&from, times);
+                self.tick_early(now);
             }
             Input::HbdListens => {
                 self.hbd_spoke(now, now);
@@ -131,11 +133,22 @@ impl Detector {
     pub fn handle_timeout(&mut self, now: BootTime) {
         self.notice_stall(now, self.tick);
         self.notice_deafness(now);
-        if now >= self.tick {
+        self.tick_from(now, self.tick);
+        self.judge(now, false);
+    }
+
+    /// electd is woken in this turn anyway: the opinion comes along if it would be due soon.
+    fn tick_early(&mut self, now: BootTime) {
+        if now + self.interval() / 4 >= self.tick {
+            self.tick_from(now, now);
+        }
+    }
+
+    fn tick_from(&mut self, now: BootTime, due: BootTime) {
+        if now >= due {
             self.tick = now + self.interval();
             self.changed = true;
         }
-        self.judge(now, false);
     }
 
     /// When [`Self::handle_timeout`] has something to do.
@@ -787,6 +800,30 @@ mod tests {
         assert_eq!(doctor.told, Health::default());
         doctor.until(10_101);
         assert_eq!(doctor.told, doctor.core.health());
+    }
+
+    #[test]
+    fn the_opinion_comes_along_with_what_wakes_electd_anyway() {
+        let mut doctor = Doctor::listening();
+        doctor.wake();
+        let tick = doctor.core.poll_timeout().unwrap();
+        assert_eq!(tick, at(10_100));
+        for (ms, told) in [
+            (10_074, false),
+            (10_075, true),
+            (10_080, false),
+            (10_168, true),
+        ] {
+            doctor.told = Health::default();
+            doctor.until(ms).ack("beta");
+            assert_eq!(!doctor.told.servers.is_empty(), told, "at {ms} ms");
+        }
+        // Never later than a heartbeat after the last.
+        assert_eq!(doctor.core.poll_timeout().unwrap(), at(10_268));
+        // hbd's own word wakes nobody else.
+        doctor.told = Health::default();
+        doctor.until(10_260).input(Input::HbdListens);
+        assert_eq!(doctor.told, Health::default());
     }
 
     #[test]

@@ -45,6 +45,9 @@ impl Elector {
         if let Some(handover) = &v.handover {
             at(handover.deadline + AFTER);
         }
+        if let Some((_, until)) = v.succession.filter(|_| self.stopping) {
+            at(until + AFTER);
+        }
         if v.campaign.is_none() && v.gate != Gate::Shut {
             at(v.not_before);
         }
@@ -880,6 +883,7 @@ impl Elector {
                         term,
                     },
                 );
+                self.note_successor(name, term);
             }
             Err(why) => {
                 let floor = v.voter.voted;

@@ -92,6 +92,8 @@ pub struct Elector {
     pub(crate) round_trip: Duration,
     pub(crate) seed: u64,
     pub(crate) next_beat: BootTime,
+    /// Acknowledgements that leave with the next beat, and since when they wait.
+    pub(crate) held: Vec<(ServerName, BootTime, Ack)>,
     /// The time of the last event: what was due by then has been done.
     pub(crate) clock: BootTime,
     pub(crate) remember: bool,
@@ -149,6 +151,7 @@ impl Elector {
             round_trip: Duration::ZERO,
             seed: start.seed,
             next_beat: now,
+            held: Vec::new(),
             clock: now,
             remember: false,
             outputs: VecDeque::new(),
@@ -486,7 +489,7 @@ impl Elector {
             self.send_beat(now);
         }
         self.settle_roster();
-        self.finish_stop();
+        self.finish_stop(now);
         self.write_memory();
         self.reckon(now, turn);
     }
@@ -518,7 +521,7 @@ impl Elector {
 
     /// Makes one beat for everybody and promises to itself what it claims (R2, R4, R7).
     fn send_beat(&mut self, now: BootTime) {
-        let interval = self.settings.heartbeat;
+        let interval = self.beat_interval(now);
         let late = now.since(self.next_beat) >= interval;
         self.next_beat = if late {
             now + interval
@@ -568,6 +571,7 @@ impl Elector {
             roster: self.reservation.roster.clone(),
             config_hash: self.settings.config_hash,
         };
+        self.release_held(now);
         self.outputs.push_back(Output::Beat(beat));
         for name in self.masterships() {
             self.extend(now, &name);
@@ -703,7 +707,9 @@ impl Elector {
         let Some(peer) = self.peers.get_mut(&from) else {
             return self.count("beat_unlisted");
         };
+        let claims = beat.standings.iter().any(|s| s.claim.is_some());
         if peer.is_newer(beat.instance, beat.number) {
+            peer.claims = claims;
             peer.heard = Some(peer.heard.map_or(at, |t| t.max(at)).min(now));
             let former = peer.take_beat(beat.clone());
             self.stir_changed(&from, former, &beat);
@@ -713,6 +719,7 @@ impl Elector {
         }
         self.offered_roster(&beat.roster);
         self.note_claims(&from, &beat);
+        self.follow(now, &from);
         if self.taking != Taking::Active {
             return; // R20, R21: no Ack
         }
@@ -736,15 +743,14 @@ impl Elector {
         }
         let (instance, number, roster) =
             (beat.instance, beat.number, self.reservation.roster.version);
-        self.outputs.push_back(Output::Ack {
-            to: from,
-            ack: Ack {
-                instance,
-                number,
-                answers,
-                roster,
-            },
-        });
+        let ack = Ack {
+            instance,
+            number,
+            waited: Duration::ZERO,
+            answers,
+            roster,
+        };
+        self.acknowledge(now, from, ack, claims);
     }
 
     /// R5 and R17: the answer to one claim; none if the beat is dropped.
@@ -849,7 +855,7 @@ impl Elector {
             return self.count("ack_of_unknown_beat");
         };
         let (_, sent, lease) = self.sent[index];
-        self.note_round_trip(now.since(sent));
+        self.note_round_trip(now.since(sent).saturating_sub(ack.waited));
         let usable = self.usable(lease);
         for Answer {
             virtual_server: name,
@@ -912,6 +918,7 @@ impl Elector {
                 continue;
             };
             let name = &standing.virtual_server;
+            self.note_successor(name, claim.term);
             let Some(v) = self.virtuals.get(name) else {
                 continue;
             };

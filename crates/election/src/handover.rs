@@ -59,6 +59,7 @@ impl Elector {
         v.mastership = None;
         v.campaign = None;
         let handover = v.handover.take();
+        let invited_one = invited.is_some();
         v.leaving = Some(Leaving {
             term,
             invited,
@@ -75,7 +76,12 @@ impl Elector {
             Gate::Shut => self.gate_shut(now, name),
             Gate::Open(_) => {
                 v.gate = Gate::Shutting;
-                self.outputs.push_back(Output::Shut(name.clone()));
+                self.outputs.push_back(if invited_one {
+                    v.succession = Some((term, now + self.lease));
+                    Output::HandOver(name.clone(), self.lease)
+                } else {
+                    Output::Shut(name.clone())
+                });
             }
             Gate::Shutting => {}
         }
@@ -115,6 +121,18 @@ impl Elector {
         self.number = self.number.next();
         if leaving.was_master {
             self.change_role(name, false, term, false, &leaving.reason);
+        }
+    }
+
+    /// Another server has this one's vote in a higher term, or claims in it: when it announces the addresses, it
+    /// has opened.
+    pub(crate) fn note_successor(&mut self, name: &VirtualServerName, claimed: Term) {
+        let succeeded = |v: &Virtual| v.succession.is_some_and(|(term, _)| claimed > term);
+        if self.virtuals.get(name).is_some_and(succeeded)
+            && let Some(v) = self.virtuals.get_mut(name)
+        {
+            v.succession = None;
+            self.outputs.push_back(Output::Succeeded(name.clone()));
         }
     }
 
@@ -577,8 +595,12 @@ impl Elector {
     }
 
     /// The last act of a clean stop: reserved := voted (R22).
-    pub(crate) fn finish_stop(&mut self) {
-        if !self.stopping || self.stopped || self.virtuals.values().any(|v| !v.is_idle()) {
+    pub(crate) fn finish_stop(&mut self, now: BootTime) {
+        let busy = |v: &Virtual| {
+            let awaits = v.succession.is_some_and(|(_, until)| now <= until);
+            !v.is_idle() || awaits
+        };
+        if !self.stopping || self.stopped || self.virtuals.values().any(busy) {
             return;
         }
         self.stopped = true;

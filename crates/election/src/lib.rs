@@ -15,6 +15,7 @@
 //! |---|---|
 //! | `voter` | promises: R4 to R6, R18 |
 //! | `elector` | beats, acknowledgements, lease: R1, R2, R5, R7 to R9, R17, R25; start: R20 |
+//! | `pace` | when beats and acknowledgements leave |
 //! | `campaign` | standing, pre-vote, call, vote, renewal: R10 to R16 |
 //! | `handover` | release, handover, preference: R18, R19, R27 |
 //! | `roster` | reservation, longest promise, roster, blank start: R21 to R24 |
@@ -29,6 +30,7 @@ mod handover;
 mod input;
 pub mod memory;
 mod output;
+mod pace;
 mod record;
 pub mod reservation;
 mod roster;

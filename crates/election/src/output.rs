@@ -8,6 +8,7 @@ use protocol::{
         signal::{Client, Signal},
     },
 };
+use std::time::Duration;
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,12 @@ pub enum Output {
     Open(VirtualServerName, BootTime),
     /// Shut the gate now; [`crate::Input::GateShut`] follows when it reads back shut.
     Shut(VirtualServerName),
+    /// The same for a successor that is to come within the time given: what still arrives may be kept for it, and
+    /// replies may leave for a moment more, under the lease.
+    HandOver(VirtualServerName, Duration),
+    /// After [`Output::HandOver`]: another server got this one's vote in a higher term, or claims in it. It has what
+    /// was kept as soon as it announces the addresses.
+    Succeeded(VirtualServerName),
     /// Announce the addresses again: a rival was heard, or a network healed.
     Announce(VirtualServerName),
     /// Keep these clients in mind, the master has seen them: the next opening asks each by itself.

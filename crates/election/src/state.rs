@@ -39,6 +39,8 @@ pub(crate) struct Virtual {
     pub campaign: Option<Campaign>,
     pub leaving: Option<Leaving>,
     pub handover: Option<Handover>,
+    /// Handed over in this term: until when a successor is waited for.
+    pub succession: Option<(Term, BootTime)>,
     /// Since when nothing stands in the way of standing.
     pub ready_since: Option<BootTime>,
     /// When it stands, if nothing comes in the way until then.
@@ -67,6 +69,7 @@ impl Virtual {
             campaign: None,
             leaving: None,
             handover: None,
+            succession: None,
             ready_since: None,
             stand_at: None,
             obstacle: "just started",
@@ -171,6 +174,8 @@ pub(crate) struct Peer {
     pub beat: Option<Beat>,
     /// The beat names virtual servers in order, as every elector does.
     sorted: bool,
+    /// That beat claims a virtual server.
+    pub claims: bool,
     pub heard: Option<BootTime>,
     pub health: Option<HealthState>,
     pub last_heard: Option<BootTime>,

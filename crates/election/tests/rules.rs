@@ -576,8 +576,8 @@ fn r14_a_master_that_slept_through_its_own_promise_gives_way_to_a_call() {
     let term = Term(sim.term(master) + 1);
     sim.sent = Some(Vec::new());
     sim.partition(&[master]);
-    sim.stall(master, ms(600));
-    sim.run(ms(590));
+    sim.stall(master, ms(700)); // lease and grace are over, whenever the last beat was
+    sim.run(ms(690));
     let body = Body::Call {
         term,
         lease: L,

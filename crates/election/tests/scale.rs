@@ -62,6 +62,7 @@ fn costs(virtual_servers: usize) -> (Duration, Duration) {
     let ack = Ack {
         instance: beat.instance,
         number: beat.number,
+        waited: Duration::ZERO,
         answers: vec![Answer {
             virtual_server: one.virtual_server.clone(),
             verdict: Verdict::Promised(one.claim.unwrap().term),
@@ -142,7 +143,7 @@ fn fits(body: Body) -> usize {
         sequence: u64::MAX,
         sent_ns: u64::MAX,
         echo: None,
-        body,
+        bodies: vec![body],
     };
     encode(&Packet::Data(Box::new(data)))
         .expect("one datagram")
@@ -198,6 +199,7 @@ fn the_largest_beat_and_acknowledgement_are_one_datagram_each() {
     let ack = Ack {
         instance: Instance(u64::MAX),
         number: Number(u64::MAX),
+        waited: secs(10),
         answers: (0..VIRTUAL_SERVERS_MAX / 2).map(answer).collect(),
         roster: Default::default(),
     };

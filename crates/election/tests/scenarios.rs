@@ -340,10 +340,33 @@ fn promote_hands_over_from_the_master_as_from_a_slave_within_milliseconds() {
         assert!(took < ms(20), "{took:?}");
         sim.run(secs(1));
         assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers);
+        let handed: Vec<_> = sim.servers.iter().map(|s| s.handed_over).collect();
+        let other = slaves(&sim).into_iter().find(|s| *s != old).unwrap();
+        assert_eq!(
+            (handed[old], handed[to], handed[other]),
+            ((1, 1), (0, 0), (0, 0))
+        );
         let begin = sim.now;
         sim.run(secs(10));
         assert_eq!(sim.changes_since(begin), 0);
     }
+}
+
+/// Whoever takes over then has what was kept, and a stop waits for it, but not for ever.
+#[test]
+fn a_stop_waits_a_lease_for_the_successor_that_does_not_come() {
+    let mut sim = settled();
+    let old = sim.master().unwrap();
+    let others = slaves(&sim);
+    sim.give(old, Input::Stop);
+    sim.until(secs(1), |s| s.servers[old].handed_over.0 == 1);
+    for other in others {
+        sim.kill(other);
+    }
+    assert_eq!(sim.stopped, vec![]);
+    let took = sim.until(secs(1), |s| s.stopped == vec![old]);
+    assert!(took > L / 2 && took < L * 3 / 2, "{took:?}");
+    assert_eq!(sim.servers[old].handed_over, (1, 0));
 }
 
 #[test]
@@ -499,7 +522,8 @@ fn a_clean_stop_hands_over_first_and_leaves_a_reservation_of_what_was_voted() {
     assert_eq!(sim.stopped, vec![old]);
     assert_eq!(sim.changes_since(begin), 2);
     let reserved = sim.servers[old].reservation.as_ref().unwrap().reserved;
-    assert_eq!(reserved.0, term);
+    assert_eq!(reserved.0, term + 1, "it has voted for its successor");
+    assert_eq!(sim.servers[old].handed_over, (1, 1));
     sim.run(secs(1));
     sim.start(old);
     sim.run(secs(3));

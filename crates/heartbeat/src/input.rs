@@ -43,8 +43,8 @@ pub enum Input<'a> {
     },
     /// A datagram longer than any packet arrived from this address and was not read.
     TooLong(IpAddr),
-    /// electd wants this sent.
-    Send(ElectdToHbd),
+    /// electd wants these sent; what goes to the same server leaves together.
+    Send(Vec<ElectdToHbd>),
     /// The time told by `poll_timeout` has come.
     Timeout {
         /// Fresh random bits for challenges, never given before.

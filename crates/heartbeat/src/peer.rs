@@ -194,7 +194,7 @@ impl Peer {
         Ok(true)
     }
 
-    /// A message: what to tell doctord, or nothing for a copy over another path.
+    /// Messages: what to tell doctord, or nothing for a copy over another path.
     pub(crate) fn data_received(
         &mut self,
         now: BootTime,
@@ -202,7 +202,7 @@ impl Peer {
         heartbeat: Duration,
         data: Data,
         receipt: Receipt,
-    ) -> Result<Option<HbdToDoctord>, Refusal> {
+    ) -> Result<Vec<HbdToDoctord>, Refusal> {
         if self.former.contains(&data.from) {
             return Err(Refusal::FormerIncarnation);
         }
@@ -225,7 +225,7 @@ impl Peer {
             (Verdict::Below, _) => return Err(Refusal::Stale),
             (Verdict::Seen, Some(Verdict::New)) => {
                 self.note_heard(receipt);
-                return Ok(None);
+                return Ok(Vec::new());
             }
             (Verdict::Seen, _) => return Err(Refusal::Replayed),
             (Verdict::New, _) => {}
@@ -248,14 +248,20 @@ impl Peer {
                 t4: receipt.real_ns,
             }),
         };
-        Ok(Some(match data.body {
+        // All came with one packet: the times of it count once.
+        let arrivals = std::iter::once(arrival.clone()).chain(std::iter::repeat(Arrival {
+            times: None,
+            ..arrival
+        }));
+        let message = |(body, arrival)| match body {
             Body::Beat(beat) => HbdToDoctord::Beat { arrival, beat },
             Body::Ack(ack) => HbdToDoctord::Ack { arrival, ack },
-        }))
+        };
+        Ok(data.bodies.into_iter().zip(arrivals).map(message).collect())
     }
 
-    /// The packet for a message, if the peer's incarnation is known.
-    pub(crate) fn data(&mut self, me: Incarnation, body: Body) -> Option<Packet> {
+    /// The packet for messages, if the peer's incarnation is known.
+    pub(crate) fn data(&mut self, me: Incarnation, bodies: Vec<Body>) -> Option<Packet> {
         let known = self.known.as_ref()?;
         self.sequence += 1;
         let (to, echo) = (known.incarnation, known.echo);
@@ -265,7 +271,7 @@ impl Peer {
             sequence: self.sequence,
             sent_ns: 0,
             echo,
-            body,
+            bodies,
         })))
     }
 

@@ -6,7 +6,7 @@ use crate::{
 };
 use protocol::{
     BootTime, ServerName,
-    codec::CodecError,
+    codec::{self, CodecError, MESSAGE_MAX},
     local::{ring::ElectdToHbd, status::PathStatus},
     seal::{NONCE, Sealer},
     wire::datagram::{self, Body, Incarnation, Packet},
@@ -19,6 +19,10 @@ use std::{
 
 /// Most paths to one peer.
 const PATHS_MAX: usize = 16;
+
+/// Messages that leave together fill one packet up to here, so that it passes any link in one piece; a longer
+/// one travels alone.
+const BUNDLE_MAX: usize = 1024;
 
 /// The core of hbd.
 #[derive(Debug)]
@@ -82,17 +86,11 @@ impl Heartbeat {
                 at,
                 real_ns,
             } => match self.datagram(now, (source, local), bytes, (at, real_ns)) {
-                Ok(Some(output)) => self.outputs.push_back(output),
-                Ok(None) => {}
+                Ok(outputs) => self.outputs.extend(outputs),
                 Err(why) => self.refuse(source, why),
             },
             Input::TooLong(source) => self.refuse(source, Refusal::TooLong),
-            Input::Send(ElectdToHbd::Beat { made, beat }) => {
-                self.send(now, made, None, &Body::Beat(beat));
-            }
-            Input::Send(ElectdToHbd::Ack { made, to, ack }) => {
-                self.send(now, made, Some(&to), &Body::Ack(ack));
-            }
+            Input::Send(messages) => self.send(now, messages),
             Input::Timeout { fresh } => self.hellos(now, fresh),
         }
     }
@@ -164,7 +162,7 @@ impl Heartbeat {
         (source, local): (IpAddr, IpAddr),
         bytes: &[u8],
         (at, real_ns): (BootTime, u64),
-    ) -> Result<Option<Output>, Refusal> {
+    ) -> Result<Vec<Output>, Refusal> {
         // Level 1 (DESIGN section 2): the address is listed, or nothing else is looked at.
         let listed = |peer: &Peer| peer.path_of(source, local);
         let place = self
@@ -184,7 +182,7 @@ impl Heartbeat {
                 let packet = peer.hello_received(now, me, heartbeat, (from, challenge))?;
                 count(&mut self.counters, "hellos_answered");
                 let (to, paths) = (peer.name.clone(), vec![peer.paths[path]]);
-                Some(Output::Transmit(Transmit { to, paths, packet }))
+                vec![Output::Transmit(Transmit { to, paths, packet })]
             }
             Packet::HelloAnswer {
                 from,
@@ -193,39 +191,58 @@ impl Heartbeat {
             } => {
                 let new = peer.answer_received(me, (from, to, challenge), receipt)?;
                 new.then(|| Output::Met(peer.name.clone()))
+                    .into_iter()
+                    .collect()
             }
-            Packet::Data(data) => match peer.data_received(now, me, heartbeat, *data, receipt)? {
-                Some(message) => {
-                    count(&mut self.counters, "messages_received");
-                    Some(Output::Deliver(message))
-                }
-                None => {
+            Packet::Data(data) => {
+                let messages = peer.data_received(now, me, heartbeat, *data, receipt)?;
+                if messages.is_empty() {
                     count(&mut self.counters, "duplicates");
-                    None
                 }
-            },
+                for _ in &messages {
+                    count(&mut self.counters, "messages_received");
+                }
+                messages.into_iter().map(Output::Deliver).collect()
+            }
         })
     }
 
-    /// Once per path, to one peer or all (ELECTION R3).
-    fn send(&mut self, now: BootTime, made: BootTime, to: Option<&ServerName>, body: &Body) {
-        if now.since(made) > self.heartbeat {
-            return count(&mut self.counters, "unsent_late");
-        }
-        for peer in self
-            .peers
-            .iter_mut()
-            .filter(|p| to.is_none_or(|to| p.name == *to))
-        {
-            match peer.data(self.incarnation, body.clone()) {
-                Some(packet) => {
-                    count(&mut self.counters, "messages_sent");
-                    let (to, paths) = (peer.name.clone(), peer.paths.clone());
-                    self.outputs
-                        .push_back(Output::Transmit(Transmit { to, paths, packet }));
-                }
-                None => count(&mut self.counters, "unsent_unknown_incarnation"),
+    /// Each once per path, to one peer or all (ELECTION R3).
+    fn send(&mut self, now: BootTime, messages: Vec<ElectdToHbd>) {
+        let mut timely = Vec::new();
+        for message in messages {
+            let (made, to, body) = match message {
+                ElectdToHbd::Beat { made, beat } => (made, None, Body::Beat(beat)),
+                ElectdToHbd::Ack { made, to, ack } => (made, Some(to), Body::Ack(ack)),
+            };
+            if now.since(made) > self.heartbeat {
+                count(&mut self.counters, "unsent_late");
+                continue;
             }
+            let length = codec::encode(&body).map_or(MESSAGE_MAX, |bytes| bytes.len());
+            timely.push((to, body, length));
+        }
+        for index in 0..self.peers.len() {
+            for bodies in bundles(&timely, &self.peers[index].name) {
+                self.transmit(index, bodies);
+            }
+        }
+    }
+
+    /// One packet to one peer.
+    fn transmit(&mut self, index: usize, bodies: Vec<Body>) {
+        let (peer, messages) = (&mut self.peers[index], bodies.len());
+        let packet = peer.data(self.incarnation, bodies);
+        let name = if packet.is_some() {
+            "messages_sent"
+        } else {
+            "unsent_unknown_incarnation"
+        };
+        (0..messages).for_each(|_| count(&mut self.counters, name));
+        if let Some(packet) = packet {
+            let (to, paths) = (peer.name.clone(), peer.paths.clone());
+            self.outputs
+                .push_back(Output::Transmit(Transmit { to, paths, packet }));
         }
     }
 
@@ -244,6 +261,25 @@ impl Heartbeat {
         count(&mut self.counters, why.name());
         self.outputs.push_back(Output::Refused { source, why });
     }
+}
+
+/// What goes to `peer` of these messages (to whom, if not to all, and how long), a packet each.
+fn bundles(messages: &[(Option<ServerName>, Body, usize)], peer: &ServerName) -> Vec<Vec<Body>> {
+    let (mut bundles, mut room) = (Vec::<Vec<Body>>::new(), 0);
+    for (to, body, length) in messages {
+        if to.as_ref().is_some_and(|to| to != peer) {
+            continue;
+        }
+        match bundles.last_mut().filter(|_| *length <= room) {
+            Some(bundle) => bundle.push(body.clone()),
+            None => {
+                bundles.push(vec![body.clone()]);
+                room = BUNDLE_MAX;
+            }
+        }
+        room = room.saturating_sub(*length);
+    }
+    bundles
 }
 
 fn count(counters: &mut BTreeMap<&'static str, u64>, name: &'static str) {

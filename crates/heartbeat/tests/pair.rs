@@ -56,6 +56,7 @@ fn ack(number: u64) -> Ack {
     Ack {
         instance: Instance(1),
         number: Number(number),
+        waited: Duration::ZERO,
         answers: Vec::new(),
         roster: RosterVersion::default(),
     }
@@ -155,10 +156,10 @@ impl Host {
     fn send(&mut self, now: BootTime, number: u64) -> Vec<Datagram> {
         self.core.handle(
             now,
-            Input::Send(ElectdToHbd::Beat {
+            Input::Send(vec![ElectdToHbd::Beat {
                 made: now,
                 beat: beat(number),
-            }),
+            }]),
         );
         self.drain(now);
         std::mem::take(&mut self.out)
@@ -271,11 +272,11 @@ fn an_acknowledgement_goes_to_one_server() {
     a.out.clear();
     a.core.handle(
         ms(1),
-        Input::Send(ElectdToHbd::Ack {
+        Input::Send(vec![ElectdToHbd::Ack {
             made: ms(1),
             to: name("beta"),
             ack: ack(3),
-        }),
+        }]),
     );
     let sent = a.tick(ms(1));
     assert!(sent.iter().all(|d| addresses("beta").contains(&d.target)) && sent.len() == 2);
@@ -609,11 +610,63 @@ fn what_waited_too_long_and_what_has_no_receiver_is_dropped() {
         made: ms(0),
         beat: beat(1),
     };
-    a.core.handle(ms(101), Input::Send(late.clone()));
+    a.core.handle(ms(101), Input::Send(vec![late.clone()]));
     assert!(a.tick(ms(101)).is_empty());
     assert_eq!(a.counter("unsent_late"), 1);
-    a.core.handle(ms(100), Input::Send(late));
+    a.core.handle(ms(100), Input::Send(vec![late]));
     assert_eq!(a.tick(ms(100)).len(), 2);
+}
+
+#[test]
+fn what_is_sent_together_leaves_in_one_packet_and_arrives_in_order() {
+    let (mut a, mut b) = pair();
+    let acks = [1, 2].map(|number| ElectdToHbd::Ack {
+        made: ms(10),
+        to: name("beta"),
+        ack: ack(number),
+    });
+    let beat = ElectdToHbd::Beat {
+        made: ms(10),
+        beat: beat(3),
+    };
+    let all: Vec<_> = acks.into_iter().chain([beat]).collect();
+    a.core.handle(ms(10), Input::Send(all));
+    let sent = a.tick(ms(10));
+    assert_eq!(sent.len(), 2, "one per path");
+    b.send(ms(9), 1).iter().for_each(|d| a.receive(ms(10), d));
+    sent.iter().for_each(|d| b.receive(ms(11), d));
+    assert_eq!(b.numbers(), [1, 2, 3]);
+    sent.iter().for_each(|d| b.receive(ms(12), d));
+    assert_eq!(b.numbers(), [1, 2, 3], "a replay brings none of them again");
+    // The four times are those of the packet, and counted once.
+    a.core
+        .handle(ms(20), Input::Send(vec![beat_at_ten(4), beat_at_ten(5)]));
+    a.tick(ms(20)).iter().for_each(|d| b.receive(ms(21), d));
+    let times = |m: &HbdToDoctord| match m {
+        HbdToDoctord::Beat { arrival, .. } | HbdToDoctord::Ack { arrival, .. } => arrival.times,
+        HbdToDoctord::Listening => None,
+    };
+    assert!(times(&b.delivered[3]).is_some() && times(&b.delivered[4]).is_none());
+}
+
+#[test]
+fn what_would_not_pass_a_link_in_one_piece_leaves_in_several_packets() {
+    let (mut a, mut b) = pair();
+    let many: Vec<_> = (1..=100).map(beat_at_ten).collect();
+    a.core.handle(ms(10), Input::Send(many));
+    let sent = a.tick(ms(10));
+    assert!(sent.len() > 4, "{} packets", sent.len());
+    assert!(
+        sent.iter().all(|d| d.bytes.len() < 1280),
+        "IPv6's least MTU"
+    );
+    sent.iter().for_each(|d| b.receive(ms(11), d));
+    assert_eq!(b.numbers(), (1..=100).collect::<Vec<_>>());
+}
+
+fn beat_at_ten(number: u64) -> ElectdToHbd {
+    let (made, beat) = (ms(10), beat(number));
+    ElectdToHbd::Beat { made, beat }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
     os::fd::AsRawFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -23,11 +23,13 @@ const NOBODY: u8 = u8::MAX;
 /// An answer that comes later serves nobody: such a request waited in the kernel until somebody had the address.
 const TOO_LATE: u64 = 100 * pace::PERIOD;
 
-/// Sends one request each millisecond to a virtual address, as any program would: through the kernel's
+/// Sends one request each millisecond (or more) to a virtual address, as any program would: through the kernel's
 /// neighbour cache, knowing nothing of servers.
 pub struct Client {
     ledger: Arc<Mutex<Ledger>>,
     paused: Arc<AtomicBool>,
+    /// Nanoseconds from one request to the next.
+    period: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
@@ -37,6 +39,8 @@ struct Ledger {
     sent: Vec<u64>,
     /// Who answered it.
     server: Vec<u8>,
+    /// How long that took, in nanoseconds.
+    took: Vec<u64>,
 }
 
 fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
@@ -52,6 +56,8 @@ pub struct Outage {
     pub lost: usize,
     /// The longest time between two answered requests, by when they were sent, with a lost one between them.
     pub longest: Duration,
+    /// The longest time from a request to its answer.
+    pub slowest: Duration,
 }
 
 impl Client {
@@ -77,18 +83,20 @@ impl Client {
         let client = Self {
             ledger: Arc::default(),
             paused: Arc::default(),
+            period: Arc::new(AtomicU64::new(pace::PERIOD)),
             stop: Arc::clone(stop),
         };
-        let (ledger, paused, stop) = (
+        let (ledger, paused, period, stop) = (
             Arc::clone(&client.ledger),
             Arc::clone(&client.paused),
+            Arc::clone(&client.period),
             Arc::clone(stop),
         );
         host.thread("client", move || {
             let _ = daemon::sys::scheduler_fifo(PRECEDENCE);
             let mut ticks = Ticks::start();
             while !stop.load(Ordering::Relaxed) {
-                ticks.next();
+                ticks.next(period.load(Ordering::Relaxed));
                 if paused.load(Ordering::Relaxed) {
                     continue;
                 }
@@ -97,6 +105,7 @@ impl Client {
                     let mut ledger = lock(&ledger);
                     ledger.sent.push(sent);
                     ledger.server.push(NOBODY);
+                    ledger.took.push(0);
                     ledger.sent.len() as u64 - 1
                 };
                 let request = echo::request(number, sent);
@@ -118,9 +127,13 @@ impl Client {
                 };
                 let slot = usize::try_from(answer.number).unwrap_or(usize::MAX);
                 let mut ledger = lock(&ledger);
-                let timely = |sent: &u64| pace::now().saturating_sub(*sent) <= TOO_LATE;
-                if ledger.sent.get(slot).is_some_and(timely) {
+                let Some(sent) = ledger.sent.get(slot) else {
+                    continue;
+                };
+                let took = pace::now().saturating_sub(*sent);
+                if took <= TOO_LATE {
                     ledger.server[slot] = answer.server;
+                    ledger.took[slot] = took;
                 }
             }
         })?;
@@ -137,7 +150,16 @@ impl Client {
         let until = self.mark();
         thread::sleep(Duration::from_millis(50));
         let ledger = lock(&self.ledger);
-        measure(&ledger.sent[mark..until], &ledger.server[mark..until])
+        let mut outage = measure(&ledger.sent[mark..until], &ledger.server[mark..until]);
+        let slowest = ledger.took[mark..until].iter().max();
+        outage.slowest = Duration::from_nanos(slowest.copied().unwrap_or_default());
+        outage
+    }
+
+    /// Sends so many requests each millisecond from now on, evenly; at least one.
+    pub fn rate(&self, each_ms: u32) {
+        let period = pace::PERIOD / u64::from(each_ms.max(1));
+        self.period.store(period, Ordering::Relaxed);
     }
 
     /// What the client sees right now: how long ago the last answered request was sent.

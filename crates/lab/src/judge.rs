@@ -150,7 +150,7 @@ impl Judge {
             let mut ticks = Ticks::start();
             let mut bytes = [0; 64];
             while !stop.load(Ordering::Relaxed) {
-                ticks.next();
+                ticks.next(PERIOD);
                 let mut ledger = lock(&ledger);
                 for (address, socket) in &sockets {
                     // Errors are those of a network that is being broken on purpose.

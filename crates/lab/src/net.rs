@@ -261,7 +261,7 @@ impl Net {
             plug(host, host.name(), INTERFACE, last)?;
             let (port, own) = (format!("judge-{}", host.name()), to(host));
             plug(&judge_host, &port, &own, judge_byte(index))?;
-            know_judge(host, index)?;
+            know_judge(host, wiring.servers)?;
             let addresses =
                 (0..wiring.virtual_servers).map(|v| (v4(virtual_byte(v)), v6(virtual_byte(v))));
             judge_host.tool("ip", &["-batch", "-"], &neighbours(&own, addresses, last))?;
@@ -350,7 +350,7 @@ impl Net {
         );
         host.tool("ip", &["-batch", "-"], &commands)?;
         // Without any address for a moment, the kernel forgot even the permanent neighbours.
-        know_judge(host, server)
+        know_judge(host, self.wiring.servers)
     }
 
     /// Servers of different groups do not hear each other; clients reach all. No groups: healed.
@@ -447,10 +447,14 @@ impl Drop for Net {
     }
 }
 
-/// Lets a server answer the judge without needing a cache either.
-fn know_judge(host: &Host, server: usize) -> Result<(), Error> {
-    let judge = judge_byte(server);
-    let entries = neighbours(INTERFACE, [(v4(judge), v6(judge))], judge);
+/// Lets a server answer the judge without needing a cache either, also what was meant for another one of
+/// `servers` and handed over to it.
+fn know_judge(host: &Host, servers: usize) -> Result<(), Error> {
+    let entry = |server| {
+        let judge = judge_byte(server);
+        neighbours(INTERFACE, [(v4(judge), v6(judge))], judge)
+    };
+    let entries: String = (0..servers).map(entry).collect();
     host.tool("ip", &["-batch", "-"], &entries)
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn sleep_until(instant: u64) {
     {}
 }
 
-/// The instants of a beat of [`PERIOD`]; those missed by a late thread are left out, never made up for.
+/// The instants of a beat; those missed by a late thread are left out, never made up for.
 pub(crate) struct Ticks(u64);
 
 impl Ticks {
@@ -37,11 +37,12 @@ impl Ticks {
         Self(now())
     }
 
-    pub(crate) fn next(&mut self) {
+    /// Waits for the next one, `period` after the last.
+    pub(crate) fn next(&mut self, period: u64) {
         let now = now();
-        self.0 += PERIOD;
+        self.0 += period;
         if self.0 < now {
-            self.0 += (now - self.0) / PERIOD * PERIOD;
+            self.0 += (now - self.0) / period * period;
         } else {
             sleep_until(self.0);
         }

@@ -16,14 +16,14 @@ use std::{mem, sync::Arc, time::Duration};
 pub const OUTGOING_MAX: usize = 256 * 1024;
 
 /// Longest ping interval of a peer that this side goes along with.
-pub const PING_MAX: Duration = Duration::from_secs(5);
+pub const PING_MAX: Duration = Duration::from_secs(10);
 
-const PING_MIN: Duration = Duration::from_millis(50);
+const PING_MIN: Duration = Duration::from_millis(100);
 const HANDSHAKE_MIN: Duration = Duration::from_secs(1);
 const CONNECT_MIN: Duration = Duration::from_millis(200);
 
-/// Pings that may go missing before a session counts as dead.
-const PINGS_MISSED: u32 = 4;
+/// Pings that may go missing before a session counts as dead: TCP sends a lost one again in half of that time.
+const PINGS_MISSED: u32 = 2;
 
 /// The deadlines of all sessions of a server.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,7 @@ impl Timing {
     /// From the cluster's heartbeat interval and lease.
     pub fn new(heartbeat: Duration, lease: Duration) -> Self {
         Self {
-            ping: (heartbeat * 2).max(PING_MIN),
+            ping: (heartbeat * 4).max(PING_MIN),
             lease,
             handshake: lease.max(HANDSHAKE_MIN),
             connect: lease.max(CONNECT_MIN),
@@ -224,7 +224,7 @@ impl Session {
     /// When [`Session::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> BootTime {
         match self.state {
-            State::Open => (self.sent_at + self.timing.ping).min(self.heard_at + self.silence),
+            State::Open => self.ping_due().min(self.heard_at + self.silence),
             _ => self.heard_at + self.timing.handshake,
         }
     }
@@ -242,7 +242,20 @@ impl Session {
         if now >= self.heard_at + self.silence {
             return Err(Reason::Silence);
         }
-        if now >= self.sent_at + self.timing.ping {
+        self.ping_if_soon(now, self.timing.ping / 8)
+    }
+
+    /// The dialling side speaks a little sooner, so that one ping makes both sides speak and each wakes up once.
+    fn ping_due(&self) -> BootTime {
+        let sooner = match self.side {
+            Side::Dial => self.timing.ping / 8,
+            Side::Accept => Duration::ZERO,
+        };
+        self.sent_at + self.timing.ping - sooner
+    }
+
+    fn ping_if_soon(&mut self, now: BootTime, slack: Duration) -> Result<(), Reason> {
+        if now + slack >= self.ping_due() {
             self.push(now, Body::Ping)?;
         }
         Ok(())
@@ -351,7 +364,7 @@ impl Session {
             }
             (State::Open, _, Body::Ping) => {
                 self.heard_at = now;
-                Ok(())
+                self.ping_if_soon(now, self.timing.ping / 2)
             }
             (State::Open, _, Body::Signal(signal)) => {
                 self.heard_at = now;
@@ -679,10 +692,10 @@ mod tests {
             Timing::new(ms(5).since(ms(0)), ms(25).since(ms(0))),
             timing(),
         );
-        assert_eq!(fast.ping, Duration::from_millis(50));
+        assert_eq!(fast.ping, Duration::from_millis(100));
         assert_eq!(fast.silence(fast.ping), Duration::from_millis(200));
         assert_eq!(fast.silence(slow.ping), Duration::from_millis(800));
-        assert_eq!(fast.silence(Duration::MAX), PING_MAX * 4);
+        assert_eq!(fast.silence(Duration::MAX), PING_MAX * 2);
         assert_eq!((fast.handshake, fast.connect), (HANDSHAKE_MIN, CONNECT_MIN));
     }
 

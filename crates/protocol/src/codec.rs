@@ -69,6 +69,28 @@ fn encode_within<T: Serialize>(value: &T, most: usize) -> Result<Vec<u8>, CodecE
     }
 }
 
+/// Reads the messages that fill `bytes` one after another; the last one is an error if the rest is no message.
+pub fn decode_all<T: DeserializeOwned>(
+    bytes: &[u8],
+) -> impl Iterator<Item = Result<T, CodecError>> {
+    let mut rest = Some(bytes);
+    std::iter::from_fn(move || {
+        let bytes = rest.take()?;
+        if bytes.len() > MESSAGE_MAX {
+            return Some(Err(CodecError::TooLong(MESSAGE_MAX)));
+        }
+        match bincode::serde::decode_from_slice(bytes, limited::<{ DECODER * MESSAGE_MAX }>()) {
+            Ok((message, used)) => {
+                rest = bytes
+                    .get(used..)
+                    .filter(|rest| !rest.is_empty() && used > 0);
+                Some(Ok(message))
+            }
+            Err(e) => Some(Err(CodecError::Malformed(e))),
+        }
+    })
+}
+
 /// Reads one message that fills `bytes` to the last one.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     decode_within::<{ DECODER * MESSAGE_MAX }, T>(bytes)
@@ -79,13 +101,16 @@ pub fn decode_record<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>
     decode_within::<{ DECODER * RECORD_MAX }, T>(bytes)
 }
 
+fn limited<const LIMIT: usize>() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<LIMIT>()
+}
+
 fn decode_within<const LIMIT: usize, T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > LIMIT / DECODER {
         return Err(CodecError::TooLong(LIMIT / DECODER));
     }
-    let configuration = bincode::config::standard().with_limit::<LIMIT>();
-    let (message, used) =
-        bincode::serde::decode_from_slice(bytes, configuration).map_err(CodecError::Malformed)?;
+    let (message, used) = bincode::serde::decode_from_slice(bytes, limited::<LIMIT>())
+        .map_err(CodecError::Malformed)?;
     match bytes.len() - used {
         0 => Ok(message),
         left => Err(CodecError::Trailing(left)),

@@ -84,9 +84,10 @@ fn wire_messages_keep_their_bytes() {
         let name = match &packet {
             Packet::Hello { .. } => "packet hello",
             Packet::HelloAnswer { .. } => "packet hello-answer",
-            Packet::Data(data) => match data.body {
-                datagram::Body::Beat(_) => "packet beat",
-                datagram::Body::Ack(_) => "packet ack",
+            Packet::Data(data) => match data.bodies[..] {
+                [datagram::Body::Beat(_)] => "packet beat",
+                [datagram::Body::Ack(_)] => "packet ack",
+                _ => "packet bundle",
             },
         };
         golden.message(name, &packet);
@@ -299,6 +300,7 @@ fn ack() -> Ack {
     Ack {
         instance: Instance(1),
         number: Number(2),
+        waited: H,
         answers: vec![
             answer("web", Verdict::Promised(Term(7))),
             answer(
@@ -322,10 +324,10 @@ fn ack() -> Ack {
     }
 }
 
-fn packets() -> [Packet; 4] {
+fn packets() -> [Packet; 5] {
     let (from, to) = (Incarnation([0xaa; 16]), Incarnation([0xbb; 16]));
     let challenge = Challenge([0xcc; 16]);
-    let data = |body, echo| {
+    let data = |bodies, echo| {
         let (sequence, sent_ns) = (70_000, 1_700_000_000_000_000_000);
         Packet::Data(Box::new(Data {
             from,
@@ -333,7 +335,7 @@ fn packets() -> [Packet; 4] {
             sequence,
             sent_ns,
             echo,
-            body,
+            bodies,
         }))
     };
     let echo = Some(Echo {
@@ -347,8 +349,12 @@ fn packets() -> [Packet; 4] {
             to,
             challenge,
         },
-        data(datagram::Body::Beat(beat()), echo),
-        data(datagram::Body::Ack(ack()), None),
+        data(vec![datagram::Body::Beat(beat())], echo),
+        data(vec![datagram::Body::Ack(ack())], None),
+        data(
+            vec![datagram::Body::Ack(ack()), datagram::Body::Beat(beat())],
+            None,
+        ),
     ]
 }
 

@@ -229,6 +229,7 @@ fn the_largest_beat_and_acknowledgement_are_one_packet() {
     let ack = Ack {
         instance: Instance(u64::MAX),
         number: Number(u64::MAX),
+        waited: Duration::MAX,
         answers: (0..VIRTUAL_SERVERS_MAX).map(refused).collect(),
         roster: version,
     };
@@ -242,7 +243,7 @@ fn the_largest_beat_and_acknowledgement_are_one_packet() {
                 sent_ns: u64::MAX,
                 received_ns: u64::MAX,
             }),
-            body,
+            bodies: vec![body],
         };
         survives(&Packet::Data(Box::new(data))).unwrap();
     }
@@ -382,11 +383,11 @@ fn verdict() -> impl Strategy<Value = Verdict> {
 
 prop_compose! {
     fn ack()(
-        instance in instance(), number in number(),
+        instance in instance(), number in number(), waited in any::<Duration>(),
         answers in vec((virtual_server(), verdict()), 0..4), roster in version(),
     ) -> Ack {
         let answer = |(virtual_server, verdict)| Answer { virtual_server, verdict };
-        Ack { instance, number, answers: answers.into_iter().map(answer).collect(), roster }
+        Ack { instance, number, waited, answers: answers.into_iter().map(answer).collect(), roster }
     }
 }
 
@@ -409,15 +410,15 @@ fn packet() -> impl Strategy<Value = Packet> {
         any::<u64>(),
         any::<u64>(),
         echo,
-        body,
+        vec(body, 0..3),
     )
-        .prop_map(|(from, to, sequence, sent_ns, echo, body)| Data {
+        .prop_map(|(from, to, sequence, sent_ns, echo, bodies)| Data {
             from,
             to,
             sequence,
             sent_ns,
             echo,
-            body,
+            bodies,
         });
     prop_oneof![
         (incarnation(), challenge())
@@ -730,4 +731,25 @@ fn reply() -> impl Strategy<Value = CtlReply> {
 #[test]
 fn versions_fit_their_fields() {
     assert_eq!(frame::read_preamble(frame::preamble()), Some(version::WIRE));
+}
+
+#[test]
+fn messages_in_a_row_are_read_one_by_one_up_to_the_first_that_is_none() {
+    let read = |bytes: &[u8]| codec::decode_all::<(u64, String)>(bytes).collect::<Vec<_>>();
+    let message = |n: u64| (n, "x".repeat(usize::try_from(n).unwrap()));
+    let mut bytes: Vec<u8> = (0..300)
+        .flat_map(|n| codec::encode(&message(n)).unwrap())
+        .collect();
+    let got = read(&bytes);
+    assert_eq!(got.len(), 300);
+    assert!((0..).zip(got).all(|(n, got)| got.unwrap() == message(n)));
+    bytes.truncate(bytes.len() - 1);
+    let got = read(&bytes);
+    assert!(got.len() == 300 && got[298].is_ok() && got[299].is_err());
+    assert!(read(&[0; codec::MESSAGE_MAX + 1])[0].is_err());
+    assert_eq!(
+        codec::decode_all::<()>(&[1, 2, 3]).count(),
+        1,
+        "no message of no bytes for ever"
+    );
 }

@@ -24,6 +24,7 @@ mod clock;
 mod error;
 mod gate;
 mod gate_file;
+mod hold;
 mod ndp;
 mod neighbours;
 mod netlink;
@@ -36,6 +37,7 @@ mod worker;
 pub use arp::Mac;
 pub use error::Error;
 pub use gate::{GateHome, check_gate, unmount_gate};
+pub use hold::LatePackets;
 pub use refresh::Receipts;
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 
@@ -57,6 +59,7 @@ use std::{
     thread::JoinHandle,
     time::Duration,
 };
+use sys::tap::Tap;
 use worker::{Command, Worker};
 
 /// Without the kernel's gate: how much earlier than the lease's end the deadline must be, so that the addresses
@@ -65,6 +68,25 @@ const ADDRESSES_MARGIN: Duration = Duration::from_millis(2);
 
 /// What the worker's stack needs at most: all of it may be locked into memory.
 const STACK: usize = 512 * 1024;
+
+/// The thread that keeps late packets runs so much below the worker, and so below electd's own loop.
+const HOLDER_BELOW: i32 = 2;
+
+const LATE_LOST: &str = "late packets of a planned handover will be lost";
+
+/// The tap for late packets, which the gate leaves alone; none where there can be no tap.
+fn late_packets_tap(gate: &Arc<Gate>) -> Option<(Arc<Gate>, Tap)> {
+    match Tap::open() {
+        Ok(tap) => {
+            gate.leave_alone(tap.index());
+            Some((gate.clone(), tap))
+        }
+        Err(why) => {
+            log::warn!("{LATE_LOST}: {why}");
+            None
+        }
+    }
+}
 
 /// The addresses of a virtual server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,6 +257,27 @@ impl Shared {
         true
     }
 
+    /// A planned handover: what arrives goes to the tap from now on, replies leave until `drained` at most, and
+    /// no later deadline is taken. The door's number; none without a door.
+    fn drain(&self, tap: u32, drained: BootTime, held: BootTime) -> Option<usize> {
+        let _changing = self.changing();
+        let door = self.door.as_ref()?;
+        self.present.store(false, SeqCst);
+        door.hold(tap, held);
+        door.drain(drained);
+        Some(door.number())
+    }
+
+    /// Goes on leading to the tap what arrives, unless the addresses are here again.
+    fn hold_on(&self, until: BootTime, tap: u32) {
+        let _changing = self.changing();
+        if let Some(door) = &self.door
+            && !self.present.load(SeqCst)
+        {
+            door.hold(tap, until);
+        }
+    }
+
     /// The addresses are there and about to be announced: ARP and neighbour discovery may pass.
     fn open_first(&self) {
         let _changing = self.changing();
@@ -249,6 +292,7 @@ impl Shared {
         if self.deadline() != BootTime(0) {
             self.present.store(true, SeqCst);
             if let Some(door) = &self.door {
+                door.hold_no_more();
                 door.open(self.deadline());
             }
         }
@@ -283,14 +327,40 @@ pub struct Takeover {
     run_dir: PathBuf,
     boot: BootId,
     gate: Result<Arc<Gate>, String>,
-    emit: Emit,
     shared: Mutex<BTreeMap<VirtualServerName, Arc<Shared>>>,
-    commands: Sender<Command>,
-    waker: Arc<EventFd>,
+    shutter: Arc<Shutter>,
     thread: Option<JoinHandle<()>>,
     refresher: refresher::Handle,
     receipts: refresher::Board,
     refresh_thread: Option<JoinHandle<()>>,
+    /// None where late packets cannot be kept.
+    holder: Option<(hold::Handle, JoinHandle<()>)>,
+}
+
+/// Shuts the gate of a virtual server, and sees to the rest.
+struct Shutter {
+    gate: Option<Arc<Gate>>,
+    emit: Emit,
+    commands: Sender<Command>,
+    waker: Arc<EventFd>,
+}
+
+impl Shutter {
+    /// Tells at once if the gate is there and reads back shut; the worker removes the addresses.
+    fn shut(&self, v: &VirtualServerName, shared: &Shared) {
+        let told = shared.shut() && self.gate.as_ref().is_some_and(|gate| gate.holds());
+        if told {
+            (self.emit)(Event::Shut { v: v.clone() });
+        }
+        self.tell(Command::Shut(v.clone(), told));
+    }
+
+    fn tell(&self, command: Command) {
+        // Fails only when the worker is gone, and then the process is going too.
+        let _ = self.commands.send(command);
+        // Fails only when the counter is full: then it is readable anyway.
+        let _ = self.waker.write(1);
+    }
 }
 
 impl Takeover {
@@ -323,6 +393,7 @@ impl Takeover {
         emit: Emit,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let boot = gate_file::boot_id()?;
+        let tap = gate.as_ref().ok().and_then(late_packets_tap);
         let mut shared = BTreeMap::new();
         let mut with_shared = Vec::new();
         for set in sets {
@@ -390,14 +461,26 @@ impl Takeover {
             // A gate of an earlier life would stay shut for good.
             gate::unpin_all(&run_dir.join("bpf"));
         }
+        let shutter = Arc::new(Shutter {
+            gate: gate.as_ref().ok().cloned(),
+            emit,
+            commands,
+            waker,
+        });
+        let holder = tap.and_then(|(gate, tap)| {
+            let shutter = shutter.clone();
+            let shut = Box::new(move |v: &VirtualServerName, own: &Shared| shutter.shut(v, own));
+            hold::start(gate, tap, realtime.map(|p| p - HOLDER_BELOW), shut)
+                .map_err(|e| log::warn!("{LATE_LOST}: {e}"))
+                .ok()
+        });
         let takeover = Self {
             run_dir: run_dir.to_owned(),
             boot,
             gate,
-            emit,
             shared: Mutex::new(shared),
-            commands,
-            waker,
+            shutter,
+            holder,
             thread: Some(thread),
             refresher,
             receipts,
@@ -441,16 +524,48 @@ impl Takeover {
     /// reads back shut, else when the addresses read back gone.
     pub fn shut(&self, v: &VirtualServerName) {
         let Some(shared) = self.find(v) else { return };
-        let told = shared.shut() && self.gate.as_ref().is_ok_and(|gate| gate.holds());
-        if told {
-            (self.emit)(Event::Shut { v: v.clone() });
+        self.shutter.shut(v, &shared);
+    }
+
+    /// Shuts as [`Self::shut`] does, for another server that takes over within `patience`: what still arrives is
+    /// kept for it, and replies of what was delivered before may leave for a millisecond more. Where that is not
+    /// possible it is a plain shutting.
+    pub fn hand_over(&self, v: &VirtualServerName, patience: Duration) {
+        let Some(shared) = self.find(v) else { return };
+        let whole = self.gate.as_ref().is_ok_and(|gate| gate.holds());
+        let holder = self.holder.as_ref().filter(|_| whole);
+        if !holder.is_some_and(|(holder, _)| holder.begin(v, &shared, patience)) {
+            self.shutter.shut(v, &shared);
         }
-        self.tell(Command::Shut(v.clone(), told));
+    }
+
+    /// After [`Self::hand_over`]: another server has the votes, or is about to: what was kept may be sent on to the
+    /// one that announces the addresses.
+    pub fn succeeded(&self, v: &VirtualServerName) {
+        if let Some((holder, _)) = &self.holder {
+            holder.succeeded(v);
+        }
+    }
+
+    /// What has become of the late packets of planned handovers.
+    pub fn late_packets(&self) -> LatePackets {
+        self.holder
+            .as_ref()
+            .map(|(holder, _)| holder.counters())
+            .unwrap_or_default()
+    }
+
+    fn end_holding(&mut self, at_once: bool) {
+        if let Some((holder, thread)) = self.holder.take() {
+            holder.end(at_once);
+            let _ = thread.join();
+        }
     }
 
     /// Stops cleanly: removes the addresses of all virtual servers, then the gate. If that cannot be done within
-    /// some seconds the gate stays, shut.
+    /// some seconds the gate stays, shut. What is kept of a handover is sent on before.
     pub fn close(mut self) {
+        self.end_holding(false);
         let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         for own in shared.values() {
             own.shut();
@@ -543,10 +658,7 @@ impl Takeover {
     }
 
     fn tell(&self, command: Command) {
-        // Fails only when the worker is gone, and then the process is going too.
-        let _ = self.commands.send(command);
-        // Fails only when the counter is full: then it is readable anyway.
-        let _ = self.waker.write(1);
+        self.shutter.tell(command);
     }
 }
 
@@ -560,6 +672,7 @@ impl fmt::Debug for Takeover {
 
 impl Drop for Takeover {
     fn drop(&mut self) {
+        self.end_holding(true);
         self.tell(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

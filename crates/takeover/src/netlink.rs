@@ -12,7 +12,7 @@ use nix::{
     sys::socket::{MsgFlags, recv, send},
 };
 use rtnetlink::{
-    AddressMessageBuilder, Handle,
+    AddressMessageBuilder, Handle, RouteMessageBuilder,
     packet_core::{
         NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
         NetlinkPayload,
@@ -22,6 +22,7 @@ use rtnetlink::{
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo},
         link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+        route::{RouteMessage, RouteType},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -164,6 +165,24 @@ impl Netlink {
         let handle = self.asker.handle();
         self.asker
             .ask(async move { handle.address().get().execute().try_collect().await })
+    }
+
+    /// Whether a packet for this address would be delivered on this machine.
+    pub(crate) fn delivers_here(&mut self, ip: IpAddr) -> io::Result<bool> {
+        let handle = self.asker.handle();
+        let question = match ip {
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(ip, 32)
+                .build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(ip, 128)
+                .build(),
+        };
+        let route = self
+            .asker
+            .ask(async move { handle.route().get(question).execute().try_next().await });
+        let local = |route: &RouteMessage| route.header.kind == RouteType::Local;
+        Ok(route?.as_ref().is_some_and(local))
     }
 
     /// Adds addresses, or renews the lifetime of those there.

@@ -1,8 +1,9 @@
-//! System calls without a safe form elsewhere: packet sockets, packet filters, bpf(2), scheduling policy.
+//! System calls without a safe form elsewhere: packet sockets, packet filters, taps, bpf(2), scheduling policy.
 
 #![allow(unsafe_code)]
 
 pub(crate) mod bpf;
+pub(crate) mod tap;
 
 use nix::libc;
 use std::{

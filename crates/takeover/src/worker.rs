@@ -69,6 +69,13 @@ const MOMENT: Duration = Duration::from_millis(10);
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 const CLOSE_PER_IPV6: Duration = Duration::from_millis(3);
 
+/// The kernel takes IPv6 addresses into use a moment after they were added, when a worker thread of its own gets a
+/// processor. So long is waited for that, with looks so often; then they are announced anyway.
+const SETTLE_MAX: Duration = Duration::from_millis(250);
+/// It is told of if it took longer than this.
+const SETTLE_LATE: Duration = Duration::from_millis(20);
+const SETTLE_LOOK: Duration = Duration::from_micros(200);
+
 const RETRY_OPEN: Duration = Duration::from_millis(200);
 const RETRY_CLOSE: Duration = Duration::from_millis(10);
 const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
@@ -103,6 +110,13 @@ enum Phase {
     Closing,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    generation: u64,
+    look: BootTime,
+    until: BootTime,
+}
+
 #[derive(Debug)]
 struct Probe {
     left: u32,
@@ -121,6 +135,8 @@ struct Set {
     phase: Phase,
     /// Each opening has its own number, so that a step can see that it was overtaken.
     generation: u64,
+    /// The IPv6 addresses of this opening were added, but are not in use yet.
+    settling: Option<Settling>,
     link: Option<Link>,
     /// Whether IPv6 leaves the prefix route alone, by address.
     no_prefix_route: Vec<bool>,
@@ -153,6 +169,7 @@ impl Set {
             led: false,
             phase: Phase::Shut,
             generation: 0,
+            settling: None,
             link: None,
             no_prefix_route: Vec::new(),
             failed: None,
@@ -210,8 +227,20 @@ impl Set {
         (cost * RENEWAL_SHARE).max(RENEWAL)
     }
 
+    fn ipv6(&self) -> impl DoubleEndedIterator<Item = IpAddr> {
+        let ips = self.addresses.iter().map(|a| a.ip);
+        ips.filter(IpAddr::is_ipv6)
+    }
+
     fn ipv6_count(&self) -> usize {
-        self.addresses.iter().filter(|a| a.ip.is_ipv6()).count()
+        self.ipv6().count()
+    }
+
+    /// The addresses that may be announced.
+    fn announced(&self) -> impl Iterator<Item = IpAddr> {
+        let settled = self.settling.is_none();
+        let ips = self.addresses.iter().map(|a| a.ip);
+        ips.filter(move |ip| settled || ip.is_ipv4())
     }
 
     /// Seconds for the kernel: longer than the next renewal, and than the lease.
@@ -248,7 +277,8 @@ impl Set {
             Phase::Closing => Some(self.retry_at),
         };
         let probe = self.probe.as_ref().map(|p| p.next);
-        [guard, probe, self.next_burst_at()]
+        let settled = self.settling.map(|s| s.look);
+        [guard, probe, settled, self.next_burst_at()]
             .into_iter()
             .flatten()
             .min()
@@ -405,6 +435,7 @@ impl Worker {
         while self.take_commands() {
             self.guard();
             self.retry();
+            (0..self.sets.len()).for_each(|i| self.settle(i));
             self.notice();
             self.hear();
             let renewing = self.renew();
@@ -693,16 +724,25 @@ impl Worker {
             return;
         };
 
-        // 3. ARP and neighbour discovery pass, and announce: broadcast, then each client by itself.
+        // 3. ARP and neighbour discovery pass, then traffic.
         let set = &mut self.sets[i];
         set.shared.open_first();
-        set.announced_from = now();
-        set.next_burst = 0;
-        self.speak();
-
-        // 4. Traffic passes; our own view of the addresses is of no use.
-        let set = &mut self.sets[i];
         set.shared.open();
+
+        // 4. Announce, now that what it brings here is served: broadcast, then each client by itself. Our own view
+        // of the addresses is of no use.
+        let at = now();
+        set.announced_from = at;
+        set.next_burst = 0;
+        let some = set.ipv6_count() > 0;
+        set.settling = some.then_some(Settling {
+            generation,
+            look: at,
+            until: at + SETTLE_MAX,
+        });
+        self.settle(i);
+        self.speak();
+        let set = &mut self.sets[i];
         if set.generation == generation {
             set.unforgotten = 0;
         }
@@ -713,6 +753,37 @@ impl Worker {
             set.failed = None;
             let v = set.v.clone();
             (self.emit)(Event::Opened { v });
+        }
+    }
+
+    /// IPv6 addresses are announced when the kernel delivers what arrives for them: whoever learns where they are
+    /// must find them there.
+    fn settle(&mut self, i: usize) {
+        let set = &mut self.sets[i];
+        let Some(settling) = set.settling.filter(|s| s.look <= now()) else {
+            return;
+        };
+        set.settling = None;
+        if settling.generation != set.generation || set.phase != Phase::Open {
+            return; // overtaken
+        }
+        let (first, last) = (set.ipv6().next(), set.ipv6().next_back());
+        let mut looked_at = first.into_iter().chain(last);
+        if !looked_at.all(|ip| self.netlink.delivers_here(ip).unwrap_or(true))
+            && now() < settling.until
+        {
+            let look = now() + SETTLE_LOOK;
+            set.settling = Some(Settling { look, ..settling });
+            return;
+        }
+        let took = SETTLE_MAX.saturating_sub(settling.until.since(now()));
+        if took > SETTLE_LATE {
+            let v = &set.v;
+            log::warn!("the kernel has not taken the IPv6 addresses of {v} into use for {took:?}");
+        }
+        if set.next_burst > 0 {
+            set.announced_from = now();
+            set.next_burst = 0;
         }
     }
 
@@ -1124,7 +1195,10 @@ impl Worker {
             return;
         };
         let router = is_router(&link.name);
-        let own = set.addresses.iter().map(|a| a.ip);
+        if set.announced().next().is_none() {
+            return; // soon
+        }
+        let own = set.announced();
         self.queue
             .extend(own.map(|ip| announcement(set.generation, link.index, mac, ip, router)));
         if burst == 0 {
@@ -1134,7 +1208,7 @@ impl Worker {
                 interface: link.index,
                 name: link.name.clone(),
                 mac,
-                own: set.addresses.iter().map(|a| a.ip).collect(),
+                own: set.announced().collect(),
                 shared: set.shared.clone(),
             };
             self.send_some(); // the broadcasts go first

@@ -19,6 +19,9 @@ use std::{
 };
 use takeover::{AddressSet, Adopted, Event, GateHome, Receipts, Takeover};
 
+#[path = "netns/late_packets.rs"]
+mod late_packets;
+
 const INSIDE: &str = "STANDIN_TEST_INSIDE";
 const PATIENCE: Duration = Duration::from_secs(20);
 const VIP: &str = "192.0.2.10/24";

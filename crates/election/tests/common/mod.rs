@@ -234,6 +234,8 @@ pub struct Server {
     pub interface_up: bool,
     /// What its takeover was told to keep in mind.
     pub clients: Vec<(VirtualServerName, Vec<Client>)>,
+    /// How often its gate was shut for a successor, and how often one was told of.
+    pub handed_over: (u32, u32),
 }
 
 /// What a scenario looks at afterwards.
@@ -242,6 +244,14 @@ pub struct RoleSeen {
     pub at: Time,
     pub server: usize,
     pub change: RoleChange,
+}
+
+/// A beat, or an acknowledgement and to whom and after what wait, leaves a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departure {
+    pub at: Time,
+    pub server: usize,
+    pub ack: Option<(ServerName, Duration)>,
 }
 
 pub struct Setup {
@@ -287,6 +297,8 @@ pub struct Sim {
     pub alarms: Vec<String>,
     /// Signals sent, if a scenario wants to know.
     pub sent: Option<Vec<(usize, ServerName, Signal)>>,
+    /// Beats and acknowledgements that left, likewise.
+    pub left: Option<Vec<Departure>>,
     /// Percent of outputs after which electd stalls, and for how long at most, in milliseconds.
     pub stalls: (u64, u64),
     log: VecDeque<String>,
@@ -352,6 +364,7 @@ impl Sim {
                 doctor: Doctor::default(),
                 interface_up: true,
                 clients: Vec::new(),
+                handed_over: (0, 0),
             }
         });
         Self {
@@ -368,6 +381,7 @@ impl Sim {
             stopped: Vec::new(),
             alarms: Vec::new(),
             sent: None,
+            left: None,
             stalls: (0, 0),
             log: VecDeque::new(),
             log_max: std::env::var("STANDIN_LOG").map_or(400, |n| n.parse().unwrap()),
@@ -1020,6 +1034,16 @@ impl Sim {
         }
     }
 
+    fn departs(&mut self, server: usize, ack: Option<(ServerName, Duration)>) {
+        if let Some(left) = &mut self.left {
+            left.push(Departure {
+                at: self.now,
+                server,
+                ack,
+            });
+        }
+    }
+
     fn output(&mut self, i: usize, output: Output) {
         let local = self.local(i);
         let epoch = self.servers[i].epoch;
@@ -1029,6 +1053,7 @@ impl Sim {
             Output::Beat(beat) => {
                 self.trace(|| format!("{i} beats {} {:?}", beat.number, claims(&beat)));
                 self.judge.beats(self.now, i, handled, &beat);
+                self.departs(i, None);
                 for to in (0..self.servers.len()).filter(|to| *to != i) {
                     let beat = beat.clone();
                     self.packet(
@@ -1046,6 +1071,7 @@ impl Sim {
             Output::Ack { to, ack } => {
                 self.trace(|| format!("{i} acks {to} {} {:?}", ack.number, ack.answers));
                 self.judge.acks(self.now, i, handled, &to, &ack);
+                self.departs(i, Some((to.clone(), ack.waited)));
                 let to = self.index(&to);
                 self.packet(i, to, Event::Ack { to, from: i, ack });
             }
@@ -1088,6 +1114,17 @@ impl Sim {
                         .term;
                     self.judge.opens(i, &v, term, &roster);
                 }
+            }
+            Output::HandOver(v, patience) => {
+                assert_eq!(patience, self.servers[i].settings.lease);
+                self.servers[i].handed_over.0 += 1;
+                self.output(i, Output::Shut(v));
+            }
+            Output::Succeeded(v) => {
+                if self.servers[i].gates.contains_key(&v) {
+                    self.fail("a successor before the gate reads back shut");
+                }
+                self.servers[i].handed_over.1 += 1;
             }
             Output::Shut(v) => {
                 self.trace(|| format!("{i} shuts gate of {v}"));

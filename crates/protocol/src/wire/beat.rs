@@ -111,6 +111,8 @@ pub struct Ack {
     pub instance: Instance,
     /// Number of the beat answered.
     pub number: Number,
+    /// How long it waited for a beat to leave with; zero if the beat answered claimed anything.
+    pub waited: Duration,
     /// One answer per virtual server that the beat claimed and that was not dropped.
     pub answers: Vec<Answer>,
     /// The roster the sender of this acknowledgement counts by, synced.

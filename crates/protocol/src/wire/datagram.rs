@@ -69,21 +69,21 @@ pub enum Packet {
     Data(Box<Data>),
 }
 
-/// A beat or acknowledgement between two incarnations that have proved themselves.
+/// Beats and acknowledgements that leave together, between two incarnations that have proved themselves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Data {
     /// The sender's incarnation.
     pub from: Incarnation,
     /// The receiver's incarnation.
     pub to: Incarnation,
-    /// Starts at one and grows by one per message; the same on every path.
+    /// Starts at one and grows by one per packet; the same on every path.
     pub sequence: u64,
     /// When it was sent: the sender's CLOCK_REALTIME in nanoseconds since 1970.
     pub sent_ns: u64,
     /// The newest message that the sender has had from the receiver, if any.
     pub echo: Option<Echo>,
-    /// The message.
-    pub body: Body,
+    /// The messages, in the order in which they were made.
+    pub bodies: Vec<Body>,
 }
 
 /// Two of the four timestamps of an offset estimate, in nanoseconds since 1970.
@@ -95,7 +95,7 @@ pub struct Echo {
     pub received_ns: u64,
 }
 
-/// What a [`Data`] packet carries.
+/// One message in a [`Data`] packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
     /// A heartbeat.

@@ -6,9 +6,11 @@ pub(super) const R1: u8 = 1;
 pub(super) const R2: u8 = 2;
 pub(super) const R3: u8 = 3;
 pub(super) const R4: u8 = 4;
+pub(super) const R5: u8 = 5;
 pub(super) const R6: u8 = 6;
 pub(super) const R7: u8 = 7;
 pub(super) const R8: u8 = 8;
+pub(super) const R9: u8 = 9;
 pub(super) const R10: u8 = 10;
 
 /// Instructions, and jumps whose labels are still to be found.

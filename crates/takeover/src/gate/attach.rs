@@ -30,26 +30,31 @@ struct Place {
     links: [Link; 2],
 }
 
-/// Whether packets of a virtual address could pass here. What passes a bridge's port for this server passes
-/// the bridge too, and what passes it for others is none of our business.
-fn carries(interface: &Interface) -> bool {
-    !interface.loopback && !interface.bridge_port
-}
-
 fn is_gone(e: &io::Error) -> bool {
     e.raw_os_error() == Some(ENODEV)
 }
 
 impl Gate {
+    /// Whether packets of a virtual address could pass here. What passes a bridge's port for this server passes
+    /// the bridge too, and what passes it for others is none of our business.
+    fn carries(&self, interface: &Interface) -> bool {
+        let own = self.tap.get() == Some(&interface.index);
+        !interface.loopback && !interface.bridge_port && !own
+    }
+
     /// Attaches the gate to all of these interfaces, which are all there are: in the place of an earlier life's,
     /// or in front of what else is there. Returns those where it had been and was missing.
     pub(crate) fn attach_all(&self, interfaces: &[Interface]) -> Result<Vec<String>, String> {
         let mut places = lock(&self.places);
-        let there = |index: &u32| interfaces.iter().any(|i| i.index == *index && carries(i));
+        let there = |index: &u32| {
+            interfaces
+                .iter()
+                .any(|i| i.index == *index && self.carries(i))
+        };
         places.with_gate.retain(|index, _| there(index));
         places.without.retain(there);
         let mut back = Vec::new();
-        for interface in interfaces.iter().filter(|i| carries(i)) {
+        for interface in interfaces.iter().filter(|i| self.carries(i)) {
             back.extend(self.attach_one(&mut places, interface)?);
         }
         drop(places);
@@ -60,7 +65,7 @@ impl Gate {
     /// An interface is new or has changed.
     pub(crate) fn attach(&self, interface: &Interface) -> Result<(), String> {
         let mut places = lock(&self.places);
-        if carries(interface) {
+        if self.carries(interface) {
             return self.attach_one(&mut places, interface).map(drop);
         }
         drop(places);
@@ -224,7 +229,9 @@ impl Gate {
         };
         for path in pins(&self.home) {
             if let Some(index) = index_of(&path)
-                && !interfaces.iter().any(|i| i.index == index && carries(i))
+                && !interfaces
+                    .iter()
+                    .any(|i| i.index == index && self.carries(i))
             {
                 let _ = fs::remove_file(path);
             }

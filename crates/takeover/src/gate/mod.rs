@@ -6,18 +6,23 @@
 //!   packet ──▶ program at every interface ──────┴── addresses (a map: which door)
 //! ```
 //!
+//! A planned handover leads the packets that a door refuses to electd itself, for a moment (`holding`).
+//!
 //! Links, and the doors for the next electd, are pinned in `<run-dir>/bpf`: the gate stays when electd is
 //! killed, and shuts by itself. Each life of electd has programs and maps of its own and puts them in the
 //! place of the earlier ones, so that a late write of an earlier life reaches memory that nobody looks at.
 
 mod assembler;
 mod attach;
+mod holding;
 mod program;
 
 use crate::sys::bpf::{Attached, Map, Memory, Program, Side};
 use attach::Places;
 pub(crate) use attach::{pins, unpin_all};
 use config::VirtualAddress;
+use holding::Holds;
+pub(crate) use holding::{NOTE, Note};
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -29,7 +34,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::SeqCst},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::Ordering::SeqCst},
 };
 
 /// Twice what a configuration may hold: at a reload some are on their way out.
@@ -114,9 +119,9 @@ struct Programs {
 }
 
 impl Programs {
-    fn load(header: i32, addresses: &Map, doors: &Map) -> Result<Self, String> {
+    fn load(header: i32, tables: program::Tables) -> Result<Self, String> {
         let load = |side| {
-            let code = program::program(side, header, addresses.fd(), doors.fd())
+            let code = program::program(side, header, tables)
                 .ok_or("the gate's program has a wrong jump")?;
             Program::load(&code).map_err(|e| format!("loading a program: {e}"))
         };
@@ -141,11 +146,14 @@ pub(crate) struct Gate {
     addresses: Map,
     doors: Map,
     memory: Memory,
+    holds: Holds,
     ethernet: Programs,
     /// For tunnels whose packets have no link-layer header.
     bare: Programs,
     free: Mutex<Vec<usize>>,
     places: Mutex<Places>,
+    /// The tap for late packets.
+    tap: OnceLock<u32>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -161,19 +169,38 @@ impl Gate {
         let memory = doors
             .memory()
             .map_err(|e| format!("sharing a map's memory: {e}"))?;
+        let holds = Holds::new(DOORS).map_err(table)?;
+        let tables = program::Tables {
+            addresses: addresses.fd(),
+            doors: doors.fd(),
+            holds: holds.fd(),
+        };
         Attached::query(LOOPBACK, Side::Ingress).map_err(|e| {
             format!("asking for the programs of an interface (TCX, Linux 6.6 or later): {e}")
         })?;
         Ok(Self {
             home,
-            ethernet: Programs::load(14, &addresses, &doors)?,
-            bare: Programs::load(0, &addresses, &doors)?,
+            ethernet: Programs::load(14, tables)?,
+            bare: Programs::load(0, tables)?,
             addresses,
             doors,
             memory,
+            holds,
             free: Mutex::new((0..DOORS).rev().collect()),
             places: Mutex::new(Places::default()),
+            tap: OnceLock::new(),
         })
+    }
+
+    /// The interface of electd's own tap needs no gate: what leaves there only electd sees.
+    pub(crate) fn leave_alone(&self, tap: u32) {
+        let _ = self.tap.set(tap);
+    }
+
+    /// The door of that address.
+    pub(crate) fn door_of(&self, ip: IpAddr) -> Option<usize> {
+        let door = self.addresses.get(&key(ip)).ok()?;
+        Some(u32::from_ne_bytes(door.try_into().ok()?) as usize)
     }
 
     /// The doors that an earlier life of electd left, if any.

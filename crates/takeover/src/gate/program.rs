@@ -14,12 +14,20 @@
 //! before an arriving packet gets here, and the VLAN's own interface has a gate too. Two tags, and ARP or
 //! neighbour discovery behind an extension header, are not looked into: the interface that they belong to, or
 //! the answer on its way out, is.
+//!
+//! While a virtual server is being handed over, what arrives under the second deadline is not delivered: it is
+//! held, that is, led to a tap of electd's with a note in the place of its MAC addresses ([`Note`]).
 
-use super::assembler::{Assembler, R0, R1, R2, R3, R4, R6, R7, R8, R10};
+use super::{
+    assembler::{Assembler, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10},
+    holding::{HOLD_TAP, HOLD_UNTIL, NOTE, NOTE_MARK},
+};
 use crate::sys::bpf::Side;
 
 /// Functions of the kernel that a program may call.
 const MAP_LOOKUP: i32 = 1;
+const STORE_BYTES: i32 = 9;
+const REDIRECT: i32 = 23;
 const LOAD_BYTES: i32 = 26;
 const BOOT_TIME: i32 = 125;
 
@@ -27,8 +35,14 @@ const BOOT_TIME: i32 = 125;
 const NEXT: i32 = -1;
 const DROP: i32 = 2;
 
-/// Of the context: the EtherType, VLAN tag already taken off.
+/// Of the context: whom the frame is for, the EtherType (VLAN tag already taken off), the interface.
+const KIND: i16 = 4;
 const PROTOCOL: i16 = 16;
+const INTERFACE: i16 = 40;
+
+/// Kinds of frames: for this machine, for another one.
+const FOR_US: i32 = 0;
+const FOR_ANOTHER: i32 = 3;
 
 /// Of a door, in bytes: the deadline of ARP and neighbour discovery, and that of all else.
 const FIRST_DEADLINE: i16 = 0;
@@ -38,6 +52,18 @@ const SECOND_DEADLINE: i16 = 8;
 const KEY: i16 = -16;
 const SCRATCH: i16 = -24;
 const DOOR: i16 = -32;
+const NOTE_AT: i16 = -48;
+
+/// The maps of a gate, by descriptor.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tables {
+    /// Address (IPv4 as mapped IPv6) to door.
+    pub(super) addresses: i32,
+    /// Door to deadlines.
+    pub(super) doors: i32,
+    /// Door to what is held of it.
+    pub(super) holds: i32,
+}
 
 /// `R6` holds the packet. Continues at "pass" if it is too short: nobody can make anything of it then.
 fn load(a: &mut Assembler, from: i32, to: i16, length: i32) {
@@ -50,9 +76,48 @@ fn load(a: &mut Assembler, from: i32, to: i16, length: i32) {
         .if_not(R0, 0, "pass");
 }
 
+/// `*R0` = the entry of the door in a map. Continues at "drop" if there is none.
+fn entry(a: &mut Assembler, map: i32) {
+    a.map(R1, map)
+        .copy(R2, R10)
+        .add(R2, DOOR.into())
+        .call(MAP_LOOKUP)
+        .if_equal(R0, 0, "drop");
+}
+
+/// Holds the packet if packets of the door are held now. A frame for another machine's MAC address goes on: to
+/// an interface on top of this one, which has a gate too, or nowhere.
+fn hold(a: &mut Assembler, holds: i32) {
+    entry(a, holds);
+    a.load64(R8, R0, HOLD_UNTIL)
+        .load32(R9, R0, HOLD_TAP)
+        .call(BOOT_TIME)
+        .if_more(R0, R8, "compare")
+        .load32(R1, R6, KIND)
+        .if_equal(R1, FOR_ANOTHER, "pass")
+        .if_not(R1, FOR_US, "drop")
+        .load32(R1, R6, INTERFACE)
+        .store32(R10, NOTE_AT, R1)
+        .load32(R1, R10, DOOR)
+        .store32(R10, NOTE_AT + 4, R1)
+        .put32(R10, NOTE_AT + 8, NOTE_MARK)
+        .copy(R1, R6)
+        .set(R2, 0)
+        .copy(R3, R10)
+        .add(R3, NOTE_AT.into())
+        .set(R4, NOTE as i32)
+        .set(R5, 0)
+        .call(STORE_BYTES)
+        .if_not(R0, 0, "drop")
+        .copy(R1, R9)
+        .set(R2, 0)
+        .call(REDIRECT)
+        .exit();
+}
+
 /// The program for one side. `header` is the length of the link-layer header: 14, or 0 for a tunnel without
-/// one. The maps, by descriptor: address (IPv4 as mapped IPv6) to door; door to deadlines.
-pub(super) fn program(side: Side, header: i32, addresses: i32, doors: i32) -> Option<Vec<u8>> {
+/// one, whose packets are never held.
+pub(super) fn program(side: Side, header: i32, tables: Tables) -> Option<Vec<u8>> {
     let mut a = Assembler::default();
     let here = |ingress: i32, egress: i32| match side {
         Side::Ingress => header + ingress,
@@ -106,22 +171,22 @@ pub(super) fn program(side: Side, header: i32, addresses: i32, doors: i32) -> Op
     load(&mut a, here(24, 8), KEY, 16);
 
     a.label("door")
-        .map(R1, addresses)
+        .map(R1, tables.addresses)
         .copy(R2, R10)
         .add(R2, KEY.into())
         .call(MAP_LOOKUP)
         .if_equal(R0, 0, "pass")
         .load32(R1, R0, 0)
-        .store32(R10, DOOR, R1)
-        .map(R1, doors)
-        .copy(R2, R10)
-        .add(R2, DOOR.into())
-        .call(MAP_LOOKUP)
-        .if_equal(R0, 0, "drop")
-        .if_equal(R8, FIRST_DEADLINE.into(), "first")
-        .load64(R7, R0, SECOND_DEADLINE)
-        .go("compare")
-        .label("first")
+        .store32(R10, DOOR, R1);
+    entry(&mut a, tables.doors);
+    a.if_equal(R8, FIRST_DEADLINE.into(), "first")
+        .load64(R7, R0, SECOND_DEADLINE);
+    if side == Side::Ingress && header > 0 {
+        hold(&mut a, tables.holds);
+    } else {
+        a.go("compare");
+    }
+    a.label("first")
         .load64(R7, R0, FIRST_DEADLINE)
         .label("compare")
         .call(BOOT_TIME)
@@ -298,5 +363,53 @@ mod tests {
         assert_eq!(gate.ethernet.ingress.try_on(&request).unwrap(), DROP);
         door.forget(&addresses[0]);
         assert_eq!(gate.ethernet.ingress.try_on(&request).unwrap(), NEXT);
+    }
+
+    #[test]
+    fn while_held_packets_go_to_the_tap_and_replies_leave_until_the_drain_ends() {
+        const TO_THE_TAP: i32 = 7;
+        let gate = match Gate::load(PathBuf::new()) {
+            Ok(gate) => Arc::new(gate),
+            Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
+        };
+        let door = Door::new(&gate, &"web".parse().unwrap()).unwrap();
+        let addresses = [IpAddr::V4(V4), IpAddr::V6(V6)];
+        let addresses = addresses.map(|ip| VirtualAddress { ip, prefix: 24 });
+        door.lead(&addresses).unwrap();
+        let far = now() + Duration::from_secs(60);
+        let past = BootTime(now().0 - 1);
+        let all = |held: i32, replies: i32| {
+            for (what, side, frame, when) in cases() {
+                let expected = match (when, side) {
+                    (When::Always, _) => NEXT,
+                    (When::First, _) => DROP,
+                    (When::Second, Side::Ingress) => held,
+                    (When::Second, Side::Egress) => replies,
+                };
+                let said = gate.ethernet.on(side).try_on(&frame).unwrap();
+                assert_eq!(said, expected, "{what}, {side:?}");
+            }
+        };
+        door.open(far);
+        door.hold(1, far);
+        door.drain(now() + Duration::from_secs(30));
+        all(TO_THE_TAP, NEXT);
+        door.drain(past);
+        all(TO_THE_TAP, DROP);
+        door.drain(far); // never a longer life
+        all(TO_THE_TAP, DROP);
+        door.hold(1, past);
+        all(DROP, DROP);
+        door.hold(1, far);
+        door.hold_no_more();
+        all(DROP, DROP);
+        // For the MAC address of another machine, which may be an interface on top of this one.
+        door.hold(1, far);
+        let mut stray = ipv4(OTHER4, V4);
+        stray[..6].copy_from_slice(&MAC);
+        assert_eq!(gate.ethernet.ingress.try_on(&stray).unwrap(), NEXT);
+        // To all machines of the network.
+        stray[..6].fill(0xff);
+        assert_eq!(gate.ethernet.ingress.try_on(&stray).unwrap(), DROP);
     }
 }
