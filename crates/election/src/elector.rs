@@ -513,7 +513,12 @@ impl Elector {
                 votes,
                 ..Memory::default()
             };
-            self.outputs.push_front(Output::Remember(memory));
+            // One of an earlier turn that nobody has carried out yet: this one has all that it had.
+            if let Some(Output::Remember(waiting)) = self.outputs.front_mut() {
+                *waiting = memory;
+            } else {
+                self.outputs.push_front(Output::Remember(memory));
+            }
         }
     }
 
