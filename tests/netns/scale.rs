@@ -2,7 +2,7 @@
 
 use crate::scene::{Outcome, ensure, with};
 use lab::{Cluster, LONG, Profile, Spec, Stalls, Sweep};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(40);
 
@@ -20,8 +20,9 @@ fn all_move(cluster: &mut Cluster) -> Outcome {
     let holders = sweep.holders(LIMIT)?;
     let stalls = Stalls::start()?;
     let master = cluster.wait_master(0, None)?;
+    let start = Instant::now();
     cluster.power_loss(master)?;
-    let swept = sweep.back(&holders, master, LIMIT);
+    let swept = sweep.back(&holders, master, start, LIMIT);
     ensure(swept.asked > 0, "the master had none of the addresses")?;
     ensure(
         swept.missing == 0,

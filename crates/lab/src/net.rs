@@ -342,8 +342,14 @@ impl Net {
     pub fn forget(&self, server: usize) -> Result<(), Error> {
         let host = &self.servers[server];
         let last = last_byte(server);
+        // Of thousands of addresses it removes some at a time, and then fails.
+        let flush = ["addr", "flush", "dev", INTERFACE, "scope", "global"];
+        let mut tries = (0..100).map(|_| host.tool("ip", &flush, ""));
+        if !tries.any(|done| done.is_ok()) {
+            host.tool("ip", &flush, "")?;
+        }
         let commands = format!(
-            "addr flush dev {INTERFACE} scope global\naddr add {}/24 dev {INTERFACE}\naddr add {}/64 dev {INTERFACE} nodad\n\
+            "addr add {}/24 dev {INTERFACE}\naddr add {}/64 dev {INTERFACE} nodad\n\
              neigh flush dev {INTERFACE}\n",
             v4(last),
             v6(last)

@@ -20,7 +20,7 @@ use std::{
     collections::HashMap,
     net::Ipv4Addr,
     os::fd::{AsRawFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 type Mac = [u8; 6];
@@ -44,7 +44,7 @@ pub struct Sweep {
 pub struct Swept {
     /// So many were its own.
     pub asked: usize,
-    /// After so long, from the call on, the first answered from elsewhere.
+    /// So long after the beginning the first answered from elsewhere.
     pub first: Duration,
     /// After so long the last.
     pub last: Duration,
@@ -103,9 +103,16 @@ impl Sweep {
         })
     }
 
-    /// Asks for the addresses that `old` held (as [`Sweep::holders`] told) until others answer.
-    pub fn back(&mut self, holders: &[usize], old: usize, limit: Duration) -> Swept {
-        let start = pace::now();
+    /// Asks for the addresses that `old` held (as [`Sweep::holders`] told) until others answer; times are counted
+    /// from `since`.
+    pub fn back(
+        &mut self,
+        holders: &[usize],
+        old: usize,
+        since: Instant,
+        limit: Duration,
+    ) -> Swept {
+        let start = pace::now() - pace::nanos(since.elapsed());
         let mut times = vec![None; self.addresses.len()];
         for (time, holder) in times.iter_mut().zip(holders) {
             if *holder != old {

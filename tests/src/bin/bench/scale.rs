@@ -88,8 +88,9 @@ fn moved(
         cluster.net().quiet(false);
     }
     let holders = sweep.holders(LIMIT)?;
+    let start = Instant::now();
     subject.power_loss(master)?;
-    let swept = sweep.back(&holders, master, LIMIT);
+    let swept = sweep.back(&holders, master, start, LIMIT);
     let wrong = swept.missing + sweep.doubly_held();
     let values = [
         millis(swept.last.saturating_sub(swept.first)),
