@@ -1,6 +1,6 @@
 //! A server, or a part of it, ends or is asked to; another takes over.
 
-use crate::scene::{Failure, Outcome, PATIENCE, ensure, gave_up, no_takeover, others, with};
+use crate::scene::{Outcome, PATIENCE, ensure, gave_up, no_takeover, others, with};
 use lab::{Cluster, Signal, Spec};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Output, thread, time::Duration};
 
@@ -144,35 +144,6 @@ pub fn a_killed_role_is_replaced_without_a_failover() -> Outcome {
             role_of(cluster, master).as_deref() == Some("master"),
             "status does not say who is master",
         )
-    })
-}
-
-/// The judge sees to it that never two answer: nobody is left on the old master but its kernel.
-pub fn a_master_whose_roles_all_stop_or_die_is_silenced_by_the_kernel() -> Outcome {
-    with(Spec::default(), |cluster| {
-        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
-            let old = cluster.settle()?;
-            let status = cluster.status(old).unwrap_or_default();
-            let gate = status["virtual_servers"][0]["gate"].clone();
-            let gate = gate.as_str().unwrap_or_default();
-            if gate.starts_with("addresses only: eBPF refused") {
-                return Err(Failure::Skip(gate.to_owned()));
-            }
-            ensure(gate.starts_with("eBPF on "), format!("gate: {gate}"))?;
-            let all = cluster.host(old).processes();
-            for process in &all {
-                process.signal(signal)?;
-            }
-            cluster.wait_master(0, Some(old))?;
-            if signal == Signal::SIGSTOP {
-                thread::sleep(3 * cluster.spec().profile.lease);
-                for process in &all {
-                    process.signal(Signal::SIGCONT)?;
-                }
-                gave_up(cluster, old)?;
-            }
-        }
-        Ok(())
     })
 }
 

@@ -1,18 +1,21 @@
 //! Whole servers on real networks: what breaks, and what must still be true.
 //!
 //! Each scenario waits for an outcome, with a deadline; none asserts how long something took (`bench` measures
-//! that). Each runs as a process of its own inside a lab of its own, so that nothing is left behind by any.
+//! that), but for the best of several attempts. Each runs as a process of its own inside a lab of its own, so that nothing is left behind by any.
 //!
 //! Usage: `netns [--list] [PART OF A NAME]...`
 
 mod config;
 mod disk;
 mod failover;
+mod fences;
 mod handover;
 mod hostile;
+mod mac;
 mod membership;
 mod others;
 mod quorum;
+mod renewal;
 mod scale;
 mod scene;
 mod slow;
@@ -52,13 +55,20 @@ tests! {
         promote_and_resign_hand_over
         maintenance_hands_over_and_keeps_the_server_voting
         a_killed_role_is_replaced_without_a_failover
-        a_master_whose_roles_all_stop_or_die_is_silenced_by_the_kernel
         restart_of_the_whole_cluster
         power_loss_of_the_whole_cluster
         ipv6_servers_fail_over
         two_virtual_servers_have_different_masters
         role_scripts_run_and_a_hanging_one_delays_nothing
         an_address_taken_away_by_another_program_is_put_back;
+    fences:
+        a_master_whose_roles_all_stop_or_die_is_silenced_by_the_kernel
+        so_does_the_gate_at_clsact
+        so_does_the_gate_of_nftables
+        a_stall_before_the_gate_is_written_lets_nothing_past_the_lease
+        nor_does_one_before_the_gate_of_nftables
+        a_stranger_who_flushes_nftables_changes_nothing
+        an_electd_that_is_killed_leaves_the_gate_of_nftables_as_it_is;
     handover:
         handovers_lose_no_request
         handovers_lose_no_request_over_ipv6;
@@ -100,6 +110,21 @@ tests! {
     scale:
         a_thousand_addresses_move
         two_hundred_virtual_servers_move;
+    renewal:
+        a_killed_electd_is_gone_and_back_at_once
+        roles_killed_as_soon_as_they_run_are_always_replaced_at_once
+        new_programs_replace_running_ones_without_a_takeover
+        a_program_that_does_not_run_replaces_nothing
+        a_main_daemon_killed_again_and_again_stops_all_in_the_end;
+    mac:
+        a_client_with_a_static_entry_is_served_after_power_loss_and_handover
+        a_client_that_ignores_announcements_is_served_after_power_loss_and_handover
+        a_virtual_mac_address_serves_ipv6_clients
+        only_the_virtual_mac_address_answers
+        the_device_of_a_stopped_electd_says_nothing
+        a_virtual_mac_address_outlives_electd_and_goes_with_a_clean_stop
+        a_device_taken_away_by_another_program_is_put_back
+        virtual_mac_addresses_come_and_go_with_the_configuration;
     others:
         status_tells_what_it_promises
         a_client_that_hears_no_broadcast_moves_after_power_loss

@@ -41,9 +41,21 @@ pub enum Two {
 
 /// Plays a scenario on a running cluster of that kind.
 pub fn with(spec: Spec, play: impl FnOnce(&mut Cluster) -> Outcome) -> Outcome {
+    with_environment(spec, &[], play)
+}
+
+/// The same, with more in the environment of all daemons.
+pub fn with_environment(
+    spec: Spec,
+    environment: &[(&'static str, &str)],
+    play: impl FnOnce(&mut Cluster) -> Outcome,
+) -> Outcome {
     judged(spec, Two::Never, |cluster| {
         for server in 0..cluster.spec().servers {
             cluster.init(server)?;
+            for (name, value) in environment {
+                cluster.set_environment(server, name, value);
+            }
         }
         for server in 0..cluster.spec().servers {
             cluster.start_server(server)?;

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const ROLES: [&str; 4] = ["hbd", "listend", "doctord", "electd"];
+pub(crate) const ROLES: [&str; 4] = ["hbd", "listend", "doctord", "electd"];
 
 fn wrong(e: impl std::fmt::Display) -> Failure {
     Failure::Wrong(e.to_string())
@@ -248,7 +248,7 @@ pub fn hogs_and_memory_pressure_disturb_nothing() -> Outcome {
 
 // ---- restarts ----------------------------------------------------------------------------------------------------
 
-fn pid(cluster: &Cluster, server: usize, role: &str) -> Option<i32> {
+pub(crate) fn pid(cluster: &Cluster, server: usize, role: &str) -> Option<i32> {
     match &cluster.role(server, role)[..] {
         [one] => Some(one.pid),
         _ => None,
@@ -256,7 +256,7 @@ fn pid(cluster: &Cluster, server: usize, role: &str) -> Option<i32> {
 }
 
 /// Kills a role if it runs.
-fn kill(cluster: &Cluster, server: usize, role: &str) -> Outcome {
+pub(crate) fn kill(cluster: &Cluster, server: usize, role: &str) -> Outcome {
     let before = lab::wait_for("the role runs", PATIENCE, || pid(cluster, server, role))?;
     cluster.kill(server, role, Signal::SIGKILL)?;
     let what = format!("{role} of {} runs again", cluster.name(server));
@@ -267,7 +267,7 @@ fn kill(cluster: &Cluster, server: usize, role: &str) -> Outcome {
 }
 
 /// Waits until a role answers.
-fn back(cluster: &Cluster, server: usize, role: &str) -> Outcome {
+pub(crate) fn back(cluster: &Cluster, server: usize, role: &str) -> Outcome {
     let all = [
         Role::Main,
         Role::Hbd,

@@ -9,11 +9,15 @@ mod reservation_file;
 mod settings;
 mod shell;
 mod threads;
+mod watchdog;
 
 use daemon::{Boot, Error, Keep};
 use protocol::Role;
 use std::process::ExitCode;
-use takeover::GateHome;
+use takeover::{GateHome, GateKind};
+
+/// The best gate that is tried, for tests and for an operator who distrusts a better one.
+const GATE: &str = "STANDIN_GATE";
 
 fn main() -> ExitCode {
     daemon::main(Role::Electd, run)
@@ -22,10 +26,23 @@ fn main() -> ExitCode {
 fn run(boot: Boot) -> Result<(), Error> {
     daemon::check_clock()?;
     let lock = lock::acquire(&boot)?;
-    let gate = GateHome::mount(&boot.args.run_dir); // takes a right that is given up now
+    let mut gate = GateHome::mount(&boot.args.run_dir); // takes a right that is given up now
+    if let Some(kind) = wanted_gate()? {
+        gate = gate.at_most(kind, &format!("{GATE} is {kind}"));
+    }
+    let gate = gate.for_lease(boot.config.cluster.heartbeat, boot.config.cluster.lease);
     let mut notes = boot.drop_privileges(Keep::NetAdmin)?;
     let mut shell = shell::Shell::open(boot, lock, gate)?;
     notes.extend(shell.realtime());
     shell.ready(notes);
     shell.run()
+}
+
+fn wanted_gate() -> Result<Option<GateKind>, Error> {
+    let Ok(text) = std::env::var(GATE) else {
+        return Ok(None);
+    };
+    let kind = text.parse();
+    kind.map(Some)
+        .map_err(|e| Error::Failed(format!("environment variable {GATE}: {e}")))
 }

@@ -53,6 +53,7 @@ pub fn address_sets(config: &Config, me: &ServerName) -> Vec<AddressSet> {
         virtual_server: v.name.clone(),
         interface: v.interface.clone(),
         addresses: v.addresses.clone(),
+        mac: v.mac.map(|mac| mac.0),
     };
     config.virtual_servers.iter().map(set).collect()
 }

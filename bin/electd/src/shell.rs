@@ -6,6 +6,7 @@ use crate::{
     reservation_file::{self, Writer},
     settings,
     threads::{Report, Reporter},
+    watchdog::Watchdog,
 };
 use crossbeam_channel::Receiver;
 use daemon::{Boot, ConnId, Error, Event, EventLoop};
@@ -53,6 +54,7 @@ pub struct Shell {
     notes: Vec<String>,
     alarms: VecDeque<String>,
     stopped: bool,
+    watchdog: Option<Watchdog>,
     /// When the last beat was made, and the longest time between two.
     beats: (Option<BootTime>, Duration),
     /// Messages of neighbours that could not be read.
@@ -117,6 +119,17 @@ impl Shell {
             start,
             daemon::now(),
         );
+        let mut alarms = VecDeque::new();
+        let watchdog = boot.config.cluster.watchdog.as_deref();
+        let watchdog = watchdog.and_then(|path| {
+            let opened = Watchdog::open(path);
+            opened
+                .inspect_err(|why| {
+                    log::error!("{why}");
+                    alarms.push_back(why.clone());
+                })
+                .ok()
+        });
         let shell = Self {
             boot,
             events,
@@ -129,8 +142,9 @@ impl Shell {
             wishes: BTreeMap::new(),
             last_wish: 0,
             notes: Vec::new(),
-            alarms: VecDeque::new(),
+            alarms,
             stopped: false,
+            watchdog,
             beats: (None, Duration::ZERO),
             malformed: 0,
             waits_since: None,
@@ -170,6 +184,9 @@ impl Shell {
             log::warn!("role scripts still run; electd does not wait for them any longer");
         }
         self.takeover.close();
+        if let Some(watchdog) = self.watchdog {
+            watchdog.end();
+        }
         Ok(())
     }
 
@@ -262,6 +279,9 @@ impl Shell {
             .map_or(Duration::ZERO, |last| now.since(last))
             .max(*longest);
         *last = Some(now);
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.beat(now);
+        }
         now
     }
 
@@ -476,6 +496,7 @@ impl Shell {
             let all = set.map_or(&[][..], |x| &x.addresses);
             v.addresses_total = u32::try_from(all.len()).unwrap_or(u32::MAX);
             v.addresses = all.iter().take(each).map(ToString::to_string).collect();
+            v.mac = set.and_then(|x| x.mac).map(|mac| mac.to_string());
             v.gate = gate.clone();
             if v.role == "master" {
                 v.clients = self.takeover.receipts(&v.name).map(clients_view);
@@ -513,6 +534,13 @@ impl Shell {
             .replace_sets(settings::address_sets(&self.boot.config, &self.boot.me));
         self.takeover
             .set_servers(settings::server_addresses(&self.boot.config));
+        let cluster = &self.boot.config.cluster;
+        let kind = self.takeover.gate_kind();
+        if let Err(e) = takeover::lease_fits(kind, cluster.heartbeat, cluster.lease) {
+            self.alarm(format!(
+                "the gate of {kind} is in force: {e}, or restart standin"
+            ));
+        }
         let margin = self.takeover.margin();
         self.tell(Input::Settings(settings::election(
             &self.boot.config,

@@ -3,7 +3,7 @@
 use crate::socket;
 use config::{ClusterKeys, Server};
 use daemon::{Boot, Error, Event, EventLoop, Limiter, now};
-use link::{ConnId, Links, Output, Peer, Reason, Timing};
+use link::{ConnId, Links, Output, Peer, Reason, Timing, Unwanted};
 use mio::{
     Interest,
     net::{TcpListener, TcpStream},
@@ -97,6 +97,8 @@ impl Shell {
             malformed: 0,
         };
         shell.listen();
+        shell.links.knock(now());
+        shell.act();
         Ok(shell)
     }
 
@@ -341,7 +343,8 @@ impl Shell {
     /// A connection from `source`: closed unread unless a peer lives there that dials this side.
     fn admit(&mut self, mut stream: TcpStream, source: IpAddr) -> Result<(), Error> {
         match self.links.accepted(now(), source, challenge()?) {
-            Err(unwanted) => {
+            Err(Unwanted::WrongDirection(peer)) => log::debug!("{peer} has knocked"),
+            Err(unwanted @ Unwanted::Unlisted) => {
                 let line = || format!("connection from {source} refused: {unwanted}");
                 self.limiter.warn(now(), unwanted.counter(), line);
             }

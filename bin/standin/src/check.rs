@@ -19,6 +19,7 @@ use std::{
     process::ExitCode,
     time::Duration,
 };
+use takeover::GateKind;
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -47,7 +48,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         rights(server, &mut report);
         if !server.witness {
             interfaces(&config, &mut report);
-            gate(&mut report);
+            gate(&config.cluster, &mut report);
             scripts(&config, &mut report);
         }
         let running = roles(&args.run_dir, &mut report);
@@ -132,16 +133,32 @@ fn rights(server: &Server, report: &mut Report) {
 }
 
 /// What would keep the lease when electd is killed or stopped.
-fn gate(report: &mut Report) {
+fn gate(cluster: &config::Cluster, report: &mut Report) {
     let have = sys::capabilities().unwrap_or(0);
-    let gate = if sys::has(have, Capability::SysAdmin) {
-        takeover::check_gate()
-    } else {
-        Err("CAP_SYS_ADMIN is missing, to mount its file system".to_owned())
-    };
-    match gate {
-        Ok(()) => report.ok("gate: eBPF, the kernel keeps the lease"),
-        Err(why) => report.note(format!("gate: addresses only: eBPF refused: {why}")),
+    let mut refused = Vec::new();
+    for kind in GateKind::ALL {
+        let ebpf = matches!(kind, GateKind::Tcx | GateKind::Clsact);
+        let gate = if ebpf && !sys::has(have, Capability::SysAdmin) {
+            Err("CAP_SYS_ADMIN is missing, to mount its file system".to_owned())
+        } else {
+            takeover::lease_fits(kind, cluster.heartbeat, cluster.lease)
+                .and_then(|()| takeover::check_gate(kind))
+        };
+        match gate {
+            Ok(()) => break,
+            Err(why) => refused.push((kind, why)),
+        }
+    }
+    let better = takeover::refusals(&refused);
+    match refused.len() {
+        0 => report.ok("gate: eBPF, the kernel keeps the lease"),
+        1 => report.ok(format!(
+            "gate: eBPF at clsact, the kernel keeps the lease: {better}"
+        )),
+        2 => report.note(format!(
+            "gate: nftables, the kernel keeps the lease: {better}"
+        )),
+        _ => report.note(format!("gate: addresses only: {better}")),
     }
 }
 
@@ -155,6 +172,19 @@ fn interfaces(config: &Config, report: &mut Report) {
                 v.name,
                 config.file.display()
             )),
+        }
+        if let Some(mac) = v.mac {
+            match takeover::check_mac(interface) {
+                Ok(()) => report.ok(format!(
+                    "virtual server {}: at MAC address {mac} on whichever server",
+                    v.name
+                )),
+                Err(why) => report.wrong(format!(
+                    "virtual server {}: mac: {why} (in {})",
+                    v.name,
+                    config.file.display()
+                )),
+            }
         }
     }
 }

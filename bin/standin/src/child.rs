@@ -1,8 +1,8 @@
 //! One role as the main daemon sees it: a process of its own, or one it found running.
 
 use daemon::{
-    Args, Error,
-    sys::{pidfd_open, pidfd_send_signal},
+    Args, Boot, Error, START_PRIORITY,
+    sys::{pidfd_open, pidfd_send_signal, scheduler_fifo, scheduler_fifo_for_children},
 };
 use protocol::{
     BootTime, Role,
@@ -13,6 +13,7 @@ use protocol::{
 };
 use std::{
     collections::VecDeque,
+    io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::process::CommandExt,
@@ -28,8 +29,9 @@ const ADOPT_TIMEOUT: Duration = Duration::from_millis(300);
 const DEATHS_MAX: usize = 5;
 /// What counts as repeated.
 const DEATHS_SPAN: Duration = Duration::from_secs(10);
-/// Whoever lived so long was well: its death is the first again, for mending it at once cannot burn the machine.
-const WELL: Duration = Duration::from_secs(1);
+/// Whoever lived so long was well: its death is the first again, for mending it at once costs a twentieth of a
+/// processor at most (a start takes some 10 ms). Longer, and the deaths of kill after kill would be counted.
+const WELL: Duration = Duration::from_millis(200);
 /// First and last pause before the next start after repeated deaths.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -104,17 +106,17 @@ impl Keeper {
 
     /// Starts the role. It stays when the main daemon dies, and no key pressed in the main daemon's terminal
     /// reaches it.
-    pub fn start(&mut self, args: &Args, now: BootTime) -> Result<(), Error> {
+    pub fn start(&mut self, boot: &Boot, now: BootTime) -> Result<(), Error> {
         self.start_at = None;
         let started = executable(self.role).and_then(|path| {
             let mut command = Command::new(&path);
             command
-                .args(args.to_arguments())
+                .args(boot.args.to_arguments())
                 .stdin(Stdio::null())
                 .process_group(0);
             command.env_remove("NOTIFY_SOCKET");
             let failed = |e| Error::io(format!("cannot start {}", path.display()), e);
-            let mut child = command.spawn().map_err(failed)?;
+            let mut child = spawn(&mut command, boot.config.cluster.realtime).map_err(failed)?;
             match pidfd_open(child.id()) {
                 Ok(pidfd) => Ok(Process {
                     pid: child.id(),
@@ -188,6 +190,18 @@ impl Keeper {
     }
 }
 
+/// In real time from its first instruction on, where that is permitted: on a busy machine a lease may run out
+/// before an ordinary process has begun.
+fn spawn(command: &mut Command, realtime: bool) -> io::Result<Child> {
+    let realtime = realtime && scheduler_fifo_for_children(START_PRIORITY).is_ok();
+    let child = command.spawn();
+    if realtime {
+        // What was permitted with more is permitted with less.
+        let _ = scheduler_fifo(START_PRIORITY);
+    }
+    child
+}
+
 fn find(role: Role, args: &Args) -> Option<(Process, BootTime)> {
     let ask = || match daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, ADOPT_TIMEOUT) {
         Ok(CtlReply::Status(status)) => Some(status),
@@ -248,6 +262,7 @@ impl Deaths {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn at(ms: u64) -> BootTime {
@@ -270,5 +285,28 @@ mod tests {
             Duration::ZERO,
             "a minute of health is forgiven"
         );
+    }
+
+    #[test]
+    fn who_lived_for_a_fifth_of_a_second_is_replaced_at_once_however_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = Args {
+            config: dir.path().join("none"),
+            run_dir: dir.path().to_owned(),
+            state_dir: dir.path().to_owned(),
+            server: None,
+        };
+        let mut keeper = Keeper::new(Role::Electd, &args, at(0));
+        for i in 1..100 {
+            assert_eq!(keeper.mourn(at(i * 200)), Duration::ZERO, "death {i}");
+            keeper.started = at(i * 200);
+        }
+        let mut now = 99 * 200;
+        for i in 1..5 {
+            now += 199;
+            assert_eq!(keeper.mourn(at(now)), Duration::ZERO, "early death {i}");
+            keeper.started = at(now);
+        }
+        assert_eq!(keeper.mourn(at(now + 199)), PAUSE.0);
     }
 }

@@ -6,6 +6,7 @@ mod control;
 mod init;
 mod keygen;
 mod lab;
+mod restart;
 mod run;
 mod status;
 
@@ -21,7 +22,8 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand_required(true)
         .after_help("Exit codes: 0 fine, 1 says no, 2 wrong usage or configuration.")
-        .subcommands([run::command(), status::command(), check::command()])
+        .subcommands([run::command(), restart::command()])
+        .subcommands([status::command(), check::command()])
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
         .subcommand(lab::command())
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     };
     match name {
         "run" => run::run(matches),
+        "restart" => end(restart::run(matches)),
         "status" => status::run(matches),
         "check" => check::run(matches),
         "keygen" => end(keygen::run(matches)),

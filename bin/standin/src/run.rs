@@ -4,7 +4,7 @@
 use crate::child::Keeper;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::ClusterKeys;
-use daemon::{Args, Boot, Error, Event, EventLoop};
+use daemon::{Args, Boot, Error, Event, EventLoop, START_PRIORITY};
 use mio::{Interest, unix::SourceFd};
 use nix::sys::signal::Signal;
 use protocol::{
@@ -38,8 +38,6 @@ const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
 const RELOAD_STEP: Duration = Duration::from_millis(250);
 /// A killed process that is not gone by then is looked at again.
 const REAP_RETRY: Duration = Duration::from_millis(1);
-/// Above ordinary processes and below every role's own priority.
-const REALTIME_PRIORITY: i32 = 5;
 /// How long `--daemon` waits for the main daemon to serve.
 const DAEMON_LIMIT: Duration = Duration::from_secs(10);
 /// `--log` if not given.
@@ -129,7 +127,7 @@ fn main_daemon(boot: Boot) -> Result<(), Error> {
     }
     let looped = EventLoop::open(&boot, &[], &[])?;
     let pid_file = PidFile::write(&boot.args.run_dir)?;
-    let notes = boot.realtime(REALTIME_PRIORITY);
+    let notes = boot.realtime(START_PRIORITY);
     let now = daemon::now();
     let keepers = ROLES
         .iter()
@@ -265,7 +263,7 @@ impl Main {
 
     fn start(&mut self, id: usize, now: BootTime) -> Result<(), Error> {
         let keeper = &mut self.keepers[id];
-        if let Err(e) = keeper.start(&self.boot.args, now) {
+        if let Err(e) = keeper.start(&self.boot, now) {
             log::error!("{e}");
             return Ok(());
         }

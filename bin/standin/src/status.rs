@@ -439,15 +439,16 @@ impl Picture<'_> {
     }
 }
 
-/// The first addresses, and how many more there are.
+/// The first addresses and how many more there are, and at which MAC address they are if that moves along.
 fn addresses(v: &VirtualServerView) -> String {
     const SHOWN: usize = 8;
-    let shown = &v.addresses[..v.addresses.len().min(SHOWN)];
     let total = usize::try_from(v.addresses_total).unwrap_or(usize::MAX);
-    match total.saturating_sub(shown.len()) {
-        0 => shown.join(" "),
-        more => format!("{} and {more} more", shown.join(" ")),
-    }
+    let more = total.saturating_sub(v.addresses.len().min(SHOWN));
+    let more = (more > 0).then(|| format!("and {more} more"));
+    let at = v.mac.as_ref().map(|mac| format!("at {mac}"));
+    let shown = v.addresses.iter().take(SHOWN).cloned();
+    let parts = shown.chain(more).chain(at);
+    parts.collect::<Vec<_>>().join(" ")
 }
 
 fn virtual_server_json(v: &VirtualServerView) -> Value {
@@ -461,6 +462,7 @@ fn virtual_server_json(v: &VirtualServerView) -> Value {
         "term": v.term.0,
         "addresses": v.addresses,
         "addresses_total": v.addresses_total,
+        "mac": v.mac,
         "gate": v.gate,
         "reason": v.reason,
         "lease_left_ms": left,
@@ -570,6 +572,7 @@ mod tests {
             term: Term(7),
             addresses: vec!["192.0.2.10/24".into()],
             addresses_total: 1,
+            mac: Some("02:00:5e:00:53:01".into()),
             gate: "kernel lifetime".into(),
             lease_left: (role == "master").then_some(Duration::from_millis(380)),
             clients: (role == "master").then(|| ClientsView {

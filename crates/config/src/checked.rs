@@ -3,9 +3,9 @@
 
 use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
-    LEASE_MAX, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum, SCRIPTS_DIRECTORY,
-    SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server, VIRTUAL_ADDRESSES_MAX,
-    VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
+    LEASE_MAX, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum,
+    SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server,
+    VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
     raw::{Section, Source},
 };
 use humantime::format_duration;
@@ -54,7 +54,8 @@ fn read<'a>(source: &'a Source<'a>, table: &'a DeTable<'a>, file: &Path) -> Opti
         time_rules(section, cluster, servers.len());
         voter_rules(section, cluster, &servers);
     }
-    let virtual_servers = virtual_servers(&root, &servers);
+    let name = cluster.as_ref().map_or("", |(c, _)| c.name.as_str());
+    let virtual_servers = virtual_servers(&root, &servers, name);
     let scripts = scripts(root.table("scripts"));
     let (cluster, _) = cluster?;
     let hash = hash(&cluster, &servers, &virtual_servers);
@@ -77,6 +78,7 @@ fn cluster(section: &Section<'_>) -> Cluster {
         "lease",
         "quorum",
         "realtime",
+        "watchdog",
     ]);
     section.required("name", "name = \"...\", the same on all servers");
     let port = section.number("port", 1..=u32::from(u16::MAX));
@@ -91,6 +93,9 @@ fn cluster(section: &Section<'_>) -> Cluster {
         lease: section.duration("lease", LEASE),
         quorum: quorum(section),
         realtime: section.truth("realtime", true),
+        watchdog: section
+            .has("watchdog")
+            .then(|| path(section, "watchdog", "")),
     }
 }
 
@@ -283,7 +288,7 @@ fn unicast(ip: IpAddr) -> Result<IpAddr, String> {
     Ok(ip)
 }
 
-fn virtual_servers(root: &Section<'_>, servers: &[Server]) -> Vec<VirtualServer> {
+fn virtual_servers(root: &Section<'_>, servers: &[Server], cluster: &str) -> Vec<VirtualServer> {
     let sections = root.tables("virtual_server");
     if sections.len() > VIRTUAL_SERVERS_MAX {
         let what = format!(
@@ -302,10 +307,13 @@ fn virtual_servers(root: &Section<'_>, servers: &[Server]) -> Vec<VirtualServer>
                 .map(|ip| (*ip, format!("server {}", s.name)))
         })
         .collect();
-    sections
-        .iter()
-        .filter_map(|s| virtual_server(s, servers, &mut names, &mut owners))
-        .collect()
+    let mut macs = BTreeMap::new();
+    let read = |section: &Section<'_>| {
+        let mut v = virtual_server(section, servers, &mut names, &mut owners)?;
+        v.mac = mac(section, cluster, &v, &mut macs);
+        Some(v)
+    };
+    sections.iter().filter_map(read).collect()
 }
 
 fn virtual_server(
@@ -314,7 +322,7 @@ fn virtual_server(
     names: &mut BTreeSet<VirtualServerName>,
     owners: &mut BTreeMap<IpAddr, String>,
 ) -> Option<VirtualServer> {
-    section.only(&["name", "interface", "address", "preempt", "priority"]);
+    section.only(&["name", "interface", "address", "mac", "preempt", "priority"]);
     section.required("name", "name = \"...\"");
     section.required("interface", "interface = \"eth0\"");
     section.required("address", "address = [\"192.0.2.10/24\"]");
@@ -332,6 +340,7 @@ fn virtual_server(
     Some(VirtualServer {
         interface: interface(section),
         addresses: virtual_addresses(section, &owner, owners),
+        mac: None,
         preempt: preempt(section),
         priority: section
             .table("priority")
@@ -339,6 +348,38 @@ fn virtual_server(
             .unwrap_or_default(),
         name: name?,
     })
+}
+
+fn mac(
+    section: &Section<'_>,
+    cluster: &str,
+    v: &VirtualServer,
+    owners: &mut BTreeMap<MacAddress, VirtualServerName>,
+) -> Option<MacAddress> {
+    let text = section.text("mac")?;
+    let mac = match *text.get_ref() {
+        "own" => return None,
+        "virtual" => MacAddress::derived(cluster, &v.name),
+        text => match text.parse() {
+            Ok(mac) => mac,
+            Err(what) => {
+                section.report("mac", what);
+                return None;
+            }
+        },
+    };
+    if v.interface == "lo" {
+        let what = "the loopback interface has no MAC address and no clients; write mac = \"own\", or \
+                    another interface";
+        section.report("mac", what);
+    }
+    if let Some(other) = owners.insert(mac, v.name.clone()) {
+        let what = format!(
+            "{mac} is the MAC address of virtual server {other} already; give each its own"
+        );
+        section.report("mac", what);
+    }
+    Some(mac)
 }
 
 fn interface(section: &Section<'_>) -> String {
@@ -529,6 +570,10 @@ fn hash(cluster: &Cluster, servers: &[Server], virtual_servers: &[VirtualServer]
             "virtual {name} {interface} {preempt} {addresses:?} {:?}",
             v.priority
         ));
+        // As before this key was known, where it is not used.
+        if let Some(mac) = v.mac {
+            parts.add(format!("mac {mac}"));
+        }
     }
     parts.finish()
 }

@@ -10,10 +10,12 @@
 mod checked;
 pub mod error;
 pub mod key;
+mod mac;
 mod raw;
 
 pub use error::{ConfigError, Problem};
 pub use key::{ClusterKeys, parse_key};
+pub use mac::MacAddress;
 
 use protocol::{ServerName, VirtualServerName};
 use std::{
@@ -95,6 +97,8 @@ pub struct Cluster {
     pub quorum: Quorum,
     /// Real-time scheduling and locked memory, where permitted.
     pub realtime: bool,
+    /// The watchdog device that electd feeds.
+    pub watchdog: Option<PathBuf>,
 }
 
 /// What makes a master.
@@ -137,6 +141,8 @@ pub struct VirtualServer {
     pub interface: String,
     /// Its addresses.
     pub addresses: Vec<VirtualAddress>,
+    /// The MAC address that moves along with them; none: they are at the MAC address of whichever server has them.
+    pub mac: Option<MacAddress>,
     /// Whether a better server takes over from a fit master.
     pub preempt: Preempt,
     /// Overrides the servers' priorities.

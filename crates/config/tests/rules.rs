@@ -196,6 +196,21 @@ fn every_mistake_is_named_with_line_key_and_mend() {
             "standin.toml:27: [[virtual_server]] web preempt: \"sometimes\" is not known; write \"never\", \"fresher\" or \"always\"",
         ),
         (
+            "preempt = ",
+            "mac = \"x\"\npreempt = ",
+            "standin.toml:27: [[virtual_server]] web mac: \"x\" is no MAC address; write \"own\", \"virtual\", or six bytes as in \"02:00:5e:00:53:01\"",
+        ),
+        (
+            "preempt = ",
+            "mac = \"01:00:5e:00:53:01\"\npreempt = ",
+            "standin.toml:27: [[virtual_server]] web mac: \"01:00:5e:00:53:01\" is not the MAC address of one station; write six bytes",
+        ),
+        (
+            "interface = \"eth0\"",
+            "interface = \"lo\"\nmac = \"virtual\"",
+            "standin.toml:26: [[virtual_server]] web mac: the loopback interface has no MAC address and no clients; write mac = \"own\", or another interface",
+        ),
+        (
             "quorum = ",
             "realtime = \"no\"\nquorum = ",
             "standin.toml:7: [cluster] realtime: expected true or false; found a text",
@@ -432,6 +447,29 @@ fn two_servers_may_go_without_a_quorum() {
 }
 
 #[test]
+fn a_mac_address_belongs_to_one_virtual_server() {
+    let with = |web: &str, mail: &str| {
+        let text = GOOD.replace("preempt =", &format!("mac = \"{web}\"\npreempt ="));
+        read(&(text + &format!("mac = \"{mail}\"\n")))
+    };
+    let macs = |config: Config| {
+        config
+            .virtual_servers
+            .iter()
+            .map(|v| v.mac)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(macs(with("own", "own").unwrap()), [None, None]);
+    let derived = macs(with("virtual", "virtual").unwrap());
+    assert!(derived[0].is_some() && derived[0] != derived[1]);
+    let given = macs(with("02:00:5E:00:53:0A", "own").unwrap())[0];
+    assert_eq!(given.unwrap().to_string(), "02:00:5e:00:53:0a");
+    let error = with("02:00:5e:00:53:01", "02:00:5e:00:53:01").unwrap_err();
+    let expected = "[[virtual_server]] mail mac: 02:00:5e:00:53:01 is the MAC address of virtual server web already";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
 fn a_good_file_means_what_it_says() {
     let config = read(GOOD).unwrap();
     assert_eq!(config.cluster.name, "web");
@@ -499,6 +537,7 @@ fn the_hash_is_of_the_meaning() {
         GOOD.replace("/etc/standin/cluster.key", "/root/key"),
         GOOD.replace("quorum = ", "realtime = false\nquorum = "),
         GOOD.replace("\"198.51.100.10\"", "[\"198.51.100.10/32\"]"),
+        GOOD.replace("preempt =", "mac = \"own\"\npreempt ="),
         moved,
     ];
     for text in same {
@@ -512,6 +551,7 @@ fn the_hash_is_of_the_meaning() {
         GOOD.replace("198.51.100.10", "198.51.100.11"),
         GOOD.replace("eth1", "eth2"),
         GOOD.replace("never", "always"),
+        GOOD.replace("preempt =", "mac = \"virtual\"\npreempt ="),
     ];
     for text in other {
         assert_ne!(hash(&text), good, "{text}");
@@ -534,6 +574,7 @@ fn the_sample_file_is_good_and_shows_every_default() {
         // An example, not a default.
         virtual_server.priority.clear();
     }
+    spelled_out.cluster.watchdog = None; // an example too
     spelled_out.hash = config.hash;
     assert_eq!(spelled_out, config);
     for key in [
@@ -544,10 +585,12 @@ fn the_sample_file_is_good_and_shows_every_default() {
         "lease",
         "quorum",
         "realtime",
+        "watchdog",
         "address",
         "priority",
         "witness",
         "interface",
+        "mac",
         "preempt",
         "directory",
         "timeout",

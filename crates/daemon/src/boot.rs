@@ -4,8 +4,8 @@ use crate::{
     Error,
     args::{self, Args},
     clock, key, log as logging,
-    privileges::{self, Keep, USER},
-    ready,
+    privileges::{self, Keep, START_PRIORITY, USER},
+    ready, sys,
 };
 use config::{ClusterKeys, Config, ConfigError};
 use nix::unistd::{Uid, User};
@@ -44,7 +44,14 @@ pub fn main(role: Role, run: fn(Boot) -> Result<(), Error>) -> ExitCode {
 /// [`main`] for an executable that has read its command line itself.
 pub fn run_as(role: Role, args: Args, run: impl FnOnce(Boot) -> Result<(), Error>) -> ExitCode {
     logging::start(role.name());
-    let end = match Boot::new(role, args).and_then(run) {
+    let hurried = |boot: Boot| {
+        if boot.config.cluster.realtime {
+            // A lease may run out while it starts; what is not permitted is told by `realtime`.
+            let _ = sys::scheduler_fifo(START_PRIORITY);
+        }
+        run(boot)
+    };
+    let end = match Boot::new(role, args).and_then(hurried) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             for line in e.to_string().lines() {

@@ -28,4 +28,4 @@ pub use clock::{check as check_clock, now, random, random_u64, real_now_ns};
 pub use error::Error;
 pub use event_loop::{ConnId, Event, EventLoop};
 pub use limiter::Limiter;
-pub use privileges::Keep;
+pub use privileges::{Keep, START_PRIORITY};

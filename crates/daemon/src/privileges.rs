@@ -86,6 +86,9 @@ fn drop_all() -> Result<Vec<String>, Error> {
     Ok(notes)
 }
 
+/// Above ordinary processes and below every role's own priority: the main daemon's, and a role's while it starts.
+pub const START_PRIORITY: i32 = 5;
+
 /// Real-time scheduling at `priority` and locked memory. The notes say what was not possible.
 pub(crate) fn realtime(priority: i32) -> Vec<String> {
     let mut notes = Vec::new();

@@ -46,6 +46,11 @@ pub fn scheduler_fifo(priority: i32) -> io::Result<()> {
     scheduler(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, priority)
 }
 
+/// As [`scheduler_fifo`], but children begin with it too.
+pub fn scheduler_fifo_for_children(priority: i32) -> io::Result<()> {
+    scheduler(libc::SCHED_FIFO, priority)
+}
+
 /// Only when nothing else wants the processor, for the calling thread.
 pub fn scheduler_idle() -> io::Result<()> {
     scheduler(libc::SCHED_IDLE, 0)

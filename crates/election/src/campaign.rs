@@ -11,7 +11,7 @@ use protocol::{
     local::ring::HealthState,
     wire::{
         beat::{Participation, Why},
-        signal::{Body, PreVerdict, Released},
+        signal::{Body, PreVerdict, Released, Signal},
     },
 };
 use std::{
@@ -378,7 +378,7 @@ impl Elector {
         if !free {
             return self.fail(now, name, "promised to another");
         }
-        let Some((term, number)) = self.vote_for_self(now, name) else {
+        let Some((_, number)) = self.vote_for_self(now, name) else {
             return self.fail(now, name, "term reservation not synced yet");
         };
         let deadline = now + self.patience();
@@ -386,19 +386,9 @@ impl Elector {
         let Some(v) = self.virtuals.get_mut(name) else {
             return;
         };
-        let releases = v
-            .voter
-            .releases()
-            .map(|(server, instance, number)| Released {
-                server: server.clone(),
-                instance,
-                number,
-            });
-        let releases: Vec<_> = releases.collect();
         let Some(campaign) = v.campaign.as_mut() else {
             return;
         };
-        let lease = campaign.lease;
         campaign.deadline = deadline;
         campaign.phase = Phase::Call {
             number,
@@ -406,41 +396,67 @@ impl Elector {
             granted: BTreeSet::from([me]),
             refused: BTreeSet::new(),
         };
-        let roster = self.reservation.roster.version;
         for voter in self.other_voters() {
-            self.say(
-                &voter,
-                name,
-                Body::Call {
-                    term,
-                    lease,
-                    releases: releases.clone(),
-                    roster,
-                },
-            );
+            self.say_call(&voter, name);
         }
         self.count_votes(now, name);
     }
 
-    /// A voter's link came back: what it was asked before may not have reached it. Calls are not repeated.
+    /// The call under way, as it was first sent (R2), with the releases known by now.
+    fn say_call(&mut self, to: &ServerName, name: &VirtualServerName) {
+        let Some(v) = self.virtuals.get(name) else {
+            return;
+        };
+        let Some((campaign, Phase::Call { number, .. })) =
+            v.campaign.as_ref().map(|c| (c, &c.phase))
+        else {
+            return;
+        };
+        let released = |(server, instance, number): (&ServerName, _, _)| Released {
+            server: server.clone(),
+            instance,
+            number,
+        };
+        let signal = Signal {
+            virtual_server: name.clone(),
+            instance: self.instance,
+            number: *number,
+            body: Body::Call {
+                term: campaign.term,
+                lease: campaign.lease,
+                releases: v.voter.releases().map(released).collect(),
+                roster: self.reservation.roster.version,
+            },
+        };
+        let to = to.clone();
+        self.outputs.push_back(Output::Signal { to, signal });
+    }
+
+    /// A voter's link came back: what it was asked before may not have reached it.
     pub(crate) fn ask_again(&mut self, now: BootTime, server: &ServerName) {
+        if !self.reservation.roster.voters.contains(server) {
+            return;
+        }
         for name in self.virtuals.keys().cloned().collect::<Vec<_>>() {
-            let Some(c) = self.virtuals.get(&name).and_then(|v| v.campaign.as_ref()) else {
+            let campaign = self.virtuals.get(&name).and_then(|v| v.campaign.as_ref());
+            let Some(c) = campaign.filter(|c| now <= c.deadline) else {
                 continue;
             };
-            let Phase::Pre { round, yes, .. } = &c.phase else {
-                continue;
-            };
-            if now <= c.deadline
-                && !yes.contains(server)
-                && self.reservation.roster.voters.contains(server)
-            {
-                let body = Body::PreCall {
-                    term: c.term,
-                    lease: c.lease,
-                    round: *round,
-                };
-                self.say(server, &name, body);
+            match &c.phase {
+                Phase::Pre { round, yes, .. } if !yes.contains(server) => {
+                    let body = Body::PreCall {
+                        term: c.term,
+                        lease: c.lease,
+                        round: *round,
+                    };
+                    self.say(server, &name, body);
+                }
+                Phase::Call {
+                    granted, refused, ..
+                } if !granted.contains(server) && !refused.contains(server) => {
+                    self.say_call(server, &name);
+                }
+                Phase::Pre { .. } | Phase::Call { .. } | Phase::Probe => {}
             }
         }
     }

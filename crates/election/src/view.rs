@@ -82,6 +82,7 @@ impl Elector {
                     .unwrap_or(v.highest()),
                 addresses: Vec::new(),
                 addresses_total: 0,
+                mac: None,
                 gate: String::new(),
                 lease_left: self.lease_end(v).map(|end| end.since(now)),
                 clients: None,

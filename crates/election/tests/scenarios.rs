@@ -442,6 +442,28 @@ fn when_the_invitation_is_lost_an_ordinary_election_follows_within_a_lease() {
 }
 
 #[test]
+fn a_call_reaches_a_voter_whose_link_comes_back_while_it_lasts() {
+    let mut sim = settled();
+    let old = sim.master().unwrap();
+    let [to, third] = slaves(&sim)[..] else {
+        panic!("three servers");
+    };
+    sim.servers[old].gate_delay = (5000, 5000);
+    sim.wish(old, Wish::Promote(sim.servers[to].name.clone(), None));
+    sim.until(ms(50), |s| s.role(old, "web") == "slave");
+    // The third server hears neither Release nor call, the old master no call.
+    sim.links[to][old].up = false;
+    sim.links[old][third].up = false;
+    sim.cut(to, third);
+    sim.run(ms(20));
+    assert_eq!(sim.master(), None);
+    sim.join(to, third);
+    let took = sim.until(secs(3), |s| s.master().is_some());
+    assert_eq!(sim.master(), Some(to));
+    assert!(took < ms(20), "{took:?}");
+}
+
+#[test]
 fn resign_hands_over_to_the_first_in_rank_and_without_an_heir_changes_nothing() {
     let mut sim = settled();
     let old = sim.master().unwrap();

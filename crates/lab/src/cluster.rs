@@ -79,6 +79,8 @@ pub struct Spec {
     pub further_virtual_servers: usize,
     /// Servers speak, and clients ask, over IPv6.
     pub ipv6: bool,
+    /// The virtual servers' MAC addresses: "own", "virtual".
+    pub mac: &'static str,
 }
 
 impl Default for Spec {
@@ -93,6 +95,7 @@ impl Default for Spec {
             further_addresses: 0,
             further_virtual_servers: 0,
             ipv6: false,
+            mac: "own",
         }
     }
 }
@@ -132,6 +135,7 @@ impl Spec {
                 let _ = write!(text, ",\n  \"{}/15\"", further(n));
             }
             text += "]\n";
+            let _ = writeln!(text, "mac = \"{}\"", self.mac);
             if index > 0 {
                 let _ = writeln!(
                     text,
@@ -324,6 +328,19 @@ impl Cluster {
     pub fn write_config(&self, server: usize, text: &str) -> Result<(), Error> {
         let file = self.config_file(server);
         fs::write(&file, text).map_err(Error::system(file.display().to_string()))
+    }
+
+    /// Copies the programs into a folder of the cluster's own, to be replaced there; its servers run them from their next
+    /// start on.
+    pub fn copy_programs(&mut self) -> Result<PathBuf, Error> {
+        let folder = Path::new(FOLDER).join("bin");
+        make_folder(&folder)?;
+        for name in ["standin", "hbd", "listend", "doctord", "electd"] {
+            let to = folder.join(name);
+            fs::copy(binary(name)?, &to).map_err(Error::system(to.display().to_string()))?;
+        }
+        self.command = folder.join("standin");
+        Ok(folder)
     }
 
     /// Adds to the environment of a server's daemons, from its next start on.
@@ -572,6 +589,7 @@ impl Drop for Cluster {
         }
         let _ = fs::remove_file(Path::new(FOLDER).join("cluster.key"));
         let _ = fs::remove_file(Path::new(FOLDER).join("scripts"));
+        let _ = fs::remove_dir_all(Path::new(FOLDER).join("bin"));
     }
 }
 

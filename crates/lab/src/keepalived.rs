@@ -28,17 +28,35 @@ pub struct Keepalived {
     further: usize,
     children: Vec<Option<Child>>,
     priorities: Vec<u8>,
+    virtual_mac: bool,
 }
 
 impl Keepalived {
     /// Starts `servers` of them, advertising every `interval`, and waits until one holds the address.
     pub fn start(servers: usize, interval: Duration) -> Result<Self, Error> {
-        Self::start_with(servers, interval, 0)
+        Self::begin(servers, interval, 0, false)
     }
 
     /// The same with so many further addresses as [`Spec::further`](crate::Spec::further) has. They are left out of
     /// the adverts, which have no room for them.
     pub fn start_with(servers: usize, interval: Duration, further: usize) -> Result<Self, Error> {
+        Self::begin(servers, interval, further, false)
+    }
+
+    /// As [`Keepalived::start`], at the MAC address [`Keepalived::VIRTUAL_MAC`].
+    pub fn start_virtual_mac(servers: usize, interval: Duration) -> Result<Self, Error> {
+        Self::begin(servers, interval, 0, true)
+    }
+
+    /// The MAC address of its virtual router (RFC 9568, 7.3).
+    pub const VIRTUAL_MAC: &'static str = "00:00:5e:00:01:33";
+
+    fn begin(
+        servers: usize,
+        interval: Duration,
+        further: usize,
+        virtual_mac: bool,
+    ) -> Result<Self, Error> {
         let net = Net::build(Wiring {
             servers,
             virtual_servers: 1,
@@ -51,6 +69,7 @@ impl Keepalived {
             further,
             children: (0..servers).map(|_| None).collect(),
             priorities: PRIORITIES[..servers].to_vec(),
+            virtual_mac,
         };
         for server in 0..servers {
             cluster.power_on(server)?;
@@ -81,7 +100,12 @@ impl Keepalived {
         };
         let text = format!(
             "global_defs {{\n  vrrp_version 3\n}}\nvrrp_instance web {{\n  state BACKUP\n  interface eth0\n  \
-             virtual_router_id 51\n  priority {}\n  advert_int {}\n  virtual_ipaddress {{\n    {}/24\n  }}\n{}}}\n",
+             virtual_router_id 51\n{}  priority {}\n  advert_int {}\n  virtual_ipaddress {{\n    {}/24\n  }}\n{}}}\n",
+            if self.virtual_mac {
+                "  use_vmac\n  vmac_xmit_base\n"
+            } else {
+                ""
+            },
             self.priorities[server],
             self.interval.as_secs_f64(),
             address(0, false),

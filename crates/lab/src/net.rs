@@ -169,6 +169,31 @@ impl Host {
         kill_namespace(self.inode)
     }
 
+    /// The names of this host's macvlan devices.
+    pub fn macvlans(&self) -> Result<Vec<String>, Error> {
+        let args = ["-o", "link", "show", "type", "macvlan"].map(String::from);
+        let output = self.output(Path::new("ip"), &args)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let name = |line: &str| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned());
+        Ok(text.lines().filter_map(name).collect())
+    }
+
+    /// Writes a setting of the kernel's network: "ipv4/conf/eth0/arp_ignore".
+    pub fn set_sysctl(&self, key: &str, value: &str) -> Result<(), Error> {
+        let path = Path::new("/proc/sys/net").join(key);
+        self.run(|| fs::write(&path, value))?
+            .map_err(Error::system(path.display().to_string()))
+    }
+
+    /// Reads a setting of the kernel's network.
+    pub fn sysctl(&self, key: &str) -> Result<String, Error> {
+        let path = Path::new("/proc/sys/net").join(key);
+        let text = self
+            .run(|| fs::read_to_string(&path))?
+            .map_err(Error::system(path.display().to_string()))?;
+        Ok(text.trim().to_owned())
+    }
+
     /// Whether this host has the address on an interface.
     pub fn has_address(&self, address: IpAddr) -> bool {
         let args = ["-o", "addr", "show", "to", &address.to_string()].map(String::from);
@@ -338,9 +363,16 @@ impl Net {
         )
     }
 
-    /// What a server loses with its power, apart from its processes: addresses beyond its own, neighbours.
+    /// What a server loses with its power, apart from its processes: addresses beyond its own, neighbours,
+    /// interfaces on top of its own, settings.
     pub fn forget(&self, server: usize) -> Result<(), Error> {
         let host = &self.servers[server];
+        for device in host.macvlans()? {
+            host.tool("ip", &["link", "del", "dev", &device], "")?;
+        }
+        for key in ["arp_ignore", "arp_announce"] {
+            host.set_sysctl(&format!("ipv4/conf/{INTERFACE}/{key}"), "0")?;
+        }
         let last = last_byte(server);
         // Of thousands of addresses it removes some at a time, and then fails.
         let flush = ["addr", "flush", "dev", INTERFACE, "scope", "global"];

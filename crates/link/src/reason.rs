@@ -49,6 +49,8 @@ pub enum Reason {
     Replaced,
     /// This side's configuration changed.
     Reload,
+    /// It was only to tell the peer to dial.
+    Knocked,
 }
 
 impl Reason {
@@ -74,6 +76,7 @@ impl Reason {
             Self::Overflow => "overflow",
             Self::Replaced => "replaced",
             Self::Reload => "reload",
+            Self::Knocked => "knocked",
         }
     }
 
@@ -112,6 +115,7 @@ impl fmt::Display for Reason {
             Self::Overflow => f.write_str("the peer takes no more bytes"),
             Self::Replaced => f.write_str("replaced by a newer connection"),
             Self::Reload => f.write_str("configuration read again"),
+            Self::Knocked => f.write_str("the peer shall dial"),
         }
     }
 }
@@ -147,6 +151,7 @@ mod tests {
             Reason::Overflow,
             Reason::Replaced,
             Reason::Reload,
+            Reason::Knocked,
         ];
         for reason in &reasons {
             assert!(

@@ -38,7 +38,8 @@ pub struct Peer {
 pub enum Unwanted {
     /// No server in the configuration has its source address.
     Unlisted,
-    /// It comes from this server, whose name is lesser: this side dials.
+    /// It comes from this server, whose name is greater: this side dials, and soon, for it may have knocked
+    /// ([`Links::knock`]).
     WrongDirection(ServerName),
 }
 
@@ -185,6 +186,17 @@ impl Links {
         links
     }
 
+    /// This server is back: tells those who dial it, and may be waiting out a long back-off, by a connection over
+    /// each path, which they turn away unread.
+    pub fn knock(&mut self, now: BootTime) {
+        for peer in self.peers.keys().cloned().collect::<Vec<_>>() {
+            if peer < self.me {
+                let paths = self.by_address.values().filter(|p| **p == peer).count();
+                (0..paths).for_each(|path| self.connect(now, peer.clone(), path));
+            }
+        }
+    }
+
     /// The configuration or the keys were read again: every connection is closed and made anew.
     pub fn reload(&mut self, peers: Vec<Peer>, sealer: Sealer, timing: Timing, now: BootTime) {
         for conn in self.conns.keys().copied().collect::<Vec<_>>() {
@@ -221,9 +233,14 @@ impl Links {
         challenge: Challenge,
     ) -> Result<ConnId, Unwanted> {
         let source = source.to_canonical();
-        let peer = self
-            .wanted(source)
-            .inspect_err(|unwanted| count(&mut self.counters, unwanted.counter()))?;
+        let peer = self.wanted(source).inspect_err(|unwanted| {
+            count(&mut self.counters, unwanted.counter());
+            if let Unwanted::WrongDirection(peer) = unwanted
+                && let Some(dialer) = self.peers.get_mut(peer).and_then(|p| p.dialer.as_mut())
+            {
+                dialer.urge(now);
+            }
+        })?;
         count(&mut self.counters, "accepted");
         for greeted in [false, true] {
             let pending =
@@ -250,6 +267,9 @@ impl Links {
             return;
         };
         if let Stage::Connecting(_) = entry.stage {
+            if self.me > entry.peer {
+                return self.close(now, conn, Reason::Knocked);
+            }
             let (sealer, me, peer) = (self.sealer.clone(), self.me.clone(), entry.peer.clone());
             let session = Session::dial(sealer, me, peer, self.timing, challenge, now);
             entry.stage = Stage::Session(Box::new(session));
@@ -441,14 +461,18 @@ impl Links {
         }
         for (peer, path) in dials {
             count(&mut self.counters, "dialled");
-            let stage = Stage::Connecting(now + self.timing.connect);
-            let conn = self.insert(Conn {
-                peer: peer.clone(),
-                source: None,
-                stage,
-            });
-            self.outputs.push_back(Output::Dial { conn, peer, path });
+            self.connect(now, peer, path);
         }
+    }
+
+    fn connect(&mut self, now: BootTime, peer: ServerName, path: usize) {
+        let stage = Stage::Connecting(now + self.timing.connect);
+        let conn = self.insert(Conn {
+            peer: peer.clone(),
+            source: None,
+            stage,
+        });
+        self.outputs.push_back(Output::Dial { conn, peer, path });
     }
 
     /// The peer proved itself on this connection: from now on it speaks for the peer.
@@ -681,6 +705,36 @@ mod tests {
                 .is_ok(),
             "the same address"
         );
+    }
+
+    #[test]
+    fn a_peer_that_is_back_knocks_and_is_dialled_at_once() {
+        let mut alpha = alpha();
+        for n in 0..10 {
+            alpha.handle_timeout(ms(n * 1000));
+            let conn = dialled(&mut alpha, ms(n * 1000));
+            alpha.closed(ms(n * 1000), conn, Reason::Connect("refused".into()));
+        }
+        assert_eq!(alpha.poll_timeout(), Some(ms(9500)));
+        let mut beta = beta();
+        beta.knock(ms(9100));
+        let knock = dialled(&mut beta, ms(9100));
+        beta.connected(ms(9100), knock, Challenge([1; 16]));
+        let closed = |o: &Output| {
+            matches!(
+                o,
+                Output::Close {
+                    reason: Reason::Knocked,
+                    ..
+                }
+            )
+        };
+        assert!(outputs(&mut beta).iter().any(closed), "and says nothing");
+        let turned_away = alpha.accepted(ms(9100), ip(BETA), Challenge([2; 16]));
+        assert_eq!(turned_away, Err(Unwanted::WrongDirection(name("beta"))));
+        assert_eq!(alpha.poll_timeout(), Some(ms(9100)));
+        let turned_away = alpha.accepted(ms(9101), ip("192.0.2.99"), Challenge([2; 16]));
+        assert_eq!(turned_away, Err(Unwanted::Unlisted));
     }
 
     #[test]

@@ -622,12 +622,12 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         any::<[String; 3]>(),
         option::of(server()),
         term(),
-        any::<Vec<String>>(),
+        any::<(Vec<String>, Option<String>)>(),
         any::<Option<Duration>>(),
         option::of(clients),
     )
         .prop_map(
-            |(name, [role, gate, reason], master, term, addresses, lease_left, clients)| {
+            |(name, [role, gate, reason], master, term, (addresses, mac), lease_left, clients)| {
                 VirtualServerView {
                     name,
                     role,
@@ -635,6 +635,7 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                     term,
                     addresses_total: u32::try_from(addresses.len()).unwrap_or(0),
                     addresses,
+                    mac,
                     gate,
                     lease_left,
                     clients,

@@ -90,7 +90,7 @@ fn decode(bytes: &[u8; LEN], boot: BootId) -> Option<BootTime> {
 }
 
 /// FNV-1a. It guards against a torn write, not against malice.
-fn checksum(bytes: &[u8]) -> u64 {
+pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, b| {
         (sum ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
     })

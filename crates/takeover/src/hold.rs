@@ -417,7 +417,8 @@ impl Holder {
                 count(&self.counters.dropped, 1);
                 continue;
             };
-            let way = (note.interface, is_ipv6(frame));
+            // Sent on by the interface below, not with the virtual MAC address as sender.
+            let way = (self.gate.below(note.interface), is_ipv6(frame));
             if handover.successor(way).is_none() {
                 count(&self.counters.held, 1);
             }

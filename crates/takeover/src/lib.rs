@@ -11,7 +11,7 @@
 //! a virtual address pass only while now <= its deadline, by CLOCK_BOOTTIME), the worker, which removes the
 //! addresses then, and the addresses' own lifetime of a few seconds in the kernel, renewed each second. Nobody
 //! needs to act for a lease to end; extending it is a store into memory shared with the kernel. Where the gate
-//! cannot be had, the worker alone keeps the deadline.
+//! cannot be had in eBPF, nftables has one; where neither, the worker alone.
 //!
 //! Whether the clients send to this server now is the refresh thread's matter: it asks each of them by itself
 //! and counts the answers (`refresh`), those it has seen and those the former master has told of (`clients`).
@@ -25,9 +25,12 @@ mod error;
 mod gate;
 mod gate_file;
 mod hold;
+mod macvlan;
 mod ndp;
 mod neighbours;
 mod netlink;
+mod nfnetlink;
+mod outlive;
 mod refresh;
 mod refresher;
 mod scripts;
@@ -36,15 +39,17 @@ mod worker;
 
 pub use arp::Mac;
 pub use error::Error;
-pub use gate::{GateHome, check_gate, unmount_gate};
+pub use gate::{GateHome, any::GateKind, check_gate, lease_fits, unmount_gate};
 pub use hold::LatePackets;
+pub use macvlan::check_mac;
 pub use refresh::Receipts;
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 
 use config::VirtualAddress;
 use crossbeam_channel::Sender;
-use gate::{Door, Gate};
+use gate::any::{Door, Gate};
 use gate_file::{BootId, GateFile};
+use macvlan::Devices;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use protocol::{BootTime, VirtualServerName, wire::signal::Client};
 use std::{
@@ -75,7 +80,7 @@ const HOLDER_BELOW: i32 = 2;
 const LATE_LOST: &str = "late packets of a planned handover will be lost";
 
 /// The tap for late packets, which the gate leaves alone; none where there can be no tap.
-fn late_packets_tap(gate: &Arc<Gate>) -> Option<(Arc<Gate>, Tap)> {
+fn late_packets_tap(gate: &Arc<gate::Gate>) -> Option<(Arc<gate::Gate>, Tap)> {
     match Tap::open() {
         Ok(tap) => {
             gate.leave_alone(tap.index());
@@ -97,6 +102,8 @@ pub struct AddressSet {
     pub interface: String,
     /// The addresses, in the order they are added and announced.
     pub addresses: Vec<VirtualAddress>,
+    /// The MAC address that they are at on whichever server; none: the interface's own.
+    pub mac: Option<Mac>,
 }
 
 /// Addresses found open at start: they stay, and the worker guards their deadline.
@@ -135,7 +142,7 @@ pub enum Event {
         /// What, and why not.
         what: String,
     },
-    /// Addresses or the gate, removed by another program, were put back.
+    /// Addresses, the gate, or the device of a virtual MAC address, removed by another program, were put back.
     Restored {
         /// Whose addresses.
         v: VirtualServerName,
@@ -213,10 +220,11 @@ impl Shared {
         }
         self.deadline.store(deadline.0, SeqCst);
         let present = self.present.load(SeqCst);
-        match &self.door {
-            Some(door) if present => door.open(deadline),
-            Some(_) => {}
-            None => self.note(deadline),
+        if !self.door.as_ref().is_some_and(Door::remembers) {
+            self.note(deadline);
+        }
+        if present && let Some(door) = &self.door {
+            door.open(deadline);
         }
         !present
     }
@@ -226,13 +234,16 @@ impl Shared {
         let _changing = self.changing();
         self.deadline.store(0, SeqCst);
         self.present.store(false, SeqCst);
-        match &self.door {
-            Some(door) => door.shut(),
-            None => {
-                self.note(BootTime(0));
-                false
-            }
+        if !self.door.as_ref().is_some_and(Door::remembers) {
+            self.note(BootTime(0));
         }
+        self.door.as_ref().is_some_and(Door::shut)
+    }
+
+    /// Waits until the gate is as it was told to be last; whether there is one and it is. Not for whoever must not
+    /// wait.
+    fn settle(&self) -> bool {
+        self.door.as_ref().is_some_and(Door::settle)
     }
 
     /// The addresses are not there, or not for long; the deadline wanted stays.
@@ -261,7 +272,9 @@ impl Shared {
     /// no later deadline is taken. The door's number; none without a door.
     fn drain(&self, tap: u32, drained: BootTime, held: BootTime) -> Option<usize> {
         let _changing = self.changing();
-        let door = self.door.as_ref()?;
+        let Some(Door::Ebpf(door)) = &self.door else {
+            return None;
+        };
         self.present.store(false, SeqCst);
         door.hold(tap, held);
         door.drain(drained);
@@ -271,7 +284,7 @@ impl Shared {
     /// Goes on leading to the tap what arrives, unless the addresses are here again.
     fn hold_on(&self, until: BootTime, tap: u32) {
         let _changing = self.changing();
-        if let Some(door) = &self.door
+        if let Some(Door::Ebpf(door)) = &self.door
             && !self.present.load(SeqCst)
         {
             door.hold(tap, until);
@@ -291,8 +304,10 @@ impl Shared {
         let _changing = self.changing();
         if self.deadline() != BootTime(0) {
             self.present.store(true, SeqCst);
-            if let Some(door) = &self.door {
+            if let Some(Door::Ebpf(door)) = &self.door {
                 door.hold_no_more();
+            }
+            if let Some(door) = &self.door {
                 door.open(self.deadline());
             }
         }
@@ -326,7 +341,9 @@ impl Shared {
 pub struct Takeover {
     run_dir: PathBuf,
     boot: BootId,
-    gate: Result<Arc<Gate>, String>,
+    gate: Option<Gate>,
+    /// Why there is no better gate.
+    better: String,
     shared: Mutex<BTreeMap<VirtualServerName, Arc<Shared>>>,
     shutter: Arc<Shutter>,
     thread: Option<JoinHandle<()>>,
@@ -339,7 +356,7 @@ pub struct Takeover {
 
 /// Shuts the gate of a virtual server, and sees to the rest.
 struct Shutter {
-    gate: Option<Arc<Gate>>,
+    gate: Option<Gate>,
     emit: Emit,
     commands: Sender<Command>,
     waker: Arc<EventFd>,
@@ -348,7 +365,7 @@ struct Shutter {
 impl Shutter {
     /// Tells at once if the gate is there and reads back shut; the worker removes the addresses.
     fn shut(&self, v: &VirtualServerName, shared: &Shared) {
-        let told = shared.shut() && self.gate.as_ref().is_some_and(|gate| gate.holds());
+        let told = shared.shut() && self.gate.as_ref().is_some_and(Gate::holds);
         if told {
             (self.emit)(Event::Shut { v: v.clone() });
         }
@@ -375,30 +392,47 @@ impl Takeover {
         events: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let emit: Emit = Arc::new(events);
-        let gate = home
-            .into_path()
-            .and_then(|home| Ok(Arc::new(Gate::load(home)?)));
-        let started = Self::start_behind(gate, run_dir, sets.clone(), realtime, emit.clone());
-        match started {
-            Err(Error::Gate(why)) => Self::start_behind(Err(why), run_dir, sets, realtime, emit),
-            other => other,
+        let mut better = Vec::new();
+        for kind in GateKind::ALL {
+            let loaded = match home.unwanted(kind) {
+                Some(why) => Some(Err(why.to_owned())),
+                None => Gate::load(kind, &home, run_dir, realtime),
+            };
+            let gate = match loaded {
+                Some(Ok(gate)) => Some(gate),
+                Some(Err(why)) => {
+                    better.push((kind, why));
+                    continue;
+                }
+                None => None,
+            };
+            let why = refusals(&better);
+            match Self::start_behind(gate, why, run_dir, sets.clone(), realtime, emit.clone()) {
+                Err(Error::Gate(why)) => better.push((kind, why)),
+                other => return other,
+            }
         }
+        Err(Error::Worker) // not reached: without a gate in the kernel there is no Error::Gate
     }
 
     fn start_behind(
-        gate: Result<Arc<Gate>, String>,
+        gate: Option<Gate>,
+        better: String,
         run_dir: &Path,
         sets: Vec<AddressSet>,
         realtime: Option<i32>,
         emit: Emit,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let boot = gate_file::boot_id()?;
-        let tap = gate.as_ref().ok().and_then(late_packets_tap);
+        let tap = match &gate {
+            Some(Gate::Ebpf(gate)) => late_packets_tap(gate),
+            Some(Gate::Nftables(_)) | None => None,
+        };
         let mut shared = BTreeMap::new();
         let mut with_shared = Vec::new();
         for set in sets {
             let v = &set.virtual_server;
-            let door = gate.as_ref().ok().map(|gate| Door::new(gate, v));
+            let door = gate.as_ref().map(|gate| Door::new(gate, v));
             let door = door.transpose().map_err(Error::Gate)?;
             let own = Shared::new(Some(GateFile::open(run_dir, v, boot)?), door);
             shared.insert(v.clone(), own.clone());
@@ -410,7 +444,7 @@ impl Takeover {
         let (commands, inbox) = crossbeam_channel::unbounded();
         let (report, started) = crossbeam_channel::bounded(1);
         let worker_waker = waker.clone();
-        let worker_gate = gate.as_ref().ok().cloned();
+        let worker_gate = gate.clone();
         let worker_emit = emit.clone();
         let refresher_emit = emit.clone();
         let (refresher, receipts, refresh_thread) =
@@ -418,6 +452,7 @@ impl Takeover {
                 refresher_emit(e);
             })?;
         let worker_refresher = refresher.clone();
+        let devices = Devices::open(run_dir)?;
         let run = move || {
             if let Some(priority) = realtime
                 && let Err(e) = sys::scheduler_fifo(priority)
@@ -434,6 +469,7 @@ impl Takeover {
                 worker_emit,
                 worker_refresher,
                 realtime,
+                devices,
             );
             match started {
                 Ok((worker, adopted)) => {
@@ -457,12 +493,15 @@ impl Takeover {
                 return Err(e);
             }
         };
-        if gate.is_err() {
-            // A gate of an earlier life would stay shut for good.
-            gate::unpin_all(&run_dir.join("bpf"));
+        // A gate of an earlier life would stay shut for good.
+        if !matches!(gate, Some(Gate::Ebpf(_))) {
+            gate::remove_left_over(&run_dir.join("bpf"));
+        }
+        if !matches!(gate, Some(Gate::Nftables(_))) {
+            gate::nftables::remove_left_over(run_dir);
         }
         let shutter = Arc::new(Shutter {
-            gate: gate.as_ref().ok().cloned(),
+            gate: gate.clone(),
             emit,
             commands,
             waker,
@@ -478,6 +517,7 @@ impl Takeover {
             run_dir: run_dir.to_owned(),
             boot,
             gate,
+            better,
             shared: Mutex::new(shared),
             shutter,
             holder,
@@ -492,27 +532,33 @@ impl Takeover {
     /// How much earlier than the lease's end a deadline must be with the gate in force. It stays the same as
     /// long as this lives.
     pub fn margin(&self) -> Duration {
+        let margin = self.gate.as_ref().map(Gate::margin);
+        margin.unwrap_or(ADDRESSES_MARGIN)
+    }
+
+    /// The kind of gate in force.
+    pub fn gate_kind(&self) -> GateKind {
         match &self.gate {
-            Ok(_) => Duration::ZERO,
-            Err(_) => ADDRESSES_MARGIN,
+            Some(gate) => gate.kind(),
+            None => GateKind::Addresses,
         }
     }
 
     /// What keeps the lease, and why not something better, for `standin status`.
     pub fn gate_in_force(&self) -> String {
-        match &self.gate {
-            Ok(gate) => match gate.interfaces().as_slice() {
-                [] => "eBPF, but there is no interface".to_owned(),
-                [one] => format!("eBPF on {one}"),
-                names => format!("eBPF on {} interfaces", names.len()),
-            },
-            Err(why) => format!("addresses only: eBPF refused: {why}"),
+        let in_force = match &self.gate {
+            Some(gate) => gate.in_force(),
+            None => "addresses only".to_owned(),
+        };
+        match self.better.as_str() {
+            "" => in_force,
+            better => format!("{in_force}: {better}"),
         }
     }
 
     /// Opens, or extends: the addresses are to be there until `deadline`. Never shortens. Costs a store into
-    /// memory that the kernel's gate reads (without that gate, a small write to the run-dir); the worker is
-    /// woken only if the addresses are not there.
+    /// memory that the kernel's gate reads (without eBPF, a small write to the run-dir, and for nftables waking
+    /// the thread that writes it); the worker is woken only if the addresses are not there.
     pub fn open(&self, v: &VirtualServerName, deadline: BootTime) {
         let Some(shared) = self.find(v) else { return };
         if shared.extend(deadline) {
@@ -532,7 +578,7 @@ impl Takeover {
     /// possible it is a plain shutting.
     pub fn hand_over(&self, v: &VirtualServerName, patience: Duration) {
         let Some(shared) = self.find(v) else { return };
-        let whole = self.gate.as_ref().is_ok_and(|gate| gate.holds());
+        let whole = self.gate.as_ref().is_some_and(Gate::holds);
         let holder = self.holder.as_ref().filter(|_| whole);
         if !holder.is_some_and(|(holder, _)| holder.begin(v, &shared, patience)) {
             self.shutter.shut(v, &shared);
@@ -599,8 +645,7 @@ impl Takeover {
             let own = old.remove(v).unwrap_or_else(|| {
                 let file = GateFile::open(&self.run_dir, v, self.boot)
                     .map_err(|e| log::warn!("{e}; a restart of electd would not adopt"));
-                let gate = self.gate.as_ref().ok();
-                let door = gate.and_then(|gate| {
+                let door = self.gate.as_ref().and_then(|gate| {
                     Door::new(gate, v)
                         .map_err(|e| log::error!("{v}: {e}; it stays shut"))
                         .ok()
@@ -660,6 +705,23 @@ impl Takeover {
     fn tell(&self, command: Command) {
         self.shutter.tell(command);
     }
+}
+
+/// Why there is no better gate, in words; what eBPF was refused for twice is told once.
+pub fn refusals(better: &[(GateKind, String)]) -> String {
+    let mut told: Vec<String> = Vec::new();
+    let mut last = "";
+    for (kind, why) in better {
+        let name = match kind {
+            GateKind::Tcx => "eBPF",
+            GateKind::Clsact if why == last => continue,
+            GateKind::Clsact => "eBPF at clsact",
+            GateKind::Nftables | GateKind::Addresses => "nftables",
+        };
+        told.push(format!("{name} refused: {why}"));
+        last = why;
+    }
+    told.join("; ")
 }
 
 impl fmt::Debug for Takeover {

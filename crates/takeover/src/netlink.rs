@@ -12,7 +12,7 @@ use nix::{
     sys::socket::{MsgFlags, recv, send},
 };
 use rtnetlink::{
-    AddressMessageBuilder, Handle, RouteMessageBuilder,
+    AddressMessageBuilder, Handle, LinkMacVlan, LinkUnspec, RouteMessageBuilder,
     packet_core::{
         NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
         NetlinkPayload,
@@ -20,7 +20,10 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo},
-        link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+        link::{
+            InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+            MacVlanMode,
+        },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
         route::{RouteMessage, RouteType},
     },
@@ -64,8 +67,11 @@ pub(crate) struct Link {
     pub(crate) ethernet: bool,
     /// Whether it is a port of a bridge.
     pub(crate) bridge_port: bool,
+    /// The number of the interface below, of a macvlan device.
+    pub(crate) macvlan_on: Option<u32>,
 }
 
+#[cfg(test)]
 impl Link {
     /// An interface that may carry addresses, as far as it was noted.
     pub(crate) fn known(index: u32, name: &str, ethernet: bool) -> Self {
@@ -77,6 +83,7 @@ impl Link {
             loopback: false,
             ethernet,
             bridge_port: false,
+            macvlan_on: None,
         }
     }
 }
@@ -101,7 +108,7 @@ pub(crate) struct Setting {
     pub(crate) address: VirtualAddress,
     /// Seconds until the kernel removes it by itself.
     pub(crate) lifetime: u32,
-    /// Whether to leave the route to the address's network alone (IPv6).
+    /// Whether to leave the route to the address's network alone.
     pub(crate) no_prefix_route: bool,
 }
 
@@ -158,6 +165,35 @@ impl Netlink {
             .asker
             .ask(async move { handle.link().get().execute().try_collect().await })?;
         Ok(all.iter().map(read_link).collect())
+    }
+
+    /// Makes a macvlan device, down. It reaches others on the same interface too.
+    pub(crate) fn make_macvlan(&mut self, name: &str, below: u32, mac: Mac) -> io::Result<()> {
+        let handle = self.asker.handle();
+        let wanted = LinkMacVlan::new(name, below, MacVlanMode::Bridge).address(mac.into());
+        self.asker
+            .ask(async move { handle.link().add(wanted.build()).execute().await })
+    }
+
+    /// Sets an interface up or down.
+    pub(crate) fn set_up(&mut self, interface: u32, up: bool) -> io::Result<()> {
+        let handle = self.asker.handle();
+        let wanted = LinkUnspec::new_with_index(interface);
+        let wanted = if up { wanted.up() } else { wanted.down() };
+        self.asker
+            .ask(async move { handle.link().set(wanted.build()).execute().await })
+    }
+
+    /// Removes an interface; one not there is no error.
+    pub(crate) fn remove_link(&mut self, interface: u32) -> io::Result<()> {
+        let handle = self.asker.handle();
+        let removed = self
+            .asker
+            .ask(async move { handle.link().del(interface).execute().await });
+        removed.or_else(|e| match e.raw_os_error() {
+            Some(nix::libc::ENODEV) => Ok(()),
+            _ => Err(e),
+        })
     }
 
     /// All addresses of this machine.
@@ -467,7 +503,9 @@ fn read_link(message: &LinkMessage) -> Link {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         bridge_port: false,
+        macvlan_on: None,
     };
+    let (mut below, mut macvlan) = (None, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -478,10 +516,13 @@ fn read_link(message: &LinkMessage) -> Link {
             }
             LinkAttribute::LinkInfo(infos) => {
                 link.bridge_port = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
+                macvlan = infos.contains(&LinkInfo::Kind(InfoKind::MacVlan));
             }
+            LinkAttribute::Link(index) => below = Some(*index),
             _ => {}
         }
     }
+    link.macvlan_on = below.filter(|_| macvlan);
     link
 }
 
@@ -532,9 +573,9 @@ fn setting(setting: &Setting) -> AddressMessage {
         // (IPv4 takes the interface's first address, and ours comes later.)
         life.ifa_preferred = 0;
         flags |= AddressFlags::Nodad;
-        if setting.no_prefix_route {
-            flags |= AddressFlags::Noprefixroute;
-        }
+    }
+    if setting.no_prefix_route {
+        flags |= AddressFlags::Noprefixroute;
     }
     message.attributes.push(AddressAttribute::CacheInfo(life));
     message.attributes.push(AddressAttribute::Flags(flags));

@@ -5,11 +5,12 @@
 pub(crate) mod bpf;
 pub(crate) mod tap;
 
+use crate::outlive::outlive;
 use nix::libc;
 use std::{
     io,
     mem::{size_of, zeroed},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 /// One instruction of a classic packet filter.
@@ -101,9 +102,12 @@ pub(crate) fn attach_filter(socket: &impl AsRawFd, filter: &mut [Instruction]) -
     })
 }
 
-/// A socket for whole frames, not blocking.
+/// A socket for whole frames, not blocking. The process that holds it ends without waiting for it.
 #[derive(Debug)]
-pub(crate) struct PacketSocket(OwnedFd);
+pub(crate) struct PacketSocket {
+    fd: OwnedFd,
+    _kept: Option<OwnedFd>,
+}
 
 impl PacketSocket {
     /// A socket that only sends.
@@ -118,20 +122,26 @@ impl PacketSocket {
         };
         done(fd)?;
         // SAFETY: the descriptor is open and nobody else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // Refused, it costs time when this process ends, and nothing before.
+        let kept = outlive(socket.as_fd()).ok();
+        Ok(Self {
+            fd: socket,
+            _kept: kept,
+        })
     }
 
     /// A socket that receives frames of one EtherType from all interfaces, those the filter keeps.
     pub(crate) fn receiver(ethertype: u16, mut filter: Vec<Instruction>) -> io::Result<Self> {
         let socket = Self::sender()?;
         if !filter.is_empty() {
-            attach_filter(&socket.0, &mut filter)?;
+            attach_filter(&socket.fd, &mut filter)?;
         }
         let address = link_address(0, ethertype);
         // SAFETY: the address is a valid sockaddr_ll of the length given.
         done(unsafe {
             libc::bind(
-                socket.0.as_raw_fd(),
+                socket.fd.as_raw_fd(),
                 (&raw const address).cast(),
                 LINK_ADDRESS_LEN,
             )
@@ -145,7 +155,7 @@ impl PacketSocket {
         // SAFETY: buffer and address are valid for the lengths given.
         let sent = unsafe {
             libc::sendto(
-                self.0.as_raw_fd(),
+                self.fd.as_raw_fd(),
                 frame.as_ptr().cast(),
                 frame.len(),
                 libc::MSG_DONTWAIT,
@@ -169,7 +179,7 @@ impl PacketSocket {
         // SAFETY: buffer and address are valid for writes of the lengths given.
         let got = unsafe {
             libc::recvfrom(
-                self.0.as_raw_fd(),
+                self.fd.as_raw_fd(),
                 buffer.as_mut_ptr().cast(),
                 buffer.len(),
                 libc::MSG_DONTWAIT,
@@ -193,9 +203,9 @@ impl PacketSocket {
     }
 }
 
-impl std::os::fd::AsFd for PacketSocket {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -4,7 +4,11 @@ use crate::{
     AddressSet, Adopted, Emit, Error, Event, Shared,
     arp::{self, Mac},
     clock::{Timer, now},
-    gate::{Earlier, Gate},
+    gate::{
+        Earlier,
+        any::{Door, Gate},
+    },
+    macvlan::{Device, Devices},
     ndp,
     netlink::{self, BATCH, Change, Link, Netlink, Setting},
     refresher::{self, Opening},
@@ -39,6 +43,12 @@ const BURSTS: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(10),
 ];
+/// A virtual MAC address is announced again and again: replies leave by the interface below, with its own MAC
+/// address, and switches forget what they do not hear (after 5 min by default).
+const REMINDER: Duration = Duration::from_secs(60);
+/// After its addresses have gone the device stays up for so long behind the kernel's gate, which keeps it silent: the
+/// late packets of a planned handover still come by it.
+const LATE: Duration = Duration::from_secs(2);
 /// At most so many frames in each window: a switch or a slow host must not drop them.
 const FRAMES_A_WINDOW: usize = 1000;
 const WINDOW: Duration = Duration::from_millis(10);
@@ -125,6 +135,11 @@ struct Probe {
 
 struct Set {
     v: VirtualServerName,
+    /// As configured.
+    network: String,
+    /// The one with the virtual MAC address on it, if there is to be one.
+    device: Option<Device>,
+    /// The one of these two that carries the addresses.
     interface: String,
     addresses: Vec<VirtualAddress>,
     /// The place in `addresses` of each.
@@ -138,7 +153,15 @@ struct Set {
     /// The IPv6 addresses of this opening were added, but are not in use yet.
     settling: Option<Settling>,
     link: Option<Link>,
-    /// Whether IPv6 leaves the prefix route alone, by address.
+    /// The interface below, if there is a device on it.
+    below: Option<Link>,
+    /// The device may be up.
+    raised: bool,
+    /// It stays up until then.
+    lower_at: BootTime,
+    /// What was put back once it is open again.
+    put_back: Option<String>,
+    /// Whether the prefix route is left alone, by address.
     no_prefix_route: Vec<bool>,
     failed: Option<String>,
     retry_at: BootTime,
@@ -160,10 +183,13 @@ struct Set {
 
 impl Set {
     fn new(set: AddressSet, shared: Arc<Shared>) -> Self {
+        let device = Device::of(&set);
         Self {
             v: set.virtual_server,
-            interface: set.interface,
             place: places(&set.addresses),
+            interface: carrier(&set.interface, device.as_ref()),
+            network: set.interface,
+            device,
             addresses: set.addresses,
             shared,
             led: false,
@@ -171,6 +197,10 @@ impl Set {
             generation: 0,
             settling: None,
             link: None,
+            below: None,
+            raised: false,
+            lower_at: BootTime(0),
+            put_back: None,
             no_prefix_route: Vec::new(),
             failed: None,
             retry_at: BootTime(0),
@@ -200,10 +230,12 @@ impl Set {
         self.deadline() - (REMOVAL_PER_ADDRESS * self.addresses.len() as u32).min(REMOVAL_MAX)
     }
 
-    /// How many addresses to add, renew or remove between two looks at the deadlines.
-    fn batch(&self) -> usize {
+    /// How many addresses to add, renew or remove between two looks at the deadlines. Under a [`Hold`] no group is
+    /// joined yet.
+    fn batch(&self, held: bool) -> usize {
         let (v6, v4) = (self.ipv6_count(), self.addresses.len() - self.ipv6_count());
-        let steps = (STEPS_IPV6 / v6.max(1)).min(STEPS_IPV4 / v4.max(1));
+        let steps_v6 = if held { BATCH } else { STEPS_IPV6 / v6.max(1) };
+        let steps = steps_v6.min(STEPS_IPV4 / v4.max(1));
         if v6 > IPV6_CHEAP || v4 > IPV4_CHEAP {
             steps.clamp(1, BATCH)
         } else {
@@ -263,15 +295,25 @@ impl Set {
 
     fn next_burst_at(&self) -> Option<BootTime> {
         (self.phase == Phase::Open).then_some(())?;
-        BURSTS
-            .get(self.next_burst)
-            .map(|after| self.announced_from + *after)
+        let after = BURSTS.get(self.next_burst).copied().or_else(|| {
+            let reminders = u32::try_from(self.next_burst - BURSTS.len() + 1).ok()?;
+            self.device
+                .as_ref()
+                .map(|_| BURSTS[BURSTS.len() - 1] + REMINDER * reminders)
+        });
+        after.map(|after| self.announced_from + after)
+    }
+
+    /// Where others may be heard: on the interface that carries the addresses, or on the one below.
+    fn is_at(&self, interface: u32) -> bool {
+        let links = [&self.link, &self.below];
+        links.into_iter().flatten().any(|l| l.index == interface)
     }
 
     /// The next time something is to be done; none if only a command, a frame or a change can bring work.
     fn due(&self) -> Option<BootTime> {
         let guard = match self.phase {
-            Phase::Shut => None,
+            Phase::Shut => self.raised.then_some(self.lower_at).filter(|at| at.0 != 0),
             Phase::Wanted => Some(self.last_call().min(self.retry_at)),
             Phase::Open => Some(self.last_call().min(self.renew_at)),
             Phase::Closing => Some(self.retry_at),
@@ -330,6 +372,10 @@ impl Drop for Abort {
     }
 }
 
+fn carrier(interface: &str, device: Option<&Device>) -> String {
+    device.map_or(interface, |d| d.name.as_str()).to_owned()
+}
+
 pub(crate) struct Worker {
     sets: Vec<Set>,
     /// The place in `sets` of each address.
@@ -337,7 +383,7 @@ pub(crate) struct Worker {
     commands: Receiver<Command>,
     waker: Arc<EventFd>,
     emit: Emit,
-    gate: Option<Arc<Gate>>,
+    gate: Option<Gate>,
     /// The interfaces are to be listed again before the gate is whole.
     gate_partial: bool,
     /// When a clean stop gives up.
@@ -346,6 +392,7 @@ pub(crate) struct Worker {
     /// The priority of this thread, if it has real time.
     realtime: Option<i32>,
     moment: Moment,
+    devices: Devices,
     netlink: Netlink,
     timer: Timer,
     epoll: Epoll,
@@ -362,12 +409,13 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn start(
         sets: Vec<(AddressSet, Arc<Shared>)>,
-        gate: Option<Arc<Gate>>,
+        gate: Option<Gate>,
         commands: Receiver<Command>,
         waker: Arc<EventFd>,
         emit: Emit,
         refresher: refresher::Handle,
         realtime: Option<i32>,
+        devices: Devices,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let needs = "a packet socket (CAP_NET_RAW is needed)";
         let mut worker = Self {
@@ -385,6 +433,7 @@ impl Worker {
             refresher,
             realtime,
             moment: Moment::default(),
+            devices,
             netlink: Netlink::open()?,
             timer: Timer::new()?,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
@@ -426,7 +475,9 @@ impl Worker {
             if set.phase == Phase::Shut && listed.iter().any(|l| set.left_over(l)) {
                 worker.sweep(i).map_err(Error::LeftOver)?;
             }
+            worker.prepare(i);
         }
+        worker.keep_devices();
         Ok((worker, adopted))
     }
 
@@ -469,10 +520,7 @@ impl Worker {
     fn close(&mut self, i: usize) {
         let set = &mut self.sets[i];
         set.shared.absent();
-        if set.shut_asked
-            && set.shared.door.is_some()
-            && self.gate.as_ref().is_some_and(|gate| gate.holds())
-        {
+        if set.shut_asked && set.shared.settle() && self.gate.as_ref().is_some_and(Gate::holds) {
             set.shut_asked = false;
             (self.emit)(Event::Shut { v: set.v.clone() });
         }
@@ -481,6 +529,9 @@ impl Worker {
         }
         let was_open = matches!(set.phase, Phase::Wanted | Phase::Open);
         set.phase = Phase::Closing;
+        if was_open && self.gate.is_some() {
+            set.lower_at = now() + LATE;
+        }
         set.next_burst = BURSTS.len();
         set.unforgotten = usize::MAX;
         if was_open && set.shared.door.is_some() && set.is_large() && set.link.is_some() {
@@ -508,7 +559,7 @@ impl Worker {
             return false;
         };
         let set = &mut self.sets[i];
-        let piece = set.going.saturating_sub(set.batch())..set.going;
+        let piece = set.going.saturating_sub(set.batch(false))..set.going;
         set.going = piece.start;
         let reversed: Vec<_> = set.addresses[piece].iter().rev().copied().collect();
         let removed = match &set.link {
@@ -545,6 +596,7 @@ impl Worker {
         if std::mem::take(&mut self.sets[i].shut_asked) {
             (self.emit)(Event::Shut { v });
         }
+        self.lower(i);
     }
 
     /// Removes every address of the set that is listed, until none is.
@@ -587,23 +639,31 @@ impl Worker {
         listed: &[AddressMessage],
     ) -> Result<Option<Adopted>, String> {
         let set = &mut self.sets[i];
-        set.link = self
-            .netlink
-            .link(&set.interface)
-            .map_err(|e| e.to_string())?;
+        let mut look = |name| self.netlink.link(name).map_err(|e| e.to_string());
+        set.link = look(&set.interface)?;
+        if set.device.is_some() {
+            set.below = look(&set.network)?;
+        }
         let from_gate = earlier.and_then(|earlier| earlier.deadlines(&set.v));
         let from_file = || {
             let deadline = set.shared.file.as_ref()?.read()?;
             Some((deadline, deadline))
         };
         let noted = from_gate.or_else(from_file);
-        if set.shared.door.is_some() {
+        if set.shared.door.as_ref().is_some_and(Door::remembers) {
             set.shared.note(BootTime(0)); // the gate remembers from now on
         }
         let noted = noted.filter(|(_, deadline)| now() < *deadline);
         let (Some((first, deadline)), Some(link)) = (noted, &set.link) else {
             return Ok(None);
         };
+        let as_it_should = |device: &Device| {
+            let below = set.below.as_ref();
+            link.up && below.is_some_and(|below| device.is(link, below))
+        };
+        if !set.device.as_ref().is_none_or(as_it_should) {
+            return Ok(None);
+        }
         let here = |l: &AddressMessage| {
             l.header.index == link.index
                 && netlink::ip_of(l).is_some_and(|ip| set.place.contains_key(&ip))
@@ -614,6 +674,7 @@ impl Worker {
         set.no_prefix_route = prefix_route_is_anothers(set, link, listed);
         set.shared.adopt(first, deadline);
         set.phase = Phase::Open;
+        set.announced_from = now();
         // Renewed at once: their lifetime may be near its end, and one may be missing.
         set.renew_at = BootTime(0);
         self.generations += 1;
@@ -633,8 +694,11 @@ impl Worker {
             return Ok(());
         }
         let door = set.shared.door.as_ref();
-        door.ok_or("it has no door in the gate")?
-            .lead(&set.addresses)?;
+        let door = door.ok_or("it has no door in the gate")?;
+        door.lead(&set.addresses)?;
+        if let Some(device) = &set.device {
+            door.lead_mac(device.mac)?;
+        }
         set.led = true;
         Ok(())
     }
@@ -672,6 +736,115 @@ impl Worker {
         Ok(())
     }
 
+    // ---- a MAC address that moves along
+
+    /// Makes the set's device, if it needs one, so that it is there when its time comes.
+    fn prepare(&mut self, i: usize) {
+        if self.sets[i].device.is_some() && !self.sets[i].retired {
+            match self.device_link(i) {
+                Ok(link) => {
+                    let set = &mut self.sets[i];
+                    set.raised = link.up;
+                    set.failed = None;
+                    self.lower(i);
+                }
+                Err(what) => {
+                    self.sets[i].link = None;
+                    self.fail(i, what);
+                }
+            }
+        }
+    }
+
+    /// The set's device as it is, made if need be, with the gate on it.
+    fn device_link(&mut self, i: usize) -> Result<Link, String> {
+        let Some(device) = self.sets[i].device.clone() else {
+            return Err("no virtual MAC address is configured".to_owned());
+        };
+        let (link, below) = self.devices.ensure(&mut self.netlink, &device)?;
+        if let Some(gate) = &self.gate {
+            gate.attach(&link)?;
+        }
+        let set = &mut self.sets[i];
+        set.link = Some(link.clone());
+        set.below = Some(below);
+        Ok(link)
+    }
+
+    /// The device, up: its addresses are about to come.
+    fn raise(&mut self, i: usize) -> Result<Link, String> {
+        let name = self.sets[i].network.clone();
+        let link = self.device_link(i)?;
+        if self.sets[i].below.as_ref().is_none_or(|below| !below.up) {
+            return Err(down(&name));
+        }
+        if link.up {
+            return Ok(link);
+        }
+        self.sets[i].raised = true;
+        self.netlink
+            .set_up(link.index, true)
+            .map_err(|e| format!("cannot set {} up: {e}", link.name))?;
+        let link = Link { up: true, ..link };
+        self.sets[i].link = Some(link.clone());
+        Ok(link)
+    }
+
+    /// The addresses have gone: no switch is to hear of the MAC address from here. The kernel takes some
+    /// milliseconds for it, which another set's addresses can wait for only if the gate guards them.
+    fn lower(&mut self, i: usize) {
+        let guarded = |s: &Set| matches!(s.phase, Phase::Wanted | Phase::Open);
+        let set = &self.sets[i];
+        if !set.raised
+            || set.phase != Phase::Shut
+            || now() < set.lower_at
+            || self.gate.is_none() && self.sets.iter().any(guarded)
+        {
+            return;
+        }
+        if let Some(link) = &set.link
+            && let Err(e) = self.netlink.set_up(link.index, false)
+        {
+            log::warn!("{}: cannot set {} down: {e}", set.v, set.interface);
+        }
+        self.sets[i].raised = false;
+        self.sets[i].lower_at = BootTime(0);
+    }
+
+    /// Another program has changed the set's device: it is made anew, and all that is on it.
+    fn remake(&mut self, i: usize) {
+        if self.sets[i].phase != Phase::Open {
+            return self.prepare(i);
+        }
+        let set = &mut self.sets[i];
+        set.put_back = Some(format!("{} on {}", set.interface, set.network));
+        set.shared.absent();
+        set.phase = Phase::Wanted;
+        set.retry_at = BootTime(0);
+        self.forget_frames(i);
+    }
+
+    /// Whether the device of an open set is what it should be.
+    fn device_holds(&mut self, i: usize) -> bool {
+        let (Some(device), Some(below)) = (&self.sets[i].device, &self.sets[i].below) else {
+            return true;
+        };
+        let found = self.netlink.link(&device.name);
+        // Not to be told now: the next time tells.
+        found.map_or(true, |link| {
+            link.is_some_and(|link| link.up && device.is(&link, below))
+        })
+    }
+
+    fn keep_devices(&mut self) {
+        let names = self
+            .sets
+            .iter()
+            .filter_map(|s| Some(s.device.as_ref()?.name.as_str()));
+        let names: Vec<&str> = names.collect();
+        self.devices.keep(&mut self.netlink, &names);
+    }
+
     // ---- opening
 
     /// Opens what is to be open and was not possible before, closes what could not be closed before.
@@ -688,6 +861,7 @@ impl Worker {
             if matches!(set.phase, Phase::Shut | Phase::Wanted) && now() < set.last_call() {
                 self.open(i);
             }
+            self.lower(i); // what had to wait
         }
         if self
             .sets
@@ -697,10 +871,12 @@ impl Worker {
             for set in self.sets.iter().filter(|s| s.retired) {
                 if let (Phase::Shut, Some(door)) = (set.phase, &set.shared.door) {
                     set.addresses.iter().for_each(|a| door.forget(a));
+                    set.device.iter().for_each(|d| door.forget_mac(d.mac));
                 }
             }
             self.sets.retain(|s| !(s.retired && s.phase == Phase::Shut));
             self.index();
+            self.keep_devices();
         }
     }
 
@@ -711,7 +887,8 @@ impl Worker {
             Err(what) => return self.open_failed(i, what),
         };
         // 1. The kernel's gate, shut, before any address is there.
-        let held = self.moment().gate_held;
+        // A device of its own has just come.
+        let held = self.moment().gate_held && self.sets[i].device.is_none();
         let hold = |worker: &mut Self| if held { Ok(()) } else { worker.hold_gate() };
         if let Err(what) = self.lead(i).and_then(|()| hold(self)) {
             return self.open_failed(i, what);
@@ -727,7 +904,9 @@ impl Worker {
         // 3. ARP and neighbour discovery pass, then traffic.
         let set = &mut self.sets[i];
         set.shared.open_first();
+        set.shared.settle();
         set.shared.open();
+        set.shared.settle();
 
         // 4. Announce, now that what it brings here is served: broadcast, then each client by itself. Our own view
         // of the addresses is of no use.
@@ -752,6 +931,9 @@ impl Worker {
         if set.generation == generation {
             set.failed = None;
             let v = set.v.clone();
+            if let Some(what) = set.put_back.take() {
+                (self.emit)(Event::Restored { v: v.clone(), what });
+            }
             (self.emit)(Event::Opened { v });
         }
     }
@@ -823,25 +1005,25 @@ impl Worker {
     }
 
     fn usable_link(&mut self, i: usize) -> Result<Link, String> {
-        let name = self.sets[i].interface.clone();
-        let found = match self.moment().links.get(&name) {
-            Some(link) => Some(link.clone()),
-            None => self
-                .netlink
-                .link(&name)
-                .map_err(|e| format!("cannot look up interface {name}: {e}"))?,
-        };
-        if let Some(link) = &found {
-            self.moment.links.insert(name.clone(), link.clone());
+        if self.sets[i].device.is_some() {
+            return self.raise(i);
         }
-        self.sets[i].link.clone_from(&found);
-        match found {
-            None => Err(format!("interface {name} does not exist; waiting for it")),
-            Some(link) if !link.up => Err(format!(
-                "interface {name} is down; waiting for it (ip link set {name} up)"
-            )),
-            Some(link) => Ok(link),
+        let found = self.configured_link(i);
+        self.sets[i].link = found.clone().unwrap_or_default();
+        found.and_then(|link| usable(link, &self.sets[i].network))
+    }
+
+    /// The interface that is configured, whatever carries the addresses.
+    fn configured_link(&mut self, i: usize) -> Result<Option<Link>, String> {
+        let name = self.sets[i].network.clone();
+        if let Some(link) = self.moment().links.get(&name) {
+            return Ok(Some(link.clone()));
         }
+        let found = self.netlink.link(&name);
+        let found = found.map_err(|e| format!("cannot look up interface {name}: {e}"))?;
+        let known = found.clone().map(|link| (name, link));
+        self.moment.links.extend(known);
+        Ok(found)
     }
 
     /// Adds the addresses; none if that failed, or the deadline passed meanwhile.
@@ -857,7 +1039,7 @@ impl Worker {
         if v6 < set.addresses.len() {
             keep_secondaries(&link.name);
         }
-        if v6 > 0 {
+        if v6 > 0 || set.device.is_some() {
             // Without the list we would share the route: no reason not to open.
             let listed = self.listed();
             let set = &mut self.sets[i];
@@ -868,7 +1050,7 @@ impl Worker {
         let mut from = 0;
         while from < self.sets[i].addresses.len() {
             let set = &self.sets[i];
-            let batch = if large.is_some() { BATCH } else { set.batch() };
+            let batch = set.batch(large.is_some());
             let to = (from + batch).min(set.addresses.len());
             let settings = set.settings(link, from..to);
             if let Some(what) = refusal(link, &settings, self.netlink.set(&settings)) {
@@ -934,14 +1116,18 @@ impl Worker {
         let Some(link) = set.link.clone() else {
             return false;
         };
-        if set.renewed == 0
-            && let Err(what) = self.hold_gate()
-        {
-            self.open_failed(i, what);
-            return true;
+        if set.renewed == 0 {
+            if let Err(what) = self.hold_gate() {
+                self.open_failed(i, what);
+                return true;
+            }
+            if !self.device_holds(i) {
+                self.remake(i);
+                return true;
+            }
         }
         let set = &mut self.sets[i];
-        let range = set.renewed..(set.renewed + set.batch()).min(set.addresses.len());
+        let range = set.renewed..(set.renewed + set.batch(false)).min(set.addresses.len());
         set.renewed = range.end;
         let settings = set.settings(&link, range.clone());
         if range.end == set.addresses.len() {
@@ -981,6 +1167,7 @@ impl Worker {
                     if let Some(gate) = &self.gate {
                         gate.detach(index);
                     }
+                    self.device_changed(index);
                     for i in self.open_on(index) {
                         self.sets[i].link = None;
                         self.open_failed(
@@ -992,8 +1179,16 @@ impl Worker {
                 Change::Unknown => {
                     self.gate_partial = true;
                     let open = |s: &&Set| s.phase == Phase::Open;
+                    let listed = self.listed();
+                    let here = |l: &AddressMessage| Some((l.header.index, netlink::ip_of(l)?));
+                    let here: HashSet<_> = listed.iter().filter_map(here).collect();
                     for (i, set) in self.sets.iter().enumerate().filter(|(_, s)| open(s)) {
-                        removed.insert(i, set.addresses.clone());
+                        let there = |a: &&VirtualAddress| {
+                            let index = set.link.as_ref().map(|l| l.index);
+                            index.is_some_and(|index| here.contains(&(index, a.ip)))
+                        };
+                        let missing = set.addresses.iter().filter(|a| !there(a));
+                        removed.insert(i, missing.copied().collect());
                     }
                     for set in &mut self.sets {
                         set.retry_at = BootTime(0);
@@ -1008,12 +1203,37 @@ impl Worker {
     }
 
     fn open_on(&self, interface: u32) -> Vec<usize> {
-        let on = |s: &Set| {
-            s.phase == Phase::Open && s.link.as_ref().is_some_and(|l| l.index == interface)
-        };
+        let on = |s: &Set| s.phase == Phase::Open && s.is_at(interface);
         (0..self.sets.len())
             .filter(|i| on(&self.sets[*i]))
             .collect()
+    }
+
+    /// The interface with this number has changed or is gone. If it is a set's device it is looked at as it is
+    /// now: what is told may be older than what we did last.
+    fn device_changed(&mut self, interface: u32) {
+        for i in 0..self.sets.len() {
+            let set = &self.sets[i];
+            let told = set.link.as_ref().filter(|l| l.index == interface);
+            let (Some(device), Some(below), Some(_)) = (&set.device, &set.below, told) else {
+                continue;
+            };
+            let as_it_should = match self.netlink.link(&device.name) {
+                Ok(Some(link)) => {
+                    let up = match set.phase {
+                        Phase::Open => link.up,
+                        Phase::Shut => !link.up || set.raised,
+                        Phase::Wanted | Phase::Closing => true,
+                    };
+                    device.is(&link, below) && up
+                }
+                Ok(None) => false,
+                Err(_) => true, // looked at again with the next renewal
+            };
+            if !as_it_should {
+                self.remake(i);
+            }
+        }
     }
 
     fn link_changed(&mut self, link: &Link) {
@@ -1027,16 +1247,19 @@ impl Worker {
                 }
             }
         }
+        self.device_changed(link.index);
         for i in self.open_on(link.index) {
             let set = &mut self.sets[i];
+            if set.device.is_some() {
+                if set.network == link.name && !link.up {
+                    self.open_failed(i, down(&link.name));
+                }
+                continue;
+            }
             let new_mac = set.link.as_ref().is_some_and(|l| l.mac != link.mac);
             set.link = Some(link.clone());
             if !link.up {
-                let name = &link.name;
-                self.open_failed(
-                    i,
-                    format!("interface {name} is down; waiting for it (ip link set {name} up)"),
-                );
+                self.open_failed(i, down(&link.name));
             } else if new_mac {
                 set.announced_from = now();
                 set.next_burst = 0;
@@ -1045,10 +1268,16 @@ impl Worker {
         for set in self
             .sets
             .iter_mut()
-            .filter(|s| s.phase == Phase::Wanted && s.interface == link.name)
+            .filter(|s| s.phase == Phase::Wanted && s.network == link.name)
         {
             if link.up {
                 set.retry_at = BootTime(0);
+            }
+        }
+        for i in 0..self.sets.len() {
+            let set = &self.sets[i];
+            if set.phase == Phase::Shut && set.network == link.name && set.link.is_none() {
+                self.prepare(i);
             }
         }
     }
@@ -1131,11 +1360,12 @@ impl Worker {
             return;
         };
         let set = &mut self.sets[i];
-        if !set
-            .link
-            .as_ref()
-            .is_some_and(|l| l.index == interface && l.mac != Some(mac))
-        {
+        // The virtual MAC address is another's until it is up here.
+        let ours = match set.phase {
+            Phase::Open => &set.link,
+            _ => set.below.as_ref().map_or(&set.link, |_| &set.below),
+        };
+        if !set.is_at(interface) || ours.as_ref().is_some_and(|l| l.mac == Some(mac)) {
             return;
         }
         let v = set.v.clone();
@@ -1198,7 +1428,9 @@ impl Worker {
         if set.announced().next().is_none() {
             return; // soon
         }
-        let own = set.announced();
+        // Switches are reminded by one frame.
+        let count = if burst < BURSTS.len() { usize::MAX } else { 1 };
+        let own = set.announced().take(count);
         self.queue
             .extend(own.map(|ip| announcement(set.generation, link.index, mac, ip, router)));
         if burst == 0 {
@@ -1206,7 +1438,7 @@ impl Worker {
                 v: set.v.clone(),
                 from: set.announced_from,
                 interface: link.index,
-                name: link.name.clone(),
+                name: set.network.clone(),
                 mac,
                 own: set.announced().collect(),
                 shared: set.shared.clone(),
@@ -1257,18 +1489,26 @@ impl Worker {
                 answered_by: None,
             });
         }
-        if probe.left == PROBES
-            && let Err(what) = self.usable_link(i)
-        {
-            self.sets[i].probe = None;
-            return (self.emit)(Event::Failed { v, what });
-        }
+        // Asked with the own MAC address: to claim nothing.
+        let found = self.configured_link(i);
+        let link = match found.and_then(|link| usable(link, &self.sets[i].network)) {
+            Ok(link) => link,
+            Err(what) => {
+                self.sets[i].probe = None;
+                return (self.emit)(Event::Failed { v, what });
+            }
+        };
         let set = &mut self.sets[i];
         if let Some(probe) = &mut set.probe {
             probe.left -= 1;
             probe.next = now() + PROBE_INTERVAL;
         }
-        let Some((link, mac)) = set.link.as_ref().and_then(|l| Some((l, l.mac?))) else {
+        if set.device.is_none() {
+            set.link = Some(link.clone());
+        } else {
+            set.below = Some(link.clone());
+        }
+        let Some(mac) = link.mac else {
             return;
         };
         let interface = link.index;
@@ -1328,13 +1568,16 @@ impl Worker {
     }
 
     /// Whether the clean stop has ended: with no address left the gate goes too.
-    fn closed_for_good(&self) -> bool {
+    fn closed_for_good(&mut self) -> bool {
         let Some(until) = self.closing else {
             return false;
         };
         let all_shut = self.sets.iter().all(|s| s.phase == Phase::Shut);
-        if all_shut && let Some(gate) = &self.gate {
-            gate.remove();
+        if all_shut {
+            self.devices.keep(&mut self.netlink, &[]);
+            if let Some(gate) = &self.gate {
+                gate.remove();
+            }
         }
         all_shut || now() >= until
     }
@@ -1369,6 +1612,9 @@ impl Worker {
             self.lead_or_warn(i);
             self.sets[i].phase = Phase::Closing; // swept in the next round
         }
+        for i in 0..self.sets.len() {
+            self.prepare(i);
+        }
         self.index();
         if let Err(e) = self.listen_nd() {
             log::warn!("foreign claims of IPv6 addresses will not be noticed: {e}");
@@ -1379,10 +1625,12 @@ impl Worker {
     /// those no longer listed; what is to be open is opened again in the next round.
     fn reshape(&mut self, i: usize, new: AddressSet) {
         let set = &mut self.sets[i];
-        if set.interface == new.interface && set.addresses == new.addresses {
+        let device = Device::of(&new);
+        let interface = carrier(&new.interface, device.as_ref());
+        if set.network == new.interface && set.device == device && set.addresses == new.addresses {
             return;
         }
-        let other = set.interface != new.interface;
+        let other = set.interface != interface || set.network != new.interface;
         let stay: HashSet<&VirtualAddress> = new.addresses.iter().collect();
         let goes = |a: &VirtualAddress| other || !stay.contains(a);
         let going: Vec<_> = set.addresses.iter().rev().copied().filter(goes).collect();
@@ -1401,9 +1649,12 @@ impl Worker {
             gone.by_ref()
                 .filter(|a| !stay.contains(a))
                 .for_each(|a| door.forget(a));
+            set.device.iter().for_each(|d| door.forget_mac(d.mac));
         }
         set.led = false;
-        set.interface = new.interface;
+        set.network = new.interface;
+        set.interface = interface;
+        set.device = device;
         set.place = places(&new.addresses);
         set.addresses = new.addresses;
         set.going = 0;
@@ -1412,12 +1663,16 @@ impl Worker {
         set.next_burst = BURSTS.len();
         if other {
             set.link = None;
+            set.below = None;
         }
         set.phase = match set.phase {
             Phase::Open | Phase::Wanted => Phase::Wanted,
             Phase::Shut | Phase::Closing => Phase::Closing,
         };
         self.forget_frames(i);
+        if other {
+            self.keep_devices();
+        }
     }
 
     fn index(&mut self) {
@@ -1464,6 +1719,18 @@ impl Worker {
     }
 }
 
+fn down(interface: &str) -> String {
+    format!("interface {interface} is down; waiting for it (ip link set {interface} up)")
+}
+
+fn usable(found: Option<Link>, name: &str) -> Result<Link, String> {
+    match found {
+        None => Err(format!("interface {name} does not exist; waiting for it")),
+        Some(link) if !link.up => Err(down(name)),
+        Some(link) => Ok(link),
+    }
+}
+
 fn announcement(generation: u64, interface: u32, mac: Mac, ip: IpAddr, router: bool) -> Frame {
     let (ethertype, bytes) = match ip {
         IpAddr::V4(ip) => (arp::ETHERTYPE, arp::gratuitous(mac, ip)),
@@ -1498,16 +1765,19 @@ fn refusal(
     }
 }
 
-/// By address: whether another address of the interface is in its network. The route to the network is
-/// that one's then, and must not get our address's lifetime.
+/// By address: whether another address of the interface, or of the one below, is in its network. The route to the
+/// network is that one's then, and must not get our address's lifetime. (IPv4 sees to that by itself, but not
+/// between two interfaces: the server would go on with the virtual address as its own.)
 fn prefix_route_is_anothers(set: &Set, link: &Link, listed: &[AddressMessage]) -> Vec<bool> {
     let bits = |ip: IpAddr| match ip {
         IpAddr::V6(ip) => Some(u128::from(ip)),
+        IpAddr::V4(ip) if set.device.is_some() => Some(u128::from(ip.to_bits()) << 96),
         IpAddr::V4(_) => None,
     };
+    let below = set.below.as_ref().map(|l| l.index);
     let others: Vec<(u128, u8)> = listed
         .iter()
-        .filter(|l| l.header.index == link.index)
+        .filter(|l| l.header.index == link.index || Some(l.header.index) == below)
         .filter_map(|l| {
             netlink::ip_of(l)
                 .filter(|ip| !set.place.contains_key(ip))
@@ -1543,4 +1813,36 @@ fn keep_secondaries(interface: &str) {
 fn is_router(interface: &str) -> bool {
     let path = format!("/proc/sys/net/ipv6/conf/{interface}/forwarding");
     fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_a_virtual_mac_address_is_announced_for_ever() {
+        for mac in [None, Some([2, 0, 0x5e, 0, 0x53, 1])] {
+            let set = AddressSet {
+                virtual_server: "web".parse().unwrap(),
+                interface: "eth0".to_owned(),
+                addresses: Vec::new(),
+                mac,
+            };
+            let mut set = Set::new(set, Shared::new(None, None));
+            set.announced_from = BootTime(1);
+            assert_eq!(set.next_burst_at(), None, "not while shut");
+            set.phase = Phase::Open;
+            let mut after = Vec::new();
+            for burst in BURSTS.len() - 1..BURSTS.len() + 2 {
+                set.next_burst = burst;
+                after.extend(
+                    set.next_burst_at()
+                        .map(|at| at.since(BootTime(1)).as_secs()),
+                );
+            }
+            let expected: &[u64] = if mac.is_some() { &[10, 70, 130] } else { &[10] };
+            assert_eq!(after, expected);
+        }
+    }
 }

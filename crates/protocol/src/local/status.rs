@@ -147,6 +147,8 @@ pub struct VirtualServerView {
     pub addresses: Vec<String>,
     /// How many there are.
     pub addresses_total: u32,
+    /// The MAC address that moves along with them; none: that of whichever server has them.
+    pub mac: Option<String>,
     /// What guards the addresses, and why not something better.
     pub gate: String,
     /// The lease still runs for so long (master only).

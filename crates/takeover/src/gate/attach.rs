@@ -1,6 +1,6 @@
 //! The gate at the interfaces: put there, looked after, put back, taken away.
 
-use super::{Gate, Programs, lock};
+use super::{Gate, Programs, clsact::Filters, lock};
 use crate::{
     netlink::Link as Interface,
     sys::bpf::{Attached, Link, Side},
@@ -21,13 +21,31 @@ pub(super) struct Places {
     with_gate: BTreeMap<u32, Place>,
     /// Where it could not be put.
     without: BTreeSet<u32>,
+    /// Where `clsact` was made for it.
+    made: BTreeSet<u32>,
+}
+
+/// What keeps a program at its place.
+#[derive(Debug)]
+enum Hold {
+    Tcx(Link),
+    /// The filter with this server's number.
+    Clsact,
+}
+
+impl Hold {
+    fn link(self) -> Option<Link> {
+        match self {
+            Self::Tcx(link) => Some(link),
+            Self::Clsact => None,
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Place {
-    name: String,
-    ethernet: bool,
-    links: [Link; 2],
+    interface: Interface,
+    holds: [Hold; 2],
 }
 
 fn is_gone(e: &io::Error) -> bool {
@@ -79,17 +97,17 @@ impl Gate {
         places.without.remove(&index);
         if places.with_gate.remove(&index).is_some() {
             self.unpin(index);
+            if let Some(filters) = self.clsact {
+                filters.take_off(index, places.made.remove(&index));
+            }
         }
     }
 
     /// Looks after all places; returns where the gate was missing and has been put back.
     pub(crate) fn verify(&self) -> Result<Vec<String>, String> {
         let mut places = lock(&self.places);
-        let known: Vec<Interface> = places
-            .with_gate
-            .iter()
-            .map(|(index, p)| Interface::known(*index, &p.name, p.ethernet))
-            .collect();
+        let known = places.with_gate.values().map(|p| p.interface.clone());
+        let known: Vec<Interface> = known.collect();
         let mut back = Vec::new();
         for interface in &known {
             back.extend(self.attach_one(&mut places, interface)?);
@@ -108,12 +126,15 @@ impl Gate {
         places.without.is_empty()
             && !places.with_gate.is_empty()
             && places.with_gate.iter().all(|(index, place)| {
-                SIDES.iter().zip(&place.links).all(|(side, link)| {
-                    let program = self.programs(place.ethernet).on(*side);
-                    match Attached::query(*index, *side) {
-                        Ok(attached) => attached.carries(link, program),
-                        Err(e) => is_gone(&e),
-                    }
+                SIDES.iter().zip(&place.holds).all(|(side, hold)| {
+                    let program = self.programs(&place.interface).on(*side);
+                    let there = match (hold, self.clsact) {
+                        (Hold::Tcx(link), _) => Attached::query(*index, *side)
+                            .map(|attached| attached.carries(link, program)),
+                        (Hold::Clsact, Some(filters)) => filters.carries(*index, *side, program),
+                        (Hold::Clsact, None) => Ok(false),
+                    };
+                    there.unwrap_or_else(|e| is_gone(&e))
                 })
             })
     }
@@ -121,17 +142,39 @@ impl Gate {
     /// The names of the interfaces that have the gate.
     pub(crate) fn interfaces(&self) -> Vec<String> {
         let places = lock(&self.places);
-        places.with_gate.values().map(|p| p.name.clone()).collect()
+        let names = places.with_gate.values().map(|p| p.interface.name.clone());
+        names.collect()
+    }
+
+    /// The interface below that one if it is a macvlan device, else itself.
+    pub(crate) fn below(&self, index: u32) -> u32 {
+        let places = lock(&self.places);
+        let place = places.with_gate.get(&index);
+        place.and_then(|p| p.interface.macvlan_on).unwrap_or(index)
     }
 
     /// Takes the gate away: a clean stop.
     pub(crate) fn remove(&self) {
-        *lock(&self.places) = Places::default();
+        let places = std::mem::take(&mut *lock(&self.places));
         unpin_all(&self.home);
+        if let Some(filters) = self.clsact {
+            for index in places.with_gate.keys() {
+                filters.take_off(*index, places.made.contains(index));
+            }
+        }
     }
 
-    fn programs(&self, ethernet: bool) -> &Programs {
-        if ethernet { &self.ethernet } else { &self.bare }
+    fn programs(&self, interface: &Interface) -> &Programs {
+        match interface {
+            Interface {
+                ethernet: false, ..
+            } => &self.bare,
+            Interface {
+                macvlan_on: Some(_),
+                ..
+            } => &self.macvlan,
+            _ => &self.ethernet,
+        }
     }
 
     /// The interface's name if the gate had been there and was missing.
@@ -143,12 +186,18 @@ impl Gate {
         let Interface { index, name, .. } = interface;
         let known = places.with_gate.remove(index);
         let was_known = known.is_some();
-        let mut old = known.map_or([None, None], |p| p.links.map(Some));
-        let (mut links, mut missing) = (Vec::new(), false);
+        let mut old = known.map_or([None, None], |p| p.holds.map(Hold::link));
+        let (mut holds, mut missing) = (Vec::new(), false);
         for (side, old) in SIDES.into_iter().zip(&mut old) {
-            match self.attach_side(interface, side, old.take()) {
-                Ok((link, put)) => {
-                    links.push(link);
+            let held = match self.clsact {
+                Some(filters) => self.filter_side(filters, places, interface, side),
+                None => self
+                    .attach_side(interface, side, old.take())
+                    .map(|(link, put)| (Hold::Tcx(link), put)),
+            };
+            match held {
+                Ok((hold, put)) => {
+                    holds.push(hold);
                     missing |= put;
                 }
                 Err(e) if is_gone(&e) => {
@@ -162,16 +211,35 @@ impl Gate {
                 }
             }
         }
-        if let Ok(links) = links.try_into() {
+        if let Ok(holds) = holds.try_into() {
             let place = Place {
-                name: name.clone(),
-                ethernet: interface.ethernet,
-                links,
+                interface: interface.clone(),
+                holds,
             };
             places.with_gate.insert(*index, place);
             places.without.remove(index);
         }
         Ok((was_known && missing).then(|| name.clone()))
+    }
+
+    /// Our program at one side of `clsact`; whether anything was to be done.
+    fn filter_side(
+        &self,
+        filters: Filters,
+        places: &mut Places,
+        interface: &Interface,
+        side: Side,
+    ) -> io::Result<(Hold, bool)> {
+        let (index, program) = (interface.index, self.programs(interface).on(side));
+        let put = !filters.carries(index, side, program)?;
+        if put {
+            if filters.put(index, side, program)? {
+                places.made.insert(index);
+            }
+            // What an earlier life had at TCX gives way.
+            let _ = fs::remove_file(self.pin_path(side, index));
+        }
+        Ok((Hold::Clsact, put))
     }
 
     /// Our link with our program at one side, pinned; whether anything was to be done.
@@ -181,7 +249,7 @@ impl Gate {
         side: Side,
         old: Option<Link>,
     ) -> io::Result<(Link, bool)> {
-        let program = self.programs(interface.ethernet).on(side);
+        let program = self.programs(interface).on(side);
         let attached = Attached::query(interface.index, side)?;
         let path = self.pin_path(side, interface.index);
         let pinned = old.is_some() && path.exists();
@@ -195,10 +263,14 @@ impl Gate {
             }
             None => (Link::create(interface.index, side, program)?, true),
         };
+        let old_filters = !pinned && side == Side::Egress; // both sides are here: an earlier life's give way
         if put || !pinned {
             let _ = fs::remove_file(&path);
             link.pin(&path)?;
             put = true;
+            if old_filters {
+                Filters::of(&self.home).take_off(interface.index, false);
+            }
         }
         Ok((link, put))
     }
@@ -246,8 +318,14 @@ pub(crate) fn pins(home: &Path) -> Vec<PathBuf> {
     paths.filter(|path| path.extension().is_none()).collect()
 }
 
-/// Removes whatever gate is pinned there.
-pub(crate) fn unpin_all(home: &Path) {
+/// Removes whatever eBPF gate an earlier life left.
+pub(crate) fn remove_left_over(home: &Path) {
+    unpin_all(home);
+    Filters::of(home).remove_left_over();
+}
+
+/// Removes whatever is pinned there.
+fn unpin_all(home: &Path) {
     for path in pins(home) {
         if let Err(e) = fs::remove_file(&path) {
             log::warn!("cannot remove {}: {e}", path.display());
@@ -281,10 +359,10 @@ mod tests {
         let spaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
         let run_dir = tempfile::tempdir().unwrap();
         let gate = match unshare(spaces) {
-            Ok(()) => GateHome::mount(run_dir.path()).into_path(),
+            Ok(()) => GateHome::mount(run_dir.path()).path(),
             Err(e) => Err(e.to_string()),
         };
-        match gate.and_then(Gate::load) {
+        match gate.and_then(|home| Gate::load(home, false)) {
             Ok(gate) => {
                 ip("link add d0 type veth peer name d1");
                 Some((run_dir, gate))
@@ -317,7 +395,10 @@ mod tests {
         assert_eq!(gate.verify(), Ok(vec![]));
         for side in [0, 1] {
             let places = lock(&gate.places);
-            places.with_gate[&d0.index].links[side].detach().unwrap();
+            let Hold::Tcx(link) = &places.with_gate[&d0.index].holds[side] else {
+                panic!("not at TCX");
+            };
+            link.detach().unwrap();
             drop(places);
             assert!(!gate.holds());
             assert_eq!(gate.verify(), Ok(vec!["d0".to_owned()]));
@@ -335,12 +416,15 @@ mod tests {
         };
         let d0 = interface("d0");
         gate.attach_all(std::slice::from_ref(&d0)).unwrap();
-        let later = Gate::load(run_dir.path().join("bpf")).unwrap();
+        let later = Gate::load(run_dir.path().join("bpf"), false).unwrap();
         later.attach_all(std::slice::from_ref(&d0)).unwrap();
         assert!(later.holds() && !gate.holds());
         let attached = Attached::query(d0.index, Side::Ingress).unwrap();
         let places = lock(&later.places);
-        assert!(attached.has(&places.with_gate[&d0.index].links[0]));
+        let Hold::Tcx(link) = &places.with_gate[&d0.index].holds[0] else {
+            panic!("not at TCX");
+        };
+        assert!(attached.has(link));
         assert_eq!(
             attached.len(),
             1,

@@ -12,14 +12,24 @@
 //! killed, and shuts by itself. Each life of electd has programs and maps of its own and puts them in the
 //! place of the earlier ones, so that a late write of an earlier life reaches memory that nobody looks at.
 
+pub(crate) mod any;
 mod assembler;
 mod attach;
+mod clsact;
 mod holding;
+pub(crate) mod nftables;
 mod program;
+mod ruleset;
+mod stall;
 
-use crate::sys::bpf::{Attached, Map, Memory, Program, Side};
+use crate::{
+    arp::Mac,
+    sys::bpf::{Attached, Map, Memory, Program, Side},
+};
+use any::GateKind;
 use attach::Places;
-pub(crate) use attach::{pins, unpin_all};
+pub(crate) use attach::{pins, remove_left_over};
+use clsact::Filters;
 use config::VirtualAddress;
 use holding::Holds;
 pub(crate) use holding::{NOTE, Note};
@@ -27,7 +37,9 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
+use program::Frames;
 use protocol::{BootTime, VirtualServerName};
+pub(crate) use stall::stall;
 use std::{
     collections::HashMap,
     fs,
@@ -35,6 +47,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::Ordering::SeqCst},
+    time::Duration,
 };
 
 /// Twice what a configuration may hold: at a reload some are on their way out.
@@ -53,26 +66,76 @@ const COMING_DOORS: &str = "doors-new";
 /// Index of the loopback interface, in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Where the kernel's gate is kept, or why there is none.
+/// Where the eBPF gate is kept, or why there is none; and what is not to be tried.
 #[derive(Clone, Debug)]
-pub struct GateHome(Result<PathBuf, String>);
+pub struct GateHome {
+    path: Result<PathBuf, String>,
+    at_most: GateKind,
+    why: String,
+    /// Why not nftables.
+    too_short: Option<String>,
+}
 
 impl GateHome {
     /// `<run-dir>/bpf`, with a BPF file system mounted there if there is none yet: this needs
     /// CAP_SYS_ADMIN, which may be dropped afterwards. CAP_BPF and CAP_NET_ADMIN are needed to go on.
     pub fn mount(run_dir: &Path) -> Self {
         let home = run_dir.join("bpf");
-        Self(mounted(&home).map(|()| home))
+        Self {
+            path: mounted(&home).map(|()| home),
+            at_most: GateKind::Tcx,
+            why: String::new(),
+            too_short: None,
+        }
     }
 
-    /// No gate in the kernel; `why` is told by [`crate::Takeover::gate_in_force`].
-    pub fn none(why: &str) -> Self {
-        Self(Err(why.to_owned()))
+    /// For leases of that length, renewed at each heartbeat: see [`lease_fits`].
+    pub fn for_lease(self, heartbeat: Duration, lease: Duration) -> Self {
+        Self {
+            too_short: lease_fits(GateKind::Nftables, heartbeat, lease).err(),
+            ..self
+        }
     }
 
-    pub(crate) fn into_path(self) -> Result<PathBuf, String> {
-        self.0
+    /// Nothing better than this kind of gate is tried; `why` is told by [`crate::Takeover::gate_in_force`].
+    pub fn at_most(self, kind: GateKind, why: &str) -> Self {
+        Self {
+            at_most: kind,
+            why: why.to_owned(),
+            ..self
+        }
     }
+
+    pub(crate) fn path(&self) -> Result<PathBuf, String> {
+        self.path.clone()
+    }
+
+    /// Why a kind of gate is not to be tried.
+    pub(crate) fn unwanted(&self, kind: GateKind) -> Option<&str> {
+        match &self.too_short {
+            _ if kind < self.at_most => Some(self.why.as_str()),
+            Some(why) if kind == GateKind::Nftables => Some(why.as_str()),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a lease leaves room for that kind of gate: what the gate may use of it must outlast the loss of one beat.
+pub fn lease_fits(kind: GateKind, heartbeat: Duration, lease: Duration) -> Result<(), String> {
+    /// The longest time between two ticks of a kernel.
+    const TICK: Duration = Duration::from_millis(10);
+    if kind != GateKind::Nftables {
+        return Ok(());
+    }
+    let least = (nftables::MARGIN + heartbeat * 2 + TICK) * 5 / 4;
+    if lease >= least {
+        return Ok(());
+    }
+    Err(format!(
+        "a lease of {} is too short for it; write lease = \"{}\" or more",
+        humantime::format_duration(lease),
+        humantime::format_duration(Duration::from_millis(least.as_millis() as u64 + 1))
+    ))
 }
 
 fn is_mounted(home: &Path) -> bool {
@@ -107,9 +170,15 @@ pub fn unmount_gate(run_dir: &Path) {
     }
 }
 
-/// Whether this process could have the kernel's gate; the words say why not.
-pub fn check_gate() -> Result<(), String> {
-    Gate::load(PathBuf::new()).map(drop)
+/// Whether this process could have that kind of gate; the words say why not.
+pub fn check_gate(kind: GateKind) -> Result<(), String> {
+    match kind {
+        GateKind::Tcx | GateKind::Clsact => {
+            Gate::load(PathBuf::new(), kind == GateKind::Clsact).map(drop)
+        }
+        GateKind::Nftables => nftables::check(),
+        GateKind::Addresses => Ok(()),
+    }
 }
 
 #[derive(Debug)]
@@ -119,9 +188,9 @@ struct Programs {
 }
 
 impl Programs {
-    fn load(header: i32, tables: program::Tables) -> Result<Self, String> {
+    fn load(frames: Frames, tables: program::Tables) -> Result<Self, String> {
         let load = |side| {
-            let code = program::program(side, header, tables)
+            let code = program::program(side, frames, tables)
                 .ok_or("the gate's program has a wrong jump")?;
             Program::load(&code).map_err(|e| format!("loading a program: {e}"))
         };
@@ -143,6 +212,8 @@ impl Programs {
 #[derive(Debug)]
 pub(crate) struct Gate {
     home: PathBuf,
+    /// At `clsact`, not at TCX.
+    clsact: Option<Filters>,
     addresses: Map,
     doors: Map,
     memory: Memory,
@@ -150,6 +221,7 @@ pub(crate) struct Gate {
     ethernet: Programs,
     /// For tunnels whose packets have no link-layer header.
     bare: Programs,
+    macvlan: Programs,
     free: Mutex<Vec<usize>>,
     places: Mutex<Places>,
     /// The tap for late packets.
@@ -162,7 +234,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gate {
     /// Loads programs and empty maps; nothing is attached yet.
-    pub(crate) fn load(home: PathBuf) -> Result<Self, String> {
+    pub(crate) fn load(home: PathBuf, clsact: bool) -> Result<Self, String> {
         let table = |e| format!("making a map: {e} (CAP_BPF is needed)");
         let addresses = Map::hash(16, 4, ADDRESSES).map_err(table)?;
         let doors = Map::array(DOOR, DOORS).map_err(table)?;
@@ -175,13 +247,17 @@ impl Gate {
             doors: doors.fd(),
             holds: holds.fd(),
         };
-        Attached::query(LOOPBACK, Side::Ingress).map_err(|e| {
-            format!("asking for the programs of an interface (TCX, Linux 6.6 or later): {e}")
-        })?;
+        if !clsact {
+            Attached::query(LOOPBACK, Side::Ingress).map_err(|e| {
+                format!("asking for the programs of an interface (TCX, Linux 6.6 or later): {e}")
+            })?;
+        }
         Ok(Self {
+            clsact: clsact.then(|| Filters::of(&home)),
             home,
-            ethernet: Programs::load(14, tables)?,
-            bare: Programs::load(0, tables)?,
+            ethernet: Programs::load(Frames::Ethernet, tables)?,
+            bare: Programs::load(Frames::Bare, tables)?,
+            macvlan: Programs::load(Frames::Macvlan, tables)?,
             addresses,
             doors,
             memory,
@@ -190,6 +266,11 @@ impl Gate {
             places: Mutex::new(Places::default()),
             tap: OnceLock::new(),
         })
+    }
+
+    /// Whether it is attached to the queueing discipline `clsact`.
+    pub(crate) fn clsact(&self) -> bool {
+        self.clsact.is_some()
     }
 
     /// The interface of electd's own tap needs no gate: what leaves there only electd sees.
@@ -219,6 +300,13 @@ impl Gate {
             .and_then(|()| fs::rename(&coming, &pinned))
             .map_err(|e| format!("pinning {}: {e}", pinned.display()))
     }
+}
+
+/// The place of a MAC address among the addresses: where no packet's address can be.
+fn mac_key(mac: Mac) -> [u8; 16] {
+    let mut key = [0xff; 16];
+    key[10..].copy_from_slice(&mac);
+    key
 }
 
 fn key(ip: IpAddr) -> [u8; 16] {
@@ -297,14 +385,29 @@ impl Door {
         Ok(())
     }
 
+    /// Leads all that leaves a macvlan device from this MAC address through this door.
+    pub(crate) fn lead_mac(&self, mac: Mac) -> Result<(), String> {
+        let here = (self.place as u32).to_ne_bytes();
+        let led = self.gate.addresses.set(&mac_key(mac), &here);
+        led.map_err(|e| format!("cannot lead a MAC address through the gate: {e}"))
+    }
+
     /// Forgets an address, which is on no interface any more.
     pub(crate) fn forget(&self, address: &VirtualAddress) {
+        self.forget_key(&key(address.ip), &address.ip);
+    }
+
+    /// Forgets a MAC address, whose device is gone.
+    pub(crate) fn forget_mac(&self, mac: Mac) {
+        self.forget_key(&mac_key(mac), &"a MAC address");
+    }
+
+    fn forget_key(&self, key: &[u8; 16], what: &dyn std::fmt::Display) {
         let mine = (self.place as u32).to_ne_bytes();
-        let key = key(address.ip);
-        if self.gate.addresses.get(&key).is_ok_and(|door| door == mine)
-            && let Err(e) = self.gate.addresses.remove(&key)
+        if self.gate.addresses.get(key).is_ok_and(|door| door == mine)
+            && let Err(e) = self.gate.addresses.remove(key)
         {
-            log::warn!("cannot take {} out of the gate: {e}", address.ip);
+            log::warn!("cannot take {what} out of the gate: {e}");
         }
     }
 
@@ -316,13 +419,9 @@ impl Door {
             .store(deadline.0, SeqCst);
     }
 
-    /// Everything passes until then.
-    pub(crate) fn open(&self, deadline: BootTime) {
-        self.set(deadline, deadline);
-    }
-
-    /// Takes the deadlines of an earlier life.
+    /// ARP and neighbour discovery pass until the first, everything else until the second deadline.
     pub(crate) fn set(&self, first: BootTime, second: BootTime) {
+        let _stalled = stall();
         self.open_first(first);
         self.gate.memory.word(self.place, 1).store(second.0, SeqCst);
     }

@@ -15,6 +15,9 @@
 //! neighbour discovery behind an extension header, are not looked into: the interface that they belong to, or
 //! the answer on its way out, is.
 //!
+//! From a macvlan device, whatever leaves with a virtual MAC address as sender passes while now <= the first
+//! deadline of that address's door, whomever it belongs to: a switch would learn from it where the MAC address is.
+//!
 //! While a virtual server is being handed over, what arrives under the second deadline is not delivered: it is
 //! held, that is, led to a tap of electd's with a note in the place of its MAC addresses ([`Note`]).
 
@@ -115,10 +118,32 @@ fn hold(a: &mut Assembler, holds: i32) {
         .exit();
 }
 
-/// The program for one side. `header` is the length of the link-layer header: 14, or 0 for a tunnel without
-/// one, whose packets are never held.
-pub(super) fn program(side: Side, header: i32, tables: Tables) -> Option<Vec<u8>> {
+/// The door of the address that stands at `KEY`: `*R0` = its deadlines. Continues at `none` if there is no door.
+fn find_door(a: &mut Assembler, tables: Tables, none: &'static str) {
+    a.map(R1, tables.addresses)
+        .copy(R2, R10)
+        .add(R2, KEY.into())
+        .call(MAP_LOOKUP)
+        .if_equal(R0, 0, none)
+        .load32(R1, R0, 0)
+        .store32(R10, DOOR, R1);
+    entry(a, tables.doors);
+}
+
+/// What the packets of an interface begin with, and whose they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Frames {
+    Ethernet,
+    /// Ethernet, on a macvlan device: the sender's MAC address counts too.
+    Macvlan,
+    /// A tunnel without link-layer header; its packets are never held.
+    Bare,
+}
+
+/// The program for one side.
+pub(super) fn program(side: Side, frames: Frames, tables: Tables) -> Option<Vec<u8>> {
     let mut a = Assembler::default();
+    let header = if frames == Frames::Bare { 0 } else { 14 };
     let here = |ingress: i32, egress: i32| match side {
         Side::Ingress => header + ingress,
         Side::Egress => header + egress,
@@ -170,15 +195,8 @@ pub(super) fn program(side: Side, header: i32, tables: Tables) -> Option<Vec<u8>
     a.label("address");
     load(&mut a, here(24, 8), KEY, 16);
 
-    a.label("door")
-        .map(R1, tables.addresses)
-        .copy(R2, R10)
-        .add(R2, KEY.into())
-        .call(MAP_LOOKUP)
-        .if_equal(R0, 0, "pass")
-        .load32(R1, R0, 0)
-        .store32(R10, DOOR, R1);
-    entry(&mut a, tables.doors);
+    a.label("door");
+    find_door(&mut a, tables, "pass");
     a.if_equal(R8, FIRST_DEADLINE.into(), "first")
         .load64(R7, R0, SECOND_DEADLINE);
     if side == Side::Ingress && header > 0 {
@@ -191,7 +209,23 @@ pub(super) fn program(side: Side, header: i32, tables: Tables) -> Option<Vec<u8>
         .label("compare")
         .call(BOOT_TIME)
         .if_more(R0, R7, "drop")
-        .label("pass")
+        .label("pass");
+    if frames == Frames::Macvlan && side == Side::Egress {
+        a.put64(R10, KEY, -1)
+            .put32(R10, KEY + 8, -1)
+            .copy(R1, R6)
+            .set(R2, 6)
+            .copy(R3, R10)
+            .add(R3, (KEY + 10).into())
+            .set(R4, 6)
+            .call(LOAD_BYTES)
+            .if_not(R0, 0, "next");
+        find_door(&mut a, tables, "next");
+        a.load64(R7, R0, FIRST_DEADLINE)
+            .call(BOOT_TIME)
+            .if_more(R0, R7, "drop");
+    }
+    a.label("next")
         .set(R0, NEXT)
         .exit()
         .label("drop")
@@ -321,8 +355,38 @@ mod tests {
     }
 
     #[test]
+    fn whatever_leaves_with_a_virtual_mac_address_is_under_its_first_deadline() {
+        let gate = match Gate::load(PathBuf::new(), false) {
+            Ok(gate) => Arc::new(gate),
+            Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
+        };
+        let door = Door::new(&gate, &"web".parse().unwrap()).unwrap();
+        door.lead_mac(MAC).unwrap();
+        let far = now() + Duration::from_secs(60);
+        let mut strangers = ipv4(OTHER4, OTHER4);
+        let others = strangers.clone();
+        strangers[6..12].copy_from_slice(&MAC);
+        let report = ndp::probe(MAC, OTHER6);
+        for (first, expected) in [(BootTime(0), DROP), (far, NEXT)] {
+            door.set(first, BootTime(0));
+            for frame in [&strangers, &report] {
+                let said = |programs: &super::super::Programs, side| {
+                    programs.on(side).try_on(frame).unwrap()
+                };
+                assert_eq!(said(&gate.macvlan, Side::Egress), expected);
+                assert_eq!(said(&gate.macvlan, Side::Ingress), NEXT);
+                assert_eq!(said(&gate.ethernet, Side::Egress), NEXT);
+            }
+            assert_eq!(gate.macvlan.egress.try_on(&others).unwrap(), NEXT);
+        }
+        door.set(BootTime(0), BootTime(0));
+        door.forget_mac(MAC);
+        assert_eq!(gate.macvlan.egress.try_on(&strangers).unwrap(), NEXT);
+    }
+
+    #[test]
     fn each_packet_is_under_its_deadline() {
-        let gate = match Gate::load(PathBuf::new()) {
+        let gate = match Gate::load(PathBuf::new(), false) {
             Ok(gate) => Arc::new(gate),
             Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
         };
@@ -340,8 +404,12 @@ mod tests {
             (BootTime(0), far),
         ] {
             door.set(first, second);
-            for (what, side, frame, when) in cases() {
-                let program = gate.ethernet.on(side);
+            let kinds = [&gate.ethernet, &gate.macvlan];
+            for ((what, side, frame, when), programs) in cases()
+                .into_iter()
+                .flat_map(|case| kinds.map(|programs| (case.clone(), programs)))
+            {
+                let program = programs.on(side);
                 let passes = match when {
                     When::Always => true,
                     When::First => first == far,
@@ -357,7 +425,7 @@ mod tests {
                 );
             }
         }
-        door.open(far);
+        door.set(far, far);
         assert!(door.shut());
         let request = ipv4(OTHER4, V4);
         assert_eq!(gate.ethernet.ingress.try_on(&request).unwrap(), DROP);
@@ -368,7 +436,7 @@ mod tests {
     #[test]
     fn while_held_packets_go_to_the_tap_and_replies_leave_until_the_drain_ends() {
         const TO_THE_TAP: i32 = 7;
-        let gate = match Gate::load(PathBuf::new()) {
+        let gate = match Gate::load(PathBuf::new(), false) {
             Ok(gate) => Arc::new(gate),
             Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
         };
@@ -390,7 +458,7 @@ mod tests {
                 assert_eq!(said, expected, "{what}, {side:?}");
             }
         };
-        door.open(far);
+        door.set(far, far);
         door.hold(1, far);
         door.drain(now() + Duration::from_secs(30));
         all(TO_THE_TAP, NEXT);

@@ -323,6 +323,15 @@ impl Program {
         Ok(Self { fd, id })
     }
 
+    pub(crate) fn fd(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    /// Its number in the kernel.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
     /// What the program says to a frame, without sending it anywhere.
     #[cfg(test)]
     pub(crate) fn try_on(&self, frame: &[u8]) -> io::Result<i32> {

@@ -1,7 +1,7 @@
 //! A tap: an interface whose outgoing frames this process reads.
 
 use super::done;
-use crate::Mac;
+use crate::{Mac, outlive::outlive};
 use nix::libc;
 use std::{
     ffi::CStr,
@@ -17,11 +17,12 @@ const NAME: &[u8] = b"standin%d";
 /// Frames that the kernel keeps for a reader who is late.
 const FRAMES: libc::c_int = 4096;
 
-/// The tap. The interface is gone with it.
+/// The tap. The interface is gone with it; the process that holds it ends without waiting for that.
 #[derive(Debug)]
 pub(crate) struct Tap {
     file: File,
     index: u32,
+    _kept: Option<OwnedFd>,
 }
 
 fn request() -> libc::ifreq {
@@ -104,9 +105,11 @@ impl Tap {
         unsafe { ask(socket.as_fd(), libc::SIOCGIFINDEX, &mut request)? };
         // SAFETY: the kernel has just written the number.
         let index = unsafe { request.ifr_ifru.ifru_ifindex };
+        let kept = outlive(file.as_fd()).ok();
         Ok(Self {
             file,
             index: index.cast_unsigned(),
+            _kept: kept,
         })
     }
 

@@ -270,7 +270,7 @@ macro_rules! late_packets {
     ($($name:ident: $body:ident)*) => {$(
         #[test]
         fn $name() {
-            run(concat!("late_packets::", stringify!($name)), true, $body);
+            run(concat!("late_packets::", stringify!($name)), "tcx", $body);
         }
     )*};
 }

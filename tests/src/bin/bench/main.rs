@@ -4,6 +4,7 @@ mod crowd;
 mod faults;
 mod handovers;
 mod load;
+mod macs;
 mod roles;
 mod scale;
 mod subject;
@@ -90,9 +91,17 @@ const SCENARIOS: &[Scenario] = &[
     },
     by_name(Runs::Asked, fault("killed", roles::killed)),
     by_name(Runs::AtMost(2), fault("stopped", roles::stopped)),
+    by_name(Runs::Asked, fault("electd", roles::electd)),
     by_name(Runs::AtMost(1), fault("restarts", roles::restarts)),
+    by_name(Runs::AtMost(1), fault("pairs", roles::pairs)),
     by_name(Runs::AtMost(2), fault("hogs", load::hogs)),
     by_name(Runs::AtMost(1), fault("handovers", handovers::many)),
+    Scenario {
+        key: "virtual-mac",
+        usual: false,
+        runs: Runs::Asked,
+        play: Play::Alone(macs::power),
+    },
     Scenario {
         key: "crowd",
         usual: false,

@@ -82,36 +82,84 @@ fn stop_and_wake(
     Ok(rows.into_iter().zip(values).collect())
 }
 
-/// SIGKILL of every role on every server, one after another; the cluster beats again before the next.
-pub fn restarts(subject: &mut Subject, _: usize, options: &Options) -> Result<Figures, Error> {
+/// SIGKILL of the master's electd.
+pub fn electd(subject: &mut Subject, master: usize, _: &Options) -> Result<Figures, Error> {
     let Subject::Standin(cluster) = subject else {
         return Ok(Figures::new());
     };
     let watch = Watch::start(cluster.net());
-    for _ in 0..options.rounds {
+    cluster.kill(master, "electd", Signal::SIGKILL)?;
+    thread::sleep(Duration::from_secs(2));
+    let (outage, verdict) = watch.end(cluster.net());
+    Ok(vec![
+        ("SIGKILL of electd alone, ms", millis(outage.longest)),
+        ("SIGKILL of electd alone, takeovers", verdict.moves() as f64),
+    ])
+}
+
+/// SIGKILL of every role on every server, each as soon as the one before runs again.
+pub fn restarts(subject: &mut Subject, _: usize, options: &Options) -> Result<Figures, Error> {
+    let each: Vec<_> = ROLES.into_iter().map(|role| vec![role]).collect();
+    let rows = [
+        "restarts of every role, takeovers",
+        "restarts of every role, requests lost",
+        "restarts of every role, two masters, ms",
+    ];
+    restart(subject, options.rounds, &each, rows)
+}
+
+/// SIGKILL of every two roles of a server at once.
+pub fn pairs(subject: &mut Subject, _: usize, options: &Options) -> Result<Figures, Error> {
+    let others = |i: usize| ROLES[i + 1..].iter().map(move |two| vec![ROLES[i], two]);
+    let each: Vec<_> = (0..ROLES.len()).flat_map(others).collect();
+    let rows = [
+        "restarts of two roles at once, takeovers",
+        "restarts of two roles at once, requests lost",
+        "restarts of two roles at once, two masters, ms",
+    ];
+    restart(subject, options.rounds, &each, rows)
+}
+
+fn restart(
+    subject: &Subject,
+    rounds: u32,
+    sets: &[Vec<&str>],
+    rows: [&'static str; 3],
+) -> Result<Figures, Error> {
+    let Subject::Standin(cluster) = subject else {
+        return Ok(Figures::new());
+    };
+    let pid = |server: usize, role: &str| match &cluster.role(server, role)[..] {
+        [one] => Some(one.pid),
+        _ => None,
+    };
+    let patience = Duration::from_secs(30);
+    let watch = Watch::start(cluster.net());
+    for _ in 0..rounds {
         for server in 0..SERVERS {
-            for role in ROLES {
-                let pid = || match &cluster.role(server, role)[..] {
-                    [one] => Some(one.pid),
-                    _ => None,
-                };
-                let before = lab::wait_for("the role runs", Duration::from_secs(30), pid)?;
-                cluster.kill(server, role, Signal::SIGKILL)?;
-                lab::wait_for("the role runs again", Duration::from_secs(30), || {
-                    pid().filter(|now| *now != before)
-                })?;
-                thread::sleep(cluster.spec().profile.heartbeat * 2);
+            for set in sets {
+                let mut before = Vec::new();
+                for role in set {
+                    let runs = || pid(server, role);
+                    before.push(lab::wait_for("the role runs", patience, runs)?);
+                }
+                for role in set {
+                    cluster.kill(server, role, Signal::SIGKILL)?;
+                }
+                for (role, before) in set.iter().zip(before) {
+                    lab::wait_for("the role runs again", patience, || {
+                        pid(server, role).filter(|now| *now != before)
+                    })?;
+                }
             }
         }
     }
     thread::sleep(Duration::from_secs(3));
     let (outage, verdict) = watch.end(cluster.net());
-    Ok(vec![
-        ("restarts of every role, takeovers", verdict.moves() as f64),
-        ("restarts of every role, requests lost", outage.lost as f64),
-        (
-            "restarts of every role, two masters, ms",
-            millis(verdict.two),
-        ),
-    ])
+    let values = [
+        verdict.moves() as f64,
+        outage.lost as f64,
+        millis(verdict.two),
+    ];
+    Ok(rows.into_iter().zip(values).collect())
 }

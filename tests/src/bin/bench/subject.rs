@@ -86,6 +86,20 @@ impl Subject {
         })
     }
 
+    /// As [`Subject::start`], with a MAC address that moves along.
+    pub fn start_virtual_mac(kind: Kind) -> Result<Self, Error> {
+        Ok(match kind {
+            Kind::Keepalived(interval) => {
+                Self::Keepalived(Keepalived::start_virtual_mac(SERVERS, interval)?)
+            }
+            Kind::Standin(profile) => Self::Standin(Cluster::start(Spec {
+                profile,
+                mac: "virtual",
+                ..Spec::default()
+            })?),
+        })
+    }
+
     pub fn net(&self) -> &Net {
         match self {
             Self::Keepalived(k) => k.net(),
