@@ -16,6 +16,7 @@ mod membership;
 mod others;
 mod quorum;
 mod renewal;
+mod scale;
 mod scene;
 mod slow;
 
@@ -106,6 +107,9 @@ tests! {
         a_killed_main_daemon_finds_its_roles_again
         rounds_of_restarts_cost_no_takeover
         two_roles_killed_at_once_cost_no_takeover;
+    scale:
+        a_thousand_addresses_move
+        two_hundred_virtual_servers_move;
     renewal:
         a_killed_electd_is_gone_and_back_at_once
         roles_killed_as_soon_as_they_run_are_always_replaced_at_once

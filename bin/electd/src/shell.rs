@@ -28,6 +28,12 @@ use takeover::{GateHome, Receipts, ScriptRole, ScriptRun, Scripts, Takeover};
 /// electd stands above everything but the kernel's own threads.
 const PRIORITY: i32 = 60;
 
+/// Outputs wait at most so long while there is more to read.
+const CARRY_OUT: Duration = Duration::from_millis(1);
+
+/// Addresses told in `standin status`, of all virtual servers; each is told one at least.
+const ADDRESSES_TOLD: usize = 1000;
+
 /// Alarms kept for `standin status`.
 const ALARMS: usize = 8;
 
@@ -53,6 +59,8 @@ pub struct Shell {
     beats: (Option<BootTime>, Duration),
     /// Messages of neighbours that could not be read.
     malformed: u64,
+    /// Since when outputs may be waiting to be carried out.
+    waits_since: Option<BootTime>,
     /// Lost last, so that no other electd starts before everything above is gone.
     _lock: InstanceLock,
 }
@@ -139,6 +147,7 @@ impl Shell {
             watchdog,
             beats: (None, Duration::ZERO),
             malformed: 0,
+            waits_since: None,
             _lock: lock,
         };
         log::info!("gate: {}", shell.takeover.gate_in_force());
@@ -167,8 +176,9 @@ impl Shell {
             self.events.wait(self.elector.poll_timeout(), &mut events)?;
             for event in events.drain(..) {
                 self.event(event);
-                self.carry_out();
+                self.carry_out_soon();
             }
+            self.carry_out();
         }
         if !self.scripts.wait_idle(self.boot.config.scripts.timeout) {
             log::warn!("role scripts still run; electd does not wait for them any longer");
@@ -195,7 +205,7 @@ impl Shell {
                         Ok(message) => self.heard(message),
                         Err(e) => self.unreadable(Role::Doctord, &e),
                     }
-                    self.carry_out();
+                    self.carry_out_soon();
                 }
             }
             Event::Message {
@@ -207,7 +217,7 @@ impl Shell {
                         Ok(message) => self.signalled(message),
                         Err(e) => self.unreadable(Role::Listend, &e),
                     }
-                    self.carry_out();
+                    self.carry_out_soon();
                 }
             }
             Event::Message { from, .. } => self.unreadable(from, &"nothing that electd listens to"),
@@ -305,8 +315,18 @@ impl Shell {
         }
     }
 
+    /// What hundreds of messages at once bring about is remembered in one write, not one each; but nothing waits for
+    /// long, and nothing once all that is there has been read.
+    fn carry_out_soon(&mut self) {
+        let now = daemon::now();
+        if now.since(*self.waits_since.get_or_insert(now)) >= CARRY_OUT {
+            self.carry_out();
+        }
+    }
+
     /// R8 and the order of DESIGN: the outputs, one after another.
     fn carry_out(&mut self) {
+        self.waits_since = None;
         let mut remembered = self.memory.retry();
         while let Some(output) = self.elector.poll_output() {
             let may_rely = remembered;
@@ -465,6 +485,7 @@ impl Shell {
         let now: BootTime = daemon::now();
         let mut view = self.elector.view(now);
         let gate = self.takeover.gate_in_force();
+        let each = (ADDRESSES_TOLD / view.virtual_servers.len().max(1)).max(1);
         for v in &mut view.virtual_servers {
             let set = self
                 .boot
@@ -472,10 +493,9 @@ impl Shell {
                 .virtual_servers
                 .iter()
                 .find(|x| x.name == v.name);
-            v.addresses = set
-                .into_iter()
-                .flat_map(|x| x.addresses.iter().map(ToString::to_string))
-                .collect();
+            let all = set.map_or(&[][..], |x| &x.addresses);
+            v.addresses_total = u32::try_from(all.len()).unwrap_or(u32::MAX);
+            v.addresses = all.iter().take(each).map(ToString::to_string).collect();
             v.mac = set.and_then(|x| x.mac).map(|mac| mac.to_string());
             v.gate = gate.clone();
             if v.role == "master" {

@@ -52,6 +52,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         }
     }
     picture.now = daemon::now();
+    picture.complete_addresses();
     if matches.get_flag("json") {
         println!("{:#}", picture.json());
     } else {
@@ -82,6 +83,24 @@ impl Picture<'_> {
             | Detail::Listend { .. }
             | Detail::Doctord { .. }
             | Detail::Main { .. } => None,
+        }
+    }
+
+    /// electd tells the first of many addresses; the others stand in the file, if it is the one that electd has.
+    fn complete_addresses(&mut self) {
+        let electd = self.answers.get_mut(&Role::Electd).map(|s| &mut s.detail);
+        let Some(Detail::Electd(status)) = electd else {
+            return;
+        };
+        for v in &mut status.virtual_servers {
+            let mut written = self.config.virtual_servers.iter();
+            let Some(written) = written.find(|w| w.name == v.name) else {
+                continue;
+            };
+            let all: Vec<_> = written.addresses.iter().map(ToString::to_string).collect();
+            if u32::try_from(all.len()) == Ok(v.addresses_total) && all.starts_with(&v.addresses) {
+                v.addresses = all;
+            }
         }
     }
 
@@ -420,10 +439,15 @@ impl Picture<'_> {
     }
 }
 
-/// The addresses, and at which MAC address they are if that moves along.
+/// The first addresses and how many more there are, and at which MAC address they are if that moves along.
 fn addresses(v: &VirtualServerView) -> String {
+    const SHOWN: usize = 8;
+    let total = usize::try_from(v.addresses_total).unwrap_or(usize::MAX);
+    let more = total.saturating_sub(v.addresses.len().min(SHOWN));
+    let more = (more > 0).then(|| format!("and {more} more"));
     let at = v.mac.as_ref().map(|mac| format!("at {mac}"));
-    let parts = v.addresses.iter().cloned().chain(at);
+    let shown = v.addresses.iter().take(SHOWN).cloned();
+    let parts = shown.chain(more).chain(at);
     parts.collect::<Vec<_>>().join(" ")
 }
 
@@ -437,6 +461,7 @@ fn virtual_server_json(v: &VirtualServerView) -> Value {
         "master": v.master.as_ref().map(ServerName::as_str),
         "term": v.term.0,
         "addresses": v.addresses,
+        "addresses_total": v.addresses_total,
         "mac": v.mac,
         "gate": v.gate,
         "reason": v.reason,
@@ -546,6 +571,7 @@ mod tests {
             master: master.parse().ok(),
             term: Term(7),
             addresses: vec!["192.0.2.10/24".into()],
+            addresses_total: 1,
             mac: Some("02:00:5e:00:53:01".into()),
             gate: "kernel lifetime".into(),
             lease_left: (role == "master").then_some(Duration::from_millis(380)),

@@ -49,7 +49,7 @@ pub const PATHS_MAX: usize = 8;
 /// Most virtual servers of a cluster.
 pub const VIRTUAL_SERVERS_MAX: usize = 256;
 /// Most addresses of one virtual server.
-pub const VIRTUAL_ADDRESSES_MAX: usize = 4096;
+pub const VIRTUAL_ADDRESSES_MAX: usize = 16_384;
 /// `[scripts] directory` if the file has none.
 pub const SCRIPTS_DIRECTORY: &str = "/etc/standin";
 /// `[scripts] timeout` if the file has none.

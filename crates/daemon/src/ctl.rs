@@ -6,7 +6,7 @@ use crate::{
 };
 use protocol::{
     Role,
-    codec::{MESSAGE_MAX, decode, encode},
+    codec::{RECORD_MAX, decode_record, encode},
     local::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
@@ -61,9 +61,9 @@ fn transmit<M: serde::Serialize>(socket: &OwnedFd, message: &M) -> io::Result<()
 }
 
 fn receive<M: DeserializeOwned>(socket: &OwnedFd) -> io::Result<M> {
-    let mut buffer = vec![0; MESSAGE_MAX];
+    let mut buffer = vec![0; RECORD_MAX]; // a status may be longer than what the ring carries
     match local_socket::receive(socket, &mut buffer) {
-        Received::Message(n) => decode(&buffer[..n]).map_err(io::Error::other),
+        Received::Message(n) => decode_record(&buffer[..n]).map_err(io::Error::other),
         Received::Nothing => Err(io::ErrorKind::TimedOut.into()),
         Received::Closed => Err(io::ErrorKind::ConnectionReset.into()),
     }

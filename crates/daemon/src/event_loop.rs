@@ -16,7 +16,7 @@ use nix::sys::{
 };
 use protocol::{
     BootTime, Role,
-    codec::{MESSAGE_MAX, decode, encode},
+    codec::{MESSAGE_MAX, decode, encode, encode_record},
     local::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
@@ -410,7 +410,8 @@ impl EventLoop {
         let Some(incoming) = self.incoming.get(&conn.0) else {
             return;
         };
-        let sent = encode(reply).map(|bytes| local_socket::transmit(&incoming.socket, &bytes));
+        let sent =
+            encode_record(reply).map(|bytes| local_socket::transmit(&incoming.socket, &bytes));
         if !matches!(sent, Ok(Sent::Yes)) {
             self.counters.add("local_unsent_reply");
             self.close(conn.0);

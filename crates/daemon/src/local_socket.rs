@@ -5,11 +5,11 @@ use nix::{
     errno::Errno,
     sys::socket::{
         AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, getsockopt,
-        listen, recv, send, socket, sockopt,
+        listen, recv, send, setsockopt, socket, sockopt,
     },
     unistd::{Uid, User},
 };
-use protocol::{Role, codec::MESSAGE_MAX};
+use protocol::Role;
 use std::{
     fs::{Permissions, rename, set_permissions},
     io,
@@ -22,6 +22,10 @@ use std::{
 
 /// Connections that wait to be accepted: more than others can fill before a neighbour finds no place there.
 const BACKLOG: i32 = 1024;
+
+/// Room for what one event about hundreds of virtual servers brings: a signal to each other server for each of
+/// them, at some 800 bytes of the kernel's memory a message.
+const SEND_BUFFER: usize = 2 << 20;
 
 /// Where `role` listens.
 pub(crate) fn path(run_dir: &Path, role: Role) -> PathBuf {
@@ -81,13 +85,16 @@ fn seqpacket(nonblocking: bool) -> nix::Result<OwnedFd> {
 /// Connects without waiting.
 pub(crate) fn dial(path: &Path) -> io::Result<OwnedFd> {
     let socket = seqpacket(true)?;
+    // As much as is granted.
+    let _ = setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER)
+        .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER));
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(socket)
 }
 
 /// Connects; this and every later read or write of the socket takes at most `timeout`.
 pub(crate) fn dial_blocking(path: &Path, timeout: std::time::Duration) -> io::Result<OwnedFd> {
-    use nix::sys::{socket::setsockopt, time::TimeVal};
+    use nix::sys::time::TimeVal;
     let micros = i64::try_from(timeout.as_micros())
         .unwrap_or(i64::MAX)
         .max(1);
@@ -109,14 +116,14 @@ pub(crate) enum Received {
     Closed,
 }
 
-/// Reads one message into `buffer`, which holds [`MESSAGE_MAX`] bytes.
+/// Reads one message into `buffer`, which holds the longest that may come.
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Received {
     loop {
         // With MSG_TRUNC the answer is the packet's whole length, even if the buffer is shorter.
         return match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC) {
             Err(Errno::EINTR) => continue,
             Err(Errno::EAGAIN) => Received::Nothing,
-            Ok(n) if (1..=MESSAGE_MAX).contains(&n) => Received::Message(n),
+            Ok(n) if (1..=buffer.len()).contains(&n) => Received::Message(n),
             Ok(_) | Err(_) => Received::Closed,
         };
     }

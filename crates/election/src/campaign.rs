@@ -83,7 +83,7 @@ impl Elector {
             "the doctor does not know yet",
         )?;
         stands_in_the_way(
-            majority && self.in_touch(now) < self.quorum(),
+            majority && self.surroundings.0.in_touch < self.quorum(),
             "no majority in touch",
         )?;
         stands_in_the_way(
@@ -175,23 +175,28 @@ impl Elector {
             return;
         };
         let obstacle = self.obstacle(now, name, v).err();
-        let Some(v) = self.virtuals.get_mut(name) else {
-            return;
-        };
-        v.obstacle = obstacle.unwrap_or("");
-        v.stand_at = None;
-        if obstacle.is_some() {
-            v.ready_since = None;
+        if obstacle.is_some_and(|o| o == v.obstacle)
+            && v.stand_at.is_none()
+            && v.ready_since.is_none()
+        {
             return;
         }
-        let since = *v.ready_since.get_or_insert(now);
-        let not_before = v.not_before;
+        let since = v.ready_since.unwrap_or(now);
         let rank = self.rank(now, name, &self.settings.me).unwrap_or(0);
-        let at = (since + self.skew() * rank).max(not_before);
-        if now >= at {
+        let at = (since + self.skew() * rank).max(v.not_before);
+        let ready = obstacle.is_none();
+        let next = (
+            obstacle.unwrap_or(""),
+            ready.then_some(since),
+            (ready && now < at).then_some(at),
+        );
+        if next != (v.obstacle, v.ready_since, v.stand_at)
+            && let Some(v) = self.virtuals.get_mut(name)
+        {
+            (v.obstacle, v.ready_since, v.stand_at) = next;
+        }
+        if ready && now >= at {
             self.stand(now, name, Kind::Ordinary);
-        } else if let Some(v) = self.virtuals.get_mut(name) {
-            v.stand_at = Some(at);
         }
     }
 
@@ -457,15 +462,27 @@ impl Elector {
     }
 
     pub(crate) fn campaign_time(&mut self, now: BootTime, name: &VirtualServerName) {
-        let Some(v) = self.virtuals.get_mut(name) else {
-            return;
-        };
-        let Some(campaign) = v.campaign.as_mut() else {
+        let campaign = self.virtuals.get(name).and_then(|v| v.campaign.as_ref());
+        let Some(campaign) = campaign else {
             return;
         };
         if now > campaign.deadline {
             return self.fail(now, name, "no majority answered in time");
         }
+        let asks = match &campaign.phase {
+            Phase::Pre { ask_again, .. } => ask_again.values().any(|t| *t <= now),
+            Phase::Call { .. } | Phase::Probe => false,
+        };
+        if !asks {
+            return;
+        }
+        let campaign = self
+            .virtuals
+            .get_mut(name)
+            .and_then(|v| v.campaign.as_mut());
+        let Some(campaign) = campaign else {
+            return;
+        };
         let (term, lease) = (campaign.term, campaign.lease);
         if let Phase::Pre {
             ask_again, round, ..
@@ -764,10 +781,9 @@ impl Elector {
         if !self.virtuals.contains_key(name) && full {
             return false;
         }
-        let floor = self.floor_base;
-        self.virtuals
-            .entry(name.clone())
-            .or_insert_with(|| Virtual::new(floor));
+        if !self.virtuals.contains_key(name) {
+            self.virtuals.know(name, self.floor_base);
+        }
         true
     }
 

@@ -6,6 +6,7 @@ use crate::{
     output::{Output, RoleChange},
     reservation::{BLOCK, Reservation},
     state::{Gate, Kind, Mastership, Parts, Peer, Taking, Virtual, Waiting},
+    virtuals::{Due, Virtuals},
     voter::Promise,
 };
 use protocol::{
@@ -36,6 +37,15 @@ const BROKEN: Duration = Duration::from_secs(30);
 /// A failed write of the reservation is tried again after this.
 const RESERVE_AGAIN: Duration = Duration::from_secs(1);
 
+/// What every virtual server's standing depends on and what changes without an event about all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Surroundings {
+    lease: Duration,
+    skew: Duration,
+    pub(crate) in_touch: usize,
+    active: bool,
+}
+
 /// The core of electd: a pure state machine. See the crate's documentation.
 #[derive(Clone, Debug)]
 pub struct Elector {
@@ -59,7 +69,9 @@ pub struct Elector {
     /// The longest lease promised in this span and in the one before, and when the span ends (R23).
     pub(crate) promised_max: (Duration, Duration, BootTime),
     pub(crate) floor_base: Term,
-    pub(crate) virtuals: BTreeMap<VirtualServerName, Virtual>,
+    pub(crate) virtuals: Virtuals,
+    /// As all of them were last looked at, and as their times were last reckoned.
+    pub(crate) surroundings: (Surroundings, Surroundings),
     pub(crate) peers: BTreeMap<ServerName, Peer>,
     pub(crate) links: BTreeMap<String, bool>,
     pub(crate) doctor: bool,
@@ -120,7 +132,8 @@ impl Elector {
             ),
             reservation,
             floor_base: Term(0),
-            virtuals: BTreeMap::new(),
+            virtuals: Virtuals::default(),
+            surroundings: Default::default(),
             peers: BTreeMap::new(),
             links: BTreeMap::new(),
             doctor: false,
@@ -152,10 +165,7 @@ impl Elector {
         }
         elector.fit_to_settings(now);
         for (name, _) in start.gates {
-            let v = elector
-                .virtuals
-                .entry(name.clone())
-                .or_insert_with(|| Virtual::new(elector.floor_base));
+            let v = elector.virtuals.know(&name, elector.floor_base);
             if v.gate == Gate::Shut {
                 v.gate = Gate::Shutting;
                 elector.outputs.push_back(Output::Shut(name));
@@ -221,10 +231,7 @@ impl Elector {
     /// Takes over what the present settings say.
     fn fit_to_settings(&mut self, now: BootTime) {
         for name in self.settings.virtual_servers.keys() {
-            let floor = self.floor_base;
-            self.virtuals
-                .entry(name.clone())
-                .or_insert_with(|| Virtual::new(floor));
+            self.virtuals.know(name, self.floor_base);
         }
         let servers = &self.settings.servers;
         self.peers.retain(|name, _| servers.contains(name));
@@ -276,6 +283,23 @@ impl Elector {
         }
         self.clock = self.clock.max(now);
         self.check_leases(now); // R9: before any Ack is looked at
+        match &input {
+            // These say themselves what they are about.
+            Input::Beat { .. } | Input::Ack { .. } | Input::Signal { .. } | Input::Linked(_) => {}
+            Input::GateShut(_)
+            | Input::ForeignClaim(_)
+            | Input::Clients(..)
+            | Input::Probed(..) => {}
+            Input::Health(_)
+            | Input::DoctorLost
+            | Input::GateBroken(..)
+            | Input::Reserved(_)
+            | Input::ReserveFailed(_)
+            | Input::Fresh(_)
+            | Input::Settings(_)
+            | Input::Operator { .. }
+            | Input::Stop => self.virtuals.stir_all(),
+        }
         match input {
             Input::Beat { from, at, beat } => self.beat(now, from, at, beat),
             Input::Ack { from, ack } => self.ack(now, &from, ack),
@@ -345,16 +369,14 @@ impl Elector {
         }
         self.reserve_again.into_iter().for_each(&mut at);
         self.waiting.iter().for_each(|w| at(w.deadline + AFTER));
-        for v in self.virtuals.values() {
-            self.virtual_timeouts(v, &mut at);
-        }
+        self.virtuals.wake().into_iter().for_each(&mut at);
         Some(next)
     }
 
     /// R9 for every virtual server: a lease that ended G ago is given up.
     fn check_leases(&mut self, now: BootTime) {
         let grace = self.lease / 2;
-        for name in self.masterships() {
+        for name in self.virtuals.due(now) {
             let Some(v) = self.virtuals.get(&name) else {
                 continue;
             };
@@ -365,6 +387,68 @@ impl Elector {
                 self.leave(now, &name, None, "lease lost and not re-acquired");
             }
         }
+    }
+
+    fn surroundings(&self, now: BootTime) -> Surroundings {
+        Surroundings {
+            lease: self.lease,
+            skew: self.skew(),
+            in_touch: self.in_touch(now),
+            active: self.taking == Taking::Active,
+        }
+    }
+
+    /// Those that something may have come about for (see [`Virtuals`]).
+    fn turn(&mut self, now: BootTime) -> Vec<VirtualServerName> {
+        let surroundings = self.surroundings(now);
+        if std::mem::replace(&mut self.surroundings.0, surroundings) != surroundings {
+            self.virtuals.stir_all();
+        }
+        self.virtuals.take_turn(now)
+    }
+
+    /// Reckons anew when something will be due for those that may have changed.
+    fn reckon(&mut self, now: BootTime, mut turned: Vec<VirtualServerName>) {
+        let surroundings = self.surroundings(now);
+        if std::mem::replace(&mut self.surroundings.1, surroundings) != surroundings {
+            turned = self.virtuals.keys().cloned().collect();
+        } else {
+            turned.extend(self.virtuals.stirred());
+        }
+        for name in turned {
+            let Some(v) = self.virtuals.get(&name) else {
+                continue;
+            };
+            let due = self.virtual_due(v);
+            self.virtuals.set_due(&name, due);
+        }
+    }
+
+    fn virtual_due(&self, v: &Virtual) -> Due {
+        let mut due = Due::default();
+        let ahead = |to: &mut Option<BootTime>, at: BootTime| {
+            if at > self.clock {
+                *to = Some(to.map_or(at, |t| t.min(at)));
+            }
+        };
+        self.virtual_timeouts(v, &mut |at| ahead(&mut due.wake, at));
+        due.look = due.wake;
+        // What is only looked at when something else happens.
+        let open = match v.gate {
+            Gate::Open(until) => Some(until + AFTER),
+            Gate::Shut | Gate::Shutting => None,
+        };
+        let broken = v.broken_until.map(|until| until + AFTER);
+        let promise = v.voter.promise.as_ref().map(|p| p.until + AFTER);
+        for at in [open, broken, promise, Some(v.not_before)] {
+            at.into_iter().for_each(|at| ahead(&mut due.look, at));
+        }
+        // R9 comes before anything else of an event, so one already over is due at the next.
+        if let Some(end) = self.lease_end(v) {
+            let over = end + self.lease / 2 + AFTER;
+            due.look = Some(due.look.map_or(over, |at| at.min(over)));
+        }
+        due
     }
 
     pub(crate) fn masterships(&self) -> Vec<VirtualServerName> {
@@ -389,13 +473,14 @@ impl Elector {
         }
         self.blank_learns(now);
         self.keep_reservation(now);
-        for name in self.virtuals.keys().cloned().collect::<Vec<_>>() {
-            self.give_way_if_unfit(now, &name);
-            self.campaign_time(now, &name);
-            self.stop_time(now, &name);
-            self.handover_time(now, &name);
-            self.renew_if_needed(now, &name);
-            self.stand_if_free(now, &name);
+        let turn = self.turn(now);
+        for name in &turn {
+            self.give_way_if_unfit(now, name);
+            self.campaign_time(now, name);
+            self.stop_time(now, name);
+            self.handover_time(now, name);
+            self.renew_if_needed(now, name);
+            self.stand_if_free(now, name);
         }
         self.prefer(now);
         self.offer(now);
@@ -406,6 +491,7 @@ impl Elector {
         self.settle_roster();
         self.finish_stop(now);
         self.write_memory();
+        self.reckon(now, turn);
     }
 
     /// Puts the memory in front of everything queued in this turn that may rely on it.
@@ -427,7 +513,12 @@ impl Elector {
                 votes,
                 ..Memory::default()
             };
-            self.outputs.push_front(Output::Remember(memory));
+            // One of an earlier turn that nobody has carried out yet: this one has all that it had.
+            if let Some(Output::Remember(waiting)) = self.outputs.front_mut() {
+                *waiting = memory;
+            } else {
+                self.outputs.push_front(Output::Remember(memory));
+            }
         }
     }
 
@@ -513,11 +604,12 @@ impl Elector {
         let usable = self.usable(lease);
         let reserved = self.reservation.reserved;
         let able = lease <= self.longest;
-        let v = self.virtuals.get_mut(name)?;
+        let v = self.virtuals.get(name)?;
         let term = v.mastership.as_ref()?.term;
         if !able || term > reserved || term < v.voter.voted || !v.voter.free_for(&me, now) {
             return None;
         }
+        let v = self.virtuals.get_mut(name)?;
         self.remember |= v.voter.promise(&me, term, (instance, number), now, lease);
         self.promised_max.0 = self.promised_max.0.max(lease); // R23: a blank server asks this one
         let mastership = v.mastership.as_mut()?;
@@ -581,6 +673,41 @@ impl Elector {
         }
     }
 
+    /// Another server's word about itself has changed: which virtual servers does that concern?
+    fn stir_changed(&mut self, from: &ServerName, former: Option<Beat>, beat: &Beat) {
+        let about_itself = |b: &Beat| {
+            (
+                b.participation,
+                b.maintenance,
+                b.witness,
+                b.freshness,
+                b.promise_max,
+            )
+        };
+        let named = |b: &Beat, other: &Beat| {
+            let mut pairs = b.standings.iter().zip(&other.standings);
+            b.standings.len() == other.standings.len()
+                && pairs.all(|(a, b)| a.virtual_server == b.virtual_server)
+        };
+        let comparable = former
+            .as_ref()
+            .filter(|f| about_itself(f) == about_itself(beat) && named(f, beat));
+        let Some(former) = comparable else {
+            return self.virtuals.stir_all();
+        };
+        for (was, is) in former.standings.iter().zip(&beat.standings) {
+            let name = &is.virtual_server;
+            // A claim that was released counts again in a later beat.
+            let released = |b: &Beat| {
+                let v = self.virtuals.get(name);
+                v.is_some_and(|v| v.voter.is_released(from, b.instance, b.number))
+            };
+            if was != is || (is.claim.is_some() && released(former) != released(beat)) {
+                self.virtuals.stir(name);
+            }
+        }
+    }
+
     fn beat(&mut self, now: BootTime, from: ServerName, at: BootTime, beat: Beat) {
         let Some(peer) = self.peers.get_mut(&from) else {
             return self.count("beat_unlisted");
@@ -589,7 +716,8 @@ impl Elector {
         if peer.is_newer(beat.instance, beat.number) {
             peer.claims = claims;
             peer.heard = Some(peer.heard.map_or(at, |t| t.max(at)).min(now));
-            peer.beat = Some(beat.clone());
+            let former = peer.take_beat(beat.clone());
+            self.stir_changed(&from, former, &beat);
         }
         for standing in &beat.standings {
             self.learn_floor(&standing.virtual_server, standing.floor);
@@ -648,11 +776,7 @@ impl Elector {
                 holder: None,
             });
         }
-        let base = self.floor_base;
-        let v = self
-            .virtuals
-            .entry(name.clone())
-            .or_insert_with(|| Virtual::new(base));
+        let v = self.virtuals.know(name, self.floor_base);
         let (floor, holder) = (
             v.voter.voted,
             v.voter.promise.as_ref().map(|p| p.holder.clone()),
@@ -778,17 +902,18 @@ impl Elector {
 
     /// A floor heard of: terms above it are reserved ahead of time (R22), and called in (R12, R16).
     pub(crate) fn learn_floor(&mut self, name: &VirtualServerName, floor: Term) {
-        if !self.virtuals.contains_key(name) {
-            return;
-        }
-        let Some(v) = self.virtuals.get_mut(name) else {
+        let Some(v) = self.virtuals.get(name) else {
             return;
         };
         let absurd = floor.0.saturating_sub(v.highest().0) > TERM_JUMP_MAX;
         if absurd && self.taking != Taking::Blank {
             return self.count("floor_absurd");
         }
-        v.seen = v.seen.max(floor);
+        if floor > v.seen
+            && let Some(v) = self.virtuals.get_mut(name)
+        {
+            v.seen = floor;
+        }
     }
 
     /// Logs who is master, and answers operators that waited for it.
@@ -799,7 +924,7 @@ impl Elector {
             };
             let name = &standing.virtual_server;
             self.note_successor(name, claim.term);
-            let Some(v) = self.virtuals.get_mut(name) else {
+            let Some(v) = self.virtuals.get(name) else {
                 continue;
             };
             let known = v
@@ -809,8 +934,10 @@ impl Elector {
             if known || v.mastership.as_ref().is_some_and(|m| m.term > claim.term) {
                 continue;
             }
-            v.master = Some((from.clone(), claim.term));
-            v.tries = 0;
+            if let Some(v) = self.virtuals.get_mut(name) {
+                v.master = Some((from.clone(), claim.term));
+                v.tries = 0;
+            }
             self.notice(format!("master of {name} is {from} in term {}", claim.term));
             self.answer_waiting(name, from, claim.term);
         }

@@ -127,10 +127,11 @@ impl Elector {
     /// Another server has this one's vote in a higher term, or claims in it: when it announces the addresses, it
     /// has opened.
     pub(crate) fn note_successor(&mut self, name: &VirtualServerName, claimed: Term) {
-        let Some(v) = self.virtuals.get_mut(name) else {
-            return;
-        };
-        if v.succession.take_if(|(term, _)| claimed > *term).is_some() {
+        let succeeded = |v: &Virtual| v.succession.is_some_and(|(term, _)| claimed > term);
+        if self.virtuals.get(name).is_some_and(succeeded)
+            && let Some(v) = self.virtuals.get_mut(name)
+        {
+            v.succession = None;
             self.outputs.push_back(Output::Succeeded(name.clone()));
         }
     }
@@ -297,7 +298,7 @@ impl Elector {
 
     /// While stopping: no candidate, no left-over gate, and no mastership without a handover under way.
     pub(crate) fn stop_time(&mut self, now: BootTime, name: &VirtualServerName) {
-        let Some(v) = self.virtuals.get_mut(name).filter(|_| self.stopping) else {
+        let Some(v) = self.virtuals.get(name).filter(|_| self.stopping) else {
             return;
         };
         if v.leaving.is_some() {
@@ -313,7 +314,9 @@ impl Elector {
             || v.gate != Gate::Shut
         {
             self.leave(now, name, None, "stopped");
-        } else {
+        } else if v.campaign.is_some()
+            && let Some(v) = self.virtuals.get_mut(name)
+        {
             v.campaign = None;
         }
     }
@@ -563,7 +566,9 @@ impl Elector {
         {
             return;
         }
-        for name in self.masterships() {
+        let settings = &self.settings.virtual_servers;
+        let choosy = settings.iter().filter(|(_, s)| s.preempt != Preempt::Never);
+        for name in choosy.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             let Some(settings) = self.settings.virtual_servers.get(&name) else {
                 continue;
             };
@@ -574,11 +579,7 @@ impl Elector {
                 .mastership
                 .as_ref()
                 .is_some_and(|m| now.since(m.since) > self.lease * PREFER_AFTER);
-            if settings.preempt == Preempt::Never
-                || !settled
-                || v.handover.is_some()
-                || v.campaign.is_some()
-            {
+            if !settled || v.handover.is_some() || v.campaign.is_some() {
                 continue;
             }
             let Some(best) = self.heirs(now, &name).into_iter().next() else {

@@ -37,6 +37,7 @@ mod roster;
 mod signals;
 mod state;
 mod view;
+mod virtuals;
 mod voter;
 
 pub use elector::Elector;

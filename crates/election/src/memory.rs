@@ -9,8 +9,12 @@ use serde::{Deserialize, Serialize};
 
 const MAGIC: &[u8; 8] = b"standM\x00\x01";
 
-/// Length of one of the file's two slots in bytes.
-pub const SLOT: usize = 64 * 1024;
+/// Length of one of the file's two slots in bytes: room for as many virtual servers as a server keeps promises
+/// for, under the longest names.
+pub const SLOT: usize = 128 * 1024;
+
+/// Slots were half as long once; a newer electd finds what an older one wrote.
+const STEP: usize = 64 * 1024;
 
 /// One slot's content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +56,9 @@ impl Memory {
 
     /// The newer good slot of this boot in a file's content.
     pub fn newest(file: &[u8], boot_id: [u8; 16]) -> Option<Self> {
-        file.chunks(SLOT)
-            .filter_map(|slot| Self::from_bytes(slot).ok())
+        (0..file.len())
+            .step_by(STEP)
+            .filter_map(|at| Self::from_bytes(&file[at..]).ok())
             .filter(|memory| memory.boot_id == boot_id)
             .max_by_key(|memory| memory.sequence)
     }
@@ -61,5 +66,57 @@ impl Memory {
     /// Which of the two slots this record belongs into.
     pub fn slot(&self) -> usize {
         usize::from(self.sequence % 2 == 1)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use protocol::wire::beat::VIRTUAL_SERVERS_MAX;
+
+    fn largest() -> Memory {
+        let vote = |n: usize| Vote {
+            virtual_server: format!("{n:063}").parse().unwrap(),
+            voted: Term(u64::MAX),
+            holder: Some(format!("{n:063}").parse().unwrap()),
+        };
+        Memory {
+            boot_id: [255; 16],
+            sequence: u64::MAX,
+            silent_until: Some(BootTime(u64::MAX)),
+            floor_base: Term(u64::MAX),
+            votes: (0..VIRTUAL_SERVERS_MAX).map(vote).collect(),
+        }
+    }
+
+    #[test]
+    fn the_largest_memory_fits_into_its_slot() {
+        let memory = largest();
+        let bytes = memory.to_bytes().unwrap();
+        assert!(bytes.len() <= SLOT, "{}", bytes.len());
+        assert_eq!(Memory::from_bytes(&bytes), Ok(memory));
+    }
+
+    #[test]
+    fn what_was_written_into_shorter_slots_is_found() {
+        let mut memory = largest();
+        memory.votes.truncate(3);
+        let mut file = vec![0; 2 * STEP];
+        let older = Memory {
+            sequence: 4,
+            ..memory.clone()
+        }
+        .to_bytes()
+        .unwrap();
+        let newer = Memory {
+            sequence: 5,
+            ..memory
+        }
+        .to_bytes()
+        .unwrap();
+        file[..older.len()].copy_from_slice(&older);
+        file[STEP..STEP + newer.len()].copy_from_slice(&newer);
+        assert_eq!(Memory::newest(&file, [255; 16]).unwrap().sequence, 5);
     }
 }

@@ -46,8 +46,9 @@ pub(crate) fn to_bytes<T: Serialize>(
     magic: &[u8; 8],
     value: &T,
 ) -> Result<Vec<u8>, codec::CodecError> {
-    let payload = codec::encode(value)?;
-    let length = u32::try_from(payload.len()).map_err(|_| codec::CodecError::TooLong)?;
+    let payload = codec::encode_record(value)?;
+    let length =
+        u32::try_from(payload.len()).map_err(|_| codec::CodecError::TooLong(codec::RECORD_MAX))?;
     let mut bytes = Vec::with_capacity(HEAD + payload.len());
     bytes.extend_from_slice(magic);
     bytes.extend_from_slice(&length.to_le_bytes());
@@ -73,5 +74,5 @@ pub(crate) fn from_bytes<T: DeserializeOwned>(
     if head[12..] != digest(payload) {
         return Err(BadRecord::Checksum);
     }
-    codec::decode(payload).map_err(|e| BadRecord::Content(e.to_string()))
+    codec::decode_record(payload).map_err(|e| BadRecord::Content(e.to_string()))
 }

@@ -172,6 +172,8 @@ pub(crate) struct Handover {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peer {
     pub beat: Option<Beat>,
+    /// The beat names virtual servers in order, as every elector does.
+    sorted: bool,
     /// That beat claims a virtual server.
     pub claims: bool,
     pub heard: Option<BootTime>,
@@ -182,12 +184,20 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// A newer beat; gives the one before.
+    pub fn take_beat(&mut self, beat: Beat) -> Option<Beat> {
+        let mut pairs = beat.standings.windows(2);
+        self.sorted = pairs.all(|p| p[0].virtual_server < p[1].virtual_server);
+        self.beat.replace(beat)
+    }
+
     pub fn standing(&self, v: &VirtualServerName) -> Option<&Standing> {
-        self.beat
-            .as_ref()?
-            .standings
-            .iter()
-            .find(|s| &s.virtual_server == v)
+        let all = &self.beat.as_ref()?.standings;
+        if self.sorted {
+            let place = all.binary_search_by(|s| s.virtual_server.cmp(v)).ok()?;
+            return all.get(place);
+        }
+        all.iter().find(|s| &s.virtual_server == v)
     }
 
     /// Its claim, unless `voter` knows that it was released since.

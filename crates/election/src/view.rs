@@ -81,6 +81,7 @@ impl Elector {
                     .or(master.map(|(_, t)| *t))
                     .unwrap_or(v.highest()),
                 addresses: Vec::new(),
+                addresses_total: 0,
                 mac: None,
                 gate: String::new(),
                 lease_left: self.lease_end(v).map(|end| end.since(now)),

@@ -67,9 +67,11 @@ impl Voter {
 
     /// R18: does a release cover this beat or call?
     pub fn is_released(&self, who: &ServerName, instance: Instance, number: Number) -> bool {
-        self.released
-            .get(&(who.clone(), instance))
-            .is_some_and(|k| number <= *k)
+        !self.released.is_empty()
+            && self
+                .released
+                .get(&(who.clone(), instance))
+                .is_some_and(|k| number <= *k)
     }
 
     /// R5, R6: promise for `lease` from now. Returns whether the memory in the run-dir must be written.

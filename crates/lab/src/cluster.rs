@@ -2,7 +2,7 @@
 
 use crate::{
     Error, FOLDER, Host, Net, Process, Signal, Usage, Wiring, binary,
-    net::{address, server_address},
+    net::{address, further, server_address},
     wait_for,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::{
     fmt::Write as _,
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Output},
@@ -73,6 +73,10 @@ pub struct Spec {
     pub profile: Profile,
     /// The quorum rule.
     pub quorum: &'static str,
+    /// So many further IPv4 addresses of the first virtual server.
+    pub further_addresses: usize,
+    /// So many further virtual servers of one IPv4 address each.
+    pub further_virtual_servers: usize,
     /// Servers speak, and clients ask, over IPv6.
     pub ipv6: bool,
     /// The virtual servers' MAC addresses: "own", "virtual".
@@ -88,6 +92,8 @@ impl Default for Spec {
             virtual_servers: 1,
             profile: DEFAULT,
             quorum: "majority",
+            further_addresses: 0,
+            further_virtual_servers: 0,
             ipv6: false,
             mac: "own",
         }
@@ -119,8 +125,16 @@ impl Spec {
             let (v4, v6) = (address(index, false), address(index, true));
             let _ = write!(
                 text,
-                "\n[[virtual_server]]\nname = \"{name}\"\ninterface = \"eth0\"\naddress = [\"{v4}/24\", \"{v6}/64\"]\n"
+                "\n[[virtual_server]]\nname = \"{name}\"\ninterface = \"eth0\"\naddress = [\"{v4}/24\", \"{v6}/64\""
             );
+            for n in 0..if index == 0 {
+                self.further_addresses
+            } else {
+                0
+            } {
+                let _ = write!(text, ",\n  \"{}/15\"", further(n));
+            }
+            text += "]\n";
             let _ = writeln!(text, "mac = \"{}\"", self.mac);
             if index > 0 {
                 let _ = writeln!(
@@ -130,7 +144,22 @@ impl Spec {
                 );
             }
         }
+        for n in 0..self.further_virtual_servers {
+            let (address, preferred) = (further(self.further_addresses + n), n % servers.max(1));
+            let _ = write!(
+                text,
+                "\n[[virtual_server]]\nname = \"further-{n}\"\ninterface = \"eth0\"\naddress = [\"{address}/15\"]\n\
+                 priority = {{ {} = 200 }}\n",
+                crate::NAMES[preferred]
+            );
+        }
         text
+    }
+
+    /// The further addresses: those of the first virtual server, then one of each further one.
+    pub fn further(&self) -> Vec<Ipv4Addr> {
+        let count = self.further_addresses + self.further_virtual_servers;
+        (0..count).map(further).collect()
     }
 }
 

@@ -1,6 +1,10 @@
 //! keepalived on the same network, for comparison.
 
-use crate::{Error, FOLDER, Net, Signal, Wiring, net::address, wait_for};
+use crate::{
+    Error, FOLDER, Net, Signal, Wiring,
+    net::{address, further},
+    wait_for,
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -20,6 +24,8 @@ const RAISED: u8 = 250;
 pub struct Keepalived {
     net: Net,
     interval: Duration,
+    /// Further addresses.
+    further: usize,
     children: Vec<Option<Child>>,
     priorities: Vec<u8>,
     virtual_mac: bool,
@@ -28,18 +34,29 @@ pub struct Keepalived {
 impl Keepalived {
     /// Starts `servers` of them, advertising every `interval`, and waits until one holds the address.
     pub fn start(servers: usize, interval: Duration) -> Result<Self, Error> {
-        Self::begin(servers, interval, false)
+        Self::begin(servers, interval, 0, false)
+    }
+
+    /// The same with so many further addresses as [`Spec::further`](crate::Spec::further) has. They are left out of
+    /// the adverts, which have no room for them.
+    pub fn start_with(servers: usize, interval: Duration, further: usize) -> Result<Self, Error> {
+        Self::begin(servers, interval, further, false)
     }
 
     /// As [`Keepalived::start`], at the MAC address [`Keepalived::VIRTUAL_MAC`].
     pub fn start_virtual_mac(servers: usize, interval: Duration) -> Result<Self, Error> {
-        Self::begin(servers, interval, true)
+        Self::begin(servers, interval, 0, true)
     }
 
     /// The MAC address of its virtual router (RFC 9568, 7.3).
     pub const VIRTUAL_MAC: &'static str = "00:00:5e:00:01:33";
 
-    fn begin(servers: usize, interval: Duration, virtual_mac: bool) -> Result<Self, Error> {
+    fn begin(
+        servers: usize,
+        interval: Duration,
+        further: usize,
+        virtual_mac: bool,
+    ) -> Result<Self, Error> {
         let net = Net::build(Wiring {
             servers,
             virtual_servers: 1,
@@ -49,6 +66,7 @@ impl Keepalived {
         let mut cluster = Self {
             net,
             interval,
+            further,
             children: (0..servers).map(|_| None).collect(),
             priorities: PRIORITIES[..servers].to_vec(),
             virtual_mac,
@@ -73,9 +91,16 @@ impl Keepalived {
         let folder = self.folder(server);
         fs::create_dir_all(&folder).map_err(Error::system(folder.display().to_string()))?;
         let file = folder.join("keepalived.conf");
+        let lines: String = (0..self.further)
+            .map(|n| format!("    {}/15\n", further(n)))
+            .collect();
+        let excluded = match self.further {
+            0 => String::new(),
+            _ => format!("  virtual_ipaddress_excluded {{\n{lines}  }}\n"),
+        };
         let text = format!(
             "global_defs {{\n  vrrp_version 3\n}}\nvrrp_instance web {{\n  state BACKUP\n  interface eth0\n  \
-             virtual_router_id 51\n{}  priority {}\n  advert_int {}\n  virtual_ipaddress {{\n    {}/24\n  }}\n}}\n",
+             virtual_router_id 51\n{}  priority {}\n  advert_int {}\n  virtual_ipaddress {{\n    {}/24\n  }}\n{}}}\n",
             if self.virtual_mac {
                 "  use_vmac\n  vmac_xmit_base\n"
             } else {
@@ -84,6 +109,7 @@ impl Keepalived {
             self.priorities[server],
             self.interval.as_secs_f64(),
             address(0, false),
+            excluded,
         );
         fs::write(&file, text).map_err(Error::system(file.display().to_string()))?;
         Ok(file)

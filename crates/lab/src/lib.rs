@@ -21,6 +21,7 @@
 //! - [`Crowd`] is hundreds of such clients, each a host of its own.
 //! - [`Judge`] asks every server each millisecond for the virtual address *directly by its MAC address*, past
 //!   every cache, and so sees two holders even where each client sees only one.
+//! - [`Sweep`] is a client of thousands of addresses.
 //! - [`Recorder`] and [`Forger`] are what an attacker on the same network has.
 //! - [`Stalls`] tells how long this machine itself stood still, without which no figure here means anything.
 //! - [`Cluster`] runs standin's daemons on the hosts; [`Keepalived`] runs keepalived there, for comparison.
@@ -40,6 +41,7 @@ mod net;
 mod pace;
 mod process;
 mod stall;
+mod sweep;
 mod wire;
 
 pub use client::{Client, Outage};
@@ -54,6 +56,7 @@ pub use net::{Host, NAMES, Net, Wiring};
 pub use nix::sys::signal::Signal;
 pub use process::{Process, Usage, binary};
 pub use stall::{Hogs, Spinners, Stalls};
+pub use sweep::{Sweep, Swept};
 pub use wire::{Datagram, Forger, Recorder, Stream};
 
 use std::time::{Duration, Instant};

@@ -236,7 +236,7 @@ struct Faults {
 }
 
 /// Last byte of a server's addresses.
-fn last_byte(server: usize) -> u8 {
+pub(crate) fn last_byte(server: usize) -> u8 {
     11 + u8::try_from(server).unwrap_or(u8::MAX - 11)
 }
 
@@ -244,7 +244,7 @@ fn mac(last: u8) -> String {
     format!("02:00:00:00:00:{last:02x}")
 }
 
-fn v4(last: u8) -> Ipv4Addr {
+pub(crate) fn v4(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, last)
 }
 
@@ -259,10 +259,10 @@ fn judge_byte(server: usize) -> u8 {
     JUDGE + u8::try_from(server).unwrap_or(0)
 }
 
-const CLIENT: u8 = 100;
+pub(crate) const CLIENT: u8 = 100;
 const STRANGER: u8 = 150;
 const JUDGE: u8 = 200;
-const INTERFACE: &str = "eth0";
+pub(crate) const INTERFACE: &str = "eth0";
 
 impl Net {
     /// Builds the network and starts clients, judge and the service on every server.
@@ -374,8 +374,14 @@ impl Net {
             host.set_sysctl(&format!("ipv4/conf/{INTERFACE}/{key}"), "0")?;
         }
         let last = last_byte(server);
+        // Of thousands of addresses it removes some at a time, and then fails.
+        let flush = ["addr", "flush", "dev", INTERFACE, "scope", "global"];
+        let mut tries = (0..100).map(|_| host.tool("ip", &flush, ""));
+        if !tries.any(|done| done.is_ok()) {
+            host.tool("ip", &flush, "")?;
+        }
         let commands = format!(
-            "addr flush dev {INTERFACE} scope global\naddr add {}/24 dev {INTERFACE}\naddr add {}/64 dev {INTERFACE} nodad\n\
+            "addr add {}/24 dev {INTERFACE}\naddr add {}/64 dev {INTERFACE} nodad\n\
              neigh flush dev {INTERFACE}\n",
             v4(last),
             v6(last)
@@ -508,6 +514,11 @@ pub(crate) fn address(index: usize, ipv6: bool) -> IpAddr {
     } else {
         v4(last).into()
     }
+}
+
+/// Many further addresses: of the network for benchmarks (RFC 2544), since those for documentation are too few.
+pub(crate) fn further(number: usize) -> Ipv4Addr {
+    Ipv4Addr::from(0xc612_0001 + u32::try_from(number).unwrap_or(0))
 }
 
 /// The own address of server number `index`.

@@ -139,7 +139,7 @@ mod tests {
             Reason::Kind(1),
             Reason::Length(1),
             Reason::Seal(OpenError::Unauthentic),
-            Reason::Malformed(CodecError::TooLong),
+            Reason::Malformed(CodecError::TooLong(protocol::codec::MESSAGE_MAX)),
             Reason::Replay,
             Reason::Order {
                 expected: 1,

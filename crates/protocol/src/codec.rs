@@ -11,8 +11,8 @@ pub const MESSAGE_MAX: usize = 60 * 1024;
 /// Why bytes could not be made or understood.
 #[derive(Debug)]
 pub enum CodecError {
-    /// The message needs more than [`MESSAGE_MAX`] bytes.
-    TooLong,
+    /// It needs more bytes than this.
+    TooLong(usize),
     /// Bytes are left over after the message.
     Trailing(usize),
     /// The bytes are not such a message.
@@ -24,7 +24,7 @@ pub enum CodecError {
 impl std::fmt::Display for CodecError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::TooLong => write!(f, "message longer than {MESSAGE_MAX} bytes"),
+            Self::TooLong(most) => write!(f, "message longer than {most} bytes"),
             Self::Trailing(n) => write!(f, "{n} bytes after the end of the message"),
             Self::Malformed(e) => write!(f, "malformed message: {e}"),
             Self::Unwritable(e) => write!(f, "message cannot be written: {e}"),
@@ -35,27 +35,35 @@ impl std::fmt::Display for CodecError {
 impl std::error::Error for CodecError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::TooLong | Self::Trailing(_) => None,
+            Self::TooLong(_) | Self::Trailing(_) => None,
             Self::Malformed(e) => Some(e),
             Self::Unwritable(e) => Some(e),
         }
     }
 }
 
-/// What a decoder may count while it reads one message. It counts integers at their full size, up to eight
-/// for one byte, and so must be allowed eight times [`MESSAGE_MAX`]; it allocates no more than it counts.
-const DECODER_MAX: usize = 8 * MESSAGE_MAX;
+/// Largest record in bytes: what a server keeps for itself and never sends.
+pub const RECORD_MAX: usize = 124 * 1024;
 
-fn configuration() -> impl bincode::config::Config {
-    bincode::config::standard().with_limit::<DECODER_MAX>()
-}
+/// What a decoder may count while it reads one message. It counts integers at their full size, up to eight
+/// for one byte, and so must be allowed eight times the bytes; it allocates no more than it counts.
+const DECODER: usize = 8;
 
 /// Writes `message` as bytes, at most [`MESSAGE_MAX`] of them.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
-    let bytes =
-        bincode::serde::encode_to_vec(message, configuration()).map_err(CodecError::Unwritable)?;
-    if bytes.len() > MESSAGE_MAX {
-        Err(CodecError::TooLong)
+    encode_within(message, MESSAGE_MAX)
+}
+
+/// Writes `record` as bytes, at most [`RECORD_MAX`] of them.
+pub fn encode_record<T: Serialize>(record: &T) -> Result<Vec<u8>, CodecError> {
+    encode_within(record, RECORD_MAX)
+}
+
+fn encode_within<T: Serialize>(value: &T, most: usize) -> Result<Vec<u8>, CodecError> {
+    let bytes = bincode::serde::encode_to_vec(value, bincode::config::standard())
+        .map_err(CodecError::Unwritable)?;
+    if bytes.len() > most {
+        Err(CodecError::TooLong(most))
     } else {
         Ok(bytes)
     }
@@ -69,9 +77,9 @@ pub fn decode_all<T: DeserializeOwned>(
     std::iter::from_fn(move || {
         let bytes = rest.take()?;
         if bytes.len() > MESSAGE_MAX {
-            return Some(Err(CodecError::TooLong));
+            return Some(Err(CodecError::TooLong(MESSAGE_MAX)));
         }
-        match bincode::serde::decode_from_slice(bytes, configuration()) {
+        match bincode::serde::decode_from_slice(bytes, limited::<{ DECODER * MESSAGE_MAX }>()) {
             Ok((message, used)) => {
                 rest = bytes
                     .get(used..)
@@ -85,11 +93,24 @@ pub fn decode_all<T: DeserializeOwned>(
 
 /// Reads one message that fills `bytes` to the last one.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    if bytes.len() > MESSAGE_MAX {
-        return Err(CodecError::TooLong);
+    decode_within::<{ DECODER * MESSAGE_MAX }, T>(bytes)
+}
+
+/// Reads one record that fills `bytes` to the last one.
+pub fn decode_record<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    decode_within::<{ DECODER * RECORD_MAX }, T>(bytes)
+}
+
+fn limited<const LIMIT: usize>() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<LIMIT>()
+}
+
+fn decode_within<const LIMIT: usize, T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    if bytes.len() > LIMIT / DECODER {
+        return Err(CodecError::TooLong(LIMIT / DECODER));
     }
-    let (message, used) =
-        bincode::serde::decode_from_slice(bytes, configuration()).map_err(CodecError::Malformed)?;
+    let (message, used) = bincode::serde::decode_from_slice(bytes, limited::<LIMIT>())
+        .map_err(CodecError::Malformed)?;
     match bytes.len() - used {
         0 => Ok(message),
         left => Err(CodecError::Trailing(left)),

@@ -582,6 +582,7 @@ fn replies() -> Vec<CtlReply> {
         master: Some(beta()),
         term: Term(8),
         addresses: vec!["192.0.2.10/24".to_owned()],
+        addresses_total: 2,
         mac: Some("02:00:5e:00:53:01".to_owned()),
         gate: "none".to_owned(),
         lease_left: Some(4 * H),

@@ -119,10 +119,10 @@ fn a_message_has_at_most_the_limit_and_not_a_byte_more() {
     assert_eq!(bytes.len(), MESSAGE_MAX);
     assert_eq!(codec::decode::<HelloAnswer>(&bytes).unwrap(), fits);
     let over = HelloAnswer::Refused(text(MESSAGE_MAX - 3));
-    assert!(matches!(codec::encode(&over), Err(CodecError::TooLong)));
+    assert!(matches!(codec::encode(&over), Err(CodecError::TooLong(_))));
     assert!(matches!(
         codec::decode::<HelloAnswer>(&vec![0; MESSAGE_MAX + 1]),
-        Err(CodecError::TooLong)
+        Err(CodecError::TooLong(_))
     ));
 }
 
@@ -633,6 +633,7 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                     role,
                     master,
                     term,
+                    addresses_total: u32::try_from(addresses.len()).unwrap_or(0),
                     addresses,
                     mac,
                     gate,

@@ -468,6 +468,7 @@ impl Takeover {
                 worker_waker,
                 worker_emit,
                 worker_refresher,
+                realtime,
                 devices,
             );
             match started {

@@ -12,7 +12,7 @@ use crate::{
     ndp,
     netlink::{self, BATCH, Change, Link, Netlink, Setting},
     refresher::{self, Opening},
-    sys::{self, PacketSocket},
+    sys::{self, Hold, PacketSocket},
 };
 use config::VirtualAddress;
 use crossbeam_channel::Receiver;
@@ -26,7 +26,7 @@ use nix::{
 use protocol::{BootTime, VirtualServerName};
 use rtnetlink::packet_route::address::AddressMessage;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fs, io,
     net::IpAddr,
     ops::Range,
@@ -61,12 +61,23 @@ const RENEWAL: Duration = Duration::from_secs(1);
 const REMOVAL_PER_ADDRESS: Duration = Duration::from_micros(10);
 const REMOVAL_MAX: Duration = Duration::from_millis(10);
 /// Adding or renewing an IPv6 address costs the kernel time in proportion to the groups that the interface
-/// has joined, one for each address there: about a microsecond each (`ipv6_mc_up`). With more addresses
-/// than this, batches get smaller and renewals rarer, so that neither deadlines nor the processor suffer.
+/// has joined, one for each address there: about a microsecond each (`ipv6_mc_up`, twice when adding). With
+/// more addresses than this they are added under a [`Hold`], so that the joining comes after the adding.
 const IPV6_CHEAP: usize = 64;
+/// An IPv4 address is looked for in the interface's list, some nanoseconds for each one there. With more than
+/// this, beats and promises must not wait for it even if there is but one processor.
+const IPV4_CHEAP: usize = 512;
+/// Between two looks at the deadlines the kernel is kept for about a millisecond: so many steps through those lists.
+const STEPS_IPV4: usize = 200_000;
+const STEPS_IPV6: usize = 2_000;
+/// Renewing may take this part of a processor.
+const RENEWAL_SHARE: u32 = 200;
+/// What was found out for one virtual server holds for all that open in the same moment.
+const MOMENT: Duration = Duration::from_millis(10);
 
-/// How long a clean stop tries.
+/// How long a clean stop tries, and how much longer for each IPv6 address (10,000 take the kernel up to 20 s).
 const CLOSE_MAX: Duration = Duration::from_secs(5);
+const CLOSE_PER_IPV6: Duration = Duration::from_millis(3);
 
 /// The kernel takes IPv6 addresses into use a moment after they were added, when a worker thread of its own gets a
 /// processor. So long is waited for that, with looks so often; then they are announced anyway.
@@ -131,6 +142,8 @@ struct Set {
     /// The one of these two that carries the addresses.
     interface: String,
     addresses: Vec<VirtualAddress>,
+    /// The place in `addresses` of each.
+    place: HashMap<IpAddr, usize>,
     shared: Arc<Shared>,
     /// The kernel's gate knows all addresses.
     led: bool,
@@ -160,6 +173,10 @@ struct Set {
     next_burst: usize,
     renew_at: BootTime,
     renewed: usize,
+    /// The first so many are still to be removed, piece by piece behind the shut gate.
+    going: usize,
+    /// From here on our own neighbour entries are still to be removed.
+    unforgotten: usize,
     claims: HashMap<IpAddr, BootTime>,
     probe: Option<Probe>,
 }
@@ -169,6 +186,7 @@ impl Set {
         let device = Device::of(&set);
         Self {
             v: set.virtual_server,
+            place: places(&set.addresses),
             interface: carrier(&set.interface, device.as_ref()),
             network: set.interface,
             device,
@@ -193,6 +211,8 @@ impl Set {
             next_burst: BURSTS.len(),
             renew_at: BootTime(0),
             renewed: 0,
+            going: 0,
+            unforgotten: usize::MAX,
             claims: HashMap::new(),
             probe: None,
         }
@@ -210,18 +230,33 @@ impl Set {
         self.deadline() - (REMOVAL_PER_ADDRESS * self.addresses.len() as u32).min(REMOVAL_MAX)
     }
 
-    /// How many addresses to add or renew between two looks at the deadlines.
-    fn batch(&self) -> usize {
-        match self.ipv6_count() {
-            n if n <= IPV6_CHEAP => BATCH,
-            n => (2048 / n).max(1),
+    /// How many addresses to add, renew or remove between two looks at the deadlines. Under a [`Hold`] no group is
+    /// joined yet.
+    fn batch(&self, held: bool) -> usize {
+        let (v6, v4) = (self.ipv6_count(), self.addresses.len() - self.ipv6_count());
+        let steps_v6 = if held { BATCH } else { STEPS_IPV6 / v6.max(1) };
+        let steps = steps_v6.min(STEPS_IPV4 / v4.max(1));
+        if v6 > IPV6_CHEAP || v4 > IPV4_CHEAP {
+            steps.clamp(1, BATCH)
+        } else {
+            BATCH
         }
     }
 
-    /// How often to renew lifetimes: every second unless that would cost more than some percent of a processor.
+    /// Adding so many must not be disturbed, nor disturb.
+    fn is_large(&self) -> bool {
+        let v6 = self.ipv6_count();
+        v6 > IPV6_CHEAP || self.addresses.len() - v6 > IPV4_CHEAP
+    }
+
+    /// How often to renew lifetimes: every second unless that would cost more than a [`RENEWAL_SHARE`] of a
+    /// processor. Measured: 4 us for an address, and for each other one there 3 ns (IPv4) or 0.5 us (IPv6).
     fn renewal(&self) -> Duration {
-        let times = self.ipv6_count() / IPV6_CHEAP;
-        RENEWAL * u32::try_from((times * times).max(1)).unwrap_or(u32::MAX)
+        let v6 = self.ipv6_count() as u64;
+        let v4 = self.addresses.len() as u64 - v6;
+        let nanos = 4000 * (v4 + v6) + 3 * v4 * v4 + 500 * v6 * v6;
+        let cost = Duration::from_nanos(nanos);
+        (cost * RENEWAL_SHARE).max(RENEWAL)
     }
 
     fn ipv6(&self) -> impl DoubleEndedIterator<Item = IpAddr> {
@@ -298,7 +333,7 @@ impl Set {
             .as_ref()
             .is_some_and(|l| l.index == listed.header.index);
         (here || netlink::is_ours(listed))
-            && netlink::ip_of(listed).is_some_and(|ip| self.addresses.iter().any(|a| a.ip == ip))
+            && netlink::ip_of(listed).is_some_and(|ip| self.place.contains_key(&ip))
     }
 }
 
@@ -307,6 +342,23 @@ struct Frame {
     interface: u32,
     ethertype: u16,
     bytes: Vec<u8>,
+}
+
+fn places(addresses: &[VirtualAddress]) -> HashMap<IpAddr, usize> {
+    addresses
+        .iter()
+        .enumerate()
+        .map(|(n, a)| (a.ip, n))
+        .collect()
+}
+
+/// What the kernel said a moment ago.
+#[derive(Default)]
+struct Moment {
+    at: BootTime,
+    links: HashMap<String, Link>,
+    gate_held: bool,
+    listed: Option<Arc<Vec<AddressMessage>>>,
 }
 
 /// The round stops the process if it panics: nobody would guard the addresses, and a restarted electd can.
@@ -337,6 +389,9 @@ pub(crate) struct Worker {
     /// When a clean stop gives up.
     closing: Option<BootTime>,
     refresher: refresher::Handle,
+    /// The priority of this thread, if it has real time.
+    realtime: Option<i32>,
+    moment: Moment,
     devices: Devices,
     netlink: Netlink,
     timer: Timer,
@@ -359,6 +414,7 @@ impl Worker {
         waker: Arc<EventFd>,
         emit: Emit,
         refresher: refresher::Handle,
+        realtime: Option<i32>,
         devices: Devices,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let needs = "a packet socket (CAP_NET_RAW is needed)";
@@ -375,6 +431,8 @@ impl Worker {
             gate_partial: false,
             closing: None,
             refresher,
+            realtime,
+            moment: Moment::default(),
             devices,
             netlink: Netlink::open()?,
             timer: Timer::new()?,
@@ -396,9 +454,11 @@ impl Worker {
         worker.listen_nd().map_err(Error::kernel(needs))?;
         let earlier = worker.gate.as_ref().and_then(|gate| gate.earlier());
         let mut adopted = Vec::new();
+        let listed = worker.netlink.addresses();
+        let listed = listed.map_err(|e| Error::LeftOver(e.to_string()))?;
         for i in 0..worker.sets.len() {
             worker.lead(i).map_err(Error::Gate)?;
-            let found = worker.adopt(i, earlier.as_ref());
+            let found = worker.adopt(i, earlier.as_ref(), &listed);
             adopted.extend(found.map_err(Error::LeftOver)?);
         }
         // The earlier life's gate gives way to ours, which has its deadlines by now.
@@ -411,7 +471,8 @@ impl Worker {
             gate.attach_all(&links).map_err(Error::Gate)?;
         }
         for i in 0..worker.sets.len() {
-            if worker.sets[i].phase == Phase::Shut {
+            let set = &worker.sets[i];
+            if set.phase == Phase::Shut && listed.iter().any(|l| set.left_over(l)) {
                 worker.sweep(i).map_err(Error::LeftOver)?;
             }
             worker.prepare(i);
@@ -430,7 +491,8 @@ impl Worker {
             self.hear();
             let renewing = self.renew();
             let speaking = self.speak();
-            self.wait(renewing || speaking);
+            let clearing = self.remove_some() || (!speaking && self.forget_some());
+            self.wait(renewing || speaking || clearing);
         }
     }
 
@@ -462,12 +524,21 @@ impl Worker {
             set.shut_asked = false;
             (self.emit)(Event::Shut { v: set.v.clone() });
         }
+        if set.going > 0 {
+            return; // under way
+        }
         let was_open = matches!(set.phase, Phase::Wanted | Phase::Open);
         set.phase = Phase::Closing;
         if was_open && self.gate.is_some() {
             set.lower_at = now() + LATE;
         }
         set.next_burst = BURSTS.len();
+        set.unforgotten = usize::MAX;
+        if was_open && set.shared.door.is_some() && set.is_large() && set.link.is_some() {
+            // The gate is shut, so nobody waits for it; and what others wait for must not wait for this.
+            set.going = set.addresses.len();
+            return self.forget_frames(i);
+        }
         let mut result = Ok(());
         if was_open && let Some(link) = &set.link {
             // In reverse: with the first address of a network the kernel would drop or move the others.
@@ -479,7 +550,31 @@ impl Worker {
                 .map_err(|e| e.to_string());
         }
         self.forget_frames(i);
-        // Reading back tells more than the answers to the removal.
+        self.read_back(i, result);
+    }
+
+    /// Removes a piece of what is to go behind the shut gate. Whether there is more.
+    fn remove_some(&mut self) -> bool {
+        let Some(i) = self.sets.iter().position(|s| s.going > 0) else {
+            return false;
+        };
+        let set = &mut self.sets[i];
+        let piece = set.going.saturating_sub(set.batch(false))..set.going;
+        set.going = piece.start;
+        let reversed: Vec<_> = set.addresses[piece].iter().rev().copied().collect();
+        let removed = match &set.link {
+            Some(link) => self.netlink.remove(link.index, &reversed).map(drop),
+            None => Ok(()),
+        };
+        if self.sets[i].going == 0 || removed.is_err() {
+            self.sets[i].going = 0;
+            self.read_back(i, removed.map_err(|e| e.to_string()));
+        }
+        true
+    }
+
+    /// Reading back tells more than the answers to the removal.
+    fn read_back(&mut self, i: usize, result: Result<(), String>) {
         match self.sweep(i).or_else(|e| result.and(Err(e))) {
             Ok(()) => self.closed(i),
             Err(what) => {
@@ -537,7 +632,12 @@ impl Worker {
     }
 
     /// Takes over what an earlier life left open, if its deadline is ahead and its addresses are there.
-    fn adopt(&mut self, i: usize, earlier: Option<&Earlier>) -> Result<Option<Adopted>, String> {
+    fn adopt(
+        &mut self,
+        i: usize,
+        earlier: Option<&Earlier>,
+        listed: &[AddressMessage],
+    ) -> Result<Option<Adopted>, String> {
         let set = &mut self.sets[i];
         let mut look = |name| self.netlink.link(name).map_err(|e| e.to_string());
         set.link = look(&set.interface)?;
@@ -564,16 +664,14 @@ impl Worker {
         if !set.device.as_ref().is_none_or(as_it_should) {
             return Ok(None);
         }
-        let listed = self.netlink.addresses().map_err(|e| e.to_string())?;
-        let here = |a: &VirtualAddress| {
-            listed
-                .iter()
-                .any(|l| l.header.index == link.index && netlink::ip_of(l) == Some(a.ip))
+        let here = |l: &AddressMessage| {
+            l.header.index == link.index
+                && netlink::ip_of(l).is_some_and(|ip| set.place.contains_key(&ip))
         };
-        if !set.addresses.iter().any(here) {
+        if !listed.iter().any(here) {
             return Ok(None);
         }
-        set.no_prefix_route = prefix_route_is_anothers(set, link, &listed);
+        set.no_prefix_route = prefix_route_is_anothers(set, link, listed);
         set.shared.adopt(first, deadline);
         set.phase = Phase::Open;
         set.announced_from = now();
@@ -756,7 +854,7 @@ impl Worker {
             if now() < set.retry_at {
                 continue;
             }
-            if set.phase == Phase::Closing {
+            if set.phase == Phase::Closing && set.going == 0 {
                 self.close(i);
             }
             let set = &self.sets[i];
@@ -789,9 +887,13 @@ impl Worker {
             Err(what) => return self.open_failed(i, what),
         };
         // 1. The kernel's gate, shut, before any address is there.
-        if let Err(what) = self.lead(i).and_then(|()| self.hold_gate()) {
+        // A device of its own has just come.
+        let held = self.moment().gate_held && self.sets[i].device.is_none();
+        let hold = |worker: &mut Self| if held { Ok(()) } else { worker.hold_gate() };
+        if let Err(what) = self.lead(i).and_then(|()| hold(self)) {
             return self.open_failed(i, what);
         }
+        self.moment.gate_held = true;
         self.sets[i].shared.absent();
 
         // 2. Addresses.
@@ -819,16 +921,9 @@ impl Worker {
         });
         self.settle(i);
         self.speak();
-        let set = &self.sets[i];
-        if let Some(link) = &set.link
-            && set.generation == generation
-            && let Err(e) = self.netlink.forget_neighbours(link.index, &set.addresses)
-        {
-            log::warn!(
-                "{}: cannot remove own neighbour entries on {}: {e}",
-                set.v,
-                link.name
-            );
+        let set = &mut self.sets[i];
+        if set.generation == generation {
+            set.unforgotten = 0;
         }
 
         self.guard();
@@ -874,6 +969,41 @@ impl Worker {
         }
     }
 
+    /// Removes a piece of our own view of addresses that are here now. Whether there is more.
+    fn forget_some(&mut self) -> bool {
+        let waits = |s: &Set| s.phase == Phase::Open && s.unforgotten < s.addresses.len();
+        let Some(i) = self.sets.iter().position(waits) else {
+            return false;
+        };
+        let set = &mut self.sets[i];
+        let Some(link) = &set.link else { return false };
+        let piece = set.unforgotten..(set.unforgotten + BATCH).min(set.addresses.len());
+        set.unforgotten = piece.end;
+        let done = self
+            .netlink
+            .forget_neighbours(link.index, &set.addresses[piece]);
+        if let Err(e) = done {
+            log::warn!(
+                "{}: cannot remove own neighbour entries on {}: {e}",
+                set.v,
+                link.name
+            );
+        }
+        true
+    }
+
+    /// What the kernel said, if that was in this moment.
+    fn moment(&mut self) -> &mut Moment {
+        let now = now();
+        if now.since(self.moment.at) > MOMENT {
+            self.moment = Moment {
+                at: now,
+                ..Moment::default()
+            };
+        }
+        &mut self.moment
+    }
+
     fn usable_link(&mut self, i: usize) -> Result<Link, String> {
         if self.sets[i].device.is_some() {
             return self.raise(i);
@@ -885,9 +1015,15 @@ impl Worker {
 
     /// The interface that is configured, whatever carries the addresses.
     fn configured_link(&mut self, i: usize) -> Result<Option<Link>, String> {
-        let name = &self.sets[i].network;
-        let found = self.netlink.link(name);
-        found.map_err(|e| format!("cannot look up interface {name}: {e}"))
+        let name = self.sets[i].network.clone();
+        if let Some(link) = self.moment().links.get(&name) {
+            return Ok(Some(link.clone()));
+        }
+        let found = self.netlink.link(&name);
+        let found = found.map_err(|e| format!("cannot look up interface {name}: {e}"))?;
+        let known = found.clone().map(|link| (name, link));
+        self.moment.links.extend(known);
+        Ok(found)
     }
 
     /// Adds the addresses; none if that failed, or the deadline passed meanwhile.
@@ -899,19 +1035,23 @@ impl Worker {
         set.phase = Phase::Open;
         set.renewed = 0;
         set.renew_at = now() + set.renewal();
-        let has = |v6: bool| set.addresses.iter().any(|a| a.ip.is_ipv6() == v6);
-        if has(false) {
+        let v6 = set.ipv6_count();
+        if v6 < set.addresses.len() {
             keep_secondaries(&link.name);
         }
-        if has(true) || set.device.is_some() {
+        if v6 > 0 || set.device.is_some() {
             // Without the list we would share the route: no reason not to open.
-            let listed = self.netlink.addresses().unwrap_or_default();
+            let listed = self.listed();
+            let set = &mut self.sets[i];
             set.no_prefix_route = prefix_route_is_anothers(set, link, &listed);
         }
+        let large = self.realtime.filter(|_| self.sets[i].is_large());
+        let _hold = large.map(Hold::begin);
         let mut from = 0;
         while from < self.sets[i].addresses.len() {
             let set = &self.sets[i];
-            let to = (from + set.batch()).min(set.addresses.len());
+            let batch = set.batch(large.is_some());
+            let to = (from + batch).min(set.addresses.len());
             let settings = set.settings(link, from..to);
             if let Some(what) = refusal(link, &settings, self.netlink.set(&settings)) {
                 self.open_failed(i, what);
@@ -924,6 +1064,16 @@ impl Worker {
             }
         }
         Some(generation)
+    }
+
+    /// All addresses of this machine, of this moment; none if they cannot be had.
+    fn listed(&mut self) -> Arc<Vec<AddressMessage>> {
+        if let Some(listed) = &self.moment().listed {
+            return listed.clone();
+        }
+        let listed = Arc::new(self.netlink.addresses().unwrap_or_default());
+        self.moment.listed = Some(listed.clone());
+        listed
     }
 
     fn open_failed(&mut self, i: usize, what: String) {
@@ -977,7 +1127,7 @@ impl Worker {
             }
         }
         let set = &mut self.sets[i];
-        let range = set.renewed..(set.renewed + set.batch()).min(set.addresses.len());
+        let range = set.renewed..(set.renewed + set.batch(false)).min(set.addresses.len());
         set.renewed = range.end;
         let settings = set.settings(&link, range.clone());
         if range.end == set.addresses.len() {
@@ -995,6 +1145,9 @@ impl Worker {
     fn notice(&mut self) {
         let mut removed: HashMap<usize, Vec<VirtualAddress>> = HashMap::new();
         for change in self.netlink.changes() {
+            if !matches!(change, Change::Removed(..)) {
+                self.moment = Moment::default();
+            }
             match change {
                 Change::Removed(interface, ip) => {
                     let Some(&i) = self.owner.get(&ip) else {
@@ -1006,7 +1159,7 @@ impl Worker {
                         removed
                             .entry(i)
                             .or_default()
-                            .extend(set.addresses.iter().find(|a| a.ip == ip));
+                            .extend(set.place.get(&ip).map(|n| set.addresses[*n]));
                     }
                 }
                 Change::Link(link) => self.link_changed(&link),
@@ -1026,8 +1179,16 @@ impl Worker {
                 Change::Unknown => {
                     self.gate_partial = true;
                     let open = |s: &&Set| s.phase == Phase::Open;
+                    let listed = self.listed();
+                    let here = |l: &AddressMessage| Some((l.header.index, netlink::ip_of(l)?));
+                    let here: HashSet<_> = listed.iter().filter_map(here).collect();
                     for (i, set) in self.sets.iter().enumerate().filter(|(_, s)| open(s)) {
-                        removed.insert(i, set.addresses.clone());
+                        let there = |a: &&VirtualAddress| {
+                            let index = set.link.as_ref().map(|l| l.index);
+                            index.is_some_and(|index| here.contains(&(index, a.ip)))
+                        };
+                        let missing = set.addresses.iter().filter(|a| !there(a));
+                        removed.insert(i, missing.copied().collect());
                     }
                     for set in &mut self.sets {
                         set.retry_at = BootTime(0);
@@ -1127,7 +1288,12 @@ impl Worker {
         let (Phase::Open, Some(link)) = (set.phase, set.link.clone()) else {
             return;
         };
-        let places = (0..set.addresses.len()).filter(|n| addresses.contains(&set.addresses[*n]));
+        let mut places: Vec<usize> = addresses
+            .iter()
+            .filter_map(|a| set.place.get(&a.ip).copied())
+            .collect();
+        places.sort_unstable();
+        let places = places.into_iter();
         let settings: Vec<Setting> = places.flat_map(|n| set.settings(&link, n..n + 1)).collect();
         let mut answers = self.netlink.add_missing(&settings);
         let mut there = Vec::new();
@@ -1140,6 +1306,7 @@ impl Worker {
         if let Some(what) = refusal(&link, &settings, answers) {
             return self.open_failed(i, what);
         }
+        let there: HashSet<usize> = there.into_iter().collect();
         let restored: Vec<VirtualAddress> = (0..settings.len())
             .filter(|n| !there.contains(n))
             .map(|n| settings[n].address)
@@ -1390,7 +1557,9 @@ impl Worker {
 
     /// The clean stop begins.
     fn close_all(&mut self) {
-        self.closing = Some(now() + CLOSE_MAX);
+        let v6: usize = self.sets.iter().map(Set::ipv6_count).sum();
+        let per_address = CLOSE_PER_IPV6 * u32::try_from(v6).unwrap_or(u32::MAX);
+        self.closing = Some(now() + CLOSE_MAX + per_address);
         for i in 0..self.sets.len() {
             if self.sets[i].phase != Phase::Shut {
                 self.close(i);
@@ -1462,7 +1631,8 @@ impl Worker {
             return;
         }
         let other = set.interface != interface || set.network != new.interface;
-        let goes = |a: &VirtualAddress| other || !new.addresses.contains(a);
+        let stay: HashSet<&VirtualAddress> = new.addresses.iter().collect();
+        let goes = |a: &VirtualAddress| other || !stay.contains(a);
         let going: Vec<_> = set.addresses.iter().rev().copied().filter(goes).collect();
         if let Some(link) = &set.link
             && let Err(e) = self.netlink.remove(link.index, &going)
@@ -1477,7 +1647,7 @@ impl Worker {
         if let Some(door) = &set.shared.door {
             let mut gone = set.addresses.iter();
             gone.by_ref()
-                .filter(|a| !new.addresses.contains(a))
+                .filter(|a| !stay.contains(a))
                 .for_each(|a| door.forget(a));
             set.device.iter().for_each(|d| door.forget_mac(d.mac));
         }
@@ -1485,7 +1655,9 @@ impl Worker {
         set.network = new.interface;
         set.interface = interface;
         set.device = device;
+        set.place = places(&new.addresses);
         set.addresses = new.addresses;
+        set.going = 0;
         set.claims.clear();
         set.retry_at = BootTime(0);
         set.next_burst = BURSTS.len();
@@ -1597,7 +1769,6 @@ fn refusal(
 /// network is that one's then, and must not get our address's lifetime. (IPv4 sees to that by itself, but not
 /// between two interfaces: the server would go on with the virtual address as its own.)
 fn prefix_route_is_anothers(set: &Set, link: &Link, listed: &[AddressMessage]) -> Vec<bool> {
-    let own = &set.addresses;
     let bits = |ip: IpAddr| match ip {
         IpAddr::V6(ip) => Some(u128::from(ip)),
         IpAddr::V4(ip) if set.device.is_some() => Some(u128::from(ip.to_bits()) << 96),
@@ -1609,21 +1780,21 @@ fn prefix_route_is_anothers(set: &Set, link: &Link, listed: &[AddressMessage]) -
         .filter(|l| l.header.index == link.index || Some(l.header.index) == below)
         .filter_map(|l| {
             netlink::ip_of(l)
-                .filter(|ip| own.iter().all(|a| a.ip != *ip))
+                .filter(|ip| !set.place.contains_key(ip))
                 .zip(Some(l.header.prefix_len))
         })
         .filter_map(|(ip, prefix)| Some((bits(ip)?, prefix)))
         .collect();
-    own.iter()
-        .map(|a| {
-            let Some(ip) = bits(a.ip) else { return false };
-            let host_bits = 128 - u32::from(a.prefix.min(128));
-            let network = |ip: u128| ip.checked_shr(host_bits).unwrap_or(0);
-            others
-                .iter()
-                .any(|(other, prefix)| *prefix == a.prefix && network(*other) == network(ip))
-        })
-        .collect()
+    let own = set.addresses.iter();
+    own.map(|a| {
+        let Some(ip) = bits(a.ip) else { return false };
+        let host_bits = 128 - u32::from(a.prefix.min(128));
+        let network = |ip: u128| ip.checked_shr(host_bits).unwrap_or(0);
+        others
+            .iter()
+            .any(|(other, prefix)| *prefix == a.prefix && network(*other) == network(ip))
+    })
+    .collect()
 }
 
 /// Without this the kernel drops an interface's other addresses of a network together with the first one.

@@ -143,8 +143,10 @@ pub struct VirtualServerView {
     pub master: Option<ServerName>,
     /// The term of that master, or the highest known.
     pub term: Term,
-    /// As in the configuration.
+    /// As in the configuration, the first of them: those of all virtual servers must fit into one answer.
     pub addresses: Vec<String>,
+    /// How many there are.
+    pub addresses_total: u32,
     /// The MAC address that moves along with them; none: that of whichever server has them.
     pub mac: Option<String>,
     /// What guards the addresses, and why not something better.

@@ -6,6 +6,7 @@ mod handovers;
 mod load;
 mod macs;
 mod roles;
+mod scale;
 mod subject;
 mod table;
 mod watch;
@@ -62,6 +63,18 @@ const fn by_name(runs: Runs, scenario: Scenario) -> Scenario {
     }
 }
 
+const fn alone(
+    key: &'static str,
+    play: fn(&System, &Options) -> Result<Figures, Error>,
+) -> Scenario {
+    Scenario {
+        key,
+        usual: false,
+        runs: Runs::Asked,
+        play: Play::Alone(play),
+    }
+}
+
 const SCENARIOS: &[Scenario] = &[
     fault("power", faults::power),
     fault("cable", faults::cable),
@@ -95,6 +108,9 @@ const SCENARIOS: &[Scenario] = &[
         runs: Runs::Asked,
         play: Play::Alone(crowd::crowd),
     },
+    alone("addresses-1000", scale::thousand),
+    alone("addresses-10000", scale::ten_thousand),
+    alone("virtuals-200", scale::virtuals),
 ];
 
 /// What the command line asks for.
