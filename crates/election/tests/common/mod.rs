@@ -1116,7 +1116,8 @@ impl Sim {
                 }
             }
             Output::HandOver(v, patience) => {
-                assert_eq!(patience, self.servers[i].settings.lease);
+                // A longer lease than promised so far waits for the disk (R23).
+                assert!(patience > Duration::ZERO);
                 self.servers[i].handed_over.0 += 1;
                 self.output(i, Output::Shut(v));
             }

@@ -253,7 +253,7 @@ fn killed() {
         stage.takeover().late_packets().held == 3
     });
     stage.takeover = None;
-    assert_eq!(taps(), 0);
+    wait_for("the tap goes", || taps() == 0);
     ask(&peer, VIP, 0..3, false);
     assert_eq!(stage.restart(vec![set(&VIPS)]), []);
     assert_eq!(taps(), 1);
