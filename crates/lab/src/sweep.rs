@@ -97,7 +97,7 @@ impl Sweep {
     /// Asks until every address is answered; by which server each.
     pub fn holders(&mut self, limit: Duration) -> Result<Vec<usize>, Error> {
         let mut holders = vec![None; self.addresses.len()];
-        self.ask(limit, RATE, &mut holders, |server| Some(server));
+        self.ask(limit, RATE, &mut holders, Some);
         let missing = holders.iter().filter(|h| h.is_none()).count();
         let all: Option<Vec<usize>> = holders.into_iter().collect();
         all.ok_or_else(|| {
