@@ -24,7 +24,7 @@ const TRIES_MAX: u32 = 3;
 
 impl Elector {
     /// D: how long a call may take (ELECTION, "What a configuration must satisfy").
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         self.lease / 4
     }
 

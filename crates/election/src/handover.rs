@@ -163,7 +163,15 @@ impl Elector {
         active: bool,
     ) {
         self.note_release(now, name, &released);
-        if !active || invited.as_ref() != Some(&self.settings.me) {
+        let Some(invited) = invited.filter(|_| active) else {
+            return;
+        };
+        if invited != self.settings.me {
+            // It has its call's time (R19): two candidates at once may win no majority, for the length of a promise.
+            let first = now + self.patience();
+            if let Some(v) = self.virtuals.get_mut(name) {
+                v.not_before = v.not_before.max(first);
+            }
             return;
         }
         let able = self.able_to_serve(now, name);

@@ -755,6 +755,30 @@ fn r19_an_invitation_into_a_term_that_is_over_is_declined() {
 }
 
 #[test]
+fn r19_the_others_leave_the_invited_server_the_time_of_its_call() {
+    for lost in [false, true] {
+        let mut sim = Sim::settled(&Setup::default());
+        let old = sim.master().unwrap();
+        let (to, other) = ((old + 1) % 3, (old + 2) % 3);
+        sim.settings(other, |settings| {
+            for v in settings.virtual_servers.values_mut() {
+                v.priority = 200; // first in rank: it would stand at once
+            }
+        });
+        sim.run(secs(2));
+        // The invitation takes longer than the news that nobody is master.
+        sim.links[old][to].delay = (8_000, 8_000);
+        sim.wish(old, Wish::Promote(sim.servers[to].name.clone(), None));
+        sim.until(secs(1), |s| !s.gate_open(old, "web"));
+        if lost {
+            sim.power_off(to);
+        }
+        sim.until(secs(1), |s| s.master().is_some_and(|m| m != old));
+        assert_eq!(sim.master(), Some(if lost { other } else { to }));
+    }
+}
+
+#[test]
 fn r21_what_a_blank_server_has_learned_counts_only_when_it_is_on_disk() {
     let mut sim = Sim::settled(&Setup {
         blank: 1,

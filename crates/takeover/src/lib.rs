@@ -464,8 +464,7 @@ impl Takeover {
             let started = Worker::start(
                 with_shared,
                 worker_gate,
-                inbox,
-                worker_waker,
+                (inbox, worker_waker),
                 worker_emit,
                 worker_refresher,
                 devices,

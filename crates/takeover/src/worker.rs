@@ -410,8 +410,7 @@ impl Worker {
     pub(crate) fn start(
         sets: Vec<(AddressSet, Arc<Shared>)>,
         gate: Option<Gate>,
-        commands: Receiver<Command>,
-        waker: Arc<EventFd>,
+        (commands, waker): (Receiver<Command>, Arc<EventFd>),
         emit: Emit,
         refresher: refresher::Handle,
         devices: Devices,
