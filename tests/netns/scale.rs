@@ -1,8 +1,8 @@
 //! Many addresses in one virtual server, many virtual servers: all of them move, and no beat waits for it.
 
-use crate::scene::{Outcome, ensure, with};
+use crate::scene::{Failure, Outcome, ensure, with};
 use lab::{Cluster, LONG, Profile, Spec, Stalls, Sweep};
-use std::time::{Duration, Instant};
+use std::{thread, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(40);
 
@@ -20,9 +20,13 @@ fn all_move(cluster: &mut Cluster) -> Outcome {
     let holders = sweep.holders(LIMIT)?;
     let stalls = Stalls::start()?;
     let master = cluster.wait_master(0, None)?;
-    let start = Instant::now();
-    cluster.power_loss(master)?;
-    let swept = sweep.back(&holders, master, start, LIMIT);
+    let swept = thread::scope(|scope| {
+        let swept = scope.spawn(|| sweep.back(&holders, master, LIMIT));
+        cluster.power_loss(master)?;
+        swept
+            .join()
+            .map_err(|_| Failure::Wrong("the sweep panicked".to_owned()))
+    })?;
     ensure(swept.asked > 0, "the master had none of the addresses")?;
     ensure(
         swept.missing == 0,

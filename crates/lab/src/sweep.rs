@@ -20,7 +20,7 @@ use std::{
     collections::HashMap,
     net::Ipv4Addr,
     os::fd::{AsRawFd, OwnedFd},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 type Mac = [u8; 6];
@@ -28,6 +28,8 @@ type Mac = [u8; 6];
 const BROADCAST: Mac = [0xff; 6];
 /// Questions sent in each millisecond.
 const RATE: usize = 50;
+/// The same before anything has happened.
+const CALM: usize = 5;
 
 /// Asks many addresses, from the client's host.
 pub struct Sweep {
@@ -95,7 +97,7 @@ impl Sweep {
     /// Asks until every address is answered; by which server each.
     pub fn holders(&mut self, limit: Duration) -> Result<Vec<usize>, Error> {
         let mut holders = vec![None; self.addresses.len()];
-        self.ask(limit, &mut holders, |_, server| Some(server));
+        self.ask(limit, RATE, &mut holders, Some);
         let missing = holders.iter().filter(|h| h.is_none()).count();
         let all: Option<Vec<usize>> = holders.into_iter().collect();
         all.ok_or_else(|| {
@@ -104,22 +106,16 @@ impl Sweep {
     }
 
     /// Asks for the addresses that `old` held (as [`Sweep::holders`] told) until others answer; times are counted
-    /// from `since`.
-    pub fn back(
-        &mut self,
-        holders: &[usize],
-        old: usize,
-        since: Instant,
-        limit: Duration,
-    ) -> Swept {
-        let start = pace::now() - pace::nanos(since.elapsed());
+    /// from now.
+    pub fn back(&mut self, holders: &[usize], old: usize, limit: Duration) -> Swept {
+        let start = pace::now();
         let mut times = vec![None; self.addresses.len()];
         for (time, holder) in times.iter_mut().zip(holders) {
             if *holder != old {
                 *time = Some(u64::MAX);
             }
         }
-        self.ask(limit, &mut times, |_, server| {
+        self.ask(limit, CALM, &mut times, |server| {
             (server != old).then(pace::now)
         });
         let own = || times.iter().zip(holders).filter(|(_, h)| **h == old);
@@ -159,8 +155,9 @@ impl Sweep {
     fn ask<T>(
         &mut self,
         limit: Duration,
+        mut rate: usize,
         outcomes: &mut [Option<T>],
-        outcome: impl Fn(usize, usize) -> Option<T>,
+        outcome: impl Fn(usize) -> Option<T>,
     ) {
         let _ = daemon::sys::scheduler_fifo(PRECEDENCE);
         let (mut due, end) = (pace::now(), pace::now() + pace::nanos(limit));
@@ -169,7 +166,7 @@ impl Sweep {
             .collect();
         let mut next = 0;
         while !waiting.is_empty() && pace::now() < end {
-            for _ in 0..RATE.min(waiting.len()) {
+            for _ in 0..rate.min(waiting.len()) {
                 let n = waiting[next % waiting.len()];
                 next += 1;
                 let frame = match self.table[n] {
@@ -195,8 +192,10 @@ impl Sweep {
                             (self.place.get(&address), self.server(mac))
                             && outcomes[*n].is_none()
                         {
-                            outcomes[*n] = outcome(*n, server);
-                            changed = true;
+                            outcomes[*n] = outcome(server);
+                            if outcomes[*n].is_some() {
+                                (changed, rate) = (true, RATE);
+                            }
                         }
                     }
                     None => {}

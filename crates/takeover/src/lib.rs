@@ -467,13 +467,12 @@ impl Takeover {
                 (inbox, worker_waker),
                 worker_emit,
                 worker_refresher,
-                realtime,
                 devices,
             );
             match started {
                 Ok((worker, adopted)) => {
                     let _ = report.send(Ok(adopted));
-                    worker.run();
+                    worker.run(realtime);
                 }
                 Err(e) => {
                     let _ = report.send(Err(e));

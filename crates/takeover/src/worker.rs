@@ -413,7 +413,6 @@ impl Worker {
         (commands, waker): (Receiver<Command>, Arc<EventFd>),
         emit: Emit,
         refresher: refresher::Handle,
-        realtime: Option<i32>,
         devices: Devices,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let needs = "a packet socket (CAP_NET_RAW is needed)";
@@ -430,7 +429,7 @@ impl Worker {
             gate_partial: false,
             closing: None,
             refresher,
-            realtime,
+            realtime: None,
             moment: Moment::default(),
             devices,
             netlink: Netlink::open()?,
@@ -480,7 +479,9 @@ impl Worker {
         Ok((worker, adopted))
     }
 
-    pub(crate) fn run(mut self) {
+    /// `realtime`: the priority of this thread, if it has real time.
+    pub(crate) fn run(mut self, realtime: Option<i32>) {
+        self.realtime = realtime;
         let _abort = Abort;
         while self.take_commands() {
             self.guard();

@@ -1459,6 +1459,39 @@ behind_the_gate!(a_clean_stop_takes_the_gate_away, || {
     wait_for("answers", || client.count(ms(20)) > 0);
 });
 
+behind_the_gate!(removing_a_thousand_addresses_delays_no_opening, || {
+    let _peer = cable();
+    let many: Vec<String> = (0..1000).map(|n| format!("2001:db8:1::{n:x}/64")).collect();
+    let texts: Vec<&str> = many.iter().map(String::as_str).collect();
+    let mail: VirtualServerName = "mail".parse().unwrap();
+    let other = AddressSet {
+        virtual_server: mail.clone(),
+        ..set(&[VIP])
+    };
+    let stage = Stage::new(vec![set(&texts), other]);
+    let there = || {
+        sh("ip -o address show dev s0")
+            .matches("2001:db8:1:")
+            .count()
+    };
+    stage.open(ms(60_000));
+    stage.takeover().shut(&web());
+    stage.takeover().open(&mail, now() + ms(60_000));
+    loop {
+        match stage.event().0 {
+            Event::Shut { .. } => {}
+            event => {
+                assert_eq!(event, Event::Opened { v: mail.clone() });
+                break;
+            }
+        }
+    }
+    let left = there();
+    assert!(left > 500, "only {left} were left when the other opened");
+    wait_for("the removal", || there() == 0);
+    assert!(here(VIP));
+});
+
 behind_the_gate!(shutting_a_thousand_addresses_waits_for_none, || {
     let _peer = cable();
     let many: Vec<String> = (0..1000)

@@ -88,9 +88,12 @@ fn moved(
         cluster.net().quiet(false);
     }
     let holders = sweep.holders(LIMIT)?;
-    let start = Instant::now();
-    subject.power_loss(master)?;
-    let swept = sweep.back(&holders, master, start, LIMIT);
+    let swept = thread::scope(|scope| {
+        let swept = scope.spawn(|| sweep.back(&holders, master, LIMIT));
+        subject.power_loss(master)?;
+        let panicked = |_| Error::Wrong("the sweep panicked".to_owned());
+        swept.join().map_err(panicked)
+    })?;
     let wrong = swept.missing + sweep.doubly_held();
     let values = [
         millis(swept.last.saturating_sub(swept.first)),
