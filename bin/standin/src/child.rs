@@ -4,6 +4,7 @@ use daemon::{
     Args, Boot, Error, START_PRIORITY,
     sys::{pidfd_open, pidfd_send_signal, scheduler_fifo, scheduler_fifo_for_children},
 };
+use nix::sys::signal::Signal;
 use protocol::{
     BootTime, Role,
     local::{
@@ -16,7 +17,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::process::CommandExt,
+        unix::process::{CommandExt, ExitStatusExt},
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -30,8 +31,10 @@ const DEATHS_MAX: usize = 5;
 /// What counts as repeated.
 const DEATHS_SPAN: Duration = Duration::from_secs(10);
 /// Whoever lived so long was well: its death is the first again, for mending it at once costs a twentieth of a
-/// processor at most (a start takes some 10 ms). Longer, and the deaths of kill after kill would be counted.
+/// processor at most (a start takes some 10 ms).
 const WELL: Duration = Duration::from_millis(200);
+/// The same for one that SIGKILL ended, which no fault of its own does: an operator, or a kernel short of memory.
+const WELL_IF_KILLED: Duration = Duration::from_millis(50);
 /// First and last pause before the next start after repeated deaths.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -56,6 +59,8 @@ pub struct Keeper {
     started: BootTime,
     starts: u64,
     deaths: Deaths,
+    /// The last death was by SIGKILL.
+    killed: bool,
     /// When it must be started.
     pub start_at: Option<BootTime>,
     /// When it must be killed, because it was asked to end.
@@ -85,6 +90,7 @@ impl Keeper {
             started,
             starts,
             deaths,
+            killed: false,
             start_at,
             kill_at: None,
         }
@@ -147,10 +153,14 @@ impl Keeper {
     /// Reaps the process if it has ended; how it ended, in words.
     pub fn reap(&mut self) -> Option<String> {
         let process = self.process.as_mut()?;
+        self.killed = false;
         let how = match &mut process.child {
             Some(child) => match child.try_wait() {
                 Ok(None) => return None,
-                Ok(Some(status)) => status.to_string(),
+                Ok(Some(status)) => {
+                    self.killed = status.signal() == Some(Signal::SIGKILL as i32);
+                    status.to_string()
+                }
                 Err(e) => e.to_string(),
             },
             // Only the kernel's word counts, whoever reaps it.
@@ -164,7 +174,8 @@ impl Keeper {
 
     /// The role died unasked: when to start it again.
     pub fn mourn(&mut self, now: BootTime) -> Duration {
-        if now.since(self.started) >= WELL {
+        let well = if self.killed { WELL_IF_KILLED } else { WELL };
+        if now.since(self.started) >= well {
             self.deaths = Deaths::default();
         }
         let pause = self.deaths.note(now);
@@ -172,7 +183,7 @@ impl Keeper {
         pause
     }
 
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+    pub fn signal(&self, signal: Signal) {
         if let Some(process) = &self.process
             && let Err(e) = pidfd_send_signal(process.pidfd.as_fd(), signal as i32)
         {
@@ -308,5 +319,8 @@ mod tests {
             keeper.started = at(now);
         }
         assert_eq!(keeper.mourn(at(now + 199)), PAUSE.0);
+        // Killed from outside, a shorter life is enough.
+        keeper.killed = true;
+        assert_eq!(keeper.mourn(at(now + 50)), Duration::ZERO);
     }
 }
