@@ -17,19 +17,17 @@
 
 use crate::{
     Error, Mac, Shared, arp,
-    clock::{Timer, now},
+    clock::now,
     gate::{Gate, NOTE, Note},
     ndp,
+    sleep::Sleeper,
     sys::{
         self, PacketSocket,
         tap::{Tap, mac_of},
     },
 };
 use crossbeam_channel::{Receiver, Sender};
-use nix::sys::{
-    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-    eventfd::{EfdFlags, EventFd},
-};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use protocol::{BootTime, VirtualServerName};
 use std::{
     collections::{HashMap, VecDeque},
@@ -205,10 +203,8 @@ struct Holder {
     tap: Tap,
     shut: Shut,
     commands: Receiver<Command>,
-    waker: Arc<EventFd>,
     counters: Arc<Counters>,
-    timer: Timer,
-    epoll: Epoll,
+    sleeper: Sleeper,
     sender: PacketSocket,
     /// Only during a handover.
     ears: Option<Ears>,
@@ -243,11 +239,8 @@ pub(crate) fn start(
         tap,
         shut,
         commands: inbox,
-        waker: handle.waker.clone(),
         counters: handle.counters.clone(),
-        timer: Timer::new()?,
-        epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|e| Error::kernel("an epoll descriptor")(e.into()))?,
+        sleeper: Sleeper::new(handle.waker.clone())?,
         sender: PacketSocket::sender().map_err(Error::kernel("a packet socket"))?,
         ears: None,
         macs: HashMap::new(),
@@ -259,8 +252,9 @@ pub(crate) fn start(
         buffer: vec![0; 1 << 16],
     };
     holder
-        .watch()
-        .map_err(|e| Error::kernel("an epoll descriptor")(e.into()))?;
+        .sleeper
+        .watch(&holder.tap)
+        .map_err(Error::kernel("an epoll descriptor"))?;
     let run = move || {
         if let Some(priority) = realtime
             && let Err(e) = sys::scheduler_fifo(priority)
@@ -328,9 +322,8 @@ impl Holder {
             arp: PacketSocket::receiver(arp::ETHERTYPE, Vec::new())?,
             nd: PacketSocket::receiver(ndp::ETHERTYPE, sys::neighbour_discovery_filter())?,
         };
-        let readable = EpollEvent::new(EpollFlags::EPOLLIN, 0);
-        self.epoll.add(&ears.arp, readable)?;
-        self.epoll.add(&ears.nd, readable)?;
+        self.sleeper.watch(&ears.arp)?;
+        self.sleeper.watch(&ears.nd)?;
         Ok(ears)
     }
 
@@ -490,13 +483,6 @@ impl Holder {
         }
     }
 
-    fn watch(&self) -> nix::Result<()> {
-        let readable = EpollEvent::new(EpollFlags::EPOLLIN, 0);
-        self.epoll.add(self.waker.as_ref(), readable)?;
-        self.epoll.add(&self.timer, readable)?;
-        self.epoll.add(&self.tap, readable)
-    }
-
     fn wait(&mut self, busy: bool) {
         let after = Duration::from_nanos(1);
         let due = self.handovers.iter().map(|h| {
@@ -504,17 +490,7 @@ impl Holder {
             let until = h.drained.unwrap_or(h.until) + after;
             linger.filter(|l| *l < until && now() < *l).unwrap_or(until)
         });
-        if let Err(e) = self.timer.set(due.chain(self.blocked_until).min()) {
-            log::error!("cannot set the timer: {e}");
-        }
-        let timeout = if busy {
-            EpollTimeout::ZERO
-        } else {
-            EpollTimeout::NONE
-        };
-        // Interrupted or not: the round looks at everything.
-        let _ = self.epoll.wait(&mut [EpollEvent::empty(); 4], timeout);
-        let _ = self.waker.read();
+        self.sleeper.wait(due.chain(self.blocked_until).min(), busy);
     }
 }
 

@@ -34,6 +34,7 @@ mod outlive;
 mod refresh;
 mod refresher;
 mod scripts;
+mod sleep;
 mod sys;
 mod worker;
 

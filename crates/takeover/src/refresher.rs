@@ -6,15 +6,15 @@ use crate::{
     AddressSet, Error, Event, Shared, arp,
     arp::Mac,
     clients::{Clients, Teller},
-    clock::{Timer, now},
+    clock::now,
     ndp,
     neighbours::Tables,
     refresh::{Pace, Question, Receipts, Round, Target},
+    sleep::Sleeper,
     sys::{self, PacketSocket},
 };
 use crossbeam_channel::{Receiver, Sender};
 use nix::sys::{
-    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     eventfd::{EfdFlags, EventFd},
     socket::{setsockopt, sockopt},
 };
@@ -154,12 +154,10 @@ impl Running {
 
 struct Refresher<F> {
     commands: Receiver<Command>,
-    waker: Arc<EventFd>,
     emit: F,
     board: Board,
     tables: Tables,
-    timer: Timer,
-    epoll: Epoll,
+    sleeper: Sleeper,
     sender: PacketSocket,
     arp: PacketSocket,
     nd: PacketSocket,
@@ -194,13 +192,10 @@ impl<F: Fn(Event)> Refresher<F> {
         };
         let mut refresher = Self {
             commands,
-            waker,
             emit,
             board,
             tables: Tables::open()?,
-            timer: Timer::new()?,
-            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-                .map_err(|e| Error::kernel("an epoll descriptor")(e.into()))?,
+            sleeper: Sleeper::new(waker)?,
             sender: PacketSocket::sender().map_err(Error::kernel(needs))?,
             arp: receiver(arp::ETHERTYPE, sys::arp_answer_filter())?,
             nd: receiver(ndp::ETHERTYPE, sys::advertisement_filter())?,
@@ -216,17 +211,14 @@ impl<F: Fn(Event)> Refresher<F> {
         };
         refresher
             .watch()
-            .map_err(|e| Error::kernel("an epoll descriptor")(e.into()))?;
+            .map_err(Error::kernel("an epoll descriptor"))?;
         refresher.set_up(sets);
         Ok(refresher)
     }
 
-    fn watch(&self) -> nix::Result<()> {
-        let readable = EpollEvent::new(EpollFlags::EPOLLIN, 0);
-        self.epoll.add(self.waker.as_ref(), readable)?;
-        self.epoll.add(&self.timer, readable)?;
-        self.epoll.add(&self.arp, readable)?;
-        self.epoll.add(&self.nd, readable)
+    fn watch(&self) -> io::Result<()> {
+        self.sleeper.watch(&self.arp)?;
+        self.sleeper.watch(&self.nd)
     }
 
     fn run(mut self) {
@@ -512,17 +504,7 @@ impl<F: Fn(Event)> Refresher<F> {
         let telling = telling.filter_map(|(set, _)| self.interfaces.get(&set.interface));
         let telling = telling.map(|interface| interface.teller.next());
         let due = asking.into_iter().chain(reading).chain(telling).min();
-        if let Err(e) = self.timer.set(due) {
-            log::error!("cannot set the timer: {e}");
-        }
-        let timeout = if busy {
-            EpollTimeout::ZERO
-        } else {
-            EpollTimeout::NONE
-        };
-        // Interrupted or not: the round looks at everything.
-        let _ = self.epoll.wait(&mut [EpollEvent::empty(); 4], timeout);
-        let _ = self.waker.read();
+        self.sleeper.wait(due, busy);
     }
 }
 

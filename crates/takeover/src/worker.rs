@@ -3,7 +3,7 @@
 use crate::{
     AddressSet, Adopted, Emit, Error, Event, Shared,
     arp::{self, Mac},
-    clock::{Timer, now},
+    clock::now,
     gate::{
         Earlier,
         any::{Door, Gate},
@@ -12,17 +12,12 @@ use crate::{
     ndp,
     netlink::{self, BATCH, Change, Link, Netlink, Setting},
     refresher::{self, Opening},
+    sleep::Sleeper,
     sys::{self, Hold, PacketSocket},
 };
 use config::VirtualAddress;
 use crossbeam_channel::Receiver;
-use nix::{
-    errno::Errno,
-    sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-        eventfd::EventFd,
-    },
-};
+use nix::{errno::Errno, sys::eventfd::EventFd};
 use protocol::{BootTime, VirtualServerName};
 use rtnetlink::packet_route::address::AddressMessage;
 use std::{
@@ -381,7 +376,6 @@ pub(crate) struct Worker {
     /// The place in `sets` of each address.
     owner: HashMap<IpAddr, usize>,
     commands: Receiver<Command>,
-    waker: Arc<EventFd>,
     emit: Emit,
     gate: Option<Gate>,
     /// The interfaces are to be listed again before the gate is whole.
@@ -394,8 +388,7 @@ pub(crate) struct Worker {
     moment: Moment,
     devices: Devices,
     netlink: Netlink,
-    timer: Timer,
-    epoll: Epoll,
+    sleeper: Sleeper,
     sender: PacketSocket,
     arp: PacketSocket,
     /// Only while there is an IPv6 address.
@@ -423,7 +416,6 @@ impl Worker {
                 .collect(),
             owner: HashMap::new(),
             commands,
-            waker,
             emit,
             gate,
             gate_partial: false,
@@ -433,9 +425,7 @@ impl Worker {
             moment: Moment::default(),
             devices,
             netlink: Netlink::open()?,
-            timer: Timer::new()?,
-            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-                .map_err(|e| Error::kernel("an epoll descriptor")(e.into()))?,
+            sleeper: Sleeper::new(waker)?,
             sender: PacketSocket::sender().map_err(Error::kernel(needs))?,
             arp: PacketSocket::receiver(arp::ETHERTYPE, Vec::new())
                 .map_err(Error::kernel(needs))?,
@@ -447,7 +437,7 @@ impl Worker {
         };
         worker
             .watch()
-            .map_err(|e| Error::kernel("an epoll descriptor")(e.into()))?;
+            .map_err(Error::kernel("an epoll descriptor"))?;
         worker.index();
         worker.listen_nd().map_err(Error::kernel(needs))?;
         let earlier = worker.gate.as_ref().and_then(|gate| gate.earlier());
@@ -1684,19 +1674,15 @@ impl Worker {
         self.owner = all.collect();
     }
 
-    fn watch(&self) -> nix::Result<()> {
-        let readable = EpollEvent::new(EpollFlags::EPOLLIN, 0);
-        self.epoll.add(self.waker.as_ref(), readable)?;
-        self.epoll.add(&self.timer, readable)?;
-        self.epoll.add(&self.arp, readable)?;
-        self.epoll.add(self.netlink.monitor(), readable)
+    fn watch(&self) -> io::Result<()> {
+        self.sleeper.watch(&self.arp)?;
+        self.sleeper.watch(self.netlink.monitor())
     }
 
     fn listen_nd(&mut self) -> io::Result<()> {
         if self.nd.is_none() && self.owner.keys().any(IpAddr::is_ipv6) {
             let nd = PacketSocket::receiver(ndp::ETHERTYPE, sys::neighbour_discovery_filter())?;
-            self.epoll
-                .add(&nd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+            self.sleeper.watch(&nd)?;
             self.nd = Some(nd);
         }
         Ok(())
@@ -1705,17 +1691,7 @@ impl Worker {
     fn wait(&mut self, busy: bool) {
         let queue = (!self.queue.is_empty()).then(|| self.window_from + WINDOW);
         let due = self.sets.iter().filter_map(Set::due).chain(queue).min();
-        if let Err(e) = self.timer.set(due) {
-            log::error!("cannot set the timer: {e}");
-        }
-        let timeout = if busy {
-            EpollTimeout::ZERO
-        } else {
-            EpollTimeout::NONE
-        };
-        // Interrupted or not: the round looks at everything.
-        let _ = self.epoll.wait(&mut [EpollEvent::empty(); 4], timeout);
-        let _ = self.waker.read();
+        self.sleeper.wait(due, busy);
     }
 }
 

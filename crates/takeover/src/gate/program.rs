@@ -354,13 +354,27 @@ mod tests {
         ]
     }
 
+    /// A gate and a door in it; none, and a word, where the kernel refuses.
+    fn loaded() -> Option<(Arc<Gate>, Door)> {
+        let loaded = Gate::load(PathBuf::new(), false);
+        let skipped = |why: &String| eprintln!("SKIPPED: no gate in the kernel here: {why}");
+        let gate = Arc::new(loaded.inspect_err(skipped).ok()?);
+        let door = Door::new(&gate, &"web".parse().unwrap()).unwrap();
+        Some((gate, door))
+    }
+
+    fn lead_both(door: &Door) -> [VirtualAddress; 2] {
+        let addresses = [IpAddr::V4(V4), IpAddr::V6(V6)];
+        let addresses = addresses.map(|ip| VirtualAddress { ip, prefix: 24 });
+        door.lead(&addresses).unwrap();
+        addresses
+    }
+
     #[test]
     fn whatever_leaves_with_a_virtual_mac_address_is_under_its_first_deadline() {
-        let gate = match Gate::load(PathBuf::new(), false) {
-            Ok(gate) => Arc::new(gate),
-            Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
+        let Some((gate, door)) = loaded() else {
+            return;
         };
-        let door = Door::new(&gate, &"web".parse().unwrap()).unwrap();
         door.lead_mac(MAC).unwrap();
         let far = now() + Duration::from_secs(60);
         let mut strangers = ipv4(OTHER4, OTHER4);
@@ -386,14 +400,10 @@ mod tests {
 
     #[test]
     fn each_packet_is_under_its_deadline() {
-        let gate = match Gate::load(PathBuf::new(), false) {
-            Ok(gate) => Arc::new(gate),
-            Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
+        let Some((gate, door)) = loaded() else {
+            return;
         };
-        let door = Door::new(&gate, &"web".parse().unwrap()).unwrap();
-        let addresses = [IpAddr::V4(V4), IpAddr::V6(V6)];
-        let addresses = addresses.map(|ip| VirtualAddress { ip, prefix: 24 });
-        door.lead(&addresses).unwrap();
+        let addresses = lead_both(&door);
         let far = now() + Duration::from_secs(60);
         let past = BootTime(now().0 - 1);
         for (first, second) in [
@@ -436,14 +446,10 @@ mod tests {
     #[test]
     fn while_held_packets_go_to_the_tap_and_replies_leave_until_the_drain_ends() {
         const TO_THE_TAP: i32 = 7;
-        let gate = match Gate::load(PathBuf::new(), false) {
-            Ok(gate) => Arc::new(gate),
-            Err(why) => return eprintln!("SKIPPED: no gate in the kernel here: {why}"),
+        let Some((gate, door)) = loaded() else {
+            return;
         };
-        let door = Door::new(&gate, &"web".parse().unwrap()).unwrap();
-        let addresses = [IpAddr::V4(V4), IpAddr::V6(V6)];
-        let addresses = addresses.map(|ip| VirtualAddress { ip, prefix: 24 });
-        door.lead(&addresses).unwrap();
+        lead_both(&door);
         let far = now() + Duration::from_secs(60);
         let past = BootTime(now().0 - 1);
         let all = |held: i32, replies: i32| {
