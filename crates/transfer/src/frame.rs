@@ -79,10 +79,12 @@ pub(crate) enum Request {
         set: String,
         replica: Replica,
     },
-    /// Entries with a sequence number above this one.
+    /// Entries with a sequence number above this one; the first of them.
     Changes {
         after: u64,
     },
+    /// The next of them.
+    More,
     /// Whole files.
     Files(Vec<(Path, Digest)>),
     /// How this part of a file is cut into chunks of about so many bytes.
@@ -132,7 +134,7 @@ pub(crate) enum Response {
         /// Up to where it believes the puller has all.
         told: u64,
     },
-    /// In the blob: entries as records.
+    /// In the blob: entries as records; none: that was all.
     Entries,
     /// In the blob: contents, or a part of them.
     Bytes {

@@ -3,7 +3,7 @@
 //! ```text
 //!   puller                                  server
 //!     Hello{set, replica}      ─────────▶     Hello{replica, last}       versions, clusters, chunkers agree
-//!     Changes{after}           ─────────▶     Entries, Entries ... Done  only what is new since last time
+//!     Changes{after}, More ... ─────────▶     Entries                    only what is new since last time
 //!     Files, Recipe, Pieces    ─────────▶     contents                   several requests ahead
 //!     Took{sequence}           ─────────▶     Done                       what is owed is less now
 //!     YourTurn                 ─────────▶     Hello ...                  and now the other way round
@@ -25,4 +25,4 @@ mod serve;
 pub use chunks::CHUNKER;
 pub use frame::{BLOB_MAX, Error, VERSION};
 pub use pull::{Greeting, Puller, Wanted};
-pub use serve::{Origin, serve};
+pub use serve::{Changes, Origin, serve};

@@ -9,7 +9,7 @@ use protocol::codec;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs::File,
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::fs::FileExt,
 };
 
@@ -36,10 +36,6 @@ pub struct Wanted<'a> {
     pub digest: &'a Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// Where it goes; empty, and at its beginning.
-    pub into: &'a File,
-    /// A file here that may have much of it.
-    pub like: Option<&'a File>,
 }
 
 /// Asks another replica over a byte stream.
@@ -99,68 +95,71 @@ impl<S: Read + Write> Puller<S> {
         }
     }
 
-    /// All entries newer than `after`, sorted by path, in batches.
-    pub fn changes(
-        &mut self,
-        after: u64,
-        mut batch: impl FnMut(Vec<(Path, Entry)>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.ask(&Request::Changes { after })?;
+    /// The first page of the entries newer than `after`, sorted by path; empty: there are none.
+    pub fn changes(&mut self, after: u64) -> Result<Vec<(Path, Entry)>, Error> {
+        self.page(&Request::Changes { after })
+    }
+
+    /// The next page; empty: that was all.
+    pub fn more(&mut self) -> Result<Vec<(Path, Entry)>, Error> {
+        self.page(&Request::More)
+    }
+
+    fn page(&mut self, request: &Request) -> Result<Vec<(Path, Entry)>, Error> {
+        self.ask(request)?;
         self.stream.flush()?;
-        loop {
-            match self.hear()? {
-                Response::Entries => batch(records(&self.blob)?)?,
-                Response::Done => return Ok(()),
-                _ => return Err(Error::Unexpected("no entries")),
-            }
+        match self.hear()? {
+            Response::Entries => records(&self.blob),
+            _ => Err(Error::Unexpected("no entries")),
         }
     }
 
-    /// The contents of these files, several requests ahead. For each in turn whether it came; it may not be there any
-    /// more. Whether it is what it should be is for the caller to see.
-    pub fn files(&mut self, wanted: &[Wanted<'_>]) -> Result<Vec<bool>, Error> {
+    /// The whole contents of these files, several requests ahead: `part` gets each file's number, a place in it and
+    /// what is there. For each in turn whether it came; it may not be there any more. Whether it is what it should be
+    /// is for the caller to see.
+    pub fn files(
+        &mut self,
+        wanted: &[Wanted<'_>],
+        mut part: impl FnMut(usize, u64, &[u8]) -> io::Result<()>,
+    ) -> Result<Vec<bool>, Error> {
         let mut came = vec![false; wanted.len()];
-        let small: Vec<usize> = (0..wanted.len())
-            .filter(|i| !by_recipe(&wanted[*i]))
-            .collect();
-        let mut groups = group(&small, wanted).into_iter();
+        let mut groups = group(wanted).into_iter();
         let mut under_way = VecDeque::new();
         loop {
             while under_way.len() < AHEAD
                 && let Some(next) = groups.next()
             {
-                let list = next
-                    .iter()
-                    .map(|i| (wanted[*i].path.clone(), *wanted[*i].digest));
-                self.ask(&Request::Files(list.collect()))?;
+                let list = wanted[next.clone()].iter();
+                let list = list.map(|w| (w.path.clone(), *w.digest)).collect();
+                self.ask(&Request::Files(list))?;
                 under_way.push_back(next);
             }
             self.stream.flush()?;
             let Some(first) = under_way.pop_front() else {
-                break;
+                return Ok(came);
             };
             for i in first {
-                came[i] = self.whole(&wanted[i])?;
+                came[i] = self.whole(&wanted[i], |at, bytes| part(i, at, bytes))?;
             }
         }
-        for (i, one) in wanted.iter().enumerate().filter(|(_, w)| by_recipe(w)) {
-            came[i] = self.by_recipe(one)?;
-        }
-        Ok(came)
     }
 
     /// The parts of one whole file.
-    fn whole(&mut self, wanted: &Wanted<'_>) -> Result<bool, Error> {
+    fn whole(
+        &mut self,
+        wanted: &Wanted<'_>,
+        mut part: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> Result<bool, Error> {
         let mut at = 0;
         loop {
             match self.hear()? {
                 Response::Bytes { length, packed } => {
                     let plain = self.unpack(length, packed)?;
-                    wanted.into.write_all_at(&plain, at)?;
-                    at += plain.len() as u64;
-                    if at > wanted.size {
+                    if at + plain.len() as u64 > wanted.size {
                         return Err(Error::Unexpected("more than the file has"));
                     }
+                    part(at, &plain)?;
+                    at += plain.len() as u64;
                 }
                 Response::Done => return Ok(true),
                 Response::Gone if at == 0 => return Ok(false),
@@ -173,11 +172,9 @@ impl<S: Read + Write> Puller<S> {
         frame::unpack(std::mem::take(&mut self.blob), length, packed)
     }
 
-    /// A large file of which something like it is here.
-    fn by_recipe(&mut self, wanted: &Wanted<'_>) -> Result<bool, Error> {
-        let Some(like) = wanted.like else {
-            return Ok(false);
-        };
+    /// A file of which something `like` it is here, in no more bytes than it takes, `into` an empty one. Whether it
+    /// came.
+    pub fn alike(&mut self, wanted: &Wanted<'_>, like: &File, into: &File) -> Result<bool, Error> {
         let all = Range {
             offset: 0,
             length: wanted.size,
@@ -194,7 +191,7 @@ impl<S: Read + Write> Puller<S> {
             return Ok(false);
         };
         let kept: HashSet<_> = recipe.iter().map(|(_, chunk)| *chunk).collect();
-        let missing = joined(reuse(recipe, &places, like, wanted.into)?);
+        let missing = joined(reuse(recipe, &places, like, into)?);
         // What of the former chunks is in none of the new file may have much in common with the new ones: cut once
         // more, smaller, a change of a few bytes is few bytes on the way.
         places.retain(|chunk, _| !kept.contains(chunk));
@@ -212,9 +209,9 @@ impl<S: Read + Write> Puller<S> {
             let Some(recipe) = self.recipe(range)? else {
                 return Ok(false);
             };
-            new.extend(reuse(recipe, &left, like, wanted.into)?);
+            new.extend(reuse(recipe, &left, like, into)?);
         }
-        self.pieces(wanted, joined(new))
+        self.pieces(wanted, into, joined(new))
     }
 
     fn ask_recipe(&mut self, wanted: &Wanted<'_>, range: Range, average: u32) -> Result<(), Error> {
@@ -249,7 +246,12 @@ impl<S: Read + Write> Puller<S> {
         }
     }
 
-    fn pieces(&mut self, wanted: &Wanted<'_>, ranges: Vec<Range>) -> Result<bool, Error> {
+    fn pieces(
+        &mut self,
+        wanted: &Wanted<'_>,
+        into: &File,
+        ranges: Vec<Range>,
+    ) -> Result<bool, Error> {
         for ranges in ranges.chunks(LIST_MAX) {
             self.ask(&Request::Pieces {
                 path: wanted.path.clone(),
@@ -264,7 +266,7 @@ impl<S: Read + Write> Puller<S> {
                         if plain.len() as u64 > range.length {
                             return Err(Error::Unexpected("more than was asked for"));
                         }
-                        wanted.into.write_all_at(&plain, range.offset)?;
+                        into.write_all_at(&plain, range.offset)?;
                     }
                     Response::Gone => return Ok(false),
                     _ => return Err(Error::Unexpected("no contents")),
@@ -297,25 +299,19 @@ impl<S: Read + Write> Puller<S> {
     }
 }
 
-/// Large, and something like it is here.
-fn by_recipe(wanted: &Wanted<'_>) -> bool {
-    wanted.like.is_some() && wanted.size > BLOB_MAX as u64
-}
-
-/// As many files in one request as make a megabyte.
-fn group(which: &[usize], wanted: &[Wanted<'_>]) -> Vec<Vec<usize>> {
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    let mut size = u64::MAX;
-    for i in which {
-        let bytes = 64 + wanted[*i].path.as_bytes().len() as u64 + wanted[*i].size;
-        let full = size.saturating_add(bytes) > BLOB_MAX as u64;
-        match groups
-            .last_mut()
-            .filter(|g| !full && g.len() < LIST_MAX / 4)
-        {
-            Some(group) => group.push(*i),
+/// As many neighbours in one request as make a megabyte.
+fn group(wanted: &[Wanted<'_>]) -> Vec<std::ops::Range<usize>> {
+    let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut size = 0;
+    for (i, one) in wanted.iter().enumerate() {
+        let bytes = one.size.saturating_add(one.path.as_bytes().len() as u64);
+        let fits = |g: &&mut std::ops::Range<usize>| {
+            g.len() < LIST_MAX / 4 && bytes.saturating_add(size) <= BLOB_MAX as u64
+        };
+        match groups.last_mut().filter(fits) {
+            Some(group) => group.end = i + 1,
             None => {
-                groups.push(vec![*i]);
+                groups.push(i..i + 1);
                 size = 0;
             }
         }

@@ -11,6 +11,9 @@ use std::{
     io::{self, Read, Write},
 };
 
+/// Entries in order of path.
+pub type Changes = Box<dyn Iterator<Item = io::Result<(Path, Entry)>>>;
+
 /// What a server of contents has.
 pub trait Origin {
     /// Whose greeting it is, or why it is not let in: cluster, set, replica. Answers with the own replica, the last
@@ -21,9 +24,8 @@ pub trait Origin {
         set: &str,
         other: &Replica,
     ) -> Result<(Replica, u64, u64), String>;
-    /// The next entries in order of path with a sequence number above `after`, from the path after `from` on; none
-    /// left: empty.
-    fn changes(&mut self, after: u64, from: Option<&Path>) -> io::Result<Vec<(Path, Entry)>>;
+    /// The entries with a sequence number above `after`, in order of path.
+    fn changes(&mut self, after: u64) -> io::Result<Changes>;
     /// The file at a path, if it has these contents by what is known of it.
     fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>>;
     /// The other has all up to here.
@@ -38,6 +40,7 @@ pub fn serve<S: Read + Write>(stream: &mut S, origin: &mut impl Origin) -> Resul
         plain: Vec::new(),
     };
     let mut greeted = false;
+    let mut changes: Option<Changes> = None;
     loop {
         let request = frame::read(answers.stream, &mut Vec::new())?;
         if !greeted && !matches!(request, Request::Hello { .. }) {
@@ -75,7 +78,14 @@ pub fn serve<S: Read + Write>(stream: &mut S, origin: &mut impl Origin) -> Resul
                 }
                 greeted = true;
             }
-            Request::Changes { after } => answers.changes(origin, after)?,
+            Request::Changes { after } => {
+                let first = changes.insert(origin.changes(after)?);
+                answers.entries(first)?;
+            }
+            Request::More => match &mut changes {
+                Some(changes) => answers.entries(changes)?,
+                None => return Err(Error::Unexpected("more of nothing")),
+            },
             Request::Files(files) => {
                 within(files.len())?;
                 for (path, digest) in files {
@@ -132,31 +142,18 @@ impl<S: Read + Write> Answers<'_, S> {
         frame::write(self.stream, response, &[])
     }
 
-    fn changes(&mut self, origin: &mut impl Origin, after: u64) -> Result<(), Error> {
-        let mut from = None;
+    /// As many as fill a page.
+    fn entries(&mut self, changes: &mut Changes) -> Result<(), Error> {
         let mut blob = Vec::new();
-        loop {
-            let entries = origin.changes(after, from.as_ref())?;
-            let last = entries.last().map(|(path, _)| path.clone());
-            for entry in entries {
-                let record = codec::encode_record(&entry)?;
-                if blob.len() + 4 + record.len() > BLOB_MAX {
-                    frame::write(self.stream, &Response::Entries, &blob)?;
-                    blob.clear();
-                }
-                let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
-                blob.extend_from_slice(&length.to_le_bytes());
-                blob.extend_from_slice(&record);
-            }
-            if last.is_none() {
-                break;
-            }
-            from = last;
+        while blob.len() < BLOB_MAX - codec::RECORD_MAX - 4
+            && let Some(entry) = changes.next()
+        {
+            let record = codec::encode_record(&entry?)?;
+            let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
+            blob.extend_from_slice(&length.to_le_bytes());
+            blob.extend_from_slice(&record);
         }
-        if !blob.is_empty() {
-            frame::write(self.stream, &Response::Entries, &blob)?;
-        }
-        self.say(&Response::Done)
+        frame::write(self.stream, &Response::Entries, &blob)
     }
 
     /// All of a file, in as many parts as it takes, then `Done`.

@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
     thread,
 };
-use transfer::{Error, Origin, Puller, Wanted, serve};
+use transfer::{Changes, Error, Origin, Puller, Wanted, serve};
 
 fn path(text: &str) -> Path {
     Path::try_from(text.as_bytes().to_vec()).unwrap()
@@ -101,16 +101,12 @@ impl Origin for Memory {
         }
     }
 
-    fn changes(&mut self, after: u64, from: Option<&Path>) -> io::Result<Vec<(Path, Entry)>> {
-        let later = self
-            .files
-            .iter()
-            .filter(|(p, _)| from.is_none_or(|from| *p > from));
-        let new = later.filter(|(_, (_, e))| e.vector.count(&replica("beta")) > after);
-        Ok(new
-            .take(3)
-            .map(|(p, (_, e))| (p.clone(), e.clone()))
-            .collect())
+    fn changes(&mut self, after: u64) -> io::Result<Changes> {
+        let new =
+            |(_, (_, e)): &(&Path, &(Vec<u8>, Entry))| e.vector.count(&replica("beta")) > after;
+        let new = self.files.iter().filter(new);
+        let new: Vec<_> = new.map(|(p, (_, e))| Ok((p.clone(), e.clone()))).collect();
+        Ok(Box::new(new.into_iter()))
     }
 
     fn open(&mut self, path: &Path, wanted: &Digest) -> io::Result<Option<File>> {
@@ -184,17 +180,13 @@ fn entries_come_in_order_and_only_those_that_are_new() {
             (greeting.replica, greeting.last, greeting.told),
             (replica("beta"), 10, 0)
         );
-        let mut names = Vec::new();
-        puller
-            .changes(4, |batch| {
-                names.extend(batch.into_iter().map(|(p, _)| p.to_string()));
-                Ok(())
-            })
-            .unwrap();
+        let names = puller.changes(4).unwrap();
+        assert_eq!(puller.more().unwrap(), []);
         puller.took(10).unwrap();
         puller.your_turn().unwrap();
         names
     });
+    let names: Vec<_> = names.iter().map(|(p, _)| p.to_string()).collect();
     assert_eq!(names, ["e", "f", "g", "h", "i", "j"]);
     assert!(end.unwrap(), "it is asked to ask now");
     assert_eq!(took, 10);
@@ -223,11 +215,10 @@ fn files_of_every_size_come_whole_and_what_has_changed_meanwhile_is_told() {
                 path: &paths[i],
                 digest: &digests[i],
                 size: files[i].1.len() as u64,
-                into: &targets[i],
-                like: None,
             })
             .collect();
-        let came = puller.files(&wanted).unwrap();
+        let write = |i: usize, at, bytes: &[u8]| targets[i].write_all_at(bytes, at);
+        let came = puller.files(&wanted, write).unwrap();
         puller.bye().unwrap();
         let same = targets
             .iter()
@@ -246,17 +237,14 @@ fn delta(old: &[u8], new: &[u8]) -> usize {
     let (same, end, bytes, _) = with(&[("big", new.to_vec())], |puller| {
         puller.greet("web", "etc", &replica("alpha")).unwrap();
         let (into, like) = (tempfile::tempfile().unwrap(), file(old));
-        let came = puller
-            .files(&[Wanted {
-                path: &path("big"),
-                digest: &digest(new),
-                size: new.len() as u64,
-                into: &into,
-                like: Some(&like),
-            }])
-            .unwrap();
+        let wanted = Wanted {
+            path: &path("big"),
+            digest: &digest(new),
+            size: new.len() as u64,
+        };
+        let came = puller.alike(&wanted, &like, &into).unwrap();
         puller.bye().unwrap();
-        came == [true] && contents(&into) == new
+        came && contents(&into) == new
     });
     assert!(same && !end.unwrap());
     bytes
@@ -287,7 +275,7 @@ fn another_set_is_refused_in_words_and_before_a_greeting_nothing_is_said() {
         puller.greet("web", "home", &replica("alpha")).unwrap_err()
     });
     assert!(refusal.to_string().contains("no set home"), "{refusal}");
-    let (result, end, ..) = with(&[("a", vec![1])], |puller| puller.changes(0, |_| Ok(())));
+    let (result, end, ..) = with(&[("a", vec![1])], |puller| puller.changes(0));
     assert!(result.is_err() && end.is_err());
 }
 
