@@ -587,7 +587,10 @@ impl Elector {
     pub(crate) fn note_sent(&mut self, now: BootTime, lease: Duration) -> Number {
         self.number = self.number.next();
         self.sent.push_back((self.number, now, lease));
-        let keep = self.lease.max(self.reservation.promise_max).saturating_mul(2);
+        let keep = self
+            .lease
+            .max(self.reservation.promise_max)
+            .saturating_mul(2);
         while self
             .sent
             .front()

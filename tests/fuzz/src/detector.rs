@@ -6,7 +6,10 @@ use crate::{
 };
 use ::detector::{Detector, Input, LEASE_MAX, Output, Params};
 use arbitrary::{Result, Unstructured};
-use protocol::{BootTime, local::ring::{HealthState, ServerHealth}};
+use protocol::{
+    BootTime,
+    local::ring::{HealthState, ServerHealth},
+};
 
 /// What a run may have at any time.
 const RUN_MAX: usize = 1 << 20;
@@ -62,7 +65,11 @@ fn input(u: &mut Unstructured<'_>, now: BootTime) -> Result<Option<Input>> {
             from: messages::server(u)?,
             at: messages::time(u, now)?,
             lease: messages::span(u)?,
-            times: if u.arbitrary()? { Some(messages::four_times(u)?) } else { None },
+            times: if u.arbitrary()? {
+                Some(messages::four_times(u)?)
+            } else {
+                None
+            },
         },
         5..=6 => Input::Ack {
             from: messages::server(u)?,
@@ -93,7 +100,11 @@ fn settle(twins: &mut [Detector; 2], now: BootTime, mut drains: bool) {
         }
     }
     assert!(!drains, "asked to drain what has just been drained");
-    assert!(twins[0].poll_timeout().is_none_or(|at| at > now), "{:?}", twins[0]);
+    assert!(
+        twins[0].poll_timeout().is_none_or(|at| at > now),
+        "{:?}",
+        twins[0]
+    );
 }
 
 /// Whether it wants the sockets drained.

@@ -106,10 +106,17 @@ fn settings(u: &mut Unstructured<'_>) -> Result<Settings> {
         heartbeat: *u.choose(&[HEARTBEAT, Duration::from_millis(5)])?,
         lease: *u.choose(&[LEASE, LEASE, LEASE * 2, Duration::from_secs(10)])?,
         margin: *u.choose(&[Duration::ZERO, Duration::from_millis(20)])?,
-        mode: if u.int_in_range(0..=7u8)? == 7 { Mode::None } else { Mode::Majority },
+        mode: if u.int_in_range(0..=7u8)? == 7 {
+            Mode::None
+        } else {
+            Mode::Majority
+        },
         witness: u.int_in_range(0..=15u8)? == 15,
         servers: SERVERS.map(name).into_iter().collect::<Result<_>>()?,
-        virtual_servers: virtual_servers.skip(configured).map(one).collect::<Result<_>>()?,
+        virtual_servers: virtual_servers
+            .skip(configured)
+            .map(one)
+            .collect::<Result<_>>()?,
         config_hash: 1,
     })
 }
@@ -133,21 +140,34 @@ fn start(u: &mut Unstructured<'_>) -> Result<Start> {
         Ok(Vote {
             virtual_server: messages::virtual_server(u)?,
             voted: near.term(u)?,
-            holder: if u.arbitrary()? { Some(messages::server(u)?) } else { None },
+            holder: if u.arbitrary()? {
+                Some(messages::server(u)?)
+            } else {
+                None
+            },
         })
     };
     let memory = match u.int_in_range(0..=2u8)? {
         0 => Some(Memory::default()),
         1 => Some(Memory {
-            silent_until: if u.arbitrary()? { Some(messages::time(u, BEGIN)?) } else { None },
+            silent_until: if u.arbitrary()? {
+                Some(messages::time(u, BEGIN)?)
+            } else {
+                None
+            },
             floor_base: near.term(u)?,
-            votes: (0..u.int_in_range(0..=3)?).map(|_| vote(u)).collect::<Result<_>>()?,
+            votes: (0..u.int_in_range(0..=3)?)
+                .map(|_| vote(u))
+                .collect::<Result<_>>()?,
             ..Memory::default()
         }),
         _ => None,
     };
-    let gate = |u: &mut Unstructured<'_>| Ok((messages::virtual_server(u)?, messages::time(u, BEGIN)?));
-    let gates = (0..u.int_in_range(0..=2)?).map(|_| gate(u)).collect::<Result<_>>()?;
+    let gate =
+        |u: &mut Unstructured<'_>| Ok((messages::virtual_server(u)?, messages::time(u, BEGIN)?));
+    let gates = (0..u.int_in_range(0..=2)?)
+        .map(|_| gate(u))
+        .collect::<Result<_>>()?;
     Ok(Start {
         instance: Instance(INSTANCE),
         seed: u.arbitrary::<u8>()?.into(),
@@ -261,7 +281,11 @@ impl Host {
         let body = match question.body {
             Body::PreCall { term, round, .. } => {
                 let verdict = PreVerdict::Yes;
-                Body::PreAnswer { term, round, verdict }
+                Body::PreAnswer {
+                    term,
+                    round,
+                    verdict,
+                }
             }
             Body::Call { term, .. } => Body::Grant {
                 instance: question.instance,
@@ -270,11 +294,17 @@ impl Host {
             },
             _ => Body::Ready,
         };
-        let signal = Signal { body, ..self.near.signal(u)? };
+        let signal = Signal {
+            body,
+            ..self.near.signal(u)?
+        };
         let virtual_server = question.virtual_server;
         self.tell(Input::Signal {
             from,
-            signal: Signal { virtual_server, ..signal },
+            signal: Signal {
+                virtual_server,
+                ..signal
+            },
         });
         Ok(())
     }
@@ -310,7 +340,9 @@ impl Host {
     fn wait(&mut self) {
         if let Some(due) = self.twins[0].poll_timeout() {
             self.now = self.now.max(due);
-            self.twins.iter_mut().for_each(|t| t.handle_timeout(self.now));
+            self.twins
+                .iter_mut()
+                .for_each(|t| t.handle_timeout(self.now));
             self.carry_out();
             self.settle();
         }
@@ -325,7 +357,9 @@ impl Host {
         if self.prompt {
             for _ in 0..ASKED_MAX {
                 let Some(input) = self.owed.pop() else { break };
-                self.twins.iter_mut().for_each(|t| t.handle(self.now, input.clone()));
+                self.twins
+                    .iter_mut()
+                    .for_each(|t| t.handle(self.now, input.clone()));
                 self.carry_out();
             }
         }
@@ -340,7 +374,11 @@ impl Host {
             let mut waited = self.twins[0].clone();
             waited.handle_timeout(self.now);
             let (told, waited) = (state(&told), state(&waited));
-            assert!(told == waited, "{input:?} was refused, and {}", difference(&told, &waited));
+            assert!(
+                told == waited,
+                "{input:?} was refused, and {}",
+                difference(&told, &waited)
+            );
         }
     }
 
@@ -352,7 +390,9 @@ impl Host {
                 assert_eq!(self.twins[1].poll_timeout(), due);
                 return;
             }
-            self.twins.iter_mut().for_each(|t| t.handle_timeout(self.now));
+            self.twins
+                .iter_mut()
+                .for_each(|t| t.handle_timeout(self.now));
             self.carry_out();
         }
         panic!("the time-out comes again and again: {:?}", self.twins[0]);
@@ -363,9 +403,20 @@ impl Host {
         let outputs: Vec<Output> = std::iter::from_fn(|| one.poll_output()).collect();
         let again: Vec<Output> = std::iter::from_fn(|| other.poll_output()).collect();
         assert_eq!(outputs, again, "same events, same outputs");
-        let known = one.view(self.now).virtual_servers.len().max(self.beat.as_ref().map_or(0, |b| b.standings.len()));
-        assert!(outputs.len() <= OUTPUTS_MAX * (known + 2), "{} outputs: {outputs:?}", outputs.len());
-        assert!(outputs.is_empty() || !self.stopped, "after the last act: {outputs:?}");
+        let known = one
+            .view(self.now)
+            .virtual_servers
+            .len()
+            .max(self.beat.as_ref().map_or(0, |b| b.standings.len()));
+        assert!(
+            outputs.len() <= OUTPUTS_MAX * (known + 2),
+            "{} outputs: {outputs:?}",
+            outputs.len()
+        );
+        assert!(
+            outputs.is_empty() || !self.stopped,
+            "after the last act: {outputs:?}"
+        );
         outputs.into_iter().for_each(|output| self.do_one(output));
     }
 
@@ -381,14 +432,24 @@ impl Host {
                 let floors = beat.standings.iter().map(|s| s.floor.0);
                 self.near.term = floors.fold(0, u64::max);
                 self.beat = Some(beat.clone());
-                fits(&ElectdToHbd::Beat { made: self.now, beat });
+                fits(&ElectdToHbd::Beat {
+                    made: self.now,
+                    beat,
+                });
             }
-            Output::Ack { to, ack } => fits(&ElectdToHbd::Ack { made: self.now, to, ack }),
+            Output::Ack { to, ack } => fits(&ElectdToHbd::Ack {
+                made: self.now,
+                to,
+                ack,
+            }),
             Output::Signal { to, signal } => {
                 if let Body::PreCall { round, .. } = signal.body {
                     self.near.round = round;
                 }
-                if matches!(signal.body, Body::PreCall { .. } | Body::Call { .. } | Body::ReadyQuery) {
+                if matches!(
+                    signal.body,
+                    Body::PreCall { .. } | Body::Call { .. } | Body::ReadyQuery
+                ) {
                     if self.asked.len() == ASKED_MAX {
                         self.asked.remove(0);
                     }
@@ -420,15 +481,21 @@ impl Host {
 }
 
 fn fits(message: &impl serde::Serialize) {
-    assert!(encode(message).is_ok(), "what the elector says fits into a message");
+    assert!(
+        encode(message).is_ok(),
+        "what the elector says fits into a message"
+    );
 }
 
 fn wish(u: &mut Unstructured<'_>) -> Result<Wish> {
     Ok(match u.int_in_range(0..=6u8)? {
         0 | 1 => {
             let to = messages::server(u)?;
-            let which: Option<VirtualServerName> =
-                if u.arbitrary()? { Some(messages::virtual_server(u)?) } else { None };
+            let which: Option<VirtualServerName> = if u.arbitrary()? {
+                Some(messages::virtual_server(u)?)
+            } else {
+                None
+            };
             Wish::Promote(to, which)
         }
         2 => Wish::Resign,
@@ -441,11 +508,16 @@ fn wish(u: &mut Unstructured<'_>) -> Result<Wish> {
 fn refusals(elector: &Elector) -> u64 {
     let counters: &BTreeMap<&str, u64> = elector.counters();
     let refusal = |name: &str| REFUSALS.iter().any(|start| name.starts_with(start));
-    counters.iter().filter(|(name, _)| refusal(name)).map(|(_, n)| n).sum()
+    counters
+        .iter()
+        .filter(|(name, _)| refusal(name))
+        .map(|(_, n)| n)
+        .sum()
 }
 
 /// Everything that an elector knows and wants, but for its counters.
 fn state(elector: &Elector) -> String {
     let all = format!("{elector:?}");
-    all.rsplit_once(", counters: {").map_or(all.clone(), |(state, _)| state.to_owned())
+    all.rsplit_once(", counters: {")
+        .map_or(all.clone(), |(state, _)| state.to_owned())
 }

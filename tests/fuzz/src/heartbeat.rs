@@ -46,7 +46,11 @@ fn settings(peers: usize) -> Result<Settings> {
         me: name(ME)?,
         addresses: both(1),
         heartbeat: HEARTBEAT,
-        peers: [0, 2].into_iter().take(peers).map(peer).collect::<Result<_>>()?,
+        peers: [0, 2]
+            .into_iter()
+            .take(peers)
+            .map(peer)
+            .collect::<Result<_>>()?,
     })
 }
 
@@ -110,7 +114,10 @@ impl Host {
                 let messages = (0..u.int_in_range(0..=4)?).map(|_| {
                     let made = messages::time(u, self.now)?;
                     Ok(if u.arbitrary()? {
-                        ElectdToHbd::Beat { made, beat: near.beat(u)? }
+                        ElectdToHbd::Beat {
+                            made,
+                            beat: near.beat(u)?,
+                        }
                     } else {
                         let (to, ack) = (messages::server(u)?, near.ack(u)?);
                         ElectdToHbd::Ack { made, to, ack }
@@ -130,10 +137,16 @@ impl Host {
                 }
             }
             13 => {
-                self.twins.iter_mut().for_each(|t| t.handle(self.now, Input::TooLong(address(0, 0))));
+                self.twins
+                    .iter_mut()
+                    .for_each(|t| t.handle(self.now, Input::TooLong(address(0, 0))));
                 self.carry_out(1);
             }
-            _ => self.now = self.now.max(self.twins[0].poll_timeout().unwrap_or(self.now)),
+            _ => {
+                self.now = self
+                    .now
+                    .max(self.twins[0].poll_timeout().unwrap_or(self.now))
+            }
         }
         self.settle();
         Ok(())
@@ -142,7 +155,11 @@ impl Host {
     /// Any packet; the incarnations are the right ones more often than not.
     fn packet(&self, u: &mut Unstructured<'_>) -> Result<Packet> {
         let from = Incarnation([u.int_in_range(1..=4)?; 16]);
-        let to = if u.int_in_range(0..=7u8)? == 7 { from } else { INCARNATION };
+        let to = if u.int_in_range(0..=7u8)? == 7 {
+            from
+        } else {
+            INCARNATION
+        };
         let near = Near::default();
         Ok(match u.int_in_range(0..=7u8)? {
             0 => Packet::Hello {
@@ -152,7 +169,11 @@ impl Host {
             1 | 2 => Packet::HelloAnswer {
                 from,
                 to,
-                challenge: if u.int_in_range(0..=7u8)? == 7 { Challenge(u.arbitrary()?) } else { self.challenge },
+                challenge: if u.int_in_range(0..=7u8)? == 7 {
+                    Challenge(u.arbitrary()?)
+                } else {
+                    self.challenge
+                },
             },
             _ => Packet::Data(Box::new(Data {
                 from,
@@ -173,19 +194,35 @@ impl Host {
         })
     }
 
-    fn receive(&mut self, u: &mut Unstructured<'_>, datagram: (IpAddr, IpAddr, Vec<u8>)) -> Result<()> {
+    fn receive(
+        &mut self,
+        u: &mut Unstructured<'_>,
+        datagram: (IpAddr, IpAddr, Vec<u8>),
+    ) -> Result<()> {
         let (at, real_ns) = (messages::time(u, self.now)?, u.arbitrary()?);
         let (source, local, bytes) = &datagram;
         let before = state(&self.twins[0]);
         for twin in &mut self.twins {
             let (source, local) = (*source, *local);
-            twin.handle(self.now, Input::Datagram { source, local, bytes, at, real_ns });
+            twin.handle(
+                self.now,
+                Input::Datagram {
+                    source,
+                    local,
+                    bytes,
+                    at,
+                    real_ns,
+                },
+            );
         }
         let after = state(&self.twins[0]);
         let refused = self.carry_out(2);
         let unheard = |why| {
             use Refusal::{Malformed, NotOurs, TooLong, Unauthentic, Unlisted, Version};
-            matches!(why, Unlisted | TooLong | NotOurs | Version(_) | Unauthentic | Malformed)
+            matches!(
+                why,
+                Unlisted | TooLong | NotOurs | Version(_) | Unauthentic | Malformed
+            )
         };
         if refused.is_some_and(unheard) {
             assert_eq!(before, after, "refused, and changed something");
@@ -199,10 +236,15 @@ impl Host {
 
     /// What is due is done at once, and then nothing is.
     fn settle(&mut self) {
-        if self.twins[0].poll_timeout().is_some_and(|at| at <= self.now) {
+        if self.twins[0]
+            .poll_timeout()
+            .is_some_and(|at| at <= self.now)
+        {
             self.salt = self.salt.wrapping_add(1);
             let fresh = [self.salt; 16];
-            self.twins.iter_mut().for_each(|t| t.handle(self.now, Input::Timeout { fresh }));
+            self.twins
+                .iter_mut()
+                .for_each(|t| t.handle(self.now, Input::Timeout { fresh }));
             self.carry_out(2);
         }
         let due = self.twins[0].poll_timeout();
@@ -230,7 +272,10 @@ impl Host {
                 Output::Met(_) => {}
             }
         }
-        assert!(count <= most && other.poll_output().is_none(), "{count} outputs");
+        assert!(
+            count <= most && other.poll_output().is_none(),
+            "{count} outputs"
+        );
         assert_eq!(one.paths().len(), one.ends().count());
         refused
     }
@@ -239,5 +284,6 @@ impl Host {
 /// Everything that the core knows, but for what it counts and the refusal that it tells of.
 fn state(core: &Heartbeat) -> String {
     let all = format!("{core:?}");
-    all.rsplit_once(", outputs: ").map_or(all.clone(), |(state, _)| state.to_owned())
+    all.rsplit_once(", outputs: ")
+        .map_or(all.clone(), |(state, _)| state.to_owned())
 }

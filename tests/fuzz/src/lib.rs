@@ -39,8 +39,17 @@ pub mod seal;
 
 /// Where two texts begin to differ.
 fn difference(one: &str, other: &str) -> String {
-    let same = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-    let about = |text: &str| text.chars().skip(same.saturating_sub(80)).take(160).collect::<String>();
+    let same = one
+        .bytes()
+        .zip(other.bytes())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let about = |text: &str| {
+        text.chars()
+            .skip(same.saturating_sub(80))
+            .take(160)
+            .collect::<String>()
+    };
     format!("this: ...{}...\n is: ...{}...", about(one), about(other))
 }
 

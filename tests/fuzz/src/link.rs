@@ -81,7 +81,9 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
     while !u.is_empty() {
         host.event(u)?;
     }
-    let [one, other] = host.twins.map(|t| format!("{:?}", t.links().collect::<Vec<_>>()));
+    let [one, other] = host
+        .twins
+        .map(|t| format!("{:?}", t.links().collect::<Vec<_>>()));
     assert_eq!(one, other);
     Ok(())
 }
@@ -160,7 +162,10 @@ impl Host {
         let (mine, theirs) = (self.challenge(), self.challenge());
         let source = address(server, path);
         let before = links(&self.twins[0]);
-        let answers = self.twins.each_mut().map(|t| t.accepted(self.now, source, mine));
+        let answers = self
+            .twins
+            .each_mut()
+            .map(|t| t.accepted(self.now, source, mine));
         assert_eq!(answers[0], answers[1]);
         if server == 0
             && let Ok(conn) = answers[0]
@@ -171,7 +176,10 @@ impl Host {
             let other = Session::dial(sealer, peer.clone(), me, timing(), theirs, self.now);
             self.conns.insert(conn, (peer, other));
         } else {
-            assert!(answers[0].is_err(), "a stranger, or one that is to be dialled, was let in");
+            assert!(
+                answers[0].is_err(),
+                "a stranger, or one that is to be dialled, was let in"
+            );
             assert_eq!(before, links(&self.twins[0]));
         }
         self.carry_out()
@@ -203,7 +211,11 @@ impl Host {
         self.each(|t, _| t.sent(conn, ours.len()))?;
         let part: u8 = u.arbitrary()?;
         let speaks = u.arbitrary()?;
-        let signal = if speaks { Some(Near::default().signal(u)?) } else { None };
+        let signal = if speaks {
+            Some(Near::default().signal(u)?)
+        } else {
+            None
+        };
         let Some((_, other)) = self.conns.get_mut(&conn) else {
             return Ok(());
         };
@@ -214,7 +226,11 @@ impl Host {
             let _ = other.send(self.now, signal);
         }
         let theirs = other.outgoing();
-        let length = if part < 192 { theirs.len() } else { theirs.len() * usize::from(part) / 256 };
+        let length = if part < 192 {
+            theirs.len()
+        } else {
+            theirs.len() * usize::from(part) / 256
+        };
         let theirs = theirs[..length].to_vec();
         other.sent(length);
         self.past.clone_from(&theirs);
@@ -224,14 +240,20 @@ impl Host {
     /// An authentic frame with any contents, in its place or not.
     fn frame(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         let body = match u.int_in_range(0..=2u8)? {
-            0 => Body::Hello { ping: messages::span(u)? },
+            0 => Body::Hello {
+                ping: messages::span(u)?,
+            },
             1 => Body::Ping,
             _ => Body::Signal(Near::default().signal(u)?),
         };
         let challenge = |u: &mut Unstructured<'_>| Ok(Challenge([u.int_in_range(0..=40)?; 16]));
         let frame = Frame {
             sender: challenge(u)?,
-            receiver: if u.arbitrary()? { Some(challenge(u)?) } else { None },
+            receiver: if u.arbitrary()? {
+                Some(challenge(u)?)
+            } else {
+                None
+            },
             sequence: messages::number_near(u, 0)?,
             body,
         };
@@ -243,7 +265,11 @@ impl Host {
         };
         let nonce = self.challenge().nonce(frame.sequence);
         let sealed = sealer().seal(&context, nonce, &encode(&frame).unwrap_or_default());
-        let mut bytes = if u.arbitrary()? { frame::preamble().to_vec() } else { Vec::new() };
+        let mut bytes = if u.arbitrary()? {
+            frame::preamble().to_vec()
+        } else {
+            Vec::new()
+        };
         if sealed.len() <= frame::SEALED_MAX {
             frame::write_sealed(&sealed, &mut bytes);
         }
@@ -269,13 +295,20 @@ impl Host {
 
     /// What is due is done at once, and then nothing is.
     fn settle(&mut self) -> Result<()> {
-        if self.twins[0].poll_timeout().is_some_and(|at| at <= self.now) {
+        if self.twins[0]
+            .poll_timeout()
+            .is_some_and(|at| at <= self.now)
+        {
             self.each(|t, now| t.handle_timeout(now))?;
         }
         let due = self.twins[0].poll_timeout();
         assert_eq!(due, self.twins[1].poll_timeout());
         assert!(due.is_none_or(|at| at > self.now), "{:?}", self.twins[0]);
-        assert!(self.conns.len() <= CONNECTIONS_MAX, "{} connections", self.conns.len());
+        assert!(
+            self.conns.len() <= CONNECTIONS_MAX,
+            "{} connections",
+            self.conns.len()
+        );
         for conn in self.conns.keys() {
             assert!(self.twins[0].outgoing(*conn).len() <= OUTGOING_MAX);
         }
@@ -283,9 +316,10 @@ impl Host {
     }
 
     fn carry_out(&mut self) -> Result<()> {
-        let [one, other] = self.twins.each_mut().map(|t| {
-            std::iter::from_fn(|| t.poll_output()).collect::<Vec<_>>()
-        });
+        let [one, other] = self
+            .twins
+            .each_mut()
+            .map(|t| std::iter::from_fn(|| t.poll_output()).collect::<Vec<_>>());
         assert_eq!(format!("{one:?}"), format!("{other:?}"));
         for output in one {
             match output {
@@ -293,11 +327,14 @@ impl Host {
                     assert!(path < 2);
                     let theirs = self.challenge();
                     let (me, sealer) = (name(ME)?, Arc::new(sealer()));
-                    let other = Session::accept(sealer, peer.clone(), me, timing(), theirs, self.now);
+                    let other =
+                        Session::accept(sealer, peer.clone(), me, timing(), theirs, self.now);
                     self.conns.insert(conn, (peer, other));
                     self.connecting.insert(conn);
                 }
-                Output::Close { conn, last_words, .. } => {
+                Output::Close {
+                    conn, last_words, ..
+                } => {
                     assert!(last_words.len() <= OUTGOING_MAX);
                     assert!(self.conns.remove(&conn).is_some(), "closed twice");
                     self.connecting.remove(&conn);

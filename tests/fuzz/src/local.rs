@@ -72,11 +72,16 @@ fn play(dir: &TempDir, doctord: &mut EventLoop, u: &mut Unstructured<'_>) -> io:
     // An operator that comes later: it is served when all that came before is dealt with.
     let operator = connect(dir)?;
     send(&operator, &hello(Role::Standin))?;
-    send(&operator, &encode(&CtlRequest::Status).map_err(io::Error::other)?)?;
+    send(
+        &operator,
+        &encode(&CtlRequest::Status).map_err(io::Error::other)?,
+    )?;
     let (mut events, mut heard, mut served) = (Vec::new(), Vec::new(), false);
     let end = now() + PATIENCE;
     while !served {
-        doctord.wait(Some(end), &mut events).map_err(io::Error::other)?;
+        doctord
+            .wait(Some(end), &mut events)
+            .map_err(io::Error::other)?;
         for event in events.drain(..) {
             match event {
                 Event::Message { from, bytes } => {
@@ -101,7 +106,11 @@ fn packets(u: &mut Unstructured<'_>) -> Result<Vec<Vec<u8>>> {
         0 => Vec::new(),
         1 => vec![hello(Role::Hbd)],
         2 => vec![hello(Role::Standin)],
-        _ => vec![hello(*u.choose(&[Role::Main, Role::Electd, Role::Doctord])?)],
+        _ => vec![hello(*u.choose(&[
+            Role::Main,
+            Role::Electd,
+            Role::Doctord,
+        ])?)],
     };
     while !u.is_empty() && packets.len() < PACKETS_MAX {
         let length = match u.int_in_range(0..=31u8)? {
@@ -117,13 +126,21 @@ fn packets(u: &mut Unstructured<'_>) -> Result<Vec<Vec<u8>>> {
 
 fn hello(role: Role) -> Vec<u8> {
     let version = version::LOCAL;
-    encode(&Hello { magic: MAGIC, version, role }).unwrap_or_default()
+    encode(&Hello {
+        magic: MAGIC,
+        version,
+        role,
+    })
+    .unwrap_or_default()
 }
 
 fn connect(dir: &TempDir) -> io::Result<OwnedFd> {
     let flags = s::SockFlag::SOCK_CLOEXEC | s::SockFlag::SOCK_NONBLOCK;
     let socket = s::socket(s::AddressFamily::Unix, s::SockType::SeqPacket, flags, None)?;
-    s::connect(socket.as_raw_fd(), &UnixAddr::new(&dir.path().join("doctord.sock"))?)?;
+    s::connect(
+        socket.as_raw_fd(),
+        &UnixAddr::new(&dir.path().join("doctord.sock"))?,
+    )?;
     Ok(socket)
 }
 

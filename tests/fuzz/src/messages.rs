@@ -34,8 +34,7 @@ const ENTRIES_MAX: usize = 6;
 
 /// A name that is one.
 pub fn name<N: std::str::FromStr>(text: &str) -> Result<N> {
-    text.parse()
-        .map_err(|_| arbitrary::Error::IncorrectFormat)
+    text.parse().map_err(|_| arbitrary::Error::IncorrectFormat)
 }
 
 /// A server of the cluster or, seldom, another one.
@@ -118,7 +117,11 @@ fn maybe<T>(
     u: &mut Unstructured<'_>,
     one: impl FnOnce(&mut Unstructured<'_>) -> Result<T>,
 ) -> Result<Option<T>> {
-    if u.arbitrary()? { one(u).map(Some) } else { Ok(None) }
+    if u.arbitrary()? {
+        one(u).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 /// What the numbers of a message lie near to.
@@ -155,7 +158,11 @@ impl Near {
     /// A roster version.
     fn version(self, u: &mut Unstructured<'_>) -> Result<RosterVersion> {
         Ok(RosterVersion {
-            term: if u.arbitrary()? { Term(0) } else { self.term(u)? },
+            term: if u.arbitrary()? {
+                Term(0)
+            } else {
+                self.term(u)?
+            },
             counter: number_near(u, 0)?,
         })
     }
@@ -171,7 +178,11 @@ impl Near {
         let listed = SERVERS.map(name).into_iter().collect::<Result<Vec<_>>>()?;
         Ok(Roster {
             version: self.version(u)?,
-            voters: if u.int_in_range(0..=3u8)? == 0 { list(u, server)? } else { listed },
+            voters: if u.int_in_range(0..=3u8)? == 0 {
+                list(u, server)?
+            } else {
+                listed
+            },
             keeper: maybe(u, virtual_server)?,
         })
     }
@@ -213,7 +224,10 @@ impl Near {
             standings: list(u, standing)?,
             heard: if u.arbitrary()? {
                 let all = SERVERS.map(name).into_iter().collect::<Result<Vec<_>>>()?;
-                let now = |server| Heard { server, age: Duration::ZERO };
+                let now = |server| Heard {
+                    server,
+                    age: Duration::ZERO,
+                };
                 all.into_iter().map(now).collect()
             } else {
                 list(u, heard)?
@@ -240,7 +254,11 @@ impl Near {
         Ok(Ack {
             instance: self.instance(u)?,
             number: self.number(u)?,
-            waited: if u.arbitrary()? { Duration::ZERO } else { span(u)? },
+            waited: if u.arbitrary()? {
+                Duration::ZERO
+            } else {
+                span(u)?
+            },
             answers: list(u, answer)?,
             roster: self.version(u)?,
         })
@@ -250,7 +268,11 @@ impl Near {
     pub fn signal(self, u: &mut Unstructured<'_>) -> Result<Signal> {
         let released = |u: &mut Unstructured<'_>| {
             let (server, instance, number) = (server(u)?, self.instance(u)?, self.number(u)?);
-            Ok(Released { server, instance, number })
+            Ok(Released {
+                server,
+                instance,
+                number,
+            })
         };
         let client = |u: &mut Unstructured<'_>| {
             let (ip, mac, age_s) = (u.arbitrary()?, u.arbitrary()?, u.arbitrary()?);
@@ -301,7 +323,9 @@ impl Near {
             9 => Body::Ready,
             10 if u.arbitrary()? => Body::HandOver { to: server(u)? },
             10 => Body::NotReady { why: "no".into() },
-            _ => Body::Clients { clients: list(u, client)? },
+            _ => Body::Clients {
+                clients: list(u, client)?,
+            },
         };
         Ok(Signal {
             virtual_server: virtual_server(u)?,

@@ -18,7 +18,10 @@ pub fn run(bytes: &[u8]) {
 
 fn open(mut u: Unstructured<'_>) -> Result<()> {
     let sealer = Sealer::new(&[[1; 32], [2; 32]], "web");
-    let name = |text: &str| text.parse::<ServerName>().map_err(|_| arbitrary::Error::IncorrectFormat);
+    let name = |text: &str| {
+        text.parse::<ServerName>()
+            .map_err(|_| arbitrary::Error::IncorrectFormat)
+    };
     let (alpha, beta) = (name("alpha")?, name("beta")?);
     let context = |channel| Context {
         channel,
@@ -26,14 +29,18 @@ fn open(mut u: Unstructured<'_>) -> Result<()> {
         to: &beta,
     };
     let clear = [&MAGIC[..], &[version::WIRE]].concat();
-    let (kind, nonce, changed): (u8, [u8; NONCE], u32) = (u.arbitrary()?, u.arbitrary()?, u.arbitrary()?);
+    let (kind, nonce, changed): (u8, [u8; NONCE], u32) =
+        (u.arbitrary()?, u.arbitrary()?, u.arbitrary()?);
     let contents = u.take_rest();
 
     // Whoever has no key: nothing opens, whatever it looks like.
     for start in [&[][..], &clear] {
         let forged = [start, &nonce, contents].concat();
         assert!(
-            !matches!(read(&sealer, &alpha, &beta, &forged), Ok(_) | Err(PacketError::Malformed(_))),
+            !matches!(
+                read(&sealer, &alpha, &beta, &forged),
+                Ok(_) | Err(PacketError::Malformed(_))
+            ),
             "opened without a key"
         );
     }
@@ -43,7 +50,10 @@ fn open(mut u: Unstructured<'_>) -> Result<()> {
 
     // Whoever has it, perhaps the second key: the contents come out as they went in.
     let sealed = sealer.seal(&context(Channel::Udp), nonce, contents);
-    assert_eq!(sealer.open(&context(Channel::Udp), &sealed).as_deref(), Ok(contents));
+    assert_eq!(
+        sealer.open(&context(Channel::Udp), &sealed).as_deref(),
+        Ok(contents)
+    );
     assert!(sealer.open(&context(Channel::Tcp), &sealed).is_err());
     let mut datagram = [&clear[..], &sealed].concat();
     match read(&sealer, &alpha, &beta, &datagram) {
@@ -51,10 +61,16 @@ fn open(mut u: Unstructured<'_>) -> Result<()> {
         Err(PacketError::Malformed(_)) => {}
         Err(e) => panic!("the own seal does not open: {e}"),
     }
-    assert!(read(&sealer, &beta, &alpha, &datagram).is_err(), "sent back to its sender");
+    assert!(
+        read(&sealer, &beta, &alpha, &datagram).is_err(),
+        "sent back to its sender"
+    );
     let bit = changed as usize % (datagram.len() * 8);
     datagram[bit / 8] ^= 1 << (bit % 8);
-    assert!(read(&sealer, &alpha, &beta, &datagram).is_err(), "bit {bit} changed");
+    assert!(
+        read(&sealer, &alpha, &beta, &datagram).is_err(),
+        "bit {bit} changed"
+    );
     if kind == 0 {
         datagram.resize(DATAGRAM_MAX + 1, 0);
         assert!(read(&sealer, &alpha, &beta, &datagram).is_err());
@@ -70,5 +86,7 @@ fn read(
     bytes: &[u8],
 ) -> std::result::Result<Packet, PacketError> {
     let text = 2 * bytes.len().max(MESSAGE_MAX);
-    meter::within(READING_MAX + text, || datagram::open(sealer, from, to, bytes))
+    meter::within(READING_MAX + text, || {
+        datagram::open(sealer, from, to, bytes)
+    })
 }
