@@ -53,8 +53,11 @@ fn difference(one: &str, other: &str) -> String {
     format!("this: ...{}...\n is: ...{}...", about(one), about(other))
 }
 
+/// Its name, and what feeds it.
+pub type Subject = (&'static str, fn(&[u8]));
+
 /// Every subject by name.
-pub const SUBJECTS: &[(&str, fn(&[u8]))] = &[
+pub const SUBJECTS: &[Subject] = &[
     ("codec", codec::run),
     ("config", config::run),
     ("detector", detector::run),
