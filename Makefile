@@ -2,6 +2,7 @@
 # make test      prove it: as root everything, as an ordinary user all that one may
 # make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
+# make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 
 PREFIX ?= /usr/local
@@ -20,7 +21,7 @@ SECONDS ?= 60
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test fuzz-deps fuzz bench install clean
+.PHONY: all deps build demo test fuzz-deps fuzz bench mutants install clean
 
 all: build
 
@@ -63,6 +64,11 @@ fuzz: fuzz-deps
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
+
+# The checkers with the bugs in them, in a folder of their own: nothing of it is ever installed.
+mutants: deps
+	$(CARGO) build --release --workspace --bins --features standin-mutants/plant --target-dir $(TARGET)/mutants
+	$(TARGET)/mutants/release/mutants $(MUTANTS)
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man $(DESTDIR)$(PREFIX)/lib/systemd/system
