@@ -57,7 +57,7 @@ fuzz: fuzz-deps
 	@for subject in $(SUBJECTS); do \
 		own=$(TARGET)/fuzz/$$subject && mkdir -p $$own && echo "fuzzing $$subject" && \
 		$(TARGET)/*/release/$$subject -max_total_time=$$(expr \( $(SECONDS) - 1 \) / $(words $(SUBJECTS)) + 1) \
-			-timeout=10 -max_len=8192 -len_control=0 -print_final_stats=1 -artifact_prefix=$(TARGET)/fuzz/$$subject- \
+			-timeout=10 -max_len=4096 -len_control=0 -print_final_stats=1 -artifact_prefix=$(TARGET)/fuzz/$$subject- \
 			$$own tests/fuzz/corpus/$$subject >$$own.log 2>&1 || { tail -40 $$own.log; exit 1; }; \
 		grep -E '^stat::number_of|DONE' $$own.log; \
 	done
