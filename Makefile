@@ -1,5 +1,6 @@
 # make demo      watch a failover on this machine; needs no root
 # make test      prove it: as root everything, as an ordinary user all that one may
+# make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 
@@ -15,7 +16,7 @@ PACKAGES = iproute2 nftables keepalived gcc libc6-dev
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test bench install clean
+.PHONY: all deps build demo test chaos bench install clean
 
 all: build
 
@@ -38,6 +39,9 @@ demo: deps build
 test: deps
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
+
+chaos: deps build
+	$(TARGET)/release/chaos $(CHAOS)
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
