@@ -7,6 +7,8 @@
 //! - [`stage`]: does them and undoes them; [`calm`]: since when a majority is left alone.
 //! - [`run`]: plays and judges; [`witness`]: what answers prove; [`report`]: what is told.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod calm;
 mod generate;
 mod report;

@@ -4,7 +4,7 @@ use crate::{
     run::{Failure, Figures},
     stage::Stage,
 };
-use lab::{Cluster, NAMES};
+use lab::Cluster;
 use std::{
     collections::BTreeMap,
     time::{Duration, SystemTime},
@@ -22,7 +22,7 @@ const EVENTS: usize = 40;
 pub fn complaint(cluster: &Cluster) -> Option<String> {
     let mut masters: BTreeMap<(String, String), &str> = BTreeMap::new();
     for server in 0..cluster.spec().servers {
-        let name = NAMES[server];
+        let name = cluster.name(server);
         for line in cluster.log(server).lines() {
             let told = ["both give way", "claims one of its addresses", "panicked"];
             if told.iter().any(|part| line.contains(part)) {
@@ -73,7 +73,7 @@ pub fn explain(stage: &Stage, started: SystemTime, failure: &Failure) {
                 Some((time.duration_since(started).ok()?, rest.to_owned()))
             });
             if let Some((at, text)) = stamped.filter(|(at, _)| (from..to).contains(at)) {
-                lines.push((at, NAMES[server], text));
+                lines.push((at, stage.cluster.name(server), text));
             }
         }
     }
@@ -81,8 +81,8 @@ pub fn explain(stage: &Stage, started: SystemTime, failure: &Failure) {
     for (at, name, text) in lines {
         println!("{:9.3}  {name} {text}", at.as_secs_f64());
     }
-    for (server, name) in NAMES.iter().enumerate().take(stage.cluster.spec().servers) {
-        println!("\n--- status of {name} now");
+    for server in 0..stage.cluster.spec().servers {
+        println!("\n--- status of {} now", stage.cluster.name(server));
         match stage.cluster.ask(server, &["status"]) {
             Ok(output) => println!(
                 "{}{}",

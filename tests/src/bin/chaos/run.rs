@@ -244,10 +244,11 @@ impl Run {
         let master = self.lab(settled)?;
         self.look()?;
         self.crimes()?;
-        for (server, name) in NAMES.iter().enumerate().take(self.servers()) {
+        for server in 0..self.stage.cluster.spec().servers {
             for role in ["hbd", "listend", "doctord", "electd"] {
                 let running = self.stage.cluster.role(server, role).len();
                 if running != 1 {
+                    let name = self.stage.cluster.name(server);
                     return Err(self.wrong(format!("{running} {role} run on {name} at the end")));
                 }
             }
@@ -266,10 +267,6 @@ impl Run {
             }
         }
         Ok(())
-    }
-
-    fn servers(&self) -> usize {
-        self.stage.cluster.spec().servers
     }
 
     fn count(&mut self) {
