@@ -27,7 +27,7 @@ use std::{
 
 const USAGE: &str = "\
 chaos [--seconds N] [--seed N] [--profile default|fast|fastest|long] [--servers N] [--virtual-servers N]
-      [--schedule FILE] [--plan]
+      [--schedule FILE] [--plan] [--explain]
 
   --seconds N          how long, 300 by default
   --seed N             which faults; random by default, and printed
@@ -35,6 +35,7 @@ chaos [--seconds N] [--seed N] [--profile default|fast|fastest|long] [--servers 
   --servers N          3 to 5; --virtual-servers N: 1 to 3
   --schedule FILE      these faults instead: lines as --plan prints them
   --plan               print the schedule and do nothing
+  --explain            print all that the daemons logged, even if nothing fails
 
 The environment, STANDIN_GATE for example, is passed on to the daemons.";
 
@@ -46,6 +47,7 @@ struct Options {
     virtual_servers: usize,
     schedule: Option<String>,
     plan: bool,
+    explain: bool,
 }
 
 fn options() -> Result<Options, String> {
@@ -57,11 +59,17 @@ fn options() -> Result<Options, String> {
         virtual_servers: 1,
         schedule: None,
         plan: false,
+        explain: false,
     };
     let mut args = env::args().skip(1);
     while let Some(option) = args.next() {
-        if option == "--plan" {
-            options.plan = true;
+        let flag = match option.as_str() {
+            "--plan" => Some(&mut options.plan),
+            "--explain" => Some(&mut options.explain),
+            _ => None,
+        };
+        if let Some(flag) = flag {
+            *flag = true;
             continue;
         }
         let value = args.next().ok_or(USAGE)?;
@@ -138,6 +146,7 @@ fn chaos(options: &Options) -> Result<bool, Error> {
         },
         schedule,
         &again,
+        options.explain,
     )
 }
 

@@ -7,6 +7,7 @@ use crate::{
 use lab::Cluster;
 use std::{
     collections::BTreeMap,
+    ops::Range,
     time::{Duration, SystemTime},
 };
 
@@ -63,24 +64,8 @@ pub fn explain(stage: &Stage, started: SystemTime, failure: &Failure) {
     for (at, text) in &stage.log[until.saturating_sub(EVENTS)..until] {
         println!("{:9.3}  {text}", at.as_secs_f64());
     }
-    println!("\n--- what the daemons said then (seconds of this run)");
     let (from, to) = (failure.at.saturating_sub(BEFORE), failure.at + AFTER);
-    let mut lines = Vec::new();
-    for server in 0..stage.cluster.spec().servers {
-        for line in stage.cluster.log(server).lines() {
-            let stamped = line.split_once(' ').and_then(|(time, rest)| {
-                let time = humantime::parse_rfc3339(time).ok()?;
-                Some((time.duration_since(started).ok()?, rest.to_owned()))
-            });
-            if let Some((at, text)) = stamped.filter(|(at, _)| (from..to).contains(at)) {
-                lines.push((at, stage.cluster.name(server), text));
-            }
-        }
-    }
-    lines.sort();
-    for (at, name, text) in lines {
-        println!("{:9.3}  {name} {text}", at.as_secs_f64());
-    }
+    logs(&stage.cluster, started, from..to);
     for server in 0..stage.cluster.spec().servers {
         println!("\n--- status of {} now", stage.cluster.name(server));
         match stage.cluster.ask(server, &["status"]) {
@@ -93,6 +78,27 @@ pub fn explain(stage: &Stage, started: SystemTime, failure: &Failure) {
         }
     }
     println!("\n{}", stage.cluster.tails(TAIL));
+}
+
+/// What all daemons logged in that part of the run, in order.
+pub fn logs(cluster: &Cluster, started: SystemTime, when: Range<Duration>) {
+    println!("\n--- what the daemons said then (seconds of this run)");
+    let mut lines = Vec::new();
+    for server in 0..cluster.spec().servers {
+        for line in cluster.log(server).lines() {
+            let stamped = line.split_once(' ').and_then(|(time, rest)| {
+                let time = humantime::parse_rfc3339(time).ok()?;
+                Some((time.duration_since(started).ok()?, rest.to_owned()))
+            });
+            if let Some((at, text)) = stamped.filter(|(at, _)| when.contains(at)) {
+                lines.push((at, cluster.name(server), text));
+            }
+        }
+    }
+    lines.sort();
+    for (at, name, text) in lines {
+        println!("{:9.3}  {name} {text}", at.as_secs_f64());
+    }
 }
 
 /// The last line.

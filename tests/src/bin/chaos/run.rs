@@ -20,7 +20,7 @@ const TICK: Duration = Duration::from_millis(5);
 /// Answers of the last moments may still come in out of order.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 /// Beyond what the rules allow for: daemons that start on a busy machine, the machine's own small stalls.
-const MARGIN: Duration = Duration::from_secs(2);
+const MARGIN: Duration = Duration::from_secs(1);
 /// A stall of the machine worth telling, and one that is a disturbance of its own.
 const STALL: Duration = Duration::from_millis(100);
 /// Outages from here on are told.
@@ -47,7 +47,7 @@ pub struct Figures {
 }
 
 /// Plays it on a cluster of that kind; whether all was as it must be.
-pub fn run(spec: Spec, schedule: Schedule, again: &str) -> Result<bool, Error> {
+pub fn run(spec: Spec, schedule: Schedule, again: &str, explain: bool) -> Result<bool, Error> {
     let (stalls, _spinners) = (Stalls::start()?, Spinners::start()?);
     if !stalls.realtime {
         println!(
@@ -69,6 +69,12 @@ pub fn run(spec: Spec, schedule: Schedule, again: &str) -> Result<bool, Error> {
     run.count();
     if let Err(failure) = &verdict {
         report::explain(&run.stage, run.started, failure);
+    }
+    if explain {
+        let all = Duration::ZERO..run.figures.lasted;
+        report::logs(&run.stage.cluster, run.started, all);
+    }
+    if verdict.is_err() {
         println!("\nagain: {again}\nor, shortened by hand, with --schedule FILE:\n{schedule}");
     }
     report::summary(&run.figures, again, verdict.is_ok());
