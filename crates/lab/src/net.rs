@@ -367,6 +367,19 @@ impl Net {
         )
     }
 
+    /// Whether a server's cable carries again. The kernel tells of cables at most once a second, and a bridge's port
+    /// forwards nothing before it is told.
+    pub fn carries(&self, server: usize) -> bool {
+        let args = |device| ["-o", "-d", "link", "show", "dev", device];
+        let says = |output: process::Output, word: &str| {
+            String::from_utf8_lossy(&output.stdout).contains(word)
+        };
+        let host = &self.servers[server];
+        let port = command("ip").args(args(host.name())).output();
+        let own = host.output(Path::new("ip"), &args(INTERFACE).map(String::from));
+        port.is_ok_and(|o| says(o, "state forwarding")) && own.is_ok_and(|o| says(o, "state UP"))
+    }
+
     /// Another program switches a server's own interface off, or on again. With it go the IPv6 addresses and the
     /// neighbours; those of the lab come back.
     pub fn interface(&self, server: usize, up: bool) -> Result<(), Error> {

@@ -196,7 +196,11 @@ fn together(earlier: &Fault, later: &Fault) -> bool {
         (Some(Target::Server(a)), Some(Target::Server(b))) => a == b,
         (a, b) => a.is_some() && b.is_some(),
     };
-    // A switched-off interface is nothing to boot with.
+    // A switched-off interface is nothing to boot with, nor to plug a cable into: that may never carry again.
+    let off = |act: &Act| matches!(act, Act::Bounce | Act::Cable);
+    if same && off(&earlier.act) && off(&later.act) {
+        return gap(RECOVERY);
+    }
     let away = |act: &Act| act.ends_a_server() || *act == Act::Bounce;
     if same && away(&earlier.act) && away(&later.act) {
         return gap(RECOVERY);

@@ -137,8 +137,8 @@ impl Run {
                     open.push((fault.end(), begun));
                 }
             }
-            let commands = self.stage.commands();
-            let busy = self.lab(commands)?;
+            let settled = self.stage.settle();
+            let busy = self.lab(settled)?;
             self.look()?;
             if open.is_empty() && faults.peek().is_none() && !busy {
                 return Ok(());

@@ -14,6 +14,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(40);
 const AGAIN: Duration = Duration::from_millis(50);
 /// A loss of more than so many beats of a hundred is no network to be master on.
 const BEARABLE: u8 = 20;
+/// A cable carries so soon after it is plugged in.
+const CARRIER: Duration = Duration::from_secs(5);
 /// A stopped process has really stopped by then.
 const HALT: Duration = Duration::from_millis(500);
 
@@ -59,6 +61,8 @@ pub struct Stage {
     off: Vec<bool>,
     /// Without its main daemon.
     headless: Vec<bool>,
+    /// Cables plugged in since then that do not carry yet, by server.
+    plugging: Vec<(usize, Duration)>,
     running: Vec<Running>,
 }
 
@@ -76,6 +80,7 @@ impl Stage {
             unplugged: vec![0; servers],
             off: vec![false; servers],
             headless: vec![false; servers],
+            plugging: Vec::new(),
             running: Vec::new(),
         }
     }
@@ -213,7 +218,8 @@ impl Stage {
                 if self.unplugged[server] > 0 {
                     self.cluster.net().cable(server, false)?;
                 }
-                self.away(server, false);
+                self.headless[server] = false;
+                self.plugging.push((server, self.now()));
             }
             Act::Stop(parts) => self.resume(server, parts)?,
             Act::Cable => {
@@ -222,13 +228,13 @@ impl Stage {
                 if self.unplugged[server] == 0 && !self.off[server] {
                     self.cluster.net().cable(server, true)?;
                 }
-                self.calm.server(server, self.now(), false);
+                self.plugging.push((server, self.now()));
             }
             Act::Bounce => {
                 self.unplugged[server] -= 1;
                 self.unbar();
                 self.cluster.net().interface(server, true)?;
-                self.calm.server(server, self.now(), false);
+                self.plugging.push((server, self.now()));
             }
             Act::Split(_) | Act::Cut(..) | Act::Mute(..) | Act::Loss(_) => {
                 let there = self.network.iter().position(|act| *act == begun.act);
@@ -448,8 +454,34 @@ impl Stage {
         Ok(())
     }
 
-    /// Looks which commands have ended; whether some have not.
-    pub fn commands(&mut self) -> Result<bool, Error> {
+    /// Looks what that was begun has come to its end by itself; whether there is more.
+    pub fn settle(&mut self) -> Result<bool, Error> {
+        self.cables()?;
+        self.commands()?;
+        Ok(!self.running.is_empty() || !self.plugging.is_empty())
+    }
+
+    /// A server is left alone only once its cable carries.
+    fn cables(&mut self) -> Result<(), Error> {
+        let now = self.now();
+        for (server, since) in std::mem::take(&mut self.plugging) {
+            // Pulled again: no wonder.
+            let pulled = self.unplugged[server] > 0 || self.off[server];
+            if pulled || self.cluster.net().carries(server) {
+                self.calm.server(server, now, false);
+                continue;
+            }
+            if now > since + CARRIER {
+                let text = format!("the cable of {} does not carry", NAMES[server]);
+                return Err(Error::Wrong(text));
+            }
+            self.plugging.push((server, since));
+        }
+        Ok(())
+    }
+
+    /// Looks which commands have ended.
+    fn commands(&mut self) -> Result<(), Error> {
         let mut still = Vec::new();
         for mut one in std::mem::take(&mut self.running) {
             let Ok(ended) = one.child.try_wait() else {
@@ -480,7 +512,7 @@ impl Stage {
             self.note(format!("  standin {} at {name}: {said}", one.words));
         }
         self.running.append(&mut still);
-        Ok(!self.running.is_empty())
+        Ok(())
     }
 }
 
