@@ -2,6 +2,7 @@
 # make test      prove it: as root everything, as an ordinary user all that one may
 # make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
+# make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 
 PREFIX ?= /usr/local
@@ -16,7 +17,7 @@ PACKAGES = iproute2 nftables keepalived gcc libc6-dev
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test chaos bench install clean
+.PHONY: all deps build demo test chaos bench mutants install clean
 
 all: build
 
@@ -45,6 +46,11 @@ chaos: deps build
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
+
+# The checkers with the bugs in them, in a folder of their own: nothing of it is ever installed.
+mutants: deps
+	$(CARGO) build --release --workspace --bins --features standin-mutants/plant --target-dir $(TARGET)/mutants
+	$(TARGET)/mutants/release/mutants $(MUTANTS)
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man $(DESTDIR)$(PREFIX)/lib/systemd/system

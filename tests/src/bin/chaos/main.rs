@@ -18,6 +18,7 @@ mod stage;
 mod witness;
 
 use lab::{DEFAULT, Error, FAST, FASTEST, LONG, Profile, Spec};
+use run::Verdict;
 use schedule::Schedule;
 use std::{
     env, fs,
@@ -37,7 +38,8 @@ chaos [--seconds N] [--seed N] [--profile default|fast|fastest|long] [--servers 
   --plan               print the schedule and do nothing
   --explain            print all that the daemons logged, even if nothing fails
 
-The environment, STANDIN_GATE for example, is passed on to the daemons.";
+The environment, STANDIN_GATE for example, is passed on to the daemons. Exit code 0: all was well; 1: it was not, what is
+told after \"caught:\"; 2: wrong usage, or the lab failed.";
 
 struct Options {
     seconds: u64,
@@ -134,7 +136,7 @@ fn schedule(options: &Options) -> Result<(Schedule, String), String> {
     Ok((made, again))
 }
 
-fn chaos(options: &Options) -> Result<bool, Error> {
+fn chaos(options: &Options) -> Result<Verdict, Error> {
     let (schedule, again) = schedule(options).map_err(Error::Wrong)?;
     println!("{again}");
     run::run(
@@ -171,11 +173,12 @@ fn main() -> ExitCode {
         };
     }
     match lab::enter().and_then(|()| chaos(&options)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(Verdict::Fine) => ExitCode::SUCCESS,
+        Ok(Verdict::Caught) => ExitCode::FAILURE,
+        Ok(Verdict::Unknown) => ExitCode::from(2),
         Err(error) => {
             eprintln!("chaos: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(2)
         }
     }
 }

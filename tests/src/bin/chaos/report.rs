@@ -1,7 +1,7 @@
 //! What is told of a run.
 
 use crate::{
-    run::{Failure, Figures},
+    run::{Failure, Figures, Verdict},
     stage::Stage,
 };
 use lab::Cluster;
@@ -54,7 +54,12 @@ fn elected(line: &str) -> Option<(&str, &str)> {
 /// Everything one needs to see why.
 pub fn explain(stage: &Stage, started: SystemTime, failure: &Failure) {
     println!(
-        "\nFAILED at {:.3} s: {}\n\n--- what happened",
+        "\n{}: at {:.3} s: {}\n\n--- what happened",
+        if failure.of_the_lab {
+            "the lab failed"
+        } else {
+            "caught"
+        },
         failure.at.as_secs_f64(),
         failure.what
     );
@@ -102,7 +107,7 @@ pub fn logs(cluster: &Cluster, started: SystemTime, when: Range<Duration>) {
 }
 
 /// The last line.
-pub fn summary(figures: &Figures, again: &str, fine: bool) {
+pub fn summary(figures: &Figures, again: &str, verdict: Verdict) {
     let faults: Vec<_> = figures
         .faults
         .iter()
@@ -112,7 +117,11 @@ pub fn summary(figures: &Figures, again: &str, fine: bool) {
     println!(
         "\n{}: {again}: {:.0} s; {} faults ({}); {} takeovers; {} answers; longest outage {:.0} ms, with a majority \
          undisturbed {:.0} ms; longest stall of the machine {:.0} ms; two masters {:.0} ms",
-        if fine { "fine" } else { "FAILED" },
+        match verdict {
+            Verdict::Fine => "fine",
+            Verdict::Caught => "FAILED",
+            Verdict::Unknown => "no verdict",
+        },
         figures.lasted.as_secs_f64(),
         figures.faults.values().sum::<usize>(),
         faults.join(", "),

@@ -30,6 +30,17 @@ const OUTAGE: Duration = Duration::from_millis(50);
 pub struct Failure {
     pub at: Duration,
     pub what: String,
+    /// It is the lab that could not do something: nothing is said about the servers.
+    pub of_the_lab: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Fine,
+    Caught,
+    /// The lab failed.
+    Unknown,
 }
 
 /// What a run came to.
@@ -46,7 +57,7 @@ pub struct Figures {
     pub two: Duration,
 }
 
-/// Plays it on a cluster of that kind; whether all was as it must be.
+/// Plays it on a cluster of that kind.
 pub fn run(spec: Spec, schedule: Schedule, again: &str, explain: bool) -> Result<bool, Error> {
     let (stalls, _spinners) = (Stalls::start()?, Spinners::start()?);
     if !stalls.realtime {
@@ -54,7 +65,13 @@ pub fn run(spec: Spec, schedule: Schedule, again: &str, explain: bool) -> Result
             "note: no real-time precedence for this user: the machine's stalls are not all seen"
         );
     }
-    let cluster = Cluster::start(spec)?;
+    let cluster = match Cluster::start(spec) {
+        Err(late @ Error::Late { .. }) => {
+            println!("caught: before anything went wrong: {late}");
+            return Ok(Verdict::Caught);
+        }
+        other => other?,
+    };
     stalls.take();
     let mut run = Run {
         seen: vec![Seen::default(); cluster.spec().virtual_servers],
@@ -65,20 +82,25 @@ pub fn run(spec: Spec, schedule: Schedule, again: &str, explain: bool) -> Result
         started: SystemTime::now(),
         master: 0,
     };
-    let verdict = run.play(&schedule).and_then(|()| run.finish());
+    let failure = run.play(&schedule).and_then(|()| run.finish()).err();
     run.count();
-    if let Err(failure) = &verdict {
+    if let Some(failure) = &failure {
         report::explain(&run.stage, run.started, failure);
     }
     if explain {
         let all = Duration::ZERO..run.figures.lasted;
         report::logs(&run.stage.cluster, run.started, all);
     }
-    if verdict.is_err() {
+    let verdict = match &failure {
+        None => Verdict::Fine,
+        Some(failure) if failure.of_the_lab => Verdict::Unknown,
+        Some(_) => Verdict::Caught,
+    };
+    if verdict != Verdict::Fine {
         println!("\nagain: {again}\nor, shortened by hand, with --schedule FILE:\n{schedule}");
     }
-    report::summary(&run.figures, again, verdict.is_ok());
-    Ok(verdict.is_ok())
+    report::summary(&run.figures, again, verdict);
+    Ok(verdict)
 }
 
 /// What was seen of one virtual server.
@@ -108,13 +130,17 @@ struct Run {
 
 impl Run {
     fn lab<T>(&self, result: Result<T, Error>) -> Result<T, Failure> {
-        result.map_err(|error| self.wrong(error.to_string()))
+        result.map_err(|error| Failure {
+            of_the_lab: !matches!(error, Error::Late { .. }),
+            ..self.wrong(error.to_string())
+        })
     }
 
     fn wrong(&self, what: String) -> Failure {
         Failure {
             at: self.stage.now(),
             what,
+            of_the_lab: false,
         }
     }
 
@@ -233,6 +259,7 @@ impl Run {
                 return Err(Failure {
                     at: crime.at.saturating_sub(self.stage.began),
                     what: crime.what,
+                    of_the_lab: false,
                 });
             }
             seen.answers.retain(|answer| answer.at > settled);

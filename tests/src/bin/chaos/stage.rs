@@ -203,8 +203,10 @@ impl Stage {
             Act::Leave => {
                 if !self.cluster.has_ended(server) {
                     if self.now() > begun.since + STOP_LIMIT {
-                        let text = format!("{} does not end when asked to", NAMES[server]);
-                        return Err(Error::Wrong(text));
+                        return Err(Error::Late {
+                            what: format!("{} ends when asked to", NAMES[server]),
+                            limit: STOP_LIMIT,
+                        });
                     }
                     return later;
                 }
