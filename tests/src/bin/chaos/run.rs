@@ -58,7 +58,7 @@ pub struct Figures {
 }
 
 /// Plays it on a cluster of that kind.
-pub fn run(spec: Spec, schedule: Schedule, again: &str, explain: bool) -> Result<bool, Error> {
+pub fn run(spec: Spec, schedule: Schedule, again: &str, explain: bool) -> Result<Verdict, Error> {
     let (stalls, _spinners) = (Stalls::start()?, Spinners::start()?);
     if !stalls.realtime {
         println!(
