@@ -20,7 +20,7 @@ const TICK: Duration = Duration::from_millis(5);
 /// Answers of the last moments may still come in out of order.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 /// Beyond what the rules allow for: daemons that start on a busy machine, the machine's own small stalls.
-const MARGIN: Duration = Duration::from_secs(1);
+const MARGIN: Duration = Duration::from_secs(2);
 /// A stall of the machine worth telling, and one that is a disturbance of its own.
 const STALL: Duration = Duration::from_millis(100);
 /// Outages from here on are told.
