@@ -1,6 +1,7 @@
 # make demo      watch a failover on this machine; needs no root
 # make test      prove it: as root everything, as an ordinary user all that one may
 # make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
+# make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
 # make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
@@ -21,7 +22,7 @@ SECONDS ?= 60
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test fuzz-deps fuzz bench mutants install clean
+.PHONY: all deps build demo test chaos fuzz-deps fuzz bench mutants install clean
 
 all: build
 
@@ -61,6 +62,9 @@ fuzz: fuzz-deps
 			$$own tests/fuzz/corpus/$$subject >$$own.log 2>&1 || { tail -40 $$own.log; exit 1; }; \
 		grep -E '^stat::number_of|DONE' $$own.log; \
 	done
+
+chaos: deps build
+	$(TARGET)/release/chaos $(CHAOS)
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
