@@ -50,7 +50,9 @@ impl<'a, S: Read + Write> Bring<'a, S> {
         }
         let (mut files, mut bytes) = (Vec::new(), 0);
         while files.len() < FILES
-            && let Some(one) = self.queue.pop_front_if(|(_, _, size)| *size <= SMALL && bytes <= AHEAD)
+            && let Some(one) = self
+                .queue
+                .pop_front_if(|(_, _, size)| *size <= SMALL && bytes <= AHEAD)
         {
             bytes += one.2;
             files.push(one);
@@ -69,8 +71,14 @@ impl<'a, S: Read + Write> Bring<'a, S> {
             Ok(())
         };
         let came = self.puller.files(&wanted, part).map_err(io::Error::other)?;
-        let came = files.into_iter().zip(contents).zip(came).filter(|(_, came)| *came);
-        self.ready = came.map(|(((path, ..), contents), _)| (path, contents)).collect();
+        let came = files
+            .into_iter()
+            .zip(contents)
+            .zip(came)
+            .filter(|(_, came)| *came);
+        self.ready = came
+            .map(|(((path, ..), contents), _)| (path, contents))
+            .collect();
         Ok(())
     }
 }
@@ -93,14 +101,22 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
             digest,
             size: *size,
         };
-        let like = (*size > BY_PARTS).then(|| self.set.read(path).ok()).flatten();
+        let like = (*size > BY_PARTS)
+            .then(|| self.set.read(path).ok())
+            .flatten();
         let came = match like {
             Some(like) => self.puller.alike(&wanted, &like, into),
             None => {
                 let part = |_: usize, at, bytes: &[u8]| into.write_all_at(bytes, at);
-                self.puller.files(&[wanted], part).map(|came| came == [true])
+                self.puller
+                    .files(&[wanted], part)
+                    .map(|came| came == [true])
             }
         };
-        if came.map_err(io::Error::other)? { Ok(()) } else { Err(gone()) }
+        if came.map_err(io::Error::other)? {
+            Ok(())
+        } else {
+            Err(gone())
+        }
     }
 }

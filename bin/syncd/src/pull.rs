@@ -31,7 +31,9 @@ impl Report {
     /// Nothing was left undone.
     pub fn is_complete(&self) -> bool {
         let open = |c: &&Conflict| matches!(c.outcome, Outcome::Undecided | Outcome::Impossible);
-        self.applied.is_complete() && self.refused_removals == 0 && self.conflicts.iter().find(open).is_none()
+        self.applied.is_complete()
+            && self.refused_removals == 0
+            && self.conflicts.iter().find(open).is_none()
     }
 
     fn add(&mut self, applied: Applied) {
@@ -44,7 +46,12 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Applied { done, kept, put_off, failed } = &self.applied;
+        let Applied {
+            done,
+            kept,
+            put_off,
+            failed,
+        } = &self.applied;
         write!(f, "{done} taken")?;
         let parts = [
             (self.removed, "of them removals"),
@@ -116,7 +123,8 @@ fn carry_out<S: Read + Write>(
     }
     let mut bring = Bring::new(puller, &local.set, &operations);
     let now = daemon::real_now_ns();
-    let applied = store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;
+    let applied =
+        store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;
     report.add(applied);
     Ok(())
 }

@@ -42,7 +42,12 @@ pub struct Allowed {
 
 impl Local {
     /// Opens a unit and looks at it.
-    pub fn open(unit: Unit, me: &ServerName, args: &Args, allowed: Allowed) -> Result<Self, String> {
+    pub fn open(
+        unit: Unit,
+        me: &ServerName,
+        args: &Args,
+        allowed: Allowed,
+    ) -> Result<Self, String> {
         let state_dir = unit.state(&args.state_dir);
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
@@ -101,7 +106,10 @@ fn holds_an_address(args: &Args) -> bool {
         return false;
     };
     match status.detail {
-        Detail::Electd(electd) => electd.virtual_servers.iter().any(|v| v.master.as_ref() == Some(&status.server)),
+        Detail::Electd(electd) => electd
+            .virtual_servers
+            .iter()
+            .any(|v| v.master.as_ref() == Some(&status.server)),
         _ => false,
     }
 }
@@ -114,7 +122,12 @@ pub struct Answering<'a> {
 }
 
 impl Origin for Answering<'_> {
-    fn greet(&mut self, cluster: &str, set: &str, other: &Replica) -> Result<(Replica, u64, u64), String> {
+    fn greet(
+        &mut self,
+        cluster: &str,
+        set: &str,
+        other: &Replica,
+    ) -> Result<(Replica, u64, u64), String> {
         if (cluster, set) != (self.cluster, self.local.unit.name.as_str()) {
             return Err(format!(
                 "this is {} of cluster {}, not {set} of {cluster}",

@@ -103,5 +103,7 @@ fn excludes(set: &SyncSet) -> Result<Gitignore, String> {
             .add_line(None, line)
             .map_err(|e| format!("set {}: exclude \"{}\": {e}", set.name, line.escape_debug()))?;
     }
-    builder.build().map_err(|e| format!("set {}: exclude: {e}", set.name))
+    builder
+        .build()
+        .map_err(|e| format!("set {}: exclude: {e}", set.name))
 }

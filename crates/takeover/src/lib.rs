@@ -31,6 +31,7 @@ mod neighbours;
 mod netlink;
 mod nfnetlink;
 mod outlive;
+mod readers;
 mod refresh;
 mod refresher;
 mod scripts;
@@ -43,6 +44,7 @@ pub use error::Error;
 pub use gate::{GateHome, any::GateKind, check_gate, lease_fits, unmount_gate};
 pub use hold::LatePackets;
 pub use macvlan::check_mac;
+pub use readers::read_any;
 pub use refresh::Receipts;
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 

@@ -68,7 +68,8 @@ impl Tables {
     }
 }
 
-fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+/// A neighbour, if its MAC address is known.
+pub(crate) fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     let known = [
         NeighbourState::Reachable,
         NeighbourState::Stale,
@@ -100,7 +101,8 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
-fn read_gateways(attributes: &[RouteAttribute]) -> Vec<(u32, IpAddr)> {
+/// The gateways of a route, and the number of the interface of each.
+pub(crate) fn read_gateways(attributes: &[RouteAttribute]) -> Vec<(u32, IpAddr)> {
     let mut found: Vec<(u32, IpAddr)> = read_gateway(attributes, None).into_iter().collect();
     for attribute in attributes {
         if let RouteAttribute::MultiPath(hops) = attribute {

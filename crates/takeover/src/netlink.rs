@@ -359,7 +359,7 @@ impl Netlink {
                     continue; // an answer to something earlier
                 }
                 if e.code.is_some() {
-                    refused.push((from + place, Errno::from_raw(-e.raw_code())));
+                    refused.push((from + place, Errno::from_raw(e.raw_code().wrapping_neg())));
                 }
                 if place == count - 1 {
                     return Ok(());
@@ -458,7 +458,7 @@ fn sockets() -> io::Result<(Socket, Socket)> {
 }
 
 /// The messages of a datagram; what cannot be read is passed over.
-fn split(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> {
+pub(crate) fn split(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> {
     std::iter::from_fn(move || {
         loop {
             let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
@@ -471,7 +471,8 @@ fn split(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMe
     })
 }
 
-fn read_change(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
+/// What a message tells of what others did.
+pub(crate) fn read_change(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
     let NetlinkPayload::InnerMessage(message) = message.payload else {
         return None;
     };
