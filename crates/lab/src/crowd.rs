@@ -13,8 +13,10 @@ use std::{
     time::Duration,
 };
 
-/// Each client asks once in so many nanoseconds: all of them together leave most of a CPU to those they ask.
-const EACH: u64 = 20_000_000;
+/// Each client asks once in this time: all of them together leave most of a CPU to those they ask.
+const EACH: Duration = Duration::from_millis(20);
+/// The same while they learn where the virtual address is: they ask the whole network for it.
+const EACH_LEARNING: Duration = Duration::from_millis(500);
 
 /// Clients of the first virtual server.
 pub struct Crowd {
@@ -56,14 +58,14 @@ impl Crowd {
         Ok(Self { clients })
     }
 
-    /// Every client forgets where the virtual address is, then all learn it at once and are served: their
-    /// entries are as fresh as can be.
+    /// Every client forgets where the virtual address is, then all learn it and are served: their entries
+    /// are less than a second old.
     pub fn refresh(&self) -> Result<(), Error> {
         for client in &self.clients {
             let forget = format!("neigh flush to {} dev eth0\n", client.virtual_address);
             client.host.tool("ip", &["-batch", "-"], &forget)?;
         }
-        let served = self.ask(Duration::from_secs(5), |_| true);
+        let served = self.ask(EACH_LEARNING, Duration::from_secs(5), |_| true);
         match served.missing {
             0 => Ok(()),
             missing => Err(Error::Wrong(format!(
@@ -75,14 +77,14 @@ impl Crowd {
 
     /// Every client asks until a server other than number `old` answers it, at most `limit` long.
     pub fn back(&self, old: usize, limit: Duration) -> Return {
-        self.ask(limit, |server| usize::from(server) != old)
+        self.ask(EACH, limit, |server| usize::from(server) != old)
     }
 
-    fn ask(&self, limit: Duration, good: impl Fn(u8) -> bool) -> Return {
+    fn ask(&self, each: Duration, limit: Duration, good: impl Fn(u8) -> bool) -> Return {
         let _ = daemon::sys::scheduler_fifo(PRECEDENCE);
         let (start, limit) = (pace::now(), pace::nanos(limit));
         let mut served: Vec<Option<u64>> = vec![None; self.clients.len()];
-        let step = EACH / self.clients.len().max(1) as u64;
+        let step = pace::nanos(each) / self.clients.len().max(1) as u64;
         let mut ticks = Ticks::start();
         while pace::now() - start < limit && served.contains(&None) {
             for (index, client) in self.clients.iter().enumerate() {
