@@ -231,3 +231,13 @@ impl Keepalived {
         }
     }
 }
+
+impl Drop for Keepalived {
+    /// A process that nobody has waited for counts as running, and the next keepalived beside its pid file as one too
+    /// many.
+    fn drop(&mut self) {
+        for child in self.children.iter_mut().flatten() {
+            let _ = child.kill().and_then(|()| child.wait());
+        }
+    }
+}
