@@ -54,12 +54,21 @@ const STACK: usize = 512 * 1024;
 #[derive(Debug)]
 pub(crate) struct Opening {
     pub(crate) v: VirtualServerName,
+    /// The number of the opening.
+    pub(crate) generation: u64,
     pub(crate) from: BootTime,
     pub(crate) interface: u32,
     pub(crate) name: String,
     pub(crate) mac: Mac,
     pub(crate) own: Vec<IpAddr>,
     pub(crate) shared: Arc<Shared>,
+}
+
+impl Opening {
+    /// Whether the other one is the same with more addresses; with no more of them, all are to be asked anew.
+    fn is_part_of(&self, other: &Self) -> bool {
+        self.generation == other.generation && self.own.len() < other.own.len()
+    }
 }
 
 #[derive(Debug)]
@@ -290,6 +299,16 @@ impl<F: Fn(Event)> Refresher<F> {
     // ---- asking
 
     fn opened(&mut self, opening: Opening) {
+        // IPv6 addresses come into use a moment after the others: nobody is asked twice for those.
+        let more = |old: &Opening| old.is_part_of(&opening);
+        if let Some(running) = self.running.iter_mut().find(|r| more(&r.opening)) {
+            let known: HashSet<IpAddr> = running.opening.own.iter().copied().collect();
+            let further = opening.own.iter().filter(|ip| !known.contains(ip));
+            running.round.extend_own(further.copied());
+            running.logged = false;
+            running.opening.own = opening.own;
+            return;
+        }
         // From memory first: reading the tables may take a while, and follows.
         self.introduce(&opening.name);
         let targets = self.targets(&opening.name);

@@ -1426,6 +1426,7 @@ impl Worker {
         if burst == 0 {
             let opening = Opening {
                 v: set.v.clone(),
+                generation: set.generation,
                 from: set.announced_from,
                 interface: link.index,
                 name: set.network.clone(),
