@@ -68,7 +68,7 @@ impl Local {
             );
         }
         let set = Set::open(&unit.root, &state_dir, &index, allowed.root, calls).map_err(told)?;
-        let held = holds_an_address(args);
+        let held = holds_an_address(args, me);
         let look = Look {
             now: daemon::real_now_ns(),
             held,
@@ -100,7 +100,7 @@ impl Local {
 }
 
 /// Whether this server is master of anything; if nobody can tell, it is not.
-fn holds_an_address(args: &Args) -> bool {
+fn holds_an_address(args: &Args, me: &ServerName) -> bool {
     let status = daemon::ctl::call(&args.run_dir, Role::Electd, &CtlRequest::Status, ELECTD);
     let Ok(CtlReply::Status(status)) = status else {
         return false;
@@ -109,7 +109,7 @@ fn holds_an_address(args: &Args) -> bool {
         Detail::Electd(electd) => electd
             .virtual_servers
             .iter()
-            .any(|v| v.master.as_ref() == Some(&status.server)),
+            .any(|v| v.master.as_ref() == Some(me)),
         _ => false,
     }
 }

@@ -1,9 +1,6 @@
 //! Which files are kept alike, and how the servers reach one another for it.
 
-use crate::{
-    DELETE_LIMIT, SSH_KEY, SSH_PORT, SSH_USER, Server, SshConfig, SyncSet,
-    raw::{Section, Source},
-};
+use crate::{DELETE_LIMIT, SSH_KEY, SSH_PORT, SSH_USER, Server, SshConfig, SyncSet, raw::Section};
 use protocol::ServerName;
 use std::{
     collections::BTreeSet,

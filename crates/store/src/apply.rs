@@ -15,6 +15,7 @@
 
 use crate::{
     aside::Kept,
+    attributes,
     dir::{Dir, Name},
     error::{At, Error, Listing},
     index::Index,
@@ -22,7 +23,6 @@ use crate::{
     set::{Set, reserved},
     sight::{self, Found},
     stage::{self, Contents, Temp},
-    attributes,
 };
 use filesync::{Entry, Kind, Node, Operation, Path, Source, Stat};
 use rustix::{fs::RenameFlags, io::Errno};
@@ -107,12 +107,22 @@ pub fn apply(
     now: u64,
 ) -> Result<Applied, Error> {
     let applied = Applied::default();
-    let mut run = Run { set, index, contents, now, applied, done: Vec::new(), dirty: false };
+    let mut run = Run {
+        set,
+        index,
+        contents,
+        now,
+        applied,
+        done: Vec::new(),
+        dirty: false,
+    };
     let mut operations = operations.into_iter().peekable();
     while operations.peek().is_some() {
         let (mut ready, mut bytes) = (Vec::new(), 0);
         while ready.len() < TOGETHER && bytes < BYTES {
-            let Some(operation) = operations.next() else { break };
+            let Some(operation) = operations.next() else {
+                break;
+            };
             let path = operation.path.clone();
             let size = match operation.entry.node.as_ref().map(|n| &n.kind) {
                 Some(Kind::File { size, .. }) => *size,
@@ -193,8 +203,13 @@ impl Run<'_> {
         let action = match &operation.entry.node {
             _ if operation.is_note() => Action::Note,
             None => Action::Remove,
-            Some(Node { kind: Kind::HardLink { to }, .. }) => Action::Link(to.clone()),
-            Some(node) if node.is_directory() && was.is_some_and(Node::is_directory) => Action::Give,
+            Some(Node {
+                kind: Kind::HardLink { to },
+                ..
+            }) => Action::Link(to.clone()),
+            Some(node) if node.is_directory() && was.is_some_and(Node::is_directory) => {
+                Action::Give
+            }
             Some(node) => match self.movable(&operation, node)? {
                 Some((from, stat)) => Action::Move(from, stat),
                 None => {
@@ -209,7 +224,12 @@ impl Run<'_> {
                 }
             },
         };
-        Ok(Ready { operation, before, action, links })
+        Ok(Ready {
+            operation,
+            before,
+            action,
+            links,
+        })
     }
 
     /// What is at a path, if it is what the index says; `moved`: or nothing.
@@ -226,7 +246,10 @@ impl Run<'_> {
             Err(e) if is_no_way(&e) => return Err(otherwise),
             other => other.at("open the directory of", path)?,
         };
-        let stat = dir.stat_of(name).at("stat", path)?.map(|raw| sight::stat(&raw));
+        let stat = dir
+            .stat_of(name)
+            .at("stat", path)?
+            .map(|raw| sight::stat(&raw));
         let (known, stat) = match (known, stat) {
             (None, None) => return Ok(None),
             (Some(_), None) if moved => return Ok(None),
@@ -238,7 +261,10 @@ impl Run<'_> {
             let one = first.is_some_and(|first| same_inode(&first, &stat));
             return if one { Ok(Some(stat)) } else { Err(otherwise) };
         }
-        if row.and_then(|r| r.proof).is_some_and(|proof| proof.holds(&stat)) {
+        if row
+            .and_then(|r| r.proof)
+            .is_some_and(|proof| proof.holds(&stat))
+        {
             return Ok(Some(stat));
         }
         match sight::see(&dir, name).at("read", path)? {
@@ -259,7 +285,11 @@ impl Run<'_> {
     /// Keeps what is there now.
     fn keep(&mut self, operation: &Operation) -> Result<(), Refusal> {
         let path = &operation.path;
-        let (dir, name) = self.set.root.place(path).at("open the directory of", path)?;
+        let (dir, name) = self
+            .set
+            .root
+            .place(path)
+            .at("open the directory of", path)?;
         let Found::Node(node, _) = sight::see(&dir, name).at("read", path)? else {
             return Err(Refusal::PutOff("it changes while it is kept aside"));
         };
@@ -268,20 +298,25 @@ impl Run<'_> {
             _ => None,
         };
         let winner = &operation.entry;
-        let what = if winner.node.is_some() { "a version" } else { "a removal" };
+        let what = if winner.node.is_some() {
+            "a version"
+        } else {
+            "a removal"
+        };
         let why = format!("gave way to {what} of {:?}", winner.rank.replica);
-        let kept = Kept { path: path.clone(), node, at: self.now, why };
+        let kept = Kept {
+            path: path.clone(),
+            node,
+            at: self.now,
+            why,
+        };
         self.set.aside.keep(&kept, file.as_ref())?;
         self.applied.kept += 1;
         Ok(())
     }
 
     /// Where a file can be moved from as it is: no contents, no metadata, no other name changes.
-    fn movable(
-        &self,
-        operation: &Operation,
-        node: &Node,
-    ) -> Result<Option<(Path, Stat)>, Refusal> {
+    fn movable(&self, operation: &Operation, node: &Node) -> Result<Option<(Path, Stat)>, Refusal> {
         let Source::Move(from) = &operation.source else {
             return Ok(None);
         };
@@ -322,7 +357,12 @@ impl Run<'_> {
 
     /// The last step: one rename. Returns what is there now.
     fn carry_out(&mut self, ready: Ready) -> Result<Entry, Refusal> {
-        let Ready { operation, before, action, links } = ready;
+        let Ready {
+            operation,
+            before,
+            action,
+            links,
+        } = ready;
         let path = &operation.path;
         let before = self.still_linked(&operation)?.or(before);
         self.dirty |= !matches!(action, Action::Note);
@@ -331,10 +371,16 @@ impl Run<'_> {
             Action::Remove => self.remove(path, before)?,
             Action::Give => self.give(&operation, before)?,
             Action::Move(from, stat) => {
-                let (source, old) = self.set.root.place(from).at("open the directory of", from)?;
+                let (source, old) = self
+                    .set
+                    .root
+                    .place(from)
+                    .at("open the directory of", from)?;
                 let now = source.stat_of(old).at("stat", from)?;
                 if !now.is_some_and(|now| alike(&sight::stat(&now), stat)) {
-                    return Err(Refusal::PutOff("what was to be moved is not there any more"));
+                    return Err(Refusal::PutOff(
+                        "what was to be moved is not there any more",
+                    ));
                 }
                 let (dir, name) = self.place(path)?;
                 into_nothing(&source, old, &dir, name).at_path("move", path)?;
@@ -375,11 +421,20 @@ impl Run<'_> {
     fn link(&self, to: &Path) -> Result<Temp, Refusal> {
         let (dir, name) = self.place(to)?;
         let temp = Temp::new().at("name", to)?;
-        match dir.stat_of(name).at("stat", to)?.map(|raw| sight::stat(&raw)) {
+        match dir
+            .stat_of(name)
+            .at("stat", to)?
+            .map(|raw| sight::stat(&raw))
+        {
             Some(stat) if is_kind(&stat, rustix::fs::FileType::RegularFile) => {}
-            _ => return Err(Refusal::PutOff("the file that it is a name of is not there")),
+            _ => {
+                return Err(Refusal::PutOff(
+                    "the file that it is a name of is not there",
+                ));
+            }
         }
-        dir.link(name, &self.set.stage, temp.name()).at("link", to)?;
+        dir.link(name, &self.set.stage, temp.name())
+            .at("link", to)?;
         Ok(temp)
     }
 
@@ -410,7 +465,13 @@ impl Run<'_> {
         const OTHER: Refusal = Refusal::PutOff("something else is there by now");
         let stage = &self.set.stage;
         let directory = is_kind(before, rustix::fs::FileType::Directory);
-        if directory && !dir.child(name).and_then(|d| d.names()).at("read", path)?.is_empty() {
+        if directory
+            && !dir
+                .child(name)
+                .and_then(|d| d.names())
+                .at("read", path)?
+                .is_empty()
+        {
             return Err(Refusal::PutOff("there is something in it"));
         }
         match stage.rename(temp.name(), dir, name, RenameFlags::EXCHANGE) {
@@ -421,7 +482,9 @@ impl Run<'_> {
                 if !now.is_some_and(|now| alike(&sight::stat(&now), before)) {
                     return Err(OTHER);
                 }
-                stage.rename(temp.name(), dir, name, RenameFlags::empty()).at("replace", path)?;
+                stage
+                    .rename(temp.name(), dir, name, RenameFlags::empty())
+                    .at("replace", path)?;
                 // A rename of one name of a file to another one does nothing.
                 return Ok(temp.discard(stage).at("replace", path)?);
             }
@@ -435,7 +498,9 @@ impl Run<'_> {
         };
         match gone {
             Err(e) if is(&e, Errno::NOTEMPTY) => {
-                stage.rename(temp.name(), dir, name, RenameFlags::EXCHANGE).at("put back", path)?;
+                stage
+                    .rename(temp.name(), dir, name, RenameFlags::EXCHANGE)
+                    .at("put back", path)?;
                 Err(OTHER)
             }
             other => Ok(other.at("replace", path)?),
@@ -456,7 +521,8 @@ impl Run<'_> {
             };
         }
         let (stage, temp) = (&self.set.stage, Temp::new().at("remove", path)?);
-        dir.rename(name, stage, temp.name(), RenameFlags::empty()).at("remove", path)?;
+        dir.rename(name, stage, temp.name(), RenameFlags::empty())
+            .at("remove", path)?;
         let displaced = stage.stat_of(temp.name()).at("stat", path)?;
         if !displaced.is_some_and(|now| alike(&sight::stat(&now), &before)) {
             into_nothing(stage, temp.name(), &dir, name).at_path("put back", path)?;
@@ -522,7 +588,9 @@ trait AtPath {
 impl AtPath for io::Result<()> {
     fn at_path(self, what: &'static str, path: &Path) -> Result<(), Refusal> {
         match self {
-            Err(e) if is(&e, Errno::EXIST) => Err(Refusal::PutOff("something came there meanwhile")),
+            Err(e) if is(&e, Errno::EXIST) => {
+                Err(Refusal::PutOff("something came there meanwhile"))
+            }
             other => Ok(other.at(what, path)?),
         }
     }
@@ -534,7 +602,9 @@ fn is(error: &io::Error, errno: Errno) -> bool {
 
 /// There is no such directory, or something that is none or a symbolic link stands there.
 fn is_no_way(error: &io::Error) -> bool {
-    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].iter().any(|e| is(error, *e))
+    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP]
+        .iter()
+        .any(|e| is(error, *e))
 }
 
 fn is_kind(stat: &Stat, kind: rustix::fs::FileType) -> bool {

@@ -89,7 +89,8 @@ impl Aside {
         fill(&file)?;
         self.0.calls().one("fsync")?;
         fsync(&file)?;
-        self.0.rename(unfinished, &self.0, Name::made(to), RenameFlags::empty())
+        self.0
+            .rename(unfinished, &self.0, Name::made(to), RenameFlags::empty())
     }
 
     /// The last ones, at most so many, youngest first, each with the name to ask for it.
@@ -106,7 +107,9 @@ impl Aside {
             }
         }
         let youngest = last.into_iter().rev();
-        youngest.map(|(_, id)| Ok((id.clone(), self.kept(&id)?))).collect()
+        youngest
+            .map(|(_, id)| Ok((id.clone(), self.kept(&id)?)))
+            .collect()
     }
 
     /// One of them.

@@ -30,7 +30,9 @@ fn carried(name: &[u8]) -> bool {
 }
 
 /// Calls again with more room until it is enough.
-fn whole(mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+fn whole(
+    mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<u8>> {
     let mut buffer = vec![0; 256];
     loop {
         match call(&mut buffer) {
@@ -70,7 +72,10 @@ pub(crate) fn read(fd: impl AsFd) -> io::Result<Attributes> {
 fn times(mtime: i64) -> Timestamps {
     const SECOND: i64 = 1_000_000_000;
     Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
         last_modification: Timespec {
             tv_sec: mtime.div_euclid(SECOND),
             tv_nsec: mtime.rem_euclid(SECOND) as _,
@@ -85,7 +90,11 @@ pub(crate) fn give(fd: impl AsFd, node: &Node, calls: &Calls) -> io::Result<()> 
     let stat = fstat(fd)?;
     if (stat.st_uid, stat.st_gid) != (node.uid, node.gid) {
         calls.one("fchown")?;
-        fchown(fd, Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)))?;
+        fchown(
+            fd,
+            Some(Uid::from_raw(node.uid)),
+            Some(Gid::from_raw(node.gid)),
+        )?;
     }
     calls.one("fchmod")?;
     fchmod(fd, Mode::from_raw_mode(node.mode.into()))?;
@@ -119,7 +128,12 @@ pub(crate) fn give_unopened(dir: &Dir, name: Name, node: &Node) -> io::Result<()
     }
     if !link {
         calls.one("chmod")?;
-        chmodat(dir, bytes, Mode::from_raw_mode(node.mode.into()), AtFlags::empty())?;
+        chmodat(
+            dir,
+            bytes,
+            Mode::from_raw_mode(node.mode.into()),
+            AtFlags::empty(),
+        )?;
     }
     calls.one("utimens")?;
     utimensat(dir, bytes, &times(node.mtime), AtFlags::SYMLINK_NOFOLLOW)?;

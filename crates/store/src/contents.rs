@@ -6,11 +6,7 @@ use rustix::{
     fs::{FallocateFlags, SeekFrom, fallocate, fstat, ftruncate, seek},
     io::Errno,
 };
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 /// Read at once.
 const BUFFER: usize = 128 * 1024;
@@ -33,14 +29,25 @@ fn extent(file: &File, at: u64, size: u64) -> io::Result<Extent> {
     };
     let data = sought(SeekFrom::Data(at))?;
     if data > at {
-        return Ok(Extent { from: at, to: data, hole: true });
+        return Ok(Extent {
+            from: at,
+            to: data,
+            hole: true,
+        });
     }
     let to = sought(SeekFrom::Hole(at))?.max(at + 1);
-    Ok(Extent { from: at, to, hole: false })
+    Ok(Extent {
+        from: at,
+        to,
+        hole: false,
+    })
 }
 
 /// Gives all of a file, piece by piece, holes as zeros (true: it is one).
-fn pieces(file: &File, mut piece: impl FnMut(u64, &[u8], bool) -> io::Result<()>) -> io::Result<u64> {
+fn pieces(
+    file: &File,
+    mut piece: impl FnMut(u64, &[u8], bool) -> io::Result<()>,
+) -> io::Result<u64> {
     let stat = fstat(file)?;
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     let dense = u64::try_from(stat.st_blocks).unwrap_or(0) >= size.div_ceil(512);
@@ -48,12 +55,18 @@ fn pieces(file: &File, mut piece: impl FnMut(u64, &[u8], bool) -> io::Result<()>
     let mut at = 0;
     while at < size {
         let extent = if dense {
-            Extent { from: at, to: size, hole: false }
+            Extent {
+                from: at,
+                to: size,
+                hole: false,
+            }
         } else {
             extent(file, at, size)?
         };
         while at < extent.to {
-            let most = usize::try_from(extent.to - at).unwrap_or(BUFFER).min(BUFFER);
+            let most = usize::try_from(extent.to - at)
+                .unwrap_or(BUFFER)
+                .min(BUFFER);
             let got = if extent.hole {
                 piece(at, &ZEROS[..most], true)?;
                 most
@@ -113,7 +126,10 @@ pub(crate) fn digest_and_punch(file: &File) -> io::Result<(u64, Digest)> {
         }
         if zeros.len() > 1 {
             let last = zeros.pop();
-            punch(file, &std::mem::replace(&mut zeros, last.into_iter().collect()))?;
+            punch(
+                file,
+                &std::mem::replace(&mut zeros, last.into_iter().collect()),
+            )?;
         }
         Ok(())
     })?;

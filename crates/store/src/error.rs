@@ -103,6 +103,13 @@ impl Listing {
     /// So many are named.
     pub const MOST: usize = 100;
 
+    /// With those of another list.
+    pub fn join(&mut self, other: Self) {
+        self.count += other.count;
+        self.first.extend(other.first);
+        self.first.truncate(Self::MOST);
+    }
+
     /// One more.
     pub(crate) fn add(&mut self, path: &Path, why: impl fmt::Display) {
         self.count += 1;

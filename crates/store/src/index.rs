@@ -10,9 +10,7 @@ use crate::{
 };
 use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Tree};
 use protocol::ServerName;
-use redb::{
-    Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table,
-};
+use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table};
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 /// Bytes of the file kept in memory.
@@ -52,13 +50,20 @@ impl Index {
         if there {
             match Self::existing(file, Arc::clone(&calls)) {
                 Ok(index) => {
-                    return Ok(Opened { index, new: false, damaged: None });
+                    return Ok(Opened {
+                        index,
+                        new: false,
+                        damaged: None,
+                    });
                 }
                 Err(e) if is_damage(&e) => {}
                 Err(e) => return Err(e),
             }
         }
-        let damaged = there.then(|| set_aside(file)).transpose().at("set aside", &shown)?;
+        let damaged = there
+            .then(|| set_aside(file))
+            .transpose()
+            .at("set aside", &shown)?;
         let db = Builder::new().set_cache_size(CACHE).create(file)?;
         let index = Self { db, calls };
         let state = State {
@@ -73,8 +78,14 @@ impl Index {
         // The file's name is as durable as what is in it.
         let folder = file.parent().filter(|f| !f.as_os_str().is_empty());
         let folder = folder.unwrap_or(std::path::Path::new("."));
-        std::fs::File::open(folder).and_then(|f| f.sync_all()).at("sync", &folder.display())?;
-        Ok(Opened { index, new: true, damaged })
+        std::fs::File::open(folder)
+            .and_then(|f| f.sync_all())
+            .at("sync", &folder.display())?;
+        Ok(Opened {
+            index,
+            new: true,
+            damaged,
+        })
     }
 
     fn existing(file: &std::path::Path, calls: Arc<Calls>) -> Result<Self, Error> {
@@ -95,7 +106,8 @@ impl Index {
             tx.open_table(DIGESTS)?;
             tx.open_table(LINKS)?;
             tx.open_table(INTENTS)?;
-            tx.open_table(STATE)?.insert("state", encode(state)?.as_slice())?;
+            tx.open_table(STATE)?
+                .insert("state", encode(state)?.as_slice())?;
         }
         Ok(tx.commit()?)
     }
@@ -144,7 +156,8 @@ impl Index {
         }
         if keys.len() > FEW {
             let fresh = move |row: &Result<(Path, Row), Error>| {
-                row.as_ref().map_or(true, |(_, row)| row.sequence > sequence)
+                row.as_ref()
+                    .map_or(true, |(_, row)| row.sequence > sequence)
             };
             return Ok(Box::new(self.rows()?.filter(fresh)));
         }
@@ -175,7 +188,9 @@ impl Index {
     pub fn links_to(&self, to: &Path) -> Result<Vec<Path>, Error> {
         let start = rows::link(to);
         let (from, until) = beginning(&start);
-        let all = self.table(LINKS)?.range(from.as_slice()..until.as_slice())?;
+        let all = self
+            .table(LINKS)?
+            .range(from.as_slice()..until.as_slice())?;
         all.map(|item| rows::path(item?.0.value().get(start.len()..).unwrap_or_default()))
             .collect()
     }
@@ -246,7 +261,10 @@ impl Index {
     fn below(&self, directory: &Path) -> Result<Vec<Path>, Error> {
         let (from, until) = beginning(&rows::pair(&key(directory), &[0]));
         let mut live = Vec::new();
-        for item in self.table(PATHS)?.range(from.as_slice()..until.as_slice())? {
+        for item in self
+            .table(PATHS)?
+            .range(from.as_slice()..until.as_slice())?
+        {
             let (key, row) = item?;
             let row: Row = decode(row.value())?;
             if row.entry.node.is_some() {
@@ -340,15 +358,24 @@ impl Batch<'_> {
         self.state.sequence += 1;
         let sequence = self.state.sequence;
         self.sequences.insert(sequence, key.as_slice())?;
-        for (table, row) in [&mut self.digests, &mut self.links].into_iter().zip(extra(&key, entry)) {
+        for (table, row) in [&mut self.digests, &mut self.links]
+            .into_iter()
+            .zip(extra(&key, entry))
+        {
             if let Some(row) = row {
                 table.insert(row.as_slice(), ())?;
             }
         }
         self.state.live += u64::from(entry.node.is_some());
         let entry = entry.clone();
-        let row = Row { entry, sequence, at, proof };
-        self.paths.insert(key.as_slice(), encode(&row)?.as_slice())?;
+        let row = Row {
+            entry,
+            sequence,
+            at,
+            proof,
+        };
+        self.paths
+            .insert(key.as_slice(), encode(&row)?.as_slice())?;
         Ok(())
     }
 
@@ -359,14 +386,16 @@ impl Batch<'_> {
             return Ok(());
         };
         row.proof = Some(proof);
-        self.paths.insert(key.as_slice(), encode(&row)?.as_slice())?;
+        self.paths
+            .insert(key.as_slice(), encode(&row)?.as_slice())?;
         Ok(())
     }
 
     /// This is about to be at `path`.
     pub fn intend(&mut self, path: &Path, entry: &Entry) -> Result<(), Error> {
         self.count(entry);
-        self.intents.insert(key(path).as_slice(), encode(entry)?.as_slice())?;
+        self.intents
+            .insert(key(path).as_slice(), encode(entry)?.as_slice())?;
         Ok(())
     }
 
@@ -389,7 +418,10 @@ impl Batch<'_> {
             return Ok(());
         };
         self.sequences.remove(row.sequence)?;
-        for (table, row) in [&mut self.digests, &mut self.links].into_iter().zip(extra(&key, &row.entry)) {
+        for (table, row) in [&mut self.digests, &mut self.links]
+            .into_iter()
+            .zip(extra(&key, &row.entry))
+        {
             if let Some(row) = row {
                 table.remove(row.as_slice())?;
             }

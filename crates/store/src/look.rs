@@ -101,7 +101,9 @@ struct Cursor<R: Iterator<Item = (Path, Row)>>(Peekable<R>);
 impl<R: Iterator<Item = (Path, Row)>> Cursor<R> {
     fn row(&mut self, path: &Path) -> Option<Row> {
         while self.0.next_if(|(known, _)| known < path).is_some() {}
-        self.0.next_if(|(known, _)| known == path).map(|(_, row)| row)
+        self.0
+            .next_if(|(known, _)| known == path)
+            .map(|(_, row)| row)
     }
 }
 
@@ -161,7 +163,10 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
         }
         Some((step.path, step.sight))
     });
-    let mut hidden = Hidden { excluded: how.excluded, directory: None };
+    let mut hidden = Hidden {
+        excluded: how.excluded,
+        directory: None,
+    };
     let included = rows()?
         .filter(|(path, row)| !hidden.hides(path, &row.entry))
         .map(|(path, row)| (path, row.entry));
@@ -171,7 +176,10 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
         held: how.held,
         unit: how.unit,
     };
-    let span = Span { previous: state.looked, now: how.now };
+    let span = Span {
+        previous: state.looked,
+        now: how.now,
+    };
     let intended = |path: &Path| intents.get(path).cloned();
     let (mut changed, mut removed) = (0, 0);
     for (path, entry) in Difference::new(included, seen, intended, &mut author, span) {
@@ -185,7 +193,11 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
         }
         match &mut shared.last {
             Some(last) if last.path == path => last.entry = Some(entry),
-            _ => shared.news.push(News { path, entry: Some(entry), proof: None }),
+            _ => shared.news.push(News {
+                path,
+                entry: Some(entry),
+                proof: None,
+            }),
         }
     }
     let mut shared = shared.borrow_mut();
@@ -196,9 +208,14 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
     });
     index.write(|batch| {
         batch.state.looked = how.now;
-        done.into_iter().try_for_each(|path| batch.drop_intent(&path))
+        done.into_iter()
+            .try_for_each(|path| batch.drop_intent(&path))
     })?;
-    Ok(Summary { changed, removed, counts: walk.counts })
+    Ok(Summary {
+        changed,
+        removed,
+        counts: walk.counts,
+    })
 }
 
 /// Paths that are excluded, or in a directory that is: in order, the directory comes first.

@@ -39,8 +39,12 @@ pub(crate) fn recover(set: &Set, index: &Index) -> Result<(), Error> {
 
 /// `path` was a name of the file at `to`, which was replaced by `next`.
 fn follow(set: &Set, path: &Path, to: &Path, next: &Node, old: &Node) -> io::Result<()> {
-    let Some(there) = node_at(set, to)? else { return Ok(()) };
-    let Some(here) = node_at(set, path)? else { return Ok(()) };
+    let Some(there) = node_at(set, to)? else {
+        return Ok(());
+    };
+    let Some(here) = node_at(set, path)? else {
+        return Ok(());
+    };
     if there != *next || here != *old {
         return Ok(());
     }
@@ -48,21 +52,26 @@ fn follow(set: &Set, path: &Path, to: &Path, next: &Node, old: &Node) -> io::Res
     let (dir, own) = set.root.place(path)?;
     let temp = Temp::new()?;
     from.link(name, &set.stage, temp.name())?;
-    set.stage.rename(temp.name(), &dir, own, RenameFlags::empty())?;
+    set.stage
+        .rename(temp.name(), &dir, own, RenameFlags::empty())?;
     // It may have followed already: then the rename did nothing.
     temp.discard(&set.stage)
 }
 
 /// The directory was `known` and is to be `node`, and may be half of each.
 fn finish(set: &Set, path: &Path, known: &Node, node: &Node) -> io::Result<()> {
-    let Some(now) = node_at(set, path)? else { return Ok(()) };
+    let Some(now) = node_at(set, path)? else {
+        return Ok(());
+    };
     let either = |value: &dyn Fn(&Node) -> u32| [value(known), value(node)].contains(&value(&now));
     let mixed = now.is_directory()
         && either(&|n| n.mode.into())
         && either(&|n| n.uid)
         && either(&|n| n.gid)
         && now.attributes.iter().all(|(name, value)| {
-            [known, node].iter().any(|n| n.attributes.get(name) == Some(value))
+            [known, node]
+                .iter()
+                .any(|n| n.attributes.get(name) == Some(value))
         });
     if !mixed || now == *known || now == *node {
         return Ok(());

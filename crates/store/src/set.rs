@@ -32,7 +32,9 @@ const MARKER_MAX: u64 = 4096;
 /// Whether a path is standin's own and part of no set.
 pub(crate) fn reserved(path: &Path) -> bool {
     let first = path.as_bytes().split(|b| *b == b'/').next();
-    [STAGE, MARKER].iter().any(|own| first == Some(own.as_bytes()))
+    [STAGE, MARKER]
+        .iter()
+        .any(|own| first == Some(own.as_bytes()))
 }
 
 /// See the module. To be opened for each run: it holds on to the file system that is mounted now.
@@ -67,8 +69,10 @@ impl Set {
             device: dir.stat().at("stat", &name)?.st_dev,
         };
         if let (Some(known), false) = (&known.root, adopt) {
-            guard::recognise(known, &seen, 0, 0)
-                .map_err(|doubt| Error::Root { root: name.clone(), doubt })?;
+            guard::recognise(known, &seen, 0, 0).map_err(|doubt| Error::Root {
+                root: name.clone(),
+                doubt,
+            })?;
         }
         let stage = open_stage(&dir).at("prepare the stage in", &name)?;
         if known.root.is_none() || adopt {
@@ -81,8 +85,16 @@ impl Set {
         }
         let aside = state.join("aside");
         let shown = aside.display().to_string();
-        let aside = own_directory(&aside, calls).and_then(Aside::open).at("open", &shown)?;
-        Ok(Self { root: dir, stage, name, seen, aside })
+        let aside = own_directory(&aside, calls)
+            .and_then(Aside::open)
+            .at("open", &shown)?;
+        Ok(Self {
+            root: dir,
+            stage,
+            name,
+            seen,
+            aside,
+        })
     }
 
     /// A regular file of the set, to be read.
@@ -100,11 +112,15 @@ fn open_stage(root: &Dir) -> io::Result<Dir> {
     }
     let stage = root.child(name)?;
     if stage.stat()?.st_uid != geteuid().as_raw() {
-        return Err(io::Error::other(format!("{STAGE} belongs to somebody else")));
+        return Err(io::Error::other(format!(
+            "{STAGE} belongs to somebody else"
+        )));
     }
     fchmod(&stage, Mode::RWXU)?;
     for left in stage.names()? {
-        let Some(name) = Name::new(&left) else { continue };
+        let Some(name) = Name::new(&left) else {
+            continue;
+        };
         let directory = stage.stat_of(name)?.is_some_and(|s| {
             rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Directory
         });

@@ -84,7 +84,14 @@ pub(crate) fn see(dir: &Dir, name: Name) -> io::Result<Found> {
             kind @ (FileType::BlockDevice | FileType::CharacterDevice) => {
                 let block = kind == FileType::BlockDevice;
                 let (major, minor) = (major(raw.st_rdev), minor(raw.st_rdev));
-                (Kind::Device { block, major, minor }, BTreeMap::new())
+                (
+                    Kind::Device {
+                        block,
+                        major,
+                        minor,
+                    },
+                    BTreeMap::new(),
+                )
             }
             FileType::Unknown => return Err(io::Error::other("of no known type")),
         };
@@ -93,7 +100,10 @@ pub(crate) fn see(dir: &Dir, name: Name) -> io::Result<Found> {
             Kind::Directory => (s.mode, s.uid, s.gid, s.inode, 0, 0),
             _ => (s.mode, s.uid, s.gid, s.inode, s.mtime, s.ctime),
         };
-        if dir.stat_of(name)?.is_none_or(|now| own(stat(&now)) != own(before)) {
+        if dir
+            .stat_of(name)?
+            .is_none_or(|now| own(stat(&now)) != own(before))
+        {
             continue;
         }
         let node = node(kind, &before, attributes);

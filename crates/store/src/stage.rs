@@ -96,7 +96,11 @@ fn fill(
         other => {
             match other {
                 Kind::Symlink { target } => stage.create_symlink(name, target)?,
-                Kind::Device { block, major, minor } => {
+                Kind::Device {
+                    block,
+                    major,
+                    minor,
+                } => {
                     stage.create_device(name, *block, *major, *minor)?;
                 }
                 Kind::Directory => stage.create_directory(name)?,
@@ -115,6 +119,8 @@ fn fill(
     if made == *node {
         Ok(())
     } else {
-        Err(io::Error::other("the file system cannot hold all that it has"))
+        Err(io::Error::other(
+            "the file system cannot hold all that it has",
+        ))
     }
 }

@@ -69,7 +69,11 @@ where
             known,
             excluded,
             now: i64::try_from(now).unwrap_or(i64::MAX),
-            levels: vec![Level { dir, path: None, names }],
+            levels: vec![Level {
+                dir,
+                path: None,
+                names,
+            }],
             links: HashMap::new(),
             device,
             counts: Counts::default(),
@@ -97,7 +101,11 @@ where
             true => {
                 let dir = level.dir.child(name)?;
                 let names = dir.names()?.into_iter();
-                Some(Level { dir, path: Some(path.clone()), names })
+                Some(Level {
+                    dir,
+                    path: Some(path.clone()),
+                    names,
+                })
             }
             false => None,
         };

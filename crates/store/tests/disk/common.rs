@@ -85,7 +85,11 @@ impl Store {
         let copy = Self::new(dir, self.name);
         for (from, to) in [(&self.root, &copy.root), (&self.state, &copy.state)] {
             fs::remove_dir(to).unwrap();
-            let done = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
+            let done = std::process::Command::new("cp")
+                .arg("-a")
+                .arg(from)
+                .arg(to)
+                .status();
             assert!(done.unwrap().success());
         }
         copy
@@ -98,14 +102,21 @@ impl Open {
     }
 
     pub fn look_but(&self, excluded: &dyn Fn(&Path, bool) -> bool) -> Result<Summary, Error> {
-        let how = Look { now: later(), held: false, unit: 100_000_000, excluded, may_be_empty: false };
+        let how = Look {
+            now: later(),
+            held: false,
+            unit: 100_000_000,
+            excluded,
+            may_be_empty: false,
+        };
         look(&self.set, &self.index, &how)
     }
 
     /// What is known to be there.
     pub fn known(&self) -> BTreeMap<String, Node> {
         let rows = self.index.rows().unwrap().map(Result::unwrap);
-        rows.filter_map(|(p, row)| Some((p.to_string(), row.entry.node?))).collect()
+        rows.filter_map(|(p, row)| Some((p.to_string(), row.entry.node?)))
+            .collect()
     }
 
     /// Takes what the other has; both have looked.
@@ -115,7 +126,10 @@ impl Open {
         let mut pulled = Pulled::default();
         let told = other.index.ledger()?.told(&state.replica);
         let last = other.index.state()?.sequence;
-        let mut offers = other.index.since(told)?.map(|row| row.map(|(p, row)| (p, row.entry)));
+        let mut offers = other
+            .index
+            .since(told)?
+            .map(|row| row.map(|(p, row)| (p, row.entry)));
         let mut contents = Peer(&other.set);
         loop {
             let batch: Vec<_> = offers.by_ref().take(7).collect::<Result<_, _>>()?;
@@ -159,7 +173,8 @@ impl Pulled {
         contents: &mut dyn Contents,
     ) -> Result<(), Error> {
         self.operations += operations.len();
-        self.applied.push(apply(&to.set, &to.index, operations, contents, later())?);
+        self.applied
+            .push(apply(&to.set, &to.index, operations, contents, later())?);
         Ok(())
     }
 
@@ -220,9 +235,17 @@ pub fn tree(root: &std::path::Path) -> Tree {
                 mode: meta.mode(),
                 owner: (meta.uid(), meta.gid()),
                 device: meta.rdev(),
-                mtime: if timed { (meta.mtime(), meta.mtime_nsec()) } else { (0, 0) },
+                mtime: if timed {
+                    (meta.mtime(), meta.mtime_nsec())
+                } else {
+                    (0, 0)
+                },
                 contents,
-                attributes: if kind.is_symlink() { BTreeMap::new() } else { attributes(&at) },
+                attributes: if kind.is_symlink() {
+                    BTreeMap::new()
+                } else {
+                    attributes(&at)
+                },
                 names: BTreeSet::new(),
             };
             if kind.is_dir() {
@@ -256,11 +279,20 @@ fn attributes(at: &std::path::Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 /// Which paths differ, and how.
 pub fn differing(one: &Tree, other: &Tree) -> String {
     let paths: BTreeSet<_> = one.keys().chain(other.keys()).collect();
-    let short = |seen: Option<&Seen>| seen.map(|s| Seen { contents: s.contents.iter().take(32).copied().collect(), ..s.clone() });
+    let short = |seen: Option<&Seen>| {
+        seen.map(|s| Seen {
+            contents: s.contents.iter().take(32).copied().collect(),
+            ..s.clone()
+        })
+    };
     let differ = paths.into_iter().filter(|p| one.get(*p) != other.get(*p));
     let each = differ.map(|p| {
         let name = p.as_os_str().as_bytes().escape_ascii();
-        format!("{name}:\n  {:?}\n  {:?}", short(one.get(p)), short(other.get(p)))
+        format!(
+            "{name}:\n  {:?}\n  {:?}",
+            short(one.get(p)),
+            short(other.get(p))
+        )
     });
     each.collect::<Vec<_>>().join("\n")
 }

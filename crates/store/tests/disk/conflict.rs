@@ -33,7 +33,12 @@ fn the_loser_of_a_conflict_is_kept_once_with_all_it_had() {
     assert_eq!((kept.path.clone(), kept.node.mode), (path("a"), 0o604));
     assert!(kept.why.contains("beta"), "{}", kept.why);
     let mut text = String::new();
-    open.set.aside.contents(id).unwrap().read_to_string(&mut text).unwrap();
+    open.set
+        .aside
+        .contents(id)
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
     assert_eq!(text, "of alpha");
     assert!(open.set.aside.kept("../index").is_err());
     assert_eq!(open.set.aside.list(0).unwrap(), []);
@@ -45,7 +50,11 @@ fn meanwhile(alpha: &Store, beta: &Store, happens: impl FnOnce()) -> Applied {
     beta.look();
     let (a, b) = (alpha.open(), beta.open());
     let mut planner = Planner::default();
-    let offered = a.index.since(0).unwrap().map(|row| row.map(|(p, r)| (p, r.entry)));
+    let offered = a
+        .index
+        .since(0)
+        .unwrap()
+        .map(|row| row.map(|(p, r)| (p, r.entry)));
     let mut operations = planner.batch(&b.index, offered.collect::<Result<_, _>>().unwrap());
     operations.extend(planner.removals());
     happens();
@@ -73,7 +82,12 @@ fn what_somebody_changed_since_the_look_stays() {
 struct Meddler<'a>(Peer<'a>, Box<dyn Fn() + 'a>);
 
 impl store::Contents for Meddler<'_> {
-    fn bring(&mut self, path: &filesync::Path, node: &filesync::Node, into: &fs::File) -> std::io::Result<()> {
+    fn bring(
+        &mut self,
+        path: &filesync::Path,
+        node: &filesync::Node,
+        into: &fs::File,
+    ) -> std::io::Result<()> {
         (self.1)();
         self.0.bring(path, node, into)
     }
@@ -88,7 +102,9 @@ fn what_somebody_changes_between_check_and_rename_stays() {
             fs::rename(beta.at("other"), beta.at("a")).unwrap();
         }),
         ("new", &|beta| beta.write("new", "edited")),
-        ("new", &|beta| std::os::unix::fs::symlink("edited", beta.at("new")).unwrap()),
+        ("new", &|beta| {
+            std::os::unix::fs::symlink("edited", beta.at("new")).unwrap()
+        }),
     ];
     for (name, meddle) in cases {
         let dir = tempfile::tempdir().unwrap();
@@ -104,7 +120,9 @@ fn what_somebody_changes_between_check_and_rename_stays() {
         let mut contents = Meddler(Peer(&a.set), Box::new(|| meddle(&beta)));
         let applied = apply(&b.set, &b.index, operations, &mut contents, later()).unwrap();
         assert_eq!((applied.done, applied.put_off.count), (0, 1), "{applied:?}");
-        let there = tree(&beta.root)[std::path::Path::new(name)].contents.clone();
+        let there = tree(&beta.root)[std::path::Path::new(name)]
+            .contents
+            .clone();
         assert_eq!(there, b"edited", "{name}");
         assert_eq!(fs::read_dir(beta.at(store::STAGE)).unwrap().count(), 0);
     }
@@ -153,7 +171,14 @@ fn operations_on_standins_own_names_are_refused() {
             keep: false,
             source: Source::Copy(path("a")),
         };
-        let applied = apply(&b.set, &b.index, vec![operation], &mut Peer(&a.set), later()).unwrap();
+        let applied = apply(
+            &b.set,
+            &b.index,
+            vec![operation],
+            &mut Peer(&a.set),
+            later(),
+        )
+        .unwrap();
         assert_eq!((applied.done, applied.put_off.count), (0, 1));
     }
 }

@@ -39,7 +39,11 @@ impl World {
             0..4 if placed(&at) => {
                 self.supersede(i, name);
                 self.values += 1;
-                let value = format!("value {} {}", self.values, "x".repeat(self.values as usize % 50));
+                let value = format!(
+                    "value {} {}",
+                    self.values,
+                    "x".repeat(self.values as usize % 50)
+                );
                 if self.random.below(2) == 0 {
                     let _ = fs::remove_file(&at);
                 }
@@ -51,7 +55,11 @@ impl World {
             4 if placed(&at) => drop(fs::create_dir(&at)),
             5 => {
                 self.supersede(i, name);
-                let _ = if is_dir(&at) { fs::remove_dir_all(&at) } else { fs::remove_file(&at) };
+                let _ = if is_dir(&at) {
+                    fs::remove_dir_all(&at)
+                } else {
+                    fs::remove_file(&at)
+                };
             }
             6 if !fs::symlink_metadata(&at).is_ok_and(|m| m.is_symlink()) => {
                 let mode = 0o700 | u32::try_from(self.random.below(64)).unwrap();
@@ -66,7 +74,11 @@ impl World {
                 let _ = fs::remove_file(&at);
                 symlink(format!("{}", self.random.below(1000)), &at).unwrap();
             }
-            10 | 11 if placed(&to) && fs::symlink_metadata(&at).is_ok_and(|m| m.is_file()) && at != to => {
+            10 | 11
+                if placed(&to)
+                    && fs::symlink_metadata(&at).is_ok_and(|m| m.is_file())
+                    && at != to =>
+            {
                 self.supersede(i, other);
                 let _ = fs::remove_file(&to);
                 fs::hard_link(&at, &to).unwrap();
@@ -116,8 +128,17 @@ fn run(seed: u64) -> Result<(), String> {
     let mut random = Random(seed);
     let names = ["alpha", "beta", "gamma"];
     let count = 2 + usize::try_from(random.below(2)).unwrap();
-    let stores = names[..count].iter().map(|n| Store::new(dir.path(), n)).collect();
-    let mut world = World { random, stores, values: 0, written: Vec::new(), superseded: BTreeSet::new() };
+    let stores = names[..count]
+        .iter()
+        .map(|n| Store::new(dir.path(), n))
+        .collect();
+    let mut world = World {
+        random,
+        stores,
+        values: 0,
+        written: Vec::new(),
+        superseded: BTreeSet::new(),
+    };
     for _ in 0..60 {
         match world.random.below(8) {
             0 => {
@@ -159,7 +180,9 @@ fn random_trees_come_to_the_same_and_nothing_is_lost() {
         }
         Err(_) => 0..12,
     };
-    let failed: Vec<_> = seeds.filter_map(|seed| run(seed).err().map(|why| (seed, why))).collect();
+    let failed: Vec<_> = seeds
+        .filter_map(|seed| run(seed).err().map(|why| (seed, why)))
+        .collect();
     if let Some((seed, why)) = failed.first() {
         let seeds: Vec<_> = failed.iter().map(|(seed, _)| seed).collect();
         panic!("seed {seed}: {why}\nfailing seeds: {seeds:?}");

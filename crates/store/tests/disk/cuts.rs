@@ -80,17 +80,28 @@ fn run(alpha: &Store, beta: &Store, calls: Arc<Calls>) -> Result<bool, store::Er
 }
 
 fn alone(seen: Option<&Seen>) -> Option<Seen> {
-    seen.map(|s| Seen { names: BTreeSet::new(), ..s.clone() })
+    seen.map(|s| Seen {
+        names: BTreeSet::new(),
+        ..s.clone()
+    })
 }
 
 /// Each path is as it was or as it shall be.
 fn old_or_new(now: &Tree, old: &Tree, new: &Tree) {
     for name in old.keys().chain(new.keys()).chain(now.keys()) {
-        let (is, was, will) = (alone(now.get(name)), alone(old.get(name)), alone(new.get(name)));
-        let directory = |s: &Option<Seen>| s.as_ref().is_some_and(|s| s.mode & 0o170_000 == 0o040_000);
+        let (is, was, will) = (
+            alone(now.get(name)),
+            alone(old.get(name)),
+            alone(new.get(name)),
+        );
+        let directory =
+            |s: &Option<Seen>| s.as_ref().is_some_and(|s| s.mode & 0o170_000 == 0o040_000);
         // A directory that stays may have half of what it gets until the next look.
         let stays = directory(&is) && directory(&was) && directory(&will);
-        assert!(stays || is == was || is == will, "{name:?} is {is:?}, was {was:?}, will be {will:?}");
+        assert!(
+            stays || is == was || is == will,
+            "{name:?} is {is:?}, was {was:?}, will be {will:?}"
+        );
     }
 }
 
@@ -114,12 +125,19 @@ fn cut_off_after_any_call_it_is_old_or_new_and_the_next_run_ends_it() {
                 let theirs = there.row(&at).unwrap().map(|r| r.entry.node);
                 let name = std::path::PathBuf::from(at.to_string());
                 if theirs == Some(row.entry.node) && old.get(&name) != new.get(&name) {
-                    assert_eq!(alone(now.get(&name)), alone(new.get(&name)), "{at}: index ahead after {most}");
+                    assert_eq!(
+                        alone(now.get(&name)),
+                        alone(new.get(&name)),
+                        "{at}: index ahead after {most}"
+                    );
                 }
             }
         }
 
-        assert!(run(&copy, &beta, Calls::unlimited()).unwrap(), "the next run, after {most}");
+        assert!(
+            run(&copy, &beta, Calls::unlimited()).unwrap(),
+            "the next run, after {most}"
+        );
         let end = tree(&copy.root);
         assert_eq!(end, new, "after {most}: {}", differing(&end, &new));
         let open = copy.open();
@@ -130,12 +148,20 @@ fn cut_off_after_any_call_it_is_old_or_new_and_the_next_run_ends_it() {
             let (at, row) = row.unwrap();
             let count = row.entry.vector.count(&state.replica);
             // Of what was moved away only the removal may be its own, which it shares with the other.
-            assert!(count <= own || at == path("mv"), "an event of nobody at {at} after {most}");
+            assert!(
+                count <= own || at == path("mv"),
+                "an event of nobody at {at} after {most}"
+            );
         }
         let kept = open.set.aside.list(10).unwrap();
         assert_eq!(kept.len(), 1, "after {most}");
         let mut text = String::new();
-        open.set.aside.contents(&kept[0].0).unwrap().read_to_string(&mut text).unwrap();
+        open.set
+            .aside
+            .contents(&kept[0].0)
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
         assert_eq!(text, "of alpha", "after {most}");
         assert_eq!(fs::read_dir(copy.at(store::STAGE)).unwrap().count(), 0);
         drop(open);
@@ -169,11 +195,19 @@ fn whatever_the_index_tells_is_on_the_disk_before() {
         match *call {
             "syncfs" => (data, names) = (false, false),
             "commit" => {
-                assert!(!data && !names, "call {i}: index before disk: {:?}", &made[..=i]);
+                assert!(
+                    !data && !names,
+                    "call {i}: index before disk: {:?}",
+                    &made[..=i]
+                );
                 intended = true;
             }
             "rename" | "rmdir" | "link" => {
-                assert!(!data, "call {i}: in place before it is on the disk: {:?}", &made[..=i]);
+                assert!(
+                    !data,
+                    "call {i}: in place before it is on the disk: {:?}",
+                    &made[..=i]
+                );
                 assert!(intended, "call {i}: in place before it is intended");
                 (names, renames) = (true, renames + 1);
             }

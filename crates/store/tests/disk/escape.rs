@@ -33,7 +33,10 @@ fn a_symbolic_link_is_no_way() {
 #[test]
 fn a_directory_swapped_for_a_link_all_the_time_never_leads_out() {
     let dir = tempfile::tempdir().unwrap();
-    let (alpha, beta) = (Store::new(dir.path(), "alpha"), Store::new(dir.path(), "beta"));
+    let (alpha, beta) = (
+        Store::new(dir.path(), "alpha"),
+        Store::new(dir.path(), "beta"),
+    );
     let outside = dir.path().join("outside");
     fs::create_dir(&outside).unwrap();
     for n in 0..20 {
@@ -64,7 +67,11 @@ fn a_directory_swapped_for_a_link_all_the_time_never_leads_out() {
         let mut done = 0;
         for round in 0..30 {
             for n in 0..20 {
-                let text = if (round + n) % 5 == 0 { None } else { Some(format!("{round} {n}")) };
+                let text = if (round + n) % 5 == 0 {
+                    None
+                } else {
+                    Some(format!("{round} {n}"))
+                };
                 match text {
                     Some(text) => alpha.write(&format!("d/{n}"), text),
                     None => drop(fs::remove_file(alpha.at(&format!("d/{n}")))),
@@ -74,16 +81,25 @@ fn a_directory_swapped_for_a_link_all_the_time_never_leads_out() {
             let (a, b) = (alpha.open(), beta.open());
             b.look().unwrap();
             let mut planner = Planner::default();
-            let offered = a.index.since(0).unwrap().map(|row| row.map(|(p, r)| (p, r.entry)));
+            let offered = a
+                .index
+                .since(0)
+                .unwrap()
+                .map(|row| row.map(|(p, r)| (p, r.entry)));
             let offered = offered.collect::<Result<Vec<_>, _>>().unwrap();
             let mut operations = planner.batch(&b.index, offered);
             operations.extend(planner.removals());
-            done += apply(&b.set, &b.index, operations, &mut Peer(&a.set), later()).unwrap().done;
+            done += apply(&b.set, &b.index, operations, &mut Peer(&a.set), later())
+                .unwrap()
+                .done;
             let texts = b.known().into_values().filter_map(|n| match n.kind {
                 filesync::Kind::File { size, .. } => Some(size),
                 _ => None,
             });
-            assert!(texts.into_iter().all(|size| size != 7), "what is outside was read");
+            assert!(
+                texts.into_iter().all(|size| size != 7),
+                "what is outside was read"
+            );
         }
         stop.store(true, Ordering::Relaxed);
         assert!(swapper.join().unwrap() > 100);

@@ -14,7 +14,11 @@ use store::{Applied, Contents, apply};
 
 fn offer(from: &Store, to: &crate::common::Open, contents: &mut dyn Contents) -> Applied {
     let a = from.open();
-    let offered = a.index.since(0).unwrap().map(|row| row.map(|(p, r)| (p, r.entry)));
+    let offered = a
+        .index
+        .since(0)
+        .unwrap()
+        .map(|row| row.map(|(p, r)| (p, r.entry)));
     let offered = offered.collect::<Result<Vec<_>, _>>().unwrap();
     let operations = filesync::Planner::default().batch(&to.index, offered);
     drop(a);
@@ -46,7 +50,10 @@ struct Given(&'static [(&'static str, usize)]);
 
 impl Contents for Given {
     fn bring(&mut self, path: &Path, _: &Node, mut into: &File) -> io::Result<()> {
-        let found = self.0.iter().find(|(name, _)| path.as_bytes() == name.as_bytes());
+        let found = self
+            .0
+            .iter()
+            .find(|(name, _)| path.as_bytes() == name.as_bytes());
         let (_, size) = found.ok_or(io::ErrorKind::NotConnected)?;
         into.write_all(&vec![b'n'; *size])
     }
@@ -95,10 +102,17 @@ fn where_nothing_can_be_written_everything_stays() {
         let (alpha, beta) = scene(dir);
         let open = beta.open();
         let before = tree(&beta.root);
-        memory(&beta.root, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, "size=1m");
+        memory(
+            &beta.root,
+            MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+            "size=1m",
+        );
         let applied = offer(&alpha, &open, &mut { NEW });
         assert_eq!((applied.done, applied.failed.count), (0, 3), "{applied:?}");
-        assert!(applied.failed.first[0].1.contains("Read-only"), "{applied:?}");
+        assert!(
+            applied.failed.first[0].1.contains("Read-only"),
+            "{applied:?}"
+        );
         assert_eq!(tree(&beta.root), before);
     });
 }
@@ -123,7 +137,10 @@ fn what_is_mounted_in_a_set_is_neither_read_nor_written_nor_removed() {
 #[test]
 fn wrong_contents_or_none_leave_the_file_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let (alpha, beta) = (Store::new(dir.path(), "alpha"), Store::new(dir.path(), "beta"));
+    let (alpha, beta) = (
+        Store::new(dir.path(), "alpha"),
+        Store::new(dir.path(), "beta"),
+    );
     alpha.write("a", "old");
     alpha.write("zero", "");
     alpha.look();

@@ -12,7 +12,10 @@ use std::{
 use store::{Calls, Error, Index, Opened};
 
 fn replica(incarnation: u64) -> Replica {
-    Replica { server: "alpha".parse().unwrap(), incarnation }
+    Replica {
+        server: "alpha".parse().unwrap(),
+        incarnation,
+    }
 }
 
 fn open(file: &std::path::Path, incarnation: u64) -> Opened {
@@ -20,12 +23,27 @@ fn open(file: &std::path::Path, incarnation: u64) -> Opened {
 }
 
 fn node(content: u8) -> Node {
-    let kind = Kind::File { size: 1, digest: Digest([content; 32]) };
-    Node { kind, mode: 0o644, uid: 0, gid: 0, mtime: 5, attributes: BTreeMap::new() }
+    let kind = Kind::File {
+        size: 1,
+        digest: Digest([content; 32]),
+    };
+    Node {
+        kind,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: 5,
+        attributes: BTreeMap::new(),
+    }
 }
 
 fn author(count: u64) -> Author {
-    Author { replica: replica(1), count, held: false, unit: 1 }
+    Author {
+        replica: replica(1),
+        count,
+        held: false,
+        unit: 1,
+    }
 }
 
 fn entry(content: Option<u8>, count: u64) -> Entry {
@@ -45,7 +63,11 @@ fn consistent(index: &Index) {
     assert_eq!(since, rows);
     for (_, row) in &rows {
         assert!(row.entry.vector.count(&state.replica) <= state.count);
-        if let Some(Node { kind: Kind::File { digest, .. }, .. }) = &row.entry.node {
+        if let Some(Node {
+            kind: Kind::File { digest, .. },
+            ..
+        }) = &row.entry.node
+        {
             let holder = index.holder(digest).unwrap();
             let held = index.entry(&holder).unwrap().node.unwrap().kind;
             assert!(matches!(held, Kind::File { digest: d, .. } if d == *digest));
@@ -80,7 +102,11 @@ fn what_was_committed_outlives_a_kill_at_any_moment() {
     let mut last = 0;
     for round in 0..12 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", "index::what_was_committed_outlives_a_kill_at_any_moment"])
+            .args([
+                "--exact",
+                "--nocapture",
+                "index::what_was_committed_outlives_a_kill_at_any_moment",
+            ])
             .env(CHILD, &file)
             .stdout(Stdio::piped())
             .spawn()
@@ -90,13 +116,18 @@ fn what_was_committed_outlives_a_kill_at_any_moment() {
             let line = line.ok()?;
             line.split("count ").nth(1)?.trim().parse().ok()
         });
-        let told: Vec<u64> = counts.take(1 + usize::try_from(random.below(5)).unwrap()).collect();
+        let told: Vec<u64> = counts
+            .take(1 + usize::try_from(random.below(5)).unwrap())
+            .collect();
         child.kill().unwrap();
         child.wait().unwrap();
         let opened = open(&file, 2);
         assert!(!opened.new && opened.damaged.is_none(), "round {round}");
         let state = opened.index.state().unwrap();
-        assert!(state.count >= *told.last().unwrap() && state.count > last, "round {round}");
+        assert!(
+            state.count >= *told.last().unwrap() && state.count > last,
+            "round {round}"
+        );
         assert_eq!(state.count % 20, 0, "a batch is whole or not there");
         last = state.count;
         consistent(&opened.index);
@@ -109,14 +140,15 @@ fn a_damaged_file_is_set_aside_and_a_new_incarnation_begins() {
     let file = dir.path().join("index");
     let first = open(&file, 1);
     assert!(first.new && first.damaged.is_none());
-    first.index.write(|batch| batch.note(&path("a"), &entry(Some(1), 1), None, 0)).unwrap();
+    first
+        .index
+        .write(|batch| batch.note(&path("a"), &entry(Some(1), 1), None, 0))
+        .unwrap();
     drop(first);
     let good = fs::read(&file).unwrap();
-    let damages: [&dyn Fn() -> Vec<u8>; 3] = [
-        &|| b"no index".repeat(1000),
-        &Vec::new,
-        &|| good[..good.len() / 2].to_vec(),
-    ];
+    let damages: [&dyn Fn() -> Vec<u8>; 3] = [&|| b"no index".repeat(1000), &Vec::new, &|| {
+        good[..good.len() / 2].to_vec()
+    }];
     for (n, damage) in damages.iter().enumerate() {
         fs::write(&file, damage()).unwrap();
         let opened = open(&file, 2 + n as u64);
@@ -128,7 +160,10 @@ fn a_damaged_file_is_set_aside_and_a_new_incarnation_begins() {
     let again = open(&file, 9);
     assert!(!again.new);
     let busy = Index::open(&file, || replica(1), Calls::unlimited()).map(drop);
-    assert!(matches!(busy, Err(Error::Index(_))), "in use is no damage: {busy:?}");
+    assert!(
+        matches!(busy, Err(Error::Index(_))),
+        "in use is no damage: {busy:?}"
+    );
     assert!(file.exists());
 }
 
@@ -160,7 +195,12 @@ fn rows_come_in_order_of_paths_and_by_what_is_new() {
     index
         .write(|batch| {
             (0..9000u64).try_for_each(|n| {
-                batch.note(&path(&format!("m/{n:05}")), &entry(Some(7), 10 + n), None, 0)
+                batch.note(
+                    &path(&format!("m/{n:05}")),
+                    &entry(Some(7), 10 + n),
+                    None,
+                    0,
+                )
             })
         })
         .unwrap();
@@ -202,7 +242,10 @@ fn tombstones_go_when_all_have_them_and_no_backup_is_older() {
         .unwrap();
     assert_eq!(index.forget(&others, now, day).unwrap(), 0);
     let mut ledger = Ledger::default();
-    let beta = Replica { server: "beta".parse().unwrap(), incarnation: 1 };
+    let beta = Replica {
+        server: "beta".parse().unwrap(),
+        incarnation: 1,
+    };
     ledger.acknowledged(&beta, 3, now);
     index.write(|batch| batch.ledger(&ledger)).unwrap();
     assert_eq!(index.forget(&others, now, day).unwrap(), 1);

@@ -29,9 +29,18 @@ fn a_file_is_read_again_only_if_it_may_have_changed() {
     assert_eq!((second.changed, second.counts.read), (0, 0), "proven");
     let time = fs::metadata(store.at("a")).unwrap().modified().unwrap();
     store.write("a", "2");
-    fs::File::options().write(true).open(store.at("a")).unwrap().set_modified(time).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(store.at("a"))
+        .unwrap()
+        .set_modified(time)
+        .unwrap();
     let third = store.look();
-    assert_eq!((third.changed, third.counts.read), (1, 1), "same size, same time");
+    assert_eq!(
+        (third.changed, third.counts.read),
+        (1, 1),
+        "same size, same time"
+    );
 }
 
 #[test]
@@ -41,7 +50,13 @@ fn what_was_looked_at_while_its_times_were_young_is_read_again() {
     let open = store.open();
     let at = fs::metadata(store.at("a")).unwrap();
     let young = (at.ctime() * 1_000_000_000 + at.ctime_nsec() + 1_000_000_000).unsigned_abs();
-    let how = Look { now: young, held: false, unit: 1, excluded: &|_, _| false, may_be_empty: false };
+    let how = Look {
+        now: young,
+        held: false,
+        unit: 1,
+        excluded: &|_, _| false,
+        may_be_empty: false,
+    };
     look(&open.set, &open.index, &how).unwrap();
     assert_eq!(look(&open.set, &open.index, &how).unwrap().counts.read, 1);
 }
@@ -61,18 +76,38 @@ fn a_root_that_is_gone_or_empty_removes_nothing() {
     let mounted = dir.path().join("mounted");
     fs::rename(&store.root, &mounted).unwrap();
     fs::create_dir(&store.root).unwrap();
-    assert_eq!(doubt(store.open_with(Calls::unlimited()).map(drop)), Some(Doubt::Marker));
-    assert_eq!(fs::read_dir(&store.root).unwrap().count(), 0, "nothing is touched there");
+    assert_eq!(
+        doubt(store.open_with(Calls::unlimited()).map(drop)),
+        Some(Doubt::Marker)
+    );
+    assert_eq!(
+        fs::read_dir(&store.root).unwrap().count(),
+        0,
+        "nothing is touched there"
+    );
     fs::remove_dir(&store.root).unwrap();
-    assert!(matches!(store.open_with(Calls::unlimited()), Err(Error::At { .. })), "no root");
+    assert!(
+        matches!(store.open_with(Calls::unlimited()), Err(Error::At { .. })),
+        "no root"
+    );
     fs::rename(&mounted, &store.root).unwrap();
 
     fs::rename(store.at("a"), dir.path().join("a")).unwrap();
     assert_eq!(doubt(store.open().look().map(drop)), Some(Doubt::Empty));
     assert_eq!(store.open().known(), known);
     let open = store.open();
-    let how = Look { now: later(), held: false, unit: 1, excluded: &|_, _| false, may_be_empty: true };
-    assert_eq!(look(&open.set, &open.index, &how).unwrap().removed, 1, "unless it is meant");
+    let how = Look {
+        now: later(),
+        held: false,
+        unit: 1,
+        excluded: &|_, _| false,
+        may_be_empty: true,
+    };
+    assert_eq!(
+        look(&open.set, &open.index, &how).unwrap().removed,
+        1,
+        "unless it is meant"
+    );
 }
 
 #[test]
@@ -113,7 +148,12 @@ fn what_has_more_attributes_than_can_be_kept_is_told_and_not_removed() {
     store.look();
     let set = |n: u8| {
         let name = format!("user.{n}");
-        rustix::fs::setxattr(store.at("d"), name, &[n; 60_000], rustix::fs::XattrFlags::empty())
+        rustix::fs::setxattr(
+            store.at("d"),
+            name,
+            &[n; 60_000],
+            rustix::fs::XattrFlags::empty(),
+        )
     };
     if set(1).is_err() || set(2).is_err() {
         return; // a file system that holds no such thing cannot show it
@@ -194,7 +234,10 @@ fn the_first_name_of_a_file_is_the_file_and_the_others_follow() {
             Kind::File { .. } => "file".into(),
             _ => String::new(),
         };
-        known.iter().map(|(p, n)| format!("{p} {}", first(n))).collect()
+        known
+            .iter()
+            .map(|(p, n)| format!("{p} {}", first(n)))
+            .collect()
     };
     store.look();
     assert_eq!(kinds(), ["d ", "d/m file", "x ->d/m", "z ->d/m"]);
@@ -218,7 +261,10 @@ fn a_lost_index_is_another_replica_and_removes_nothing() {
     let open = store.open();
     let looked = open.look().unwrap();
     assert_eq!((looked.changed, looked.removed), (1, 0));
-    assert_eq!(open.index.row(&path("a")).unwrap().unwrap().entry.rank.step, 0);
+    assert_eq!(
+        open.index.row(&path("a")).unwrap().unwrap().entry.rank.step,
+        0
+    );
 }
 
 #[test]
@@ -231,12 +277,19 @@ fn a_large_tree_is_looked_at_in_little_memory() {
             std::os::unix::fs::symlink("x", store.at(&name)).unwrap();
         }
     }
-    let replica = || filesync::Replica { server: "alpha".parse().unwrap(), incarnation: 1 };
+    let replica = || filesync::Replica {
+        server: "alpha".parse().unwrap(),
+        incarnation: 1,
+    };
     let index = Index::open(&store.state.join("index"), replica, Calls::unlimited()).unwrap();
     assert!(index.new);
     drop(index);
     assert_eq!(store.look().changed, 20_200);
     let looked = store.look();
-    assert_eq!((looked.changed, looked.removed), (0, 0), "over several batches");
+    assert_eq!(
+        (looked.changed, looked.removed),
+        (0, 0),
+        "over several batches"
+    );
     assert_eq!(store.open().index.state().unwrap().live, 20_200);
 }

@@ -3,8 +3,8 @@
 use crate::common::{Store, differing, is_root, tree};
 use filesync::Kind;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, chownat, makedev, mknodat,
-    setxattr, utimensat, Gid, Uid,
+    AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chownat, makedev,
+    mknodat, setxattr, utimensat,
 };
 use std::{
     fs::{self, File, Permissions},
@@ -56,8 +56,14 @@ fn fill(from: &Store) {
     fs::set_permissions(at("sticky/read-only"), Permissions::from_mode(0o400)).unwrap();
     symlink("/etc/passwd", at("absolute")).unwrap();
     symlink(std::ffi::OsStr::from_bytes(b"no\xffwhere"), at("dangling")).unwrap();
-    let old = Timespec { tv_sec: -86_400, tv_nsec: 123_456_789 };
-    let times = Timestamps { last_access: old, last_modification: old };
+    let old = Timespec {
+        tv_sec: -86_400,
+        tv_nsec: 123_456_789,
+    };
+    let times = Timestamps {
+        last_access: old,
+        last_modification: old,
+    };
     for name in ["plain", "dangling"] {
         utimensat(CWD, at(name), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
@@ -68,7 +74,14 @@ fn fill(from: &Store) {
     from.write("links/one", "linked");
     fs::hard_link(at("links/one"), at("links/two")).unwrap();
     fs::hard_link(at("links/one"), at("a-third")).unwrap();
-    mknodat(CWD, at("pipe"), FileType::Fifo, Mode::from_raw_mode(0o620), 0).unwrap();
+    mknodat(
+        CWD,
+        at("pipe"),
+        FileType::Fifo,
+        Mode::from_raw_mode(0o620),
+        0,
+    )
+    .unwrap();
     let mut sparse = File::create(at("sparse")).unwrap();
     sparse.write_all(b"head").unwrap();
     sparse.seek(SeekFrom::Start(5 << 20)).unwrap();
@@ -84,7 +97,14 @@ fn fill(from: &Store) {
         own(&at("absolute"), 77, 78);
         own(&at("pipe"), 5, 6);
         own(&at("setuid"), 1000, 1001);
-        mknodat(CWD, at("device"), FileType::CharacterDevice, Mode::from_raw_mode(0o660), makedev(1, 3)).unwrap();
+        mknodat(
+            CWD,
+            at("device"),
+            FileType::CharacterDevice,
+            Mode::from_raw_mode(0o660),
+            makedev(1, 3),
+        )
+        .unwrap();
         // cap_net_raw, effective and permitted, version 2.
         let mut capability = 0x0200_0001u32.to_le_bytes().to_vec();
         for word in [1u32 << 13, 0, 0, 0] {
@@ -100,7 +120,10 @@ fn fill(from: &Store) {
 #[test]
 fn all_kinds_and_all_they_have_arrive() {
     let dir = tempfile::tempdir().unwrap();
-    let (from, to) = (Store::new(dir.path(), "alpha"), Store::new(dir.path(), "beta"));
+    let (from, to) = (
+        Store::new(dir.path(), "alpha"),
+        Store::new(dir.path(), "beta"),
+    );
     fill(&from);
     let looked = from.look();
     assert_eq!(looked.counts.skipped.count, 1, "the socket: {looked:?}");
@@ -117,15 +140,24 @@ fn all_kinds_and_all_they_have_arrive() {
     let looked = to.look();
     assert_eq!((looked.changed, looked.removed), (0, 0), "{looked:?}");
     assert_eq!(to.open().known(), from.open().known());
-    assert_eq!(to.open().pull(&from.open()).unwrap().operations, 0, "a second run");
+    assert_eq!(
+        to.open().pull(&from.open()).unwrap().operations,
+        0,
+        "a second run"
+    );
     let named = |name: &str| from.open().known()[name].kind.clone();
-    assert!(matches!(named("links/two"), Kind::HardLink { to } if to == crate::common::path("a-third")));
+    assert!(
+        matches!(named("links/two"), Kind::HardLink { to } if to == crate::common::path("a-third"))
+    );
 }
 
 #[test]
 fn each_change_of_metadata_alone_arrives_too() {
     let dir = tempfile::tempdir().unwrap();
-    let (from, to) = (Store::new(dir.path(), "alpha"), Store::new(dir.path(), "beta"));
+    let (from, to) = (
+        Store::new(dir.path(), "alpha"),
+        Store::new(dir.path(), "beta"),
+    );
     fill(&from);
     fs::remove_file(from.at("socket")).unwrap();
     let round = || {
