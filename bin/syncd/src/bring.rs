@@ -50,9 +50,12 @@ impl<'a, S: Read + Write> Bring<'a, S> {
         }
         let (mut files, mut bytes) = (Vec::new(), 0);
         while files.len() < FILES
-            && let Some(one) = self
+            && bytes <= AHEAD
+            && self
                 .queue
-                .pop_front_if(|(_, _, size)| *size <= SMALL && bytes <= AHEAD)
+                .front()
+                .is_some_and(|(_, _, size)| *size <= SMALL)
+            && let Some(one) = self.queue.pop_front()
         {
             bytes += one.2;
             files.push(one);

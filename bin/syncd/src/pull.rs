@@ -10,7 +10,7 @@ use std::{
     io::{Read, Write},
 };
 use store::Applied;
-use transfer::{Error, Puller};
+use transfer::{Error, Farewell, Puller};
 
 /// So few removals are never too many.
 const FEW: u64 = 20;
@@ -34,6 +34,15 @@ impl Report {
         self.applied.is_complete()
             && self.refused_removals == 0
             && self.conflicts.iter().find(open).is_none()
+    }
+
+    /// As it is told to the other.
+    pub fn farewell(&self) -> Farewell {
+        Farewell {
+            taken: self.applied.done,
+            left: self.applied.put_off.count + self.applied.failed.count + self.refused_removals,
+            kept: self.applied.kept,
+        }
     }
 
     fn add(&mut self, applied: Applied) {

@@ -17,6 +17,9 @@ use transfer::{Changes, Origin};
 /// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
 const UNIT: u64 = 1_000_000_000;
 
+/// What is said while another run has the unit.
+pub const BUSY: &str = "another run is at work on it";
+
 /// How long electd may take to say whether this server is master.
 const ELECTD: Duration = Duration::from_millis(500);
 
@@ -57,7 +60,10 @@ impl Local {
             incarnation,
         };
         let calls = Calls::unlimited();
-        let told = |e: store::Error| format!("{}: {e}", unit.name);
+        let told = |e: store::Error| match e.is_busy() {
+            true => BUSY.to_owned(),
+            false => e.to_string(),
+        };
         let Opened { index, damaged, .. } =
             Index::open(&state_dir.join("index"), new, calls.clone()).map_err(told)?;
         if let Some(file) = damaged {

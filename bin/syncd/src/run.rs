@@ -2,16 +2,25 @@
 
 use crate::{
     pull::{Report, pull},
-    replica::{Allowed, Answering, Local},
+    replica::{Allowed, Answering, BUSY, Local},
     ssh::{self, Connection},
-    units,
+    units::{self, Unit},
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::{Config, Server};
 use daemon::Args;
 use filesync::{Conflict, Outcome};
-use std::{collections::BTreeMap, process::ExitCode, time::Instant};
-use transfer::{Error, Puller, serve};
+use protocol::ServerName;
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+use transfer::{Error, Farewell, Puller, serve};
+
+/// So often another run is waited for.
+const TRIES: u64 = 20;
 
 /// What runs on the other server; a forced command there runs the same whatever this says.
 const COMMAND: &str = "syncd serve";
@@ -70,6 +79,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
     let run = Run {
         config: &config,
+        me: &me,
         args: &args,
         wanted: &wanted,
         peers: config
@@ -81,14 +91,9 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         Ok(units) => {
             let mut fine = true;
             let mut connections = BTreeMap::new();
-            for unit in units {
-                let name = unit.name.clone();
-                match Local::open(unit, &me, &args, wanted.allowed) {
-                    Ok(local) => fine &= run.unit(&local, &mut connections),
-                    Err(why) => {
-                        eprintln!("{name}: {why}");
-                        fine = false;
-                    }
+            for unit in &units {
+                for peer in &run.peers {
+                    fine &= run.with(unit, peer, &mut connections);
                 }
             }
             if fine {
@@ -147,6 +152,7 @@ impl Wanted {
 
 struct Run<'a> {
     config: &'a Config,
+    me: &'a ServerName,
     args: &'a Args,
     wanted: &'a Wanted,
     peers: Vec<&'a Server>,
@@ -155,52 +161,57 @@ struct Run<'a> {
 type Connections = BTreeMap<String, Option<Connection>>;
 
 impl Run<'_> {
-    /// One unit with everybody. Whether all was done.
-    fn unit(&self, local: &Local, connections: &mut Connections) -> bool {
-        let name = &local.unit.name;
-        let counts = &local.summary.counts;
-        for (what, list) in [
-            ("changing, left for the next run", &counts.busy),
-            ("cannot be read", &counts.unreadable),
-            ("not kept alike", &counts.skipped),
-        ] {
-            tell(&format!("{name}: {what}"), list);
-        }
-        let mut fine = counts.unreadable.count == 0;
-        for peer in &self.peers {
-            let key = peer.name.to_string();
-            let connection = connections.entry(key).or_insert_with(|| {
-                let connected = ssh::connect(self.config, peer, COMMAND);
-                connected
-                    .inspect_err(|why| eprintln!("{name}: cannot reach {why}"))
-                    .ok()
-            });
-            let Some(stream) = connection else {
-                fine = false;
-                continue;
+    /// One unit with one server. Whether all was done.
+    fn with(&self, unit: &Unit, peer: &Server, connections: &mut Connections) -> bool {
+        let name = &unit.name;
+        let connection = connections.entry(peer.name.to_string()).or_insert_with(|| {
+            let connected = ssh::connect(self.config, peer, COMMAND);
+            connected
+                .inspect_err(|why| eprintln!("{name}: cannot reach {why}"))
+                .ok()
+        });
+        let Some(stream) = connection else {
+            return false;
+        };
+        let start = Instant::now();
+        let mut tries = 0;
+        let why = loop {
+            // Given up while waiting: the run that is in the way may be waiting for this one.
+            let ended = match Local::open(unit.clone(), self.me, self.args, self.wanted.allowed) {
+                Ok(local) => {
+                    let ended = self.exchange(&local, stream);
+                    ended.map(|given| (local, given)).map_err(|e| e.to_string())
+                }
+                Err(why) => Err(why),
             };
-            let start = Instant::now();
-            match self.exchange(local, stream) {
-                Ok(report) => {
-                    println!(
-                        "{name} with {}: {report} in {:.1} s",
-                        peer.name,
-                        start.elapsed().as_secs_f64()
-                    );
-                    fine &= self.tell(local, peer, &report);
+            tries += 1;
+            match ended {
+                Ok((local, (report, given))) => {
+                    let seconds = start.elapsed().as_secs_f64();
+                    return self.tell(&local, peer, &report, given, seconds);
                 }
-                Err(e) => {
-                    eprintln!("{name} with {}: {e}", peer.name);
-                    *connection = None; // nobody knows where in it we are
-                    fine = false;
+                Err(why) if why.contains(BUSY) && tries < TRIES => {
+                    let random = daemon::random_u64().unwrap_or_default();
+                    thread::sleep(Duration::from_millis(50 + random % (100 * tries)));
+                    *stream = match ssh::connect(self.config, peer, COMMAND) {
+                        Ok(again) => again,
+                        Err(why) => break why.to_string(),
+                    };
                 }
+                Err(why) => break why,
             }
-        }
-        fine
+        };
+        eprintln!("{name} with {}: {why}", peer.name);
+        *connection = None; // nobody knows where in it we are
+        false
     }
 
     /// Takes what is newer there, then gives what is newer here.
-    fn exchange(&self, local: &Local, stream: &mut Connection) -> Result<Report, Error> {
+    fn exchange(
+        &self,
+        local: &Local,
+        stream: &mut Connection,
+    ) -> Result<(Report, Farewell), Error> {
         let cluster = &self.config.cluster.name;
         let mut puller = Puller::new(&mut *stream);
         let greeting = puller.greet(cluster, &local.unit.name, &local.state.replica)?;
@@ -213,8 +224,8 @@ impl Run<'_> {
             self.wanted.dry,
         )?;
         if self.wanted.dry {
-            puller.bye()?;
-            return Ok(report);
+            puller.bye(Farewell::default())?;
+            return Ok((report, Farewell::default()));
         }
         puller.your_turn()?;
         let mut answering = Answering {
@@ -222,13 +233,40 @@ impl Run<'_> {
             cluster,
             other: None,
         };
-        serve(stream, &mut answering)?;
-        Ok(report)
+        let given = serve(stream, &mut answering)?.ok_or(Error::Unexpected("no goodbye"))?;
+        Ok((report, given))
     }
 
     /// All that an operator should know. Whether nothing was left undone.
-    fn tell(&self, local: &Local, peer: &Server, report: &Report) -> bool {
+    fn tell(
+        &self,
+        local: &Local,
+        peer: &Server,
+        report: &Report,
+        given: Farewell,
+        seconds: f64,
+    ) -> bool {
         let name = &local.unit.name;
+        let Farewell { taken, left, kept } = given;
+        print!("{name} with {}: {report}; {taken} given", peer.name);
+        if kept > 0 {
+            print!(", {kept} former versions kept aside there");
+        }
+        if left > 0 {
+            print!(
+                ", {left} not taken there: run syncd on {} to see why",
+                peer.name
+            );
+        }
+        println!(" ({seconds:.1} s)");
+        let counts = &local.summary.counts;
+        for (what, list) in [
+            ("changing, left for the next run", &counts.busy),
+            ("cannot be read", &counts.unreadable),
+            ("not kept alike", &counts.skipped),
+        ] {
+            tell(&format!("{name}: {what}"), list);
+        }
         for operation in &report.planned {
             let what = match (&operation.was, &operation.entry.node) {
                 _ if operation.is_note() => continue,
@@ -273,7 +311,7 @@ impl Run<'_> {
                 report.refused_removals, peer.name, local.unit.delete_limit
             );
         }
-        report.is_complete()
+        report.is_complete() && left == 0 && counts.unreadable.count == 0
     }
 }
 

@@ -82,8 +82,8 @@ fn answer(
             other: None,
         };
         match serve(stream, &mut asked) {
-            Ok(true) => {}
-            Ok(false) => continue,
+            Ok(None) => {}
+            Ok(Some(_)) => continue,
             // It has gone, which is how a conversation ends.
             Err(Error::Io(e))
                 if e.kind() == io::ErrorKind::UnexpectedEof && asked.local.is_none() =>
@@ -98,14 +98,14 @@ fn answer(
         let mut puller = Puller::new(&mut *stream);
         let (cluster, name) = (&config.cluster.name, local.unit.name.clone());
         let greeting = puller.greet(cluster, &name, &local.state.replica)?;
-        pull(
+        let report = pull(
             &local,
             &mut puller,
             (greeting.told, greeting.last),
             Allowed::default(),
             false,
         )?;
-        puller.bye()?;
+        puller.bye(report.farewell())?;
     }
 }
 

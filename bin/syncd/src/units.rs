@@ -11,6 +11,7 @@ use std::{
 };
 
 /// One directory and what of it is kept alike.
+#[derive(Clone)]
 pub struct Unit {
     /// As the servers speak of it: set and directory.
     pub name: String,

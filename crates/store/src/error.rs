@@ -31,6 +31,13 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Another process has the index open.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Index(e) if matches!(**e, redb::Error::DatabaseAlreadyOpen))
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

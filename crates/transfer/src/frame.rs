@@ -106,7 +106,18 @@ pub(crate) enum Request {
     },
     /// Now the other asks, on the same connection, until it says `Bye`.
     YourTurn,
-    Bye,
+    Bye(Farewell),
+}
+
+/// What the puller says of itself when it has no more to ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Farewell {
+    /// What it took.
+    pub taken: u64,
+    /// What it could not take now.
+    pub left: u64,
+    /// Its versions that lost a conflict.
+    pub kept: u64,
 }
 
 /// Part of a file.

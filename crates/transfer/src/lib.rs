@@ -6,7 +6,7 @@
 //!     Changes{after}, More ... ─────────▶     Entries                    only what is new since last time
 //!     Files, Recipe, Pieces    ─────────▶     contents                   several requests ahead
 //!     Took{sequence}           ─────────▶     Done                       what is owed is less now
-//!     YourTurn                 ─────────▶     Hello ...                  and now the other way round
+//!     YourTurn, or Bye         ─────────▶     Hello ...                  and now the other way round
 //! ```
 //!
 //! One side asks, the other answers, in order; asks are small and few are under way, so neither ever waits for the
@@ -23,6 +23,6 @@ mod pull;
 mod serve;
 
 pub use chunks::CHUNKER;
-pub use frame::{BLOB_MAX, Error, VERSION};
+pub use frame::{BLOB_MAX, Error, Farewell, VERSION};
 pub use pull::{Greeting, Puller, Wanted};
 pub use serve::{Changes, Origin, serve};

@@ -2,7 +2,7 @@
 
 use crate::{
     chunks::{self, FINE},
-    frame::{self, BLOB_MAX, Chunk, Error, LIST_MAX, Range, Request, Response, VERSION},
+    frame::{self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Range, Request, Response, VERSION},
 };
 use filesync::{Digest, Entry, Path, Replica};
 use protocol::codec;
@@ -293,8 +293,8 @@ impl<S: Read + Write> Puller<S> {
     }
 
     /// Nothing more.
-    pub fn bye(&mut self) -> Result<(), Error> {
-        self.ask(&Request::Bye)?;
+    pub fn bye(&mut self, farewell: Farewell) -> Result<(), Error> {
+        self.ask(&Request::Bye(farewell))?;
         Ok(self.stream.flush()?)
     }
 }

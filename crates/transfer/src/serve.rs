@@ -2,7 +2,7 @@
 
 use crate::{
     chunks,
-    frame::{self, BLOB_MAX, Error, LIST_MAX, Range, Request, Response, VERSION},
+    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Range, Request, Response, VERSION},
 };
 use filesync::{Digest, Entry, Path, Replica};
 use protocol::codec;
@@ -32,8 +32,11 @@ pub trait Origin {
     fn took(&mut self, sequence: u64) -> io::Result<()>;
 }
 
-/// Answers until the other says goodbye; true if it wants to be asked now.
-pub fn serve<S: Read + Write>(stream: &mut S, origin: &mut impl Origin) -> Result<bool, Error> {
+/// Answers until the other says goodbye, and how it fared; none: it wants to be asked now.
+pub fn serve<S: Read + Write>(
+    stream: &mut S,
+    origin: &mut impl Origin,
+) -> Result<Option<Farewell>, Error> {
     let mut answers = Answers {
         stream,
         packed: Vec::new(),
@@ -117,8 +120,8 @@ pub fn serve<S: Read + Write>(stream: &mut S, origin: &mut impl Origin) -> Resul
                 origin.took(sequence)?;
                 answers.say(&Response::Done)?;
             }
-            Request::YourTurn => return Ok(true),
-            Request::Bye => return Ok(false),
+            Request::YourTurn => return Ok(None),
+            Request::Bye(farewell) => return Ok(Some(farewell)),
         }
         answers.stream.flush()?;
     }

@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
     thread,
 };
-use transfer::{Changes, Error, Origin, Puller, Wanted, serve};
+use transfer::{Changes, Error, Farewell, Origin, Puller, Wanted, serve};
 
 fn path(text: &str) -> Path {
     Path::try_from(text.as_bytes().to_vec()).unwrap()
@@ -150,7 +150,7 @@ impl Write for Counted {
 fn with<T>(
     files: &[(&str, Vec<u8>)],
     play: impl FnOnce(&mut Puller<Counted>) -> T,
-) -> (T, Result<bool, Error>, usize, u64) {
+) -> (T, Result<Option<Farewell>, Error>, usize, u64) {
     let (here, mut there) = UnixStream::pair().unwrap();
     let mut memory = Memory::new(files);
     thread::scope(|scope| {
@@ -188,7 +188,7 @@ fn entries_come_in_order_and_only_those_that_are_new() {
     });
     let names: Vec<_> = names.iter().map(|(p, _)| p.to_string()).collect();
     assert_eq!(names, ["e", "f", "g", "h", "i", "j"]);
-    assert!(end.unwrap(), "it is asked to ask now");
+    assert_eq!(end.unwrap(), None, "it is asked to ask now");
     assert_eq!(took, 10);
 }
 
@@ -219,7 +219,7 @@ fn files_of_every_size_come_whole_and_what_has_changed_meanwhile_is_told() {
             .collect();
         let write = |i: usize, at, bytes: &[u8]| targets[i].write_all_at(bytes, at);
         let came = puller.files(&wanted, write).unwrap();
-        puller.bye().unwrap();
+        puller.bye(Farewell::default()).unwrap();
         let same = targets
             .iter()
             .zip(&files)
@@ -229,7 +229,7 @@ fn files_of_every_size_come_whole_and_what_has_changed_meanwhile_is_told() {
     for (i, result) in results.into_iter().enumerate() {
         assert_eq!(result, (i != 4, i != 4), "{}", names[i]);
     }
-    assert!(!end.unwrap());
+    assert_eq!(end.unwrap(), Some(Farewell::default()));
 }
 
 /// Bytes on the wire for a file of which an older version is here.
@@ -243,10 +243,10 @@ fn delta(old: &[u8], new: &[u8]) -> usize {
             size: new.len() as u64,
         };
         let came = puller.alike(&wanted, &like, &into).unwrap();
-        puller.bye().unwrap();
+        puller.bye(Farewell::default()).unwrap();
         came && contents(&into) == new
     });
-    assert!(same && !end.unwrap());
+    assert!(same && end.unwrap().is_some());
     bytes
 }
 
