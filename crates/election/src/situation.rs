@@ -23,6 +23,9 @@ use protocol::{
 };
 use std::time::Duration;
 
+/// What lies further ahead never comes in a model.
+const FAR: u64 = 1 << 20;
+
 /// One word of a situation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
@@ -102,7 +105,8 @@ impl Situation {
 
     fn relative(&self, at: BootTime) -> u64 {
         let ago = self.now.0.saturating_sub(at.0).min(self.horizon);
-        (1 << 32) + at.0.saturating_sub(self.now.0).min(1 << 31) - ago
+        let ahead = at.0.saturating_sub(self.now.0).min(FAR);
+        FAR + ahead - ago
     }
 
     /// A span.
