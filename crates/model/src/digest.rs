@@ -79,7 +79,58 @@ fn rank(used: &[(Instance, Number)], i: Instance, k: Number) -> u64 {
 
 /// Folded multiplication, as in wyhash (Wang Yi, 2019).
 pub fn mix(hash: &mut u64, word: u64) {
-    let product = u128::from(*hash ^ 0x9e37_79b9_7f4a_7c15) * u128::from(word ^ 0xd6e8_feb8_6659_fd93);
+    let product =
+        u128::from(*hash ^ 0x9e37_79b9_7f4a_7c15) * u128::from(word ^ 0xd6e8_feb8_6659_fd93);
     *hash = ((product >> 64) ^ product) as u64;
     *hash = (*hash ^ word.rotate_left(23)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (*hash >> 31);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Instance = Instance(INSTANCES + 1);
+    const SECOND: Instance = Instance(INSTANCES + 2);
+
+    fn of(words: &[Word]) -> u64 {
+        digest(words, &mut Vec::new())
+    }
+
+    fn number(i: Instance, k: u64) -> Word {
+        Word::Number(i, Number(k))
+    }
+
+    #[test]
+    fn only_the_order_of_numbers_matters() {
+        let then = [number(FIRST, 7), number(FIRST, 3), number(FIRST, 7)];
+        let later = [number(SECOND, 90), number(SECOND, 89), number(SECOND, 90)];
+        assert_eq!(of(&then), of(&later));
+        let other = [number(FIRST, 7), number(FIRST, 3), number(FIRST, 3)];
+        assert_ne!(of(&then), of(&other));
+    }
+
+    #[test]
+    fn a_former_instance_is_not_the_present_one() {
+        let same = [number(SECOND, 7), number(SECOND, 7)];
+        let other = [number(SECOND, 7), number(FIRST, 7)];
+        assert_ne!(of(&same), of(&other));
+    }
+
+    #[test]
+    fn what_nobody_knows_of_any_more_does_not_matter() {
+        let now = number(FIRST, 9);
+        let sent = Word::Sent(FIRST, Number(4), 1, 1);
+        let released = Word::Released(0, FIRST, Number(5));
+        assert_eq!(of(&[now]), of(&[now, sent, released]));
+        let known = [now, number(FIRST, 4)];
+        assert_ne!(of(&known), of(&[now, number(FIRST, 4), sent]));
+        assert_ne!(of(&known), of(&[now, number(FIRST, 4), released]));
+    }
+
+    #[test]
+    fn rounds_count_from_the_present_one() {
+        let round = |now, then| of(&[Word::RoundNow(1, now), Word::Round(1, then)]);
+        assert_eq!(round(5, 4), round(9, 8));
+        assert_ne!(round(5, 4), round(5, 5));
+    }
 }

@@ -13,7 +13,6 @@ const TICK: u64 = 20;
 
 /// What must hold always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
 pub enum Invariant {
     AtMostOneGate,
     GateImpliesLease,
@@ -310,7 +309,10 @@ impl Judge {
             s.plain(self.floors[server].0.0);
             s.plain(self.floors[server].1.0);
             s.plain(u64::from(self.rosters[server]));
-            s.option(self.silent[server].filter(|t| clock.now <= *t), Situation::time);
+            s.option(
+                self.silent[server].filter(|t| clock.now <= *t),
+                Situation::time,
+            );
         }
         for (term, server) in self.won.iter().chain(&self.token) {
             s.plain(term.0);

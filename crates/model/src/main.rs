@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, Command, value_parser};
 use model::{
-    run::{self, Outcome},
+    run,
     scenario::{self, Depth, Scenario},
 };
 use std::process::ExitCode;
@@ -39,6 +39,29 @@ fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Say what each scenario is about, and explore nothing"),
         )
+        .args(mutant_option())
+}
+
+/// `--mutant`, where bugs can be planted at all.
+fn mutant_option() -> Option<Arg> {
+    let names = mutants::Mutant::ALL.iter().map(|m| m.name());
+    cfg!(feature = "mutants").then(|| {
+        Arg::new("mutant")
+            .long("mutant")
+            .value_name("NAME")
+            .value_parser(names.collect::<Vec<_>>())
+            .help("Plant this bug first")
+    })
+}
+
+#[cfg(feature = "mutants")]
+fn plant(name: &str) {
+    mutants::plant(
+        mutants::Mutant::ALL
+            .iter()
+            .copied()
+            .find(|m| m.name() == name),
+    );
 }
 
 fn main() -> ExitCode {
@@ -59,6 +82,10 @@ fn main() -> ExitCode {
     if options.get_flag("explain") {
         scenarios.iter().for_each(explain);
         return ExitCode::SUCCESS;
+    }
+    #[cfg(feature = "mutants")]
+    if let Some(name) = text("mutant") {
+        plant(name);
     }
     let threads = options.get_one("threads").copied().unwrap_or(1);
     let mut states = 0;
@@ -84,30 +111,11 @@ fn explore(scenario: Scenario, threads: usize) -> Result<usize, ExitCode> {
         eprintln!("{name}: {e}");
         ExitCode::from(2)
     })?;
-    let Outcome {
-        states,
-        generated,
-        depth,
-        time,
-        caught,
-        unseen,
-    } = outcome;
-    let verdict = match (&caught, unseen.is_empty()) {
-        (Some((invariant, _)), _) => format!("{invariant} BROKEN"),
-        (None, true) => "holds".into(),
-        (None, false) => format!("NEVER SEEN: {}", unseen.join(", ")),
+    println!("{name:13} {outcome} ({bounds})");
+    let Some(caught) = outcome.caught() else {
+        return Ok(outcome.states);
     };
-    println!(
-        "{name:14} {states:>9} states of {generated:>9}, depth {depth:>5}, {:>6.1} s: {verdict} ({bounds})",
-        time.as_secs_f64()
-    );
-    if let Some((invariant, path)) = caught {
-        path.iter().for_each(|line| println!("{line}"));
-        println!("caught: {invariant} in {name}");
-        return Err(ExitCode::FAILURE);
-    }
-    if !unseen.is_empty() {
-        return Err(ExitCode::FAILURE);
-    }
-    Ok(states)
+    outcome.path.iter().for_each(|line| println!("{line}"));
+    println!("caught: {caught} in {name}");
+    Err(ExitCode::FAILURE)
 }

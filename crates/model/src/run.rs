@@ -1,12 +1,11 @@
 //! Explores a scenario and says what came of it.
 
-use crate::{
-    model::Cluster,
-    scenario::Scenario,
-    world::World,
-};
+use crate::{cluster::Cluster, scenario::Scenario, world::World};
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 /// What came of a scenario.
 #[derive(Clone, Debug)]
@@ -19,10 +18,35 @@ pub struct Outcome {
     pub depth: usize,
     /// How long it took.
     pub time: Duration,
-    /// The invariant broken, and a run that breaks it.
-    pub caught: Option<(&'static str, Vec<String>)>,
+    /// The invariant broken, if one was.
+    pub broken: Option<&'static str>,
+    /// The run that breaks it: each step, and what the servers did in it.
+    pub path: Vec<String>,
     /// What must be seen and was not.
     pub unseen: Vec<&'static str>,
+}
+
+impl Outcome {
+    /// What is wrong, if anything is.
+    pub fn caught(&self) -> Option<String> {
+        let unseen = || format!("never \"{}\"", self.unseen.join("\", \""));
+        let broken = self.broken.map(str::to_owned);
+        broken.or_else(|| (!self.unseen.is_empty()).then(unseen))
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = self.caught().unwrap_or_else(|| "holds".into());
+        write!(
+            f,
+            "{:>9} states, {:>9} steps, depth {:>4}, {:>7.1} s: {verdict}",
+            self.states,
+            self.generated,
+            self.depth,
+            self.time.as_secs_f64()
+        )
+    }
 }
 
 /// Explores all of it.
@@ -45,25 +69,30 @@ pub fn explore(
         generated: checker.state_count(),
         depth: checker.max_depth(),
         time,
-        caught: None,
+        broken: None,
+        path: Vec::new(),
         unseen: Vec::new(),
     };
+    let mut unseen = Vec::new();
     let mut found = checker.discoveries();
     for property in cluster.properties() {
         match (property.expectation, found.remove(property.name)) {
             (Expectation::Always, Some(path)) => {
-                let path = retell(&cluster, path.into_actions());
-                outcome.caught = Some((property.name, path));
+                outcome.broken = Some(property.name);
+                outcome.path = retell(&cluster, path.into_actions());
             }
-            (Expectation::Sometimes, None) => outcome.unseen.push(property.name),
+            (Expectation::Sometimes, None) => unseen.push(property.name),
             _ => {}
         }
+    }
+    if outcome.broken.is_none() {
+        outcome.unseen = unseen; // A search cut short says nothing about it.
     }
     Ok(outcome)
 }
 
 /// The run in words: each step, and what the servers did in it.
-fn retell(cluster: &Cluster, actions: Vec<crate::model::Action>) -> Vec<String> {
+fn retell(cluster: &Cluster, actions: Vec<crate::cluster::Action>) -> Vec<String> {
     let mut lines = Vec::new();
     let Some(mut w) = cluster.init_states().pop() else {
         return lines;
@@ -83,5 +112,7 @@ fn retell(cluster: &Cluster, actions: Vec<crate::model::Action>) -> Vec<String> 
 }
 
 fn ending(w: &World) -> Option<String> {
-    w.failed.as_ref().map(|(what, how)| format!("{}: {how}", what.name()))
+    w.failed
+        .as_ref()
+        .map(|(what, how)| format!("{}: {how}", what.name()))
 }

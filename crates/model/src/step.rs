@@ -1,10 +1,10 @@
 //! What one step does to a server: inputs handled, outputs carried out.
 
 use crate::{
+    cluster::Cluster,
     digest::INSTANCES,
     judge::Invariant,
-    model::Cluster,
-    scenario::Fault,
+    scenario::Order,
     world::{Arm, Flight, Gate, Lie, Load, News, UNHEARD, World},
 };
 use election::{Elector, Input, Output, Start};
@@ -171,7 +171,15 @@ impl Cluster {
                     w.host(to).asked.push(asked);
                 }
                 let beat = Beat::clone(&beat);
-                self.hear(w, to, Input::Beat { from: sender, at, beat });
+                self.hear(
+                    w,
+                    to,
+                    Input::Beat {
+                        from: sender,
+                        at,
+                        beat,
+                    },
+                );
             }
             Load::Ack(ack) => {
                 let mut ack = Ack::clone(&ack);
@@ -181,7 +189,14 @@ impl Cluster {
             Load::Signal(signal) => {
                 self.note_arrival(w, from, to, &signal);
                 let signal = Signal::clone(&signal);
-                self.hear(w, to, Input::Signal { from: sender, signal });
+                self.hear(
+                    w,
+                    to,
+                    Input::Signal {
+                        from: sender,
+                        signal,
+                    },
+                );
             }
             Load::Linked => self.give(w, to, Input::Linked(sender)),
             Load::GateShut => {
@@ -205,9 +220,12 @@ impl Cluster {
             Body::Release { .. } => {
                 w.judge.released(to, from, (signal.instance, signal.number));
             }
-            Body::Call { releases, lease, .. } => {
+            Body::Call {
+                releases, lease, ..
+            } => {
                 for r in releases {
-                    w.judge.released(to, self.index(&r.server), (r.instance, r.number));
+                    w.judge
+                        .released(to, self.index(&r.server), (r.instance, r.number));
                 }
                 let asked = (signal.instance, signal.number, *lease);
                 w.host(to).asked.push(asked);
@@ -227,17 +245,14 @@ impl Cluster {
             return;
         };
         let count = refused(elector);
-        let mut world_was_ok = w.failed.is_none();
         self.handle(w, i, input);
         let host = &w.hosts[i];
         if let Some(after) = &host.elector
             && refused(after) > count
+            && !self.is_inert(elector, after, host.now)
         {
-            world_was_ok &= self.is_inert(elector, after, host.now);
-            if !world_was_ok {
-                let what = format!("{i} was changed by what it refused");
-                w.judge(Err((Invariant::RejectedIsInert, what)));
-            }
+            let what = format!("{i} was changed by what it refused");
+            w.judge(Err((Invariant::RejectedIsInert, what)));
         }
         self.after_handling(w, i);
     }
@@ -254,7 +269,9 @@ impl Cluster {
                 };
                 !matches!(signal.body, Body::Refuse { .. } | Body::NotReady { .. })
             };
-            let outputs: Vec<_> = std::iter::from_fn(|| elector.poll_output()).filter(reply).collect();
+            let outputs: Vec<_> = std::iter::from_fn(|| elector.poll_output())
+                .filter(reply)
+                .collect();
             let mut s = self.situation.clone();
             elector.tell(now, &mut s);
             (outputs, s.words)
@@ -377,8 +394,8 @@ impl Cluster {
     /// Behind all others, or where it is sorted if order does not matter.
     pub(crate) fn launch(&self, w: &mut World, flight: Flight) {
         let at = match self.scenario.order {
-            crate::scenario::Order::Sent => w.flights.len(),
-            crate::scenario::Order::Any => {
+            Order::Sent => w.flights.len(),
+            Order::Any => {
                 let key = flight.key();
                 w.flights.partition_point(|f| f.key() <= key)
             }
@@ -493,7 +510,11 @@ impl Cluster {
                 let verdict = w.judge.promise(i, handled, i, by, *lease);
                 w.judge(verdict);
             }
-            Body::Grant { instance, number, term } => {
+            Body::Grant {
+                instance,
+                number,
+                term,
+            } => {
                 let by = (*instance, *number);
                 let verdict = w.judge.vote(i, *term, to, by);
                 w.judge(verdict);
@@ -501,7 +522,10 @@ impl Cluster {
                 let verdict = w.judge.promise(i, handled, to, by, lease);
                 w.judge(verdict);
             }
-            Body::PreAnswer { verdict: PreVerdict::Yes, .. } => {
+            Body::PreAnswer {
+                verdict: PreVerdict::Yes,
+                ..
+            } => {
                 let verdict = w.judge.not_silent(i, handled, "would vote");
                 w.judge(verdict);
             }
@@ -528,7 +552,11 @@ impl Cluster {
             return; // A write that comes too late opens nothing.
         }
         let voters = host.elector.as_ref().map(|e| e.roster().voters.clone());
-        let roster = voters.iter().flatten().map(|v| 1 << self.index(v)).fold(0, |a, b: u8| a | b);
+        let roster = voters
+            .iter()
+            .flatten()
+            .map(|v| 1 << self.index(v))
+            .fold(0, |a, b: u8| a | b);
         if roster.count_ones() as usize != self.scenario.voters {
             w.news |= News::Changed as u8;
         }
@@ -635,9 +663,5 @@ impl Cluster {
             host.disk = Some(writing);
         }
         self.give(w, i, Input::ReserveFailed("no space left on device".into()));
-    }
-
-    pub(crate) fn may_fault(&self, w: &World, fault: Fault) -> bool {
-        w.may(fault)
     }
 }

@@ -308,7 +308,11 @@ impl Host {
         s.option(disk.as_ref(), Situation::reservation);
         s.option(writing.as_ref(), Situation::reservation);
         // The index does not matter where no signal's ends are told.
-        let me = settings.servers.iter().position(|n| *n == settings.me).unwrap_or(0);
+        let me = settings
+            .servers
+            .iter()
+            .position(|n| *n == settings.me)
+            .unwrap_or(0);
         for output in pending {
             s.output(me, output);
         }
@@ -340,13 +344,22 @@ impl Host {
             Some(Lie::AllAlive) => 2,
         };
         let flags = [*powered, *holding, *deaf, *mute];
-        s.plain(flags.iter().fold(lie, |word, flag| word << 1 | u64::from(*flag)));
+        s.plain(
+            flags
+                .iter()
+                .fold(lie, |word, flag| word << 1 | u64::from(*flag)),
+        );
     }
 }
 
 impl Flight {
     fn tell(&self, s: &mut Situation) {
-        let Self { from, to, load, arrived } = self;
+        let Self {
+            from,
+            to,
+            load,
+            arrived,
+        } = self;
         s.plain((*from as u64) << 8 | *to as u64);
         match load {
             Load::Beat(beat) => s.beat(beat),

@@ -28,7 +28,6 @@ const PREFIX_MAX: usize = 3000;
 
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Action {
     Tick,
     /// The message at this place arrives.
@@ -74,9 +73,19 @@ impl Cluster {
     /// The cluster of a scenario, where the scenario begins.
     pub fn new(scenario: Scenario) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let parsed = NAMES[..scenario.servers()].iter().map(|n| n.parse());
-        let names: Vec<ServerName> = parsed.collect::<Result<_, _>>().map_err(|e: protocol::BadName| e.to_string())?;
-        let web: VirtualServerName = "web".parse().map_err(|e: protocol::BadName| e.to_string())?;
-        let longest = scenario.leases.iter().copied().max().unwrap_or(0).max(LEASE);
+        let names: Vec<ServerName> = parsed
+            .collect::<Result<_, _>>()
+            .map_err(|e: protocol::BadName| e.to_string())?;
+        let web: VirtualServerName = "web"
+            .parse()
+            .map_err(|e: protocol::BadName| e.to_string())?;
+        let longest = scenario
+            .leases
+            .iter()
+            .copied()
+            .max()
+            .unwrap_or(0)
+            .max(LEASE);
         let situation = Situation::new(
             names.clone(),
             Duration::from_nanos(HEARTBEAT),
@@ -95,11 +104,6 @@ impl Cluster {
         };
         cluster.first = Some(cluster.begin()?);
         Ok(cluster)
-    }
-
-    /// The scenario.
-    pub fn scenario(&self) -> &Scenario {
-        &self.scenario
     }
 
     fn settings(&self, i: usize) -> Settings {
@@ -228,7 +232,7 @@ impl Cluster {
     }
 
     fn fault_actions(&self, w: &World, actions: &mut Vec<Action>) {
-        let may = |fault| self.may_fault(w, fault);
+        let may = |fault| w.may(fault);
         let places = match self.scenario.order {
             Order::Sent => w.flights.len().min(1),
             Order::Any => w.flights.len(),
@@ -263,9 +267,10 @@ impl Cluster {
 
     /// What befalls a server matters no earlier than just before something else happens to it.
     fn server_faults(&self, w: &World, i: usize, places: usize, actions: &mut Vec<Action>) {
-        let may = |fault| self.may_fault(w, fault);
+        let may = |fault| w.may(fault);
         let quiet = w.flights.is_empty();
         let host = &w.hosts[i];
+        let places = if self.scenario.coarse { 0 } else { places };
         let next = quiet || w.flights[..places].iter().any(|f| f.to == i);
         let touches = |f: &Flight| f.load.travels() && (f.to == i || f.from == i);
         if may(Fault::Cut)
@@ -277,7 +282,11 @@ impl Cluster {
             let ways = [(true, true), (true, false), (false, true)];
             actions.extend(ways.map(|(deaf, mute)| Action::Cut(i, deaf, mute)));
         }
-        let writes: &[bool] = if host.writing.is_some() { &[false, true] } else { &[false] };
+        let writes: &[bool] = if host.writing.is_some() {
+            &[false, true]
+        } else {
+            &[false]
+        };
         if host.powered && next {
             if may(Fault::Power) {
                 actions.extend(writes.iter().map(|landed| Action::PowerOff(i, *landed)));
@@ -296,7 +305,13 @@ impl Cluster {
             }
         }
         if next && may(Fault::Stall) && host.stalled.is_none() && host.arm.is_none() {
-            let arms = [Arm::Stall(0), Arm::Stall(1), Arm::Stall(2), Arm::Stall(9), Arm::Hold];
+            let arms = [
+                Arm::Stall(0),
+                Arm::Stall(1),
+                Arm::Stall(2),
+                Arm::Stall(9),
+                Arm::Hold,
+            ];
             actions.extend(arms.map(|arm| Action::Arm(i, arm)));
         }
         if quiet && host.stalled.is_none() {
@@ -310,7 +325,12 @@ impl Cluster {
             }
             if may(Fault::Lease) {
                 let other = |lease: &&u64| u128::from(**lease) != host.settings.lease.as_nanos();
-                let leases = self.scenario.leases.iter().chain([&self.lease]).filter(other);
+                let leases = self
+                    .scenario
+                    .leases
+                    .iter()
+                    .chain([&self.lease])
+                    .filter(other);
                 actions.extend(leases.map(|lease| Action::Lease(i, *lease)));
             }
         }
@@ -326,18 +346,39 @@ impl Cluster {
             Action::Lose(at) => {
                 w.spend(Fault::Lose);
                 let flight = w.flights.remove(at);
-                w.say(|_| format!("{} -> {} {}: lost", flight.from, flight.to, self.text(&flight.load)));
+                w.say(|_| {
+                    format!(
+                        "{} -> {} {}: lost",
+                        flight.from,
+                        flight.to,
+                        self.text(&flight.load)
+                    )
+                });
             }
             Action::Delay(at) => {
                 w.spend(Fault::Delay);
                 let flight = w.flights.remove(at);
-                w.say(|_| format!("{} -> {} {}: held up", flight.from, flight.to, self.text(&flight.load)));
+                w.say(|_| {
+                    format!(
+                        "{} -> {} {}: held up",
+                        flight.from,
+                        flight.to,
+                        self.text(&flight.load)
+                    )
+                });
                 w.late.push((0, flight));
             }
             Action::Repeat(at) => {
                 w.spend(Fault::Repeat);
                 let flight = w.flights.remove(at);
-                w.say(|_| format!("{} -> {} {}: will come twice", flight.from, flight.to, self.text(&flight.load)));
+                w.say(|_| {
+                    format!(
+                        "{} -> {} {}: will come twice",
+                        flight.from,
+                        flight.to,
+                        self.text(&flight.load)
+                    )
+                });
                 w.late.push((0, flight.clone()));
                 self.deliver(w, flight);
             }
@@ -393,7 +434,8 @@ impl Cluster {
             }
             Action::WriteFails(i, landed) => {
                 w.spend(Fault::Disk);
-                w.flights.retain(|f| f.to != i || !matches!(f.load, Load::Written));
+                w.flights
+                    .retain(|f| f.to != i || !matches!(f.load, Load::Written));
                 self.write_fails(w, i, landed);
             }
             Action::Wish(i, asked) => {
@@ -430,7 +472,11 @@ impl Cluster {
                 format!("beat {}{}", beat.number, claims.concat())
             }
             Load::Ack(ack) => {
-                let answers: Vec<_> = ack.answers.iter().map(|a| format!("{:?}", a.verdict)).collect();
+                let answers: Vec<_> = ack
+                    .answers
+                    .iter()
+                    .map(|a| format!("{:?}", a.verdict))
+                    .collect();
                 format!("ack of {} {}", ack.number, answers.concat())
             }
             Load::Signal(signal) => format!("{:?} (number {})", signal.body, signal.number),
@@ -445,14 +491,35 @@ impl Cluster {
         let now = w.hosts[i].now;
         match output {
             Output::Remember(memory) => {
-                let votes: Vec<_> = memory.votes.iter().map(|v| format!("voted {}, holder {:?}", v.voted, v.holder)).collect();
+                let votes: Vec<_> = memory
+                    .votes
+                    .iter()
+                    .map(|v| format!("voted {}, holder {:?}", v.voted, v.holder))
+                    .collect();
                 format!("{i}: remembers {}", votes.concat())
             }
-            Output::Beat(beat) => format!("{i}: sends {}", self.text(&Load::Beat(Arc::new(beat.clone())))),
-            Output::Ack { to, ack } => format!("{i}: to {to} {}", self.text(&Load::Ack(Arc::new(ack.clone())))),
-            Output::Signal { to, signal } => format!("{i}: to {to} {}", self.text(&Load::Signal(Arc::new(signal.clone())))),
-            Output::Open(_, until) => format!("{i}: gate open for {} ns more", until.0 as i64 - now.0 as i64),
-            Output::Role(change) => format!("{i}: {} in term {}: {}", if change.master { "MASTER" } else { "slave" }, change.term, change.reason),
+            Output::Beat(beat) => format!(
+                "{i}: sends {}",
+                self.text(&Load::Beat(Arc::new(beat.clone())))
+            ),
+            Output::Ack { to, ack } => format!(
+                "{i}: to {to} {}",
+                self.text(&Load::Ack(Arc::new(ack.clone())))
+            ),
+            Output::Signal { to, signal } => format!(
+                "{i}: to {to} {}",
+                self.text(&Load::Signal(Arc::new(signal.clone())))
+            ),
+            Output::Open(_, until) => format!(
+                "{i}: gate open for {} ns more",
+                until.0 as i64 - now.0 as i64
+            ),
+            Output::Role(change) => format!(
+                "{i}: {} in term {}: {}",
+                if change.master { "MASTER" } else { "slave" },
+                change.term,
+                change.reason
+            ),
             other => format!("{i}: {other:?}"),
         }
     }
