@@ -9,7 +9,7 @@ use election::{
     Input, Mode, Output, Preempt, Reservation, Settings, VirtualServerSettings, Wish,
     situation::Situation,
 };
-use protocol::{BootTime, ServerName, Term, VirtualServerName};
+use protocol::{BadName, BootTime, ServerName, Term, VirtualServerName};
 use stateright::{Model, Property};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -71,14 +71,10 @@ const NAMES: [&str; 4] = ["alpha", "beta", "gamma", "delta"];
 
 impl Cluster {
     /// The cluster of a scenario, where the scenario begins.
-    pub fn new(scenario: Scenario) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub fn new(scenario: Scenario) -> Result<Self, BadName> {
         let parsed = NAMES[..scenario.servers()].iter().map(|n| n.parse());
-        let names: Vec<ServerName> = parsed
-            .collect::<Result<_, _>>()
-            .map_err(|e: protocol::BadName| e.to_string())?;
-        let web: VirtualServerName = "web"
-            .parse()
-            .map_err(|e: protocol::BadName| e.to_string())?;
+        let names: Vec<ServerName> = parsed.collect::<Result<_, _>>()?;
+        let web: VirtualServerName = "web".parse()?;
         let longest = scenario
             .leases
             .iter()
@@ -102,7 +98,7 @@ impl Cluster {
             deaf_after: 5,
             first: None,
         };
-        cluster.first = Some(cluster.begin()?);
+        cluster.first = cluster.begin();
         Ok(cluster)
     }
 
@@ -175,8 +171,8 @@ impl Cluster {
         w
     }
 
-    /// The scenario's first state: a run without faults up to there.
-    fn begin(&self) -> Result<World, String> {
+    /// The scenario's first state: a run without faults up to there. None if it never comes to rest.
+    fn begin(&self) -> Option<World> {
         let mut w = self.power_on();
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..PREFIX_MAX {
@@ -192,15 +188,15 @@ impl Cluster {
             };
             if there {
                 self.arm_budget(&mut w);
-                return Ok(w);
+                return Some(w);
             }
             let action = if quiet { Action::Tick } else { Action::Next(0) };
-            w = self.next_state(&w, action).ok_or("the first run stops")?;
-            if let Some((invariant, what)) = &w.failed {
-                return Err(format!("{}: {what}", invariant.name()));
+            w = self.next_state(&w, action)?;
+            if w.failed.is_some() {
+                return Some(w); // Found before anything went wrong.
             }
         }
-        Err("no first state".into())
+        None
     }
 
     fn arm_budget(&self, w: &mut World) {

@@ -1,7 +1,10 @@
 //! The invariants of DESIGN section 2 over true time, from what the servers do and say alone: nothing here
 //! looks into an elector.
 
-use election::situation::{Situation, Word};
+use election::{
+    Reservation,
+    situation::{Situation, Word},
+};
 use protocol::{BootTime, Instance, Number, Term};
 use std::time::Duration;
 
@@ -159,6 +162,36 @@ impl Judge {
         }
         self.promises[voter] = Some(Promise { holder, by, until });
         self.not_silent(voter, now, "promises")
+    }
+
+    /// What is told now must outlive a power loss that follows at once: the term by the reservation on disk (R22),
+    /// the length by the longest promise noted there (R23), and a server without any is blank (R21).
+    pub fn durable(
+        voter: usize,
+        term: Term,
+        lease: Duration,
+        disk: Option<&Reservation>,
+    ) -> Verdict {
+        let Some(disk) = disk else {
+            let what = format!("{voter} promises without a reservation on disk");
+            return broken(Invariant::RestartSilence, what);
+        };
+        if term > disk.reserved {
+            let what = format!(
+                "{voter} promises in term {term}, and after a power loss knows of {} only",
+                disk.reserved
+            );
+            return broken(Invariant::NoVoteTwice, what);
+        }
+        if lease > disk.promise_max {
+            let what = format!(
+                "{voter} promises for {} ns, and after a power loss is silent for {} only",
+                lease.as_nanos(),
+                disk.promise_max.as_nanos()
+            );
+            return broken(Invariant::RestartSilence, what);
+        }
+        Ok(())
     }
 
     /// RestartSilence.

@@ -1,6 +1,7 @@
 //! Explores a scenario and says what came of it.
 
 use crate::{cluster::Cluster, scenario::Scenario, world::World};
+use protocol::BadName;
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 use std::{
     fmt,
@@ -50,10 +51,7 @@ impl fmt::Display for Outcome {
 }
 
 /// Explores all of it.
-pub fn explore(
-    scenario: Scenario,
-    threads: usize,
-) -> Result<Outcome, Box<dyn std::error::Error + Send + Sync>> {
+pub fn explore(scenario: Scenario, threads: usize) -> Result<Outcome, BadName> {
     let cluster = Cluster::new(scenario)?;
     let start = Instant::now();
     let checker = cluster
@@ -74,6 +72,9 @@ pub fn explore(
         unseen: Vec::new(),
     };
     let mut unseen = Vec::new();
+    if cluster.init_states().is_empty() {
+        unseen.push("a cluster without faults comes to rest");
+    }
     let mut found = checker.discoveries();
     for property in cluster.properties() {
         match (property.expectation, found.remove(property.name)) {

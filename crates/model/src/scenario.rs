@@ -232,6 +232,7 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
         Scenario {
             name: "restart",
             about: "electd killed between inputs and between outputs, and started again",
+            begin: Begin::Ready,
             faults: vec![(Kill, 2), (Lose, 1), (Delay, 1), (Cut, 1)],
             total: by(1, 2),
             sometimes: vec![News::Renewed],

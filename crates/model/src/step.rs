@@ -3,13 +3,13 @@
 use crate::{
     cluster::Cluster,
     digest::INSTANCES,
-    judge::Invariant,
+    judge::{Invariant, Judge},
     scenario::Order,
     world::{Arm, Flight, Gate, Lie, Load, News, UNHEARD, World},
 };
 use election::{Elector, Input, Output, Start};
 use protocol::{
-    BootTime, Instance, ServerName,
+    BootTime, Instance, Number, ServerName, Term,
     local::ring::{Health, HealthState, LinkHealth, ServerHealth},
     wire::{
         beat::{Ack, Beat, Verdict},
@@ -405,7 +405,6 @@ impl Cluster {
 
     fn output(&self, w: &mut World, i: usize, output: Output) {
         w.say(|w| self.describe(w, i, &output));
-        let handled = w.hosts[i].handled;
         match output {
             Output::Remember(memory) => w.host(i).memory = Some(memory),
             Output::Beat(beat) => {
@@ -414,8 +413,7 @@ impl Cluster {
                     if let Some(claim) = standing.claim {
                         let verdict = w.judge.floor(i, claim.term, true, "claims");
                         w.judge(verdict);
-                        let verdict = w.judge.promise(i, handled, i, by, beat.lease);
-                        w.judge(verdict);
+                        self.promises(w, i, i, claim.term, by, beat.lease);
                         if beat.lease.as_nanos() != u128::from(self.lease) && claim.lease_held {
                             w.news |= News::Lease as u8;
                         }
@@ -486,15 +484,32 @@ impl Cluster {
                 w.judge(verdict);
                 let by = (ack.instance, ack.number);
                 let lease = self.lease_of(w, i, by);
-                let verdict = w.judge.promise(i, handled, to, by, lease);
-                w.judge(verdict);
+                self.promises(w, i, to, term, by, lease);
             }
         }
         self.send(w, i, to, Load::Ack(Arc::new(ack)));
     }
 
+    /// A promise is told.
+    fn promises(
+        &self,
+        w: &mut World,
+        voter: usize,
+        holder: usize,
+        term: Term,
+        by: (Instance, Number),
+        lease: Duration,
+    ) {
+        let host = &w.hosts[voter];
+        let (handled, disk) = (host.handled, host.disk.as_ref());
+        let verdict = Judge::durable(voter, term, lease, disk);
+        w.judge(verdict);
+        let verdict = w.judge.promise(voter, handled, holder, by, lease);
+        w.judge(verdict);
+    }
+
     /// For how long what `i` answers now asked for a promise.
-    fn lease_of(&self, w: &World, i: usize, by: (Instance, protocol::Number)) -> Duration {
+    fn lease_of(&self, w: &World, i: usize, by: (Instance, Number)) -> Duration {
         let asked = w.hosts[i].asked.iter().find(|(i, k, _)| (*i, *k) == by);
         asked.map_or(Duration::from_nanos(self.lease), |(_, _, lease)| *lease)
     }
@@ -507,8 +522,7 @@ impl Cluster {
                 w.judge.calls(*term);
                 let verdict = w.judge.vote(i, *term, i, by);
                 w.judge(verdict);
-                let verdict = w.judge.promise(i, handled, i, by, *lease);
-                w.judge(verdict);
+                self.promises(w, i, i, *term, by, *lease);
             }
             Body::Grant {
                 instance,
@@ -519,8 +533,7 @@ impl Cluster {
                 let verdict = w.judge.vote(i, *term, to, by);
                 w.judge(verdict);
                 let lease = self.lease_of(w, i, by);
-                let verdict = w.judge.promise(i, handled, to, by, lease);
-                w.judge(verdict);
+                self.promises(w, i, to, *term, by, lease);
             }
             Body::PreAnswer {
                 verdict: PreVerdict::Yes,
