@@ -2,10 +2,11 @@
 //! looks into an elector.
 
 use election::{
-    Reservation,
+    Memory, Reservation,
+    memory::Vote as Remembered,
     situation::{Situation, Word},
 };
-use protocol::{BootTime, Instance, Number, Term};
+use protocol::{BootTime, Instance, Number, ServerName, Term};
 use std::time::Duration;
 
 /// Most servers of a model.
@@ -164,18 +165,24 @@ impl Judge {
         self.not_silent(voter, now, "promises")
     }
 
-    /// What is told now must outlive a power loss that follows at once: the term by the reservation on disk (R22),
-    /// the length by the longest promise noted there (R23), and a server without any is blank (R21).
+    /// What is told now must outlive a kill that follows at once, by the run-dir's memory of term and holder (R5), and
+    /// a power loss: the term by the reservation on disk (R22), the length by the longest promise noted there (R23).
     pub fn durable(
         voter: usize,
-        term: Term,
+        (term, holder): (Term, &ServerName),
         lease: Duration,
+        memory: Option<&Memory>,
         disk: Option<&Reservation>,
     ) -> Verdict {
+        let remembered = |v: &Remembered| v.voted >= term && v.holder.as_ref() == Some(holder);
         let Some(disk) = disk else {
             let what = format!("{voter} promises without a reservation on disk");
             return broken(Invariant::RestartSilence, what);
         };
+        if !memory.is_some_and(|m| m.votes.iter().any(remembered)) {
+            let what = format!("{voter} promises in term {term} what it would forget if killed");
+            return broken(Invariant::NoVoteTwice, what);
+        }
         if term > disk.reserved {
             let what = format!(
                 "{voter} promises in term {term}, and after a power loss knows of {} only",

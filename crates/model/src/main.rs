@@ -26,6 +26,13 @@ fn command() -> Command {
                 .help("Only this one"),
         )
         .arg(
+            Arg::new("faults")
+                .long("faults")
+                .value_name("N")
+                .value_parser(value_parser!(u8))
+                .help("Faults in a run, instead of the depth's"),
+        )
+        .arg(
             Arg::new("threads")
                 .long("threads")
                 .value_name("N")
@@ -78,6 +85,9 @@ fn main() -> ExitCode {
             eprintln!("no scenario {name}; --explain lists them");
             return ExitCode::from(2);
         }
+    }
+    if let Some(faults) = options.get_one::<u8>("faults") {
+        scenarios.iter_mut().for_each(|s| s.total = *faults);
     }
     if options.get_flag("explain") {
         scenarios.iter().for_each(explain);

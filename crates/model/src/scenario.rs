@@ -280,7 +280,8 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
         Scenario {
             name: "lease-change",
             about: "another lease on one server after the other; power losses",
-            faults: vec![(Lease, 2), (Power, 1), (Cut, 1), (Delay, 1), (Disk, 1)],
+            coarse: true,
+            faults: vec![(Lease, 2), (Power, 1), (Cut, 1), (Disk, 1)],
             total: by(1, 2),
             leases: vec![30, 12],
             sometimes: vec![News::Lease],
@@ -290,7 +291,8 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
             name: "roster",
             about: "a server added and one removed; cuts and power losses",
             spare: true,
-            faults: vec![(Wish, 2), (Cut, 1), (Lose, 1), (Kill, 1), (Power, 1)],
+            coarse: true,
+            faults: vec![(Wish, 2), (Cut, 2), (Kill, 1), (Power, 1)],
             total: by(1, 2),
             wishes: vec![Asked::Add(3), Asked::Remove(2)],
             sometimes: vec![News::Changed],
@@ -306,10 +308,10 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
         },
         Scenario {
             name: "storm",
-            about: "three misfortunes of servers in a row, between ticks",
+            about: "misfortunes of servers of every kind, one after another, between ticks",
             coarse: true,
             faults: vec![(Cut, 3), (Power, 2), (Kill, 2), (Stall, 1), (Lie, 1)],
-            total: by(1, 3),
+            total: by(1, 2),
             ..Scenario::default()
         },
         Scenario {
@@ -317,6 +319,7 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
             about: "terms all but used up; writes fail, power goes, a disk is lost",
             nearly_used_up: true,
             begin: Begin::Boot,
+            coarse: true,
             faults: vec![(Disk, 1), (Power, 1), (Wipe, 1), (Cut, 1), (Kill, 1)],
             total: by(1, 2),
             ..Scenario::default()

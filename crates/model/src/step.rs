@@ -501,8 +501,9 @@ impl Cluster {
         lease: Duration,
     ) {
         let host = &w.hosts[voter];
-        let (handled, disk) = (host.handled, host.disk.as_ref());
-        let verdict = Judge::durable(voter, term, lease, disk);
+        let handled = host.handled;
+        let (memory, disk) = (host.memory.as_ref(), host.disk.as_ref());
+        let verdict = Judge::durable(voter, (term, &self.names[holder]), lease, memory, disk);
         w.judge(verdict);
         let verdict = w.judge.promise(voter, handled, holder, by, lease);
         w.judge(verdict);
