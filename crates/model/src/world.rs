@@ -21,6 +21,9 @@ use std::{
     time::Duration,
 };
 
+/// Kept from one digest to the next.
+type Scratch = (Option<Situation>, Vec<(Instance, Number)>);
+
 /// Not heard since the doctor began to listen.
 pub const UNHEARD: u8 = 128;
 
@@ -240,7 +243,7 @@ impl World {
         let verdict = self.judge.check(&clocks, &gates);
         self.judge(verdict);
         thread_local! {
-            static SCRATCH: RefCell<(Option<Situation>, Vec<(Instance, Number)>)> = const { RefCell::new((None, Vec::new())) };
+            static SCRATCH: RefCell<Scratch> = const { RefCell::new((None, Vec::new())) };
         }
         self.digest = SCRATCH.with_borrow_mut(|(s, used)| {
             let s = s.get_or_insert_with(|| situation.clone());
