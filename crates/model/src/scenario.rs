@@ -281,8 +281,12 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
             name: "lease-change",
             about: "another lease on one server after the other; power losses",
             coarse: true,
-            faults: vec![(Lease, 2), (Power, 1), (Cut, 1), (Disk, 1)],
-            total: by(1, 2),
+            faults: if nightly {
+                vec![(Lease, 2), (Power, 1), (Cut, 1), (Disk, 1)]
+            } else {
+                vec![(Lease, 2)]
+            },
+            total: 2,
             leases: vec![30, 12],
             sometimes: vec![News::Lease],
             ..Scenario::default()

@@ -637,7 +637,9 @@ impl Cluster {
         };
         let silent = match (&host.memory, &host.disk) {
             (None, Some(disk)) => Some(host.now + disk.promise_max),
-            _ => None,
+            // It has yet to learn for how long (R21); not less than the first lease.
+            (None, None) => Some(host.now + Duration::from_nanos(self.lease)),
+            (Some(_), _) => None,
         };
         host.elector = Some(Elector::new(host.settings.clone(), start, host.now));
         w.judge.started(i, silent, gate.is_some());
