@@ -3,6 +3,7 @@
 # make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
 # make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
+# make model     explore the election exhaustively, at the nightly depth; MODEL="--scenario crash" and the like
 # make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 
@@ -23,7 +24,7 @@ SECONDS ?= 60
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test chaos fuzz-deps fuzz bench mutants install clean
+.PHONY: all deps build demo test chaos fuzz-deps fuzz bench model mutants install clean
 
 all: build
 
@@ -70,6 +71,10 @@ chaos: deps build
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
+
+model:
+	$(CARGO) build --release -p standin-model
+	$(TARGET)/release/standin-model --depth nightly $(MODEL)
 
 # The checkers with the bugs in them, in a folder of their own: nothing of it is ever installed.
 mutants: deps
