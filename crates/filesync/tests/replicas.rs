@@ -77,6 +77,8 @@ struct Machine {
     looked: u64,
     /// Has lost its index and not looked since: what it finds it takes for its own.
     forgetful: bool,
+    /// What somebody did something to since the last look.
+    touched: BTreeSet<Path>,
     /// The events that what is known of each path came after.
     history: BTreeMap<Path, BTreeSet<usize>>,
 }
@@ -133,6 +135,7 @@ impl Machine {
             clock: 0,
             looked: 0,
             forgetful: false,
+            touched: BTreeSet::new(),
             history: BTreeMap::new(),
         }
     }
@@ -177,10 +180,9 @@ impl Machine {
             if intents.get(&path) != Some(&entry) {
                 let all = events.entry(path.clone()).or_default();
                 let after = self.history.entry(path.clone()).or_default();
-                // Times and contents are never the same twice: whoever brought it, it is that event.
-                let file = matches!(&entry.node, Some(n) if matches!(n.kind, Kind::File { .. }));
-                let file = file && !self.forgetful;
-                if let Some(i) = all.iter().position(|e| file && e.node == entry.node) {
+                // What nobody touched here was brought by a run that was cut off: it is that event.
+                let brought = !self.forgetful && !self.touched.contains(&path);
+                if let Some(i) = all.iter().position(|e| brought && e.node == entry.node) {
                     after.extend(&all[i].after);
                     after.insert(i);
                     self.note(path, entry);
@@ -195,6 +197,7 @@ impl Machine {
             self.note(path, entry);
         }
         self.forgetful = false;
+        self.touched.clear();
     }
 
     fn lose_index(&mut self) {
@@ -407,6 +410,11 @@ impl World {
         let to = path(self.random.of(&NAMES));
         let mtime = i64::try_from(self.machines[i].time(self.now)).unwrap();
         let parent = at.parent();
+        let names = NAMES.map(path);
+        let touched = names
+            .into_iter()
+            .filter(|p| *p == at || *p == to || p.is_below(&at));
+        self.machines[i].touched.extend(touched);
         let disk = &self.machines[i].disk;
         let is_dir = |p: &Path| disk.get(p).is_some_and(Node::is_directory);
         let placed = parent.as_ref().is_none_or(is_dir);
