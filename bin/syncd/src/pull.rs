@@ -87,6 +87,8 @@ pub fn pull<S: Read + Write>(
     let mut planner = Planner::default();
     let mut page = puller.changes(told)?;
     while !page.is_empty() {
+        // What is left out here is nobody's business here, whatever the other's configuration says.
+        page.retain(|(path, entry)| !local.unit.excludes(path, entry.is_directory()));
         let operations = planner.batch(&local.index, page);
         carry_out(local, puller, operations, dry, &mut report)?;
         page = puller.more()?;

@@ -62,6 +62,9 @@ impl Local {
         let calls = Calls::unlimited();
         let told = |e: store::Error| match e.is_busy() {
             true => BUSY.to_owned(),
+            false if matches!(e, store::Error::Root { .. }) => {
+                format!("{e}; if all is as it should be, run syncd with --trust-root once")
+            }
             false => e.to_string(),
         };
         let Opened { index, damaged, .. } =

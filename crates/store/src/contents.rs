@@ -12,7 +12,7 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 const BUFFER: usize = 128 * 1024;
 /// Holes are as fine as this.
 const PAGE: usize = 4096;
-const ZEROS: [u8; BUFFER] = [0; BUFFER];
+static ZEROS: [u8; BUFFER] = [0; BUFFER];
 
 /// A stretch of a file, and whether there is anything in it.
 struct Extent {

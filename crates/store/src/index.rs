@@ -2,6 +2,7 @@
 
 use crate::{
     calls::Calls,
+    dir::own_directory,
     error::{At, Error},
     rows::{
         self, DIGESTS, INTENTS, LINKS, PATHS, Row, SEQUENCES, STATE, State, beginning, decode,
@@ -46,6 +47,10 @@ impl Index {
         calls: Arc<Calls>,
     ) -> Result<Opened, Error> {
         let shown = file.display();
+        let folder = file.parent().filter(|f| !f.as_os_str().is_empty());
+        let folder = folder.unwrap_or(std::path::Path::new("."));
+        let folder =
+            own_directory(folder, Arc::clone(&calls)).at("open the directory of", &shown)?;
         let there = file.try_exists().at("find", &shown)?;
         if there {
             match Self::existing(file, Arc::clone(&calls)) {
@@ -76,11 +81,7 @@ impl Index {
         };
         index.begin(&state)?;
         // The file's name is as durable as what is in it.
-        let folder = file.parent().filter(|f| !f.as_os_str().is_empty());
-        let folder = folder.unwrap_or(std::path::Path::new("."));
-        std::fs::File::open(folder)
-            .and_then(|f| f.sync_all())
-            .at("sync", &folder.display())?;
+        folder.sync().at("sync the directory of", &shown)?;
         Ok(Opened {
             index,
             new: true,

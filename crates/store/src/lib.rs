@@ -24,7 +24,8 @@
 //! | `recover` | what a run that was cut off left half done |
 //! | `look` | from the disk to the index |
 //! | `stage` | a file made ready out of sight |
-//! | `apply` | operations carried out |
+//! | `apply` | operations checked, staged and brought to the index together |
+//! | `apply/place` | the one rename that carries an operation out |
 //!
 //! It opens no connection: contents come through [`Contents`]. It starts no thread and reads no clock; of randomness
 //! it draws temporary names only.

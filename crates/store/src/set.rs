@@ -125,7 +125,8 @@ fn open_stage(root: &Dir) -> io::Result<Dir> {
             rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Directory
         });
         match directory {
-            true => stage.remove_directory(name)?,
+            // Somebody put something in it just before it was swapped out: it stays, in nobody's way.
+            true => drop(stage.remove_directory(name)),
             false => stage.unlink(name)?,
         }
     }

@@ -36,8 +36,8 @@ pub(crate) fn stat(raw: &rustix::fs::Stat) -> Stat {
         gid: raw.st_gid,
         device: raw.st_dev,
         inode: raw.st_ino,
-        mtime: nanos(raw.st_mtime as i64, raw.st_mtime_nsec as u64),
-        ctime: nanos(raw.st_ctime as i64, raw.st_ctime_nsec as u64),
+        mtime: nanos(raw.st_mtime, raw.st_mtime_nsec),
+        ctime: nanos(raw.st_ctime, raw.st_ctime_nsec),
     }
 }
 

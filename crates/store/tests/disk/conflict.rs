@@ -95,7 +95,8 @@ impl store::Contents for Meddler<'_> {
 
 #[test]
 fn what_somebody_changes_between_check_and_rename_stays() {
-    let cases: [(&str, &dyn Fn(&Store)); 4] = [
+    type Meddle<'a> = &'a dyn Fn(&Store);
+    let cases: [(&str, Meddle); 4] = [
         ("a", &|beta| beta.write("a", "edited")),
         ("a", &|beta| {
             beta.write("other", "edited");

@@ -1,12 +1,12 @@
 //! From the disk to the index.
 
-use crate::common::{Store, is_root, later, path};
+use crate::common::{Store, fast, is_root, later, path};
 use filesync::{Kind, Node, guard::Doubt};
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
 };
-use store::{Calls, Error, Index, Listing, Look, Set, look};
+use store::{Calls, Error, Listing, Look, Set, look};
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -126,14 +126,14 @@ fn another_replicas_root_is_taken_only_when_an_operator_says_so() {
 #[test]
 fn what_cannot_be_read_is_not_removed() {
     if is_root() {
-        return; // nothing is unreadable to root; the next test makes it so otherwise
+        return; // nothing is unreadable to root; the next test shows it otherwise
     }
     let (_dir, store) = store();
     fs::create_dir(store.at("d")).unwrap();
     store.write("d/x", "1");
     store.write("e", "1");
     store.look();
-    fs::set_permissions(store.at("d"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(store.at("d"), fs::Permissions::from_mode(0o0)).unwrap();
     let looked = store.look();
     fs::set_permissions(store.at("d"), fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(looked.removed, 0);
@@ -142,7 +142,8 @@ fn what_cannot_be_read_is_not_removed() {
 
 #[test]
 fn what_has_more_attributes_than_can_be_kept_is_told_and_not_removed() {
-    let (_dir, store) = store();
+    let dir = fast();
+    let store = Store::new(dir.path(), "alpha");
     fs::create_dir(store.at("d")).unwrap();
     store.write("d/x", "1");
     store.look();
@@ -195,7 +196,7 @@ fn a_file_that_changes_while_it_is_read_is_busy_and_stays_as_known() {
 fn what_comes_to_be_excluded_is_not_removed_anywhere() {
     let (_dir, store) = store();
     fs::create_dir(store.at("d")).unwrap();
-    for name in ["a", "d/x", "e"] {
+    for name in ["a", "d/x", "e", "stays"] {
         store.write(name, "1");
     }
     store.look();
@@ -267,29 +268,63 @@ fn a_lost_index_is_another_replica_and_removes_nothing() {
     );
 }
 
+/// The most memory that this process ever had, in KiB.
+fn high_water() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 #[test]
 fn a_large_tree_is_looked_at_in_little_memory() {
-    let (_dir, store) = store();
-    for folder in 0..200 {
-        fs::create_dir(store.at(&format!("{folder}"))).unwrap();
-        for file in 0..100 {
-            let name = format!("{folder}/{file}");
-            std::os::unix::fs::symlink("x", store.at(&name)).unwrap();
-        }
+    const CHILD: &str = "STANDIN_STORE_LOOK";
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let store = Store::new(dir.as_ref(), "alpha");
+        let first = store.look();
+        let second = store.look();
+        let live = store.open().index.state().unwrap().live;
+        println!(
+            "looked {} {} {live} {}",
+            first.changed,
+            second.changed + second.removed,
+            high_water()
+        );
+        return;
     }
-    let replica = || filesync::Replica {
-        server: "alpha".parse().unwrap(),
-        incarnation: 1,
+    let looked = |folders: u64| -> Vec<u64> {
+        let dir = fast();
+        let store = Store::new(dir.path(), "alpha");
+        for folder in 0..folders {
+            fs::create_dir(store.at(&format!("{folder}"))).unwrap();
+            for file in 0..99 {
+                let name = format!("{folder}/{file}");
+                std::os::unix::fs::symlink("x", store.at(&name)).unwrap();
+            }
+        }
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "--nocapture",
+                "look::a_large_tree_is_looked_at_in_little_memory",
+            ])
+            .env(CHILD, dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(child.stdout).unwrap();
+        let line = text.split("looked ").nth(1).unwrap();
+        line.lines()
+            .next()
+            .unwrap()
+            .split(' ')
+            .map(|n| n.parse().unwrap())
+            .collect()
     };
-    let index = Index::open(&store.state.join("index"), replica, Calls::unlimited()).unwrap();
-    assert!(index.new);
-    drop(index);
-    assert_eq!(store.look().changed, 20_200);
-    let looked = store.look();
-    assert_eq!(
-        (looked.changed, looked.removed),
-        (0, 0),
-        "over several batches"
-    );
-    assert_eq!(store.open().index.state().unwrap().live, 20_200);
+    let (small, large) = (looked(10), looked(1000));
+    assert_eq!(small[..3], [1000, 0, 1000]);
+    assert_eq!(large[..3], [100_000, 0, 100_000], "over several batches");
+    // The index keeps as much of its file in memory as it is allowed; nothing else grows.
+    assert!(large[3] < small[3] + 40 * 1024, "{small:?} {large:?} KiB");
 }
