@@ -1,6 +1,7 @@
 # make demo      watch a failover on this machine; needs no root
 # make test      prove it: as root everything, as an ordinary user all that one may
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
+# make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 
 PREFIX ?= /usr/local
@@ -15,7 +16,7 @@ PACKAGES = iproute2 nftables keepalived gcc libc6-dev
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test bench install clean
+.PHONY: all deps build demo test bench mutants install clean
 
 all: build
 
@@ -41,6 +42,11 @@ test: deps
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
+
+# The checkers with the bugs in them, in a folder of their own: nothing of it is ever installed.
+mutants: deps
+	$(CARGO) build --release --workspace --bins --features standin-mutants/plant --target-dir $(TARGET)/mutants
+	$(TARGET)/mutants/release/mutants $(MUTANTS)
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man $(DESTDIR)$(PREFIX)/lib/systemd/system

@@ -1,6 +1,7 @@
 //! The detector itself.
 
 use crate::{Input, Output, Params, offset::Offsets};
+use mutants::{Mutant, planted};
 use protocol::{
     BootTime, ServerName,
     local::{
@@ -257,7 +258,7 @@ impl Detector {
     /// What should have been dealt with at `due` is dealt with only now: whoever was silent meanwhile may
     /// not have been.
     fn notice_stall(&mut self, now: BootTime, due: BootTime) {
-        if now.since(due) <= self.patience() {
+        if now.since(due) <= self.patience() || planted(Mutant::BlindAccuses) {
             return;
         }
         self.tick = self.tick.max(now);
@@ -323,6 +324,9 @@ impl Detector {
     }
 
     fn lease(&self, server: &Server) -> Duration {
+        if planted(Mutant::SilenceOverlooked) {
+            return 10 * self.params.lease;
+        }
         server.lease.unwrap_or(self.params.lease)
     }
 

@@ -6,6 +6,7 @@ use crate::{
     output::Output,
     state::{Campaign, Gate, Kind, Peer, Phase, Taking, Virtual},
 };
+use mutants::{Mutant, planted};
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term, VirtualServerName,
     local::ring::HealthState,
@@ -182,7 +183,10 @@ impl Elector {
             return;
         }
         let since = v.ready_since.unwrap_or(now);
-        let rank = self.rank(now, name, &self.settings.me).unwrap_or(0);
+        let rank = self
+            .rank(now, name, &self.settings.me)
+            .filter(|_| !planted(Mutant::RankIgnored))
+            .unwrap_or(0);
         let at = (since + self.skew() * rank).max(v.not_before);
         let ready = obstacle.is_none();
         let next = (
@@ -206,6 +210,9 @@ impl Elector {
             return;
         };
         let left_over = v.mastership.is_none() && matches!(v.gate, Gate::Open(_));
+        if left_over && planted(Mutant::NoRenewal) {
+            return self.leave(now, name, None, "not renewed");
+        }
         if v.campaign.is_some() || v.leaving.is_some() || now < v.not_before {
             return;
         }
@@ -251,6 +258,9 @@ impl Elector {
         });
         match (self.settings.mode, kind) {
             (Mode::Majority, Kind::Invited) => self.call_for_votes(now, name),
+            (Mode::Majority, Kind::Ordinary) if planted(Mutant::NoPreVote) => {
+                self.call_for_votes(now, name);
+            }
             (Mode::Majority, Kind::Ordinary | Kind::Renewal) => {
                 let me = self.settings.me.clone();
                 match self.would_vote(now, name, &me, term, lease) {
@@ -356,7 +366,7 @@ impl Elector {
         let campaign = v.campaign.as_ref()?;
         let lease = campaign.lease;
         let term = campaign.term.max(self.next_term(v.highest()));
-        if term > self.reservation.reserved || lease > self.longest {
+        if !self.is_synced(term, lease) {
             self.need(term, lease);
             return None;
         }
@@ -677,7 +687,8 @@ impl Elector {
             return;
         };
         let (term, kind) = (campaign.term, campaign.kind);
-        if granted.len() >= need {
+        let fewer = usize::from(planted(Mutant::OneVoteFewer));
+        if granted.len() + fewer >= need {
             let until = *sent + self.usable(campaign.lease);
             let good = granted.iter().map(|voter| (voter.clone(), until)).collect();
             let reason = match kind {
@@ -752,17 +763,17 @@ impl Elector {
         if self.taking != Taking::Active {
             return Err((Why::Silent, None));
         }
-        let (reserved, longest) = (self.reservation.reserved, self.longest);
         let Some(v) = self.virtuals.get(name) else {
             return Err((Why::TooMany, None));
         };
-        if term <= v.voter.voted {
+        let again = planted(Mutant::VotesTwice) && term == v.voter.voted;
+        if term <= v.voter.voted && !again {
             return Err((Why::Floor, None));
         }
         if term.0 - v.voter.voted.0 > 1 << 32 {
             return Err((Why::Absurd, None));
         }
-        if term > reserved || lease > longest {
+        if !self.is_synced(term, lease) {
             self.need(term, lease);
             return Err((Why::Reservation, None));
         }
@@ -770,7 +781,8 @@ impl Elector {
             return Err((Why::Promised, Some(v.voter.busy_for(now))));
         }
         let own = *caller == self.settings.me;
-        if !own && (v.mastership.is_some() || v.leaving.is_some() || v.gate != Gate::Shut) {
+        let serves = v.mastership.is_some() || v.leaving.is_some() || v.gate != Gate::Shut;
+        if !own && serves && !planted(Mutant::GrantsWithOpenGate) {
             return Err((Why::Shutting, None));
         }
         Ok(())
@@ -843,6 +855,9 @@ impl Elector {
         let Some(peer) = self.peers.get(holder) else {
             return true;
         };
+        if planted(Mutant::DoctorNotAsked) {
+            return true;
+        }
         let known = if self.doctor { peer.health } else { None };
         match known {
             Some(HealthState::Alive) => peer.claim(holder, name, &v.voter).is_none(),
@@ -879,7 +894,7 @@ impl Elector {
         let verdict = verdict.and_then(|()| {
             if v.voter.stale(from, instance, number) {
                 Err(Why::Stale)
-            } else if roster < self.reservation.roster.version {
+            } else if roster < self.reservation.roster.version && !planted(Mutant::OldRosterCalls) {
                 Err(Why::Roster)
             } else {
                 Ok(())

@@ -9,6 +9,7 @@ use crate::{
     virtuals::{Due, Virtuals},
     voter::Promise,
 };
+use mutants::{Mutant, planted};
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term, VirtualServerName,
     local::ring::{Health, HealthState},
@@ -119,7 +120,11 @@ impl Elector {
             instance: start.instance,
             number: Number(0),
             sent: VecDeque::new(),
-            taking: if blank { Taking::Blank } else { Taking::Active },
+            taking: if blank && !planted(Mutant::BlankVotes) {
+                Taking::Blank
+            } else {
+                Taking::Active
+            },
             wanted: reservation.clone(),
             reserving: false,
             unsure: false,
@@ -189,7 +194,8 @@ impl Elector {
                 .iter()
                 .find(|(name, until)| *name == vote.virtual_server && now <= *until);
             let own = vote.holder.as_ref() == Some(&self.settings.me);
-            if let Some(holder) = vote.holder.clone().filter(|_| !own || open.is_some()) {
+            let bound = (!own || open.is_some()) && !planted(Mutant::PromisesForgotten);
+            if let Some(holder) = vote.holder.clone().filter(|_| bound) {
                 v.voter.promise = Some(Promise {
                     holder,
                     by: None,
@@ -213,8 +219,12 @@ impl Elector {
             v.voter.voted = v.voter.voted.max(floor);
             v.seen = v.seen.max(floor);
         }
-        self.taking = Taking::Silent {
-            until: now + self.reservation.promise_max,
+        self.taking = if planted(Mutant::RestartedVotes) {
+            Taking::Active
+        } else {
+            Taking::Silent {
+                until: now + self.reservation.promise_max,
+            }
         };
         self.wanted.reserved = self
             .wanted
@@ -375,6 +385,9 @@ impl Elector {
 
     /// R9 for every virtual server: a lease that ended G ago is given up.
     fn check_leases(&mut self, now: BootTime) {
+        if planted(Mutant::NoGivingUp) {
+            return;
+        }
         let grace = self.lease / 2;
         for name in self.virtuals.due(now) {
             let Some(v) = self.virtuals.get(&name) else {
@@ -514,7 +527,9 @@ impl Elector {
                 ..Memory::default()
             };
             // One of an earlier turn that nobody has carried out yet: this one has all that it had.
-            if let Some(Output::Remember(waiting)) = self.outputs.front_mut() {
+            if planted(Mutant::MemoryLate) {
+                self.outputs.push_back(Output::Remember(memory));
+            } else if let Some(Output::Remember(waiting)) = self.outputs.front_mut() {
                 *waiting = memory;
             } else {
                 self.outputs.push_front(Output::Remember(memory));
@@ -579,6 +594,15 @@ impl Elector {
         self.release_held(now);
         self.outputs.push_back(Output::Beat(beat));
         for name in self.masterships() {
+            let until = now + self.usable(self.lease);
+            if planted(Mutant::ExtendsUnasked)
+                && let Some(m) = self
+                    .virtuals
+                    .get_mut(&name)
+                    .and_then(|v| v.mastership.as_mut())
+            {
+                m.good.values_mut().for_each(|good| *good = until);
+            }
             self.extend(now, &name);
         }
     }
@@ -602,11 +626,10 @@ impl Elector {
     fn claim(&mut self, now: BootTime, name: &VirtualServerName, number: Number) -> Option<Claim> {
         let (instance, lease, me) = (self.instance, self.lease, self.settings.me.clone());
         let usable = self.usable(lease);
-        let reserved = self.reservation.reserved;
-        let able = lease <= self.longest;
         let v = self.virtuals.get(name)?;
         let term = v.mastership.as_ref()?.term;
-        if !able || term > reserved || term < v.voter.voted || !v.voter.free_for(&me, now) {
+        let free = v.voter.free_for(&me, now) || planted(Mutant::ClaimsThoughPromised);
+        if !self.is_synced(term, lease) || term < v.voter.voted || !free {
             return None;
         }
         let v = self.virtuals.get_mut(name)?;
@@ -622,6 +645,9 @@ impl Elector {
 
     /// R1: what a master may use of a promise of `lease`.
     pub(crate) fn usable(&self, lease: Duration) -> Duration {
+        if planted(Mutant::UsableWholeLease) {
+            return lease;
+        }
         (lease * 4 / 5).saturating_sub(self.settings.margin)
     }
 
@@ -639,8 +665,9 @@ impl Elector {
             .map(|(_, t)| *t)
             .collect();
         good.sort_unstable_by(|a, b| b.cmp(a));
+        let fewer = usize::from(planted(Mutant::OneVoterFewer));
         Some(
-            good.get(self.quorum().saturating_sub(1))
+            good.get(self.quorum().saturating_sub(1 + fewer))
                 .copied()
                 .unwrap_or_default(),
         )
@@ -663,7 +690,7 @@ impl Elector {
         let further = match v.gate {
             Gate::Open(until) => end > until,
             Gate::Shut => true,
-            Gate::Shutting => false,
+            Gate::Shutting => planted(Mutant::ReopensWhileShutting),
         };
         if further && end > now {
             if let Some(v) = self.virtuals.get_mut(name) {
@@ -788,7 +815,7 @@ impl Elector {
                 holder: holder.clone(),
             })
         };
-        if term < floor {
+        if term < floor && !planted(Mutant::OldTermsAcknowledged) {
             if v.mastership.is_some() {
                 self.count("rival_claim_in_lower_term"); // R17: in a lower term: refuse
                 self.outputs.push_back(Output::Announce(name.clone()));
@@ -799,7 +826,7 @@ impl Elector {
             self.count("beat_released_or_overtaken");
             return None;
         }
-        if term.0 - floor.0 > TERM_JUMP_MAX {
+        if term.0.saturating_sub(floor.0) > TERM_JUMP_MAX {
             return refuse(Why::Absurd); // R22
         }
         if let Some(own) = v.mastership.as_ref().map(|m| m.term) {
@@ -812,7 +839,7 @@ impl Elector {
         if v.gate == Gate::Shutting {
             return refuse(Why::Shutting);
         }
-        if term > self.reservation.reserved || lease > self.longest {
+        if !self.is_synced(term, lease) {
             self.need(term, lease);
             return refuse(Why::Reservation);
         }
@@ -877,7 +904,12 @@ impl Elector {
                         continue;
                     };
                     let good = mastership.good.entry(from.clone()).or_default();
-                    *good = (*good).max(sent + usable); // R7
+                    let from = if planted(Mutant::LeaseFromReceipt) {
+                        now
+                    } else {
+                        sent
+                    };
+                    *good = (*good).max(from + usable); // R7
                     self.extend(now, &name);
                 }
                 Verdict::Refused { floor, .. } => self.learn_floor(&name, floor), // R16 follows
@@ -910,6 +942,7 @@ impl Elector {
             return self.count("floor_absurd");
         }
         if floor > v.seen
+            && !planted(Mutant::FloorNotLearned)
             && let Some(v) = self.virtuals.get_mut(name)
         {
             v.seen = floor;
@@ -995,6 +1028,9 @@ impl Elector {
 
     /// Uniform in 0 ..= `span`, from the seeded generator (splitmix64, Steele et al. 2014).
     pub(crate) fn random(&mut self, span: Duration) -> Duration {
+        if planted(Mutant::NoBackOff) {
+            return Duration::ZERO;
+        }
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.seed;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -6,6 +6,7 @@ use crate::{
     output::Output,
     state::{Gate, Handover, Kind, Leaving, Peer, Phase, Taking, Virtual, Waiting},
 };
+use mutants::{Mutant, planted};
 use protocol::{
     BootTime, ServerName, Term, VirtualServerName,
     local::ring::HealthState,
@@ -82,6 +83,9 @@ impl Elector {
                 } else {
                     Output::Shut(name.clone())
                 });
+                if planted(Mutant::ReleaseBeforeShut) {
+                    self.gate_shut(now, name);
+                }
             }
             Gate::Shutting => {}
         }
@@ -169,7 +173,9 @@ impl Elector {
         if invited != self.settings.me {
             // It has its call's time (R19): two candidates at once may win no majority, for the length of a promise.
             let first = now + self.patience();
-            if let Some(v) = self.virtuals.get_mut(name) {
+            if !planted(Mutant::SuccessorsCompete)
+                && let Some(v) = self.virtuals.get_mut(name)
+            {
                 v.not_before = v.not_before.max(first);
             }
             return;

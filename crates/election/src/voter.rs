@@ -1,5 +1,6 @@
 //! What a server has promised, and to whom: the safety of the whole rests here (ELECTION R4 to R6, R18).
 
+use mutants::{Mutant, planted};
 use protocol::{BootTime, Instance, Number, ServerName, Term};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -48,6 +49,7 @@ impl Voter {
         self.promise
             .as_ref()
             .is_none_or(|p| now > p.until || &p.holder == who)
+            || planted(Mutant::PromiseNotKept)
     }
 
     /// How long until it is free for everybody.
@@ -59,6 +61,9 @@ impl Voter {
 
     /// R5, R14: was this beat or call released, or overtaken by a later one of its instance?
     pub fn stale(&self, who: &ServerName, instance: Instance, number: Number) -> bool {
+        if planted(Mutant::StaleCounts) {
+            return false;
+        }
         self.is_released(who, instance, number)
             || self.promise.as_ref().is_some_and(|p| {
                 &p.holder == who && p.by.is_some_and(|(i, k)| i == instance && number < k)
@@ -117,8 +122,10 @@ impl Voter {
         }
         let covered = |p: &Promise| {
             &p.holder == who
-                && p.by.is_some_and(|(i, k)| i == instance && k <= number)
-                && p.firm_until.is_none_or(|firm| now > firm)
+                && (p.by.is_some_and(|(i, k)| i == instance && k <= number)
+                    || planted(Mutant::ReleaseEndsAny))
+                && (p.firm_until.is_none_or(|firm| now > firm)
+                    || planted(Mutant::FirmPromiseReleased))
         };
         if self.promise.as_ref().is_some_and(covered) {
             self.end_promise(now);

@@ -6,6 +6,7 @@ pub(crate) mod bpf;
 pub(crate) mod tap;
 
 use crate::outlive::outlive;
+use mutants::{Mutant, planted};
 use nix::libc;
 use std::{
     io,
@@ -151,6 +152,9 @@ impl PacketSocket {
 
     /// Sends one frame out of an interface.
     pub(crate) fn send(&self, interface: u32, ethertype: u16, frame: &[u8]) -> io::Result<()> {
+        if planted(Mutant::AnnouncesNothing) {
+            return Ok(());
+        }
         let address = link_address(interface, ethertype);
         // SAFETY: buffer and address are valid for the lengths given.
         let sent = unsafe {

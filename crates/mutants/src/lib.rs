@@ -1,0 +1,139 @@
+//! Planted bugs: is the proof worth anything?
+//!
+//! A checker that has never failed proves nothing. So each rule that the safety or the speed of standin rests on can
+//! be broken on purpose, one at a time, and `make mutants` shows which checker notices: the model (`crates/model`), the
+//! simulator (`crates/sim`) or chaos against the real daemons.
+//!
+//! The place of a bug reads
+//!
+//! ```
+//! # use mutants::{Mutant, planted};
+//! # let free = true;
+//! if free || planted(Mutant::PromiseNotKept) { /* ... */ }
+//! ```
+//!
+//! Without the feature `plant`, which nothing that is shipped turns on, [`planted`] is `false` at compile time and
+//! nothing of it is left. With it the bug is chosen for the whole process: by [`plant`], or by the environment
+//! variable [`VARIABLE`] in a daemon.
+//!
+//! To add one: a line in the list below, `planted(...)` in the code, and a run of `make mutants`. What can break
+//! without anybody being able to tell is no bug and not listed.
+
+/// Names the bug to a daemon.
+pub const VARIABLE: &str = "STANDIN_MUTANT";
+
+macro_rules! mutants {
+    ($($name:ident $place:literal $what:literal,)*) => {
+        /// One planted bug.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Mutant {
+            $(#[doc = $what] $name,)*
+        }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// As it is chosen by.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)* }
+            }
+
+            /// The rule that it breaks (ELECTION), or the process.
+            pub const fn place(self) -> &'static str {
+                match self { $(Self::$name => $place,)* }
+            }
+
+            /// What is wrong.
+            pub const fn what(self) -> &'static str {
+                match self { $(Self::$name => $what,)* }
+            }
+        }
+    };
+}
+
+mutants! {
+    UsableWholeLease "R1" "a master uses the whole of a promise: clocks that differ are ignored",
+    PromiseNotKept "R4" "a promise to one server binds nobody",
+    ClaimsThoughPromised "R4" "a master claims though its own promise is another's",
+    OldTermsAcknowledged "R5" "a claim in a lower term than the floor is acknowledged",
+    StaleCounts "R5" "a released or overtaken beat or call counts",
+    LeaseFromReceipt "R7" "a lease runs from the arrival of a promise, not from what it answers",
+    ExtendsUnasked "R7" "each own beat extends the lease, acknowledged or not",
+    OneVoterFewer "R7" "the lease needs one promise fewer than a majority",
+    ReopensWhileShutting "R8" "a gate that is being shut is opened by a late acknowledgement",
+    NoGivingUp "R9" "a lost lease is never given up",
+    RankIgnored "R11" "everybody stands at once",
+    NoPreVote "R12" "a candidate calls without asking first",
+    DoctorNotAsked "R12" "a voter does not mind that the master is alive",
+    FloorNotLearned "R12" "a floor that is told is not heard",
+    OneVoteFewer "R13" "one vote less than a majority elects",
+    VotesTwice "R14" "a second vote in the same term",
+    GrantsWithOpenGate "R14" "a master grants though its own gate is open",
+    NoBackOff "R15" "who failed tries again at once",
+    NoRenewal "R16" "an electd that finds its gate open gives it up",
+    ReleaseEndsAny "R18" "a release ends promises that it does not cover",
+    ReleaseBeforeShut "R18" "the release leaves before the gate reads back shut",
+    SuccessorsCompete "R19" "others stand beside the invited server",
+    FirmPromiseReleased "R20" "a release ends what a restarted voter cannot know",
+    PromisesForgotten "R20" "a restarted electd forgets whom it promised to",
+    RestartedVotes "R20" "a rebooted voter votes at once",
+    MemoryLate "R20" "the memory is written after the message that relies on it",
+    BlankVotes "R21" "a server without a reservation takes part",
+    ReservationNotSynced "R22" "a term counts as reserved before it is on disk",
+    LongPromiseNotSynced "R23" "a longer promise is given before it is on disk",
+    RosterTwoAtATime "R24" "the roster changes before a majority has the last change",
+    OldRosterCalls "R24" "a call with an older roster gets votes",
+    IncarnationUnchecked "R26, hbd" "packets of a former incarnation are heard",
+    ReplayHeard "R26, hbd" "a packet counts as often as it arrives",
+    ChallengeUnchecked "R26, hbd" "any answer makes an incarnation known",
+    SessionUnchecked "R26, listend" "frames are not tied to their session",
+    BlindAccuses "doctord" "a doctor that was stalled accuses the silent",
+    SilenceOverlooked "doctord" "a server is alive for ten leases after its last beat",
+    GateStaysOpen "R8, takeover" "the gate in the kernel opens for a minute",
+    AnnouncesNothing "takeover" "nobody is told where the addresses are now",
+    DeadNotReplaced "standin run" "a role that died is not started again",
+}
+
+#[cfg(feature = "plant")]
+mod planting {
+    use super::{Mutant, VARIABLE};
+    use std::sync::{
+        Once,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    };
+
+    const NONE: u8 = u8::MAX;
+    static PLANTED: AtomicU8 = AtomicU8::new(NONE);
+    static ASKED: Once = Once::new();
+
+    /// Plants this bug, and no other, in the whole process.
+    pub fn plant(mutant: Option<Mutant>) {
+        ASKED.call_once(|| ());
+        PLANTED.store(mutant.map_or(NONE, |m| m as u8), Relaxed);
+    }
+
+    /// Is this bug planted?
+    #[inline]
+    pub fn planted(mutant: Mutant) -> bool {
+        ASKED.call_once(|| {
+            let named = std::env::var(VARIABLE).ok();
+            let chosen = Mutant::ALL
+                .iter()
+                .find(|m| named.as_deref() == Some(m.name()));
+            PLANTED.store(chosen.map_or(NONE, |m| *m as u8), Relaxed);
+        });
+        PLANTED.load(Relaxed) == mutant as u8
+    }
+}
+
+#[cfg(feature = "plant")]
+pub use planting::{plant, planted};
+
+/// Is this bug planted?
+#[cfg(not(feature = "plant"))]
+#[inline]
+pub const fn planted(_: Mutant) -> bool {
+    false
+}
