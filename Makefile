@@ -1,5 +1,6 @@
 # make demo      watch a failover on this machine; needs no root
 # make test      prove it: as root everything, as an ordinary user all that one may
+# make sim       simulate clusters under faults; SECONDS=60 and THREADS=1 by default
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
 # make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
@@ -7,6 +8,8 @@
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 CARGO ?= cargo
+SECONDS ?= 60
+THREADS ?= 1
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS = hbd listend doctord electd standin
 # What the lab needs, and what has it in Debian. keepalived is there to be compared with; cc for one test.
@@ -16,7 +19,7 @@ PACKAGES = iproute2 nftables keepalived gcc libc6-dev
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test bench mutants install clean
+.PHONY: all deps build demo test sim bench mutants install clean
 
 all: build
 
@@ -39,6 +42,9 @@ demo: deps build
 test: deps
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
+
+sim:
+	$(CARGO) run --release -p standin-sim -- --seconds $(SECONDS) --threads $(THREADS)
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)

@@ -2,7 +2,7 @@
 
 use crate::{
     clock::Time,
-    owned::{Limit, Trouble},
+    owned::{Change, Limit, Trouble},
     schedule::{Act, Kind, NAMES, PARTS, Part, Who},
     shells::Interruption,
     tcp::TcpEvent,
@@ -28,10 +28,6 @@ pub(crate) enum Undo {
     Carrier(usize),
     Maintenance(usize),
 }
-
-/// How long something may still come of an act after it is over, in thousandths of a lease: links are made anew, a
-/// doctor learns, a former master stands back (R19).
-const SETTLE: u64 = 2300;
 
 impl World {
     fn who(&self, who: Who) -> usize {
@@ -266,7 +262,6 @@ impl World {
                     verdict: protocol::wire::signal::PreVerdict::Yes,
                 }),
             },
-            Input::Signal { from: other.clone(), signal: signal(Body::Ready) },
             Input::GateShut(v.clone()),
         ];
         if let Ok(stranger) = "stranger".parse() {
@@ -276,7 +271,7 @@ impl World {
         }
         // A vote or an answer that was counted once counts no second time, nor for another.
         if let Some((from, old)) = old.filter(|(from, _)| *from != i)
-            && matches!(old.body, Body::Ready | Body::Grant { .. })
+            && matches!(old.body, Body::Grant { .. })
             && electd.core.term(&v).is_some()
         {
             inputs.push(Input::Signal { from: self.servers[from].name.clone(), signal: old });
@@ -288,7 +283,7 @@ impl World {
         };
         let quiet = settle(electd.core.clone());
         for input in inputs {
-            if matches!(input, Input::GateShut(_)) && electd.core.term(&v).is_none() {
+            if matches!(input, Input::GateShut(_)) && quiet.term(&v).is_none() {
                 continue;
             }
             let mut told = quiet.clone();
@@ -323,47 +318,49 @@ impl World {
         let heartbeat = self.schedule.heartbeat * 1000;
         let master = self.master(0);
         let hit = master.is_none_or(|m| m == i) || (0..self.virtuals.len()).any(|v| self.master(v) == Some(i));
-        let settled = self.slow(lease) * SETTLE / 1000;
         let (lasting, limit, change) = match act.kind {
-            _ if master.is_none() || self.virtuals.len() > 1 && hit => (span, Limit::Loose, true),
+            _ if master.is_none() || self.virtuals.len() > 1 && hit => (span, Limit::Loose, Change::Yes),
             Kind::Rate | Kind::Step | Kind::SlowDisk | Kind::BadDisk | Kind::Junk | Kind::Fresh | Kind::Add | Kind::Remove => {
-                (span, Limit::NoGap, false)
+                (span, Limit::NoGap, Change::No)
             }
-            Kind::Lease => (3 * lease, Limit::NoGap, false),
-            Kind::Split | Kind::Weather | Kind::Broken => (span, Limit::Loose, true),
-            Kind::Power | Kind::Wipe | Kind::Isolate | Kind::Mute | Kind::Pause | Kind::Freeze | Kind::Deaf | Kind::Burst
+            Kind::Lease => (3 * lease, Limit::NoGap, Change::No),
+            Kind::Split | Kind::Weather | Kind::Broken => (span, Limit::Loose, Change::Yes),
+            // What it forgot it counts as voted: the others hear of a higher floor.
+            Kind::Power | Kind::Wipe if !hit => (span, Limit::NoGap, Change::Renewal),
+            Kind::Isolate | Kind::Mute | Kind::Pause | Kind::Freeze | Kind::Deaf | Kind::Burst
             | Kind::Carrier | Kind::Maintenance | Kind::Resign | Kind::Stop
                 if !hit =>
             {
-                (span, Limit::NoGap, false)
+                (span, Limit::NoGap, Change::No)
             }
-            Kind::Stall | Kind::Kill | Kind::Interrupt | Kind::Crash if !hit => (span, Limit::NoGap, false),
-            Kind::Cut | Kind::OneWay if self.servers.len() > 2 => (span, Limit::NoGap, false),
-            Kind::Cut | Kind::OneWay | Kind::Burst => (span, Limit::Loose, true),
-            Kind::Power | Kind::Wipe | Kind::Isolate | Kind::Mute => (span, Limit::By(self.succeeded(span)), true),
+            Kind::Stall | Kind::Kill | Kind::Interrupt | Kind::Crash if !hit => (span, Limit::NoGap, Change::No),
+            Kind::Cut | Kind::OneWay if self.servers.len() > 2 => (span, Limit::NoGap, Change::No),
+            Kind::Cut | Kind::OneWay | Kind::Burst => (span, Limit::Loose, Change::Yes),
+            Kind::Power | Kind::Wipe | Kind::Isolate | Kind::Mute => (span, Limit::By(self.succeeded(span)), Change::Yes),
+            Kind::Pause if span <= lease / 5 => (span, Limit::By(now + span + self.slack()), Change::No),
             Kind::Pause | Kind::Freeze => self.short_or(span, lease, Limit::By(self.succeeded(span).max(now + span + heartbeat))),
-            Kind::Stall | Kind::Kill if act.role == Part::Listend => (span, Limit::NoGap, false),
+            Kind::Stall | Kind::Kill if act.role == Part::Listend => (span, Limit::NoGap, Change::No),
             Kind::Stall | Kind::Interrupt if act.role == Part::Electd || act.kind == Kind::Interrupt => {
                 self.short_or(span, lease, Limit::By(self.succeeded(span)))
             }
             Kind::Kill | Kind::Crash if act.role == Part::Electd || act.kind == Kind::Crash => {
                 let (lasting, limit, _) = self.short_or(span, lease, Limit::By(self.succeeded(span) + self.slow(lease)));
-                (lasting, limit, true)
+                (lasting, limit, Change::Yes)
             }
             Kind::Stall | Kind::Kill if act.role == Part::Hbd => self.short_or(span, lease, Limit::By(self.succeeded(span))),
             Kind::Deaf | Kind::Stall | Kind::Kill => self.short_or(span, lease, Limit::By(self.given_up(span))),
-            Kind::Interrupt | Kind::Crash => (span, Limit::Loose, true),
-            Kind::Carrier => (span, Limit::Long(self.given_away() + heartbeat + self.calls()), true),
-            Kind::Promote if hit && i == j || self.master(0) == Some(j) => (span, Limit::NoGap, false),
-            Kind::Promote | Kind::Maintenance | Kind::Resign | Kind::Stop => (span, Limit::Long(self.given_away()), true),
+            Kind::Interrupt | Kind::Crash => (span, Limit::Loose, Change::Yes),
+            Kind::Carrier => (span, Limit::Long(self.given_away() + heartbeat + self.calls()), Change::Yes),
+            Kind::Promote if hit && i == j || self.master(0) == Some(j) => (span, Limit::NoGap, Change::No),
+            Kind::Promote | Kind::Maintenance | Kind::Resign | Kind::Stop => (span, Limit::Long(self.given_away()), Change::Yes),
         };
         // A machine that comes back keeps silent first.
         let silent = if matches!(act.kind, Kind::Power | Kind::Wipe) { self.slow(lease) } else { 0 };
-        let heir = self.heir(act, i, j).filter(|_| change);
+        let heir = self.heir(act, i, j).filter(|_| change == Change::Yes);
         Some(Trouble {
             from: now,
             end: now + lasting + silent,
-            until: now + lasting + silent + settled,
+            until: now + lasting + self.schedule.settles(act) * 1000,
             what: act.to_string(),
             limit,
             change,
@@ -372,8 +369,12 @@ impl World {
     }
 
     /// A fault this short a lease bridges; a longer one ends as told.
-    fn short_or(&self, span: u64, lease: u64, long: Limit) -> (u64, Limit, bool) {
-        if span <= lease / 5 { (span, Limit::NoGap, false) } else { (span, long, true) }
+    fn short_or(&self, span: u64, lease: u64, long: Limit) -> (u64, Limit, Change) {
+        if span <= lease / 5 {
+            (span, Limit::NoGap, Change::No)
+        } else {
+            (span, long, Change::Yes)
+        }
     }
 
     /// From electd to electd, as a beat and as a signal goes.
@@ -452,10 +453,10 @@ impl World {
         self.owned.add(Trouble {
             from: 0,
             end,
-            until: end + if rough { lease * SETTLE / 1000 } else { lease + lease / 4 },
+            until: end + lease + lease / 4,
             what: if rough { "a rough network" } else { "the start" }.into(),
             limit: Limit::Loose,
-            change: true,
+            change: Change::Yes,
             heir: None,
         });
     }
@@ -470,10 +471,10 @@ impl World {
             self.owned.add(Trouble {
                 from: self.now,
                 end: self.now + lease,
-                until: self.now + lease + lease * SETTLE / 1000,
+                until: self.now + lease,
                 what: "calm".into(),
                 limit: Limit::Loose,
-                change: true,
+                change: Change::Yes,
                 heir: None,
             });
         }
@@ -533,8 +534,7 @@ impl World {
     pub(crate) fn last_moments(&mut self) -> (Time, Time) {
         self.first_trouble();
         let (calm, lease) = (self.schedule.calm * 1000, self.schedule.lease * 1000);
-        let rough = self.schedule.acts.iter().any(|a| a.at * 1000 + 3 * lease > calm) || self.schedule.loss > 0;
-        if rough { (calm + 7 * lease, calm + self.owned.loose() + 4 * lease) } else { (calm, calm + lease) }
+        if self.schedule.crowded() { (calm + 7 * lease, calm + self.owned.loose() + 4 * lease) } else { (calm, calm + lease) }
     }
 
     /// What must be so in the end.

@@ -105,16 +105,13 @@ fn anybody(random: &mut Random) -> Who {
 
 /// Each fault on its own, with time to heal: what it may cost is known exactly.
 fn one_by_one(random: &mut Random, schedule: &mut Schedule) {
-    let lease = schedule.lease;
-    let most = lease * 125 / 100;
+    let most = schedule.lease * 125 / 100;
     let mut at = if schedule.cold == 1 { 3 * most } else { 2 * most };
     for _ in 0..random.between(1, 2) {
         at += random.below(schedule.heartbeat * 2);
         let act = one(random, schedule, at);
-        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe) { most } else { 0 };
-        let span = act.span.max(if act.kind == Kind::Lease { 3 * lease } else { 0 });
+        at += act.span + schedule.settles(&act);
         schedule.acts.push(act);
-        at += span + silent + most * 5 / 2;
     }
     schedule.calm = at;
 }

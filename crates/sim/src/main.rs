@@ -1,6 +1,7 @@
 //! `standin-sim`: runs schedules from seeds until one fails, or time is up.
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use nix::time::{ClockId, clock_gettime};
 use sim::{
     Outcome, Schedule, World,
     generate::{self, PROFILES, Profile},
@@ -58,7 +59,8 @@ fn command() -> Command {
 fn run(matches: &ArgMatches) -> Result<bool, String> {
     #[cfg(feature = "mutants")]
     if let Some(name) = matches.get_one::<String>("mutant") {
-        mutants::plant(name.parse()?);
+        let mutant = mutants::Mutant::ALL.iter().find(|m| m.name() == name);
+        mutants::plant(Some(*mutant.ok_or_else(|| format!("--mutant {name}: no such bug"))?));
     }
     let profile = matches.get_one::<String>("profile");
     let profile = profile.and_then(|name| PROFILES.into_iter().find(|p| p.name() == name));
@@ -129,6 +131,11 @@ struct Done {
     spent: Duration,
 }
 
+/// What this thread has used of its processor, whoever else is there.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 struct Totals {
     next: AtomicU64,
     stop: AtomicBool,
@@ -172,9 +179,9 @@ fn work(totals: &Totals, end: u64, begin: Instant, most: Option<Duration>, profi
         }
         first |= seed == 0;
         let schedule = generate::schedule(seed, profile);
-        let started = Instant::now();
+        let started = processor_time();
         let outcome = World::run(&schedule, false);
-        note(&mut done, &mut seen, seed, &schedule, &outcome, started.elapsed(), profile);
+        note(&mut done, &mut seen, seed, &schedule, &outcome, processor_time().saturating_sub(started), profile);
         if let Some(violation) = outcome.violation {
             totals.stop.store(!keep_going, Relaxed);
             if let Ok(mut failed) = totals.failed.lock() {

@@ -25,6 +25,15 @@ pub(crate) enum Limit {
     Loose,
 }
 
+/// What new term may come of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    No,
+    /// The same master follows up (R16).
+    Renewal,
+    Yes,
+}
+
 /// What an act makes.
 #[derive(Clone, Debug)]
 pub(crate) struct Trouble {
@@ -35,8 +44,8 @@ pub(crate) struct Trouble {
     pub until: Time,
     pub what: String,
     pub limit: Limit,
-    /// There may be a new term.
-    pub change: bool,
+    /// What new term there may be.
+    pub change: Change,
     /// Whose turn it is, if anybody's.
     pub heir: Option<usize>,
 }
@@ -53,6 +62,8 @@ pub(crate) struct Owned {
     troubles: Vec<Trouble>,
     held: Vec<Held>,
     loose: Time,
+    /// Things happen before the last ones are forgotten.
+    crowded: bool,
     /// AtMostOneGate is not promised, and so is nothing here until all is calm.
     judged: bool,
     pub gaps: u64,
@@ -72,7 +83,8 @@ impl Owned {
         Self {
             troubles: Vec::new(),
             held: vec![Held::default(); virtuals],
-            loose: 4 * lease * 112 / 100 + lease.max(1_000_000_000) + 300_000_000,
+            loose: 4 * lease * 112 / 100 + lease.max(1_000_000_000) + 300_000_000 + 3 * schedule.disk * 1000,
+            crowded: schedule.crowded(),
             judged: schedule.none == 0,
             gaps: 0,
             changes: 0,
@@ -86,7 +98,16 @@ impl Owned {
         self.loose
     }
 
-    pub fn add(&mut self, trouble: Trouble) {
+    pub fn add(&mut self, mut trouble: Trouble) {
+        let latest = match trouble.limit {
+            Limit::By(time) => time,
+            Limit::Loose => trouble.end + self.loose,
+            Limit::NoGap | Limit::Long(_) => 0,
+        };
+        trouble.until = trouble.until.max(latest);
+        if self.crowded {
+            trouble.until = trouble.until.max(trouble.end + self.loose);
+        }
         self.troubles.push(trouble);
     }
 
@@ -170,7 +191,7 @@ impl Owned {
     }
 
     /// Somebody is master in a new term.
-    pub fn master(&mut self, now: Time, server: usize) -> Option<Violation> {
+    pub fn master(&mut self, now: Time, server: usize, renewed: bool) -> Option<Violation> {
         self.changes += 1;
         if !self.judged {
             return None;
@@ -181,7 +202,7 @@ impl Owned {
         };
         match self.alone(now) {
             Ok(None) => fail("nothing had happened".into()),
-            Ok(Some(one)) if !one.change => fail(format!("{} is no reason", one.what)),
+            Ok(Some(one)) if one.change == Change::No || one.change == Change::Renewal && !renewed => fail(format!("{} is no reason", one.what)),
             Ok(Some(Trouble { heir: Some(heir), what, .. })) if *heir != server => {
                 fail(format!("after {what} it was the turn of {}", NAMES[*heir]))
             }

@@ -306,6 +306,22 @@ impl Schedule {
         if self.none == 0 { Mode::Majority } else { Mode::None }
     }
 
+    /// How long something may still come of an act after it is over, in microseconds: links are made anew, a
+    /// doctor learns, a server that lost its memory keeps silent, a former master stands back (R19).
+    pub fn settles(&self, act: &Act) -> u64 {
+        let lease = self.lease * 125 / 100;
+        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe) { lease } else { 0 };
+        silent + lease * 23 / 10
+    }
+
+    /// Something befalls it before the last thing is forgotten, or all the time.
+    pub fn crowded(&self) -> bool {
+        let over = |a: &Act| a.at + a.span + self.settles(a);
+        let acts: Vec<_> = self.acts.iter().filter(|a| a.at > 0).collect();
+        let rough = self.loss + self.repeat + self.late + self.preempt + self.none > 0;
+        rough || acts.windows(2).any(|w| w[1].at < over(w[0])) || acts.last().is_some_and(|a| self.calm < over(a))
+    }
+
     /// Of the server of this place.
     pub fn priority(&self, place: usize) -> u32 {
         let digits = u32::try_from(place).map_or(0, |p| self.priorities / 100_u64.saturating_pow(p) % 100);

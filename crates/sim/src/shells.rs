@@ -104,11 +104,9 @@ impl World {
             listening_at: BootTime(0),
             drained: self.local(i),
         };
-        let now = self.now;
         let server = &mut self.servers[i];
         server.hbd = Some(hbd);
         server.heard.iter_mut().for_each(|h| *h = (0, Vec::new()));
-        server.watching = server.watching.max(now);
     }
 
     pub(crate) fn hbd_job(&mut self, i: usize, job: Job) {
@@ -264,7 +262,6 @@ impl World {
         let up = server.no_carrier == 0;
         core.handle(server.local(now), Seen::Link { interface: INTERFACE.into(), up });
         server.doctord = Some(Doctord { core, draining: false, dead: Vec::new() });
-        server.watching = server.watching.max(now);
     }
 
     pub(crate) fn doctord_job(&mut self, i: usize, job: Job) {
@@ -573,7 +570,7 @@ impl World {
                 self.judge.role(i, &change);
                 if change.master {
                     self.judge.count("masters");
-                    if let Some(what) = self.owned.master(now, i) {
+                    if let Some(what) = self.owned.master(now, i, change.renewed) {
                         self.judge.fail(what.invariant, what.what);
                     }
                 }

@@ -53,6 +53,15 @@ pub(crate) enum Wire {
     Bytes(Vec<u8>),
 }
 
+/// Which place of [`Server::awake`] is this process's.
+pub(crate) fn watches(part: Part) -> Option<usize> {
+    match part {
+        Part::Hbd => Some(0),
+        Part::Doctord => Some(1),
+        Part::Listend | Part::Electd => None,
+    }
+}
+
 /// What a server's processes get to do.
 #[derive(Debug)]
 pub(crate) enum Job {
@@ -177,14 +186,15 @@ pub(crate) struct Server {
     pub gates: Vec<Option<Gate>>,
     /// Stands still as a whole until then, its clock with it.
     pub paused_until: Time,
+    pub paused: bool,
     /// The rate that its clock has when it does not stand.
     pub rate: u64,
     /// Gates not open beyond this were opened on the word of a clock that stood (ELECTION, "Known limits").
     pub excused: BootTime,
     /// Too much to do until then.
     pub burst_until: Time,
-    /// Since when hbd and doctord have been there, and awake, without a break.
-    pub watching: Time,
+    /// Since when hbd, and doctord, has been there, and awake, without a break.
+    pub awake: [Time; 2],
     /// Which incarnation of each peer's hbd it has believed, and which of its packets.
     pub heard: Vec<(u64, Vec<u64>)>,
 }
@@ -204,7 +214,7 @@ impl Server {
 
     /// Its gate is open and it is there to answer.
     pub fn answers(&self, v: usize, now: Time) -> bool {
-        self.powered && self.paused_until <= now && self.gate_open(v, now)
+        self.powered && !self.paused && self.gate_open(v, now)
     }
 
     pub fn electd_runs(&self) -> bool {
@@ -313,10 +323,11 @@ impl World {
                 memory: None,
                 gates: vec![None; virtuals.len()],
                 paused_until: 0,
+                paused: false,
                 rate: 1000,
                 excused: BootTime(0),
                 burst_until: 0,
-                watching: 0,
+                awake: [0; 2],
                 heard: vec![(0, Vec::new()); n],
             }
         };
@@ -615,6 +626,9 @@ impl World {
         process.stalled_until = 0;
         process.timer = NEVER;
         process.inbox.clear();
+        if let Some(place) = watches(part) {
+            server.awake[place] = now;
+        }
         match part {
             Part::Hbd => self.start_hbd(i),
             Part::Listend => self.start_listend(i),
@@ -657,8 +671,10 @@ impl World {
         let until = self.now + span;
         let lease = self.schedule.lease * 1000;
         let server = &mut self.servers[i];
-        if matches!(part, Part::Hbd | Part::Doctord) && span > lease / 2 {
-            server.watching = server.watching.max(until);
+        if let Some(place) = watches(part)
+            && span > lease / 2
+        {
+            server.awake[place] = server.awake[place].max(until);
         }
         let process = &mut server.processes[part as usize];
         if process.alive && until > process.stalled_until {
@@ -715,6 +731,7 @@ impl World {
         server.memory = None;
         server.gates.fill(None);
         server.paused_until = server.paused_until.min(now);
+        server.paused = false;
         let rate = server.clock.rate;
         self.judge.power_off(i, now, local, if rate == 0 { 1000 } else { rate });
         self.look();
@@ -731,7 +748,10 @@ impl World {
         let until = (now + span).max(server.paused_until);
         server.clock.set_rate(now, 0);
         server.paused_until = until;
-        server.watching = server.watching.max(until);
+        server.awake = [until; 2];
+        server.paused = true;
+        let lease = server.electd.as_ref().map_or(server.settings.lease, |e| e.longest());
+        server.excused = server.clock.local(now) + lease * 4 / 5;
         for part in PARTS {
             self.stall(i, part, until - now);
         }
@@ -746,8 +766,7 @@ impl World {
             return;
         }
         server.clock.set_rate(now, server.rate);
-        let lease = server.electd.as_ref().map_or(server.settings.lease, |e| e.longest());
-        server.excused = server.clock.local(now) + lease * 4 / 5;
+        server.paused = false;
         for part in PARTS {
             let epoch = self.servers[i].processes[part as usize].epoch;
             self.servers[i].processes[part as usize].timer = NEVER;
@@ -855,7 +874,7 @@ impl World {
     /// A doctor called somebody dead: it must have watched for so long.
     pub(crate) fn accuses(&mut self, i: usize, of: &ServerName, patience: Duration) {
         let server = &self.servers[i];
-        let watched = self.now.saturating_sub(server.watching);
+        let watched = self.now.saturating_sub(server.awake[0].max(server.awake[1]));
         let slack = nanos(patience) / 50;
         if watched + slack < nanos(patience) * 1000 / server.rate.max(1) {
             let what = format!(
