@@ -112,7 +112,6 @@ impl World {
                 self.undo_in(span, Undo::Carrier(i));
             }
             Kind::Broken => {
-                self.broken = true;
                 let v = self.virtuals[0].clone();
                 self.give(i, Input::GateBroken(v, "no such device".into()));
             }
@@ -196,9 +195,17 @@ impl World {
     fn new_lease(&mut self, lease: Duration) {
         for i in 0..self.servers.len() {
             self.servers[i].settings.lease = lease;
-            let settings = self.servers[i].settings.clone();
-            self.give(i, Input::Settings(settings));
+            self.reload(i);
         }
+    }
+
+    /// SIGHUP to all roles.
+    fn reload(&mut self, i: usize) {
+        let settings = self.servers[i].settings.clone();
+        self.shortest = self.shortest.min(settings.lease);
+        self.give(i, Input::Settings(settings));
+        self.arrives_now(i, Part::Doctord, Job::Reload);
+        self.arrives_now(i, Part::Listend, Job::Reload);
     }
 
     /// Everything that reaches a server and has no place there: what was heard before, in other order and altered.
@@ -509,8 +516,7 @@ impl World {
                 mended = true;
                 s.settings.lease = lease;
                 s.settings.virtual_servers.values_mut().for_each(|v| v.preempt = Preempt::Never);
-                let settings = s.settings.clone();
-                self.give(i, Input::Settings(settings));
+                self.reload(i);
             }
             if self.schedule.acts.iter().any(|a| a.kind == Kind::Maintenance) {
                 mended = true;

@@ -73,6 +73,15 @@ impl Electd {
     }
 }
 
+fn params(settings: &election::Settings) -> Params {
+    Params {
+        servers: settings.servers.iter().filter(|s| **s != settings.me).cloned().collect(),
+        interfaces: vec![INTERFACE.into()],
+        heartbeat: settings.heartbeat,
+        lease: settings.lease,
+    }
+}
+
 /// The number of a birth is in the second half of an incarnation.
 fn birth(incarnation: Incarnation) -> u64 {
     let mut bytes = [0; 8];
@@ -251,13 +260,7 @@ impl World {
     pub(crate) fn start_doctord(&mut self, i: usize) {
         let now = self.now;
         let server = &mut self.servers[i];
-        let settings = &server.settings;
-        let params = Params {
-            servers: settings.servers.iter().filter(|s| **s != settings.me).cloned().collect(),
-            interfaces: vec![INTERFACE.into()],
-            heartbeat: settings.heartbeat,
-            lease: settings.lease,
-        };
+        let params = params(&server.settings);
         let mut core = Detector::new(params, server.local(now));
         let up = server.no_carrier == 0;
         core.handle(server.local(now), Seen::Link { interface: INTERFACE.into(), up });
@@ -267,6 +270,7 @@ impl World {
     pub(crate) fn doctord_job(&mut self, i: usize, job: Job) {
         let now = self.local(i);
         let up = self.servers[i].no_carrier == 0;
+        let reload = matches!(job, Job::Reload).then(|| params(&self.servers[i].settings));
         let Some(doctord) = self.servers[i].doctord.as_mut() else { return };
         let mut batch = Vec::new();
         let mut heard = false;
@@ -292,6 +296,7 @@ impl World {
             }
             Job::RingUp(_) => doctord.core.handle(now, Seen::ElectdUp),
             Job::PeerGone(_) => doctord.core.handle(now, Seen::HbdGone),
+            Job::Reload => reload.into_iter().for_each(|p| doctord.core.handle(now, Seen::Params(p))),
             Job::Carrier => doctord.core.handle(now, Seen::Link { interface: INTERFACE.into(), up }),
             _ => {}
         }
@@ -327,8 +332,7 @@ impl World {
         let (draining, next) = (doctord.draining, doctord.core.poll_timeout());
         for server in accused {
             self.note(|| format!("{} calls {server} dead", NAMES[i]));
-            let patience = self.servers[i].settings.lease.min(self.shortest_lease());
-            self.accuses(i, &server, patience);
+            self.accuses(i, &server, self.shortest);
         }
         if !batch.is_empty() {
             self.ring_send(i, DOCTORD_TO_ELECTD, Job::ToElectd(batch));
@@ -340,10 +344,6 @@ impl World {
         } else {
             self.rearm(i, Part::Doctord, next);
         }
-    }
-
-    fn shortest_lease(&self) -> Duration {
-        self.servers.iter().map(|s| s.settings.lease).min().unwrap_or_default()
     }
 
     // ---- electd --------------------------------------------------------------------------------------

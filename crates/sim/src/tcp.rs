@@ -8,7 +8,7 @@ use crate::{
     world::{Event, Job, World},
 };
 use link::{ConnId, Links, Output, Peer, Reason, Timing};
-use protocol::{local::ring::ListendToElectd, wire::frame::Challenge};
+use protocol::{ServerName, local::ring::ListendToElectd, wire::frame::Challenge};
 
 /// First time-out of a segment; each next one is twice as long (RFC 6298; Linux, TCP_RTO_MIN).
 const RETRY: u64 = 200_000_000;
@@ -61,17 +61,21 @@ pub(crate) enum TcpEvent {
 impl World {
     pub(crate) fn start_listend(&mut self, i: usize) {
         let now = self.local(i);
+        let (me, peers, timing) = self.neighbours(i);
+        let mut links = Links::new(me, peers, Self::sealer(), timing, 1024, now);
+        links.knock(now);
+        self.servers[i].listend = Some(links);
+        self.act_listend(i);
+    }
+
+    fn neighbours(&self, i: usize) -> (ServerName, Vec<Peer>, Timing) {
         let settings = &self.servers[i].settings;
         let peer = |s: &crate::world::Server| Peer {
             name: s.name.clone(),
             addresses: s.addresses.clone(),
         };
         let peers = self.servers.iter().filter(|s| s.name != settings.me).map(peer).collect();
-        let timing = Timing::new(settings.heartbeat, settings.lease);
-        let mut links = Links::new(settings.me.clone(), peers, Self::sealer(), timing, 1024, now);
-        links.knock(now);
-        self.servers[i].listend = Some(links);
-        self.act_listend(i);
+        (settings.me.clone(), peers, Timing::new(settings.heartbeat, settings.lease))
     }
 
     /// The kernel closes what it had, if there is one.
@@ -99,6 +103,12 @@ impl World {
         match job {
             Job::ToListend(message) => {
                 links.send(now, &message.to, message.signal);
+            }
+            Job::Reload => {
+                let (_, peers, timing) = self.neighbours(i);
+                if let Some(links) = self.servers[i].listend.as_mut() {
+                    links.reload(peers, Self::sealer(), timing, now);
+                }
             }
             Job::RingUp(_) => {
                 let all: Vec<_> = links.links().map(|(server, up)| (server.clone(), up)).collect();
@@ -224,7 +234,7 @@ impl World {
         self.push_out(conn, side);
     }
 
-    fn dial(&mut self, i: usize, id: ConnId, peer: &protocol::ServerName, path: usize) {
+    fn dial(&mut self, i: usize, id: ConnId, peer: &ServerName, path: usize) {
         let Some(to) = self.index(peer) else { return };
         // The other end has an epoch once it has taken the connection.
         let epoch = self.servers[i].processes[Part::Listend as usize].epoch;

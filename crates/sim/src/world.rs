@@ -86,6 +86,8 @@ pub(crate) enum Job {
     Written(Reservation),
     GateReadsShut(usize),
     Carrier,
+    /// The configuration is read again.
+    Reload,
     /// One more turn at once.
     Turn,
     Tcp(TcpEvent),
@@ -193,8 +195,8 @@ pub(crate) struct Server {
     pub excused: BootTime,
     /// Too much to do until then.
     pub burst_until: Time,
-    /// Since when hbd, and doctord, has been there, and awake, without a break.
-    pub awake: [Time; 2],
+    /// Since when hbd, and doctord, has been there, and awake, without a break, by its own clock.
+    pub awake: [BootTime; 2],
     /// Which incarnation of each peer's hbd it has believed, and which of its packets.
     pub heard: Vec<(u64, Vec<u64>)>,
 }
@@ -265,7 +267,8 @@ pub struct World {
     pub(crate) record: bool,
     pub(crate) births: u64,
     pub(crate) wishes: u64,
-    pub(crate) broken: bool,
+    /// Shortest lease that anybody was configured with.
+    pub(crate) shortest: Duration,
     digest: u64,
     events: u64,
     lines: Option<VecDeque<String>>,
@@ -327,7 +330,7 @@ impl World {
                 rate: 1000,
                 excused: BootTime(0),
                 burst_until: 0,
-                awake: [0; 2],
+                awake: [BootTime(0); 2],
                 heard: vec![(0, Vec::new()); n],
             }
         };
@@ -353,7 +356,7 @@ impl World {
             opening: Vec::new(),
             births: 0,
             wishes: 0,
-            broken: false,
+            shortest: lease,
             digest: 0xcbf2_9ce4_8422_2325,
             events: 0,
             lines: explain.then(VecDeque::new),
@@ -627,7 +630,7 @@ impl World {
         process.timer = NEVER;
         process.inbox.clear();
         if let Some(place) = watches(part) {
-            server.awake[place] = now;
+            server.awake[place] = server.clock.local(now);
         }
         match part {
             Part::Hbd => self.start_hbd(i),
@@ -674,7 +677,7 @@ impl World {
         if let Some(place) = watches(part)
             && span > lease / 2
         {
-            server.awake[place] = server.awake[place].max(until);
+            server.awake[place] = server.awake[place].max(server.clock.local(until));
         }
         let process = &mut server.processes[part as usize];
         if process.alive && until > process.stalled_until {
@@ -748,7 +751,6 @@ impl World {
         let until = (now + span).max(server.paused_until);
         server.clock.set_rate(now, 0);
         server.paused_until = until;
-        server.awake = [until; 2];
         server.paused = true;
         let lease = server.electd.as_ref().map_or(server.settings.lease, |e| e.longest());
         server.excused = server.clock.local(now) + lease * 4 / 5;
@@ -874,13 +876,12 @@ impl World {
     /// A doctor called somebody dead: it must have watched for so long.
     pub(crate) fn accuses(&mut self, i: usize, of: &ServerName, patience: Duration) {
         let server = &self.servers[i];
-        let watched = self.now.saturating_sub(server.awake[0].max(server.awake[1]));
-        let slack = nanos(patience) / 50;
-        if watched + slack < nanos(patience) * 1000 / server.rate.max(1) {
+        let watched = server.local(self.now).since(server.awake[0].max(server.awake[1]));
+        if watched < patience {
             let what = format!(
                 "the doctor of {} calls {of} dead after watching for {:.3} ms",
                 server.name,
-                watched as f64 / 1e6
+                watched.as_secs_f64() * 1e3
             );
             self.judge.fail(NO_FLAP, what);
         }
