@@ -540,7 +540,7 @@ impl World {
     pub(crate) fn last_moments(&mut self) -> (Time, Time) {
         self.first_trouble();
         let (calm, lease) = (self.schedule.calm * 1000, self.schedule.lease * 1000);
-        if self.schedule.crowded() { (calm + 7 * lease, calm + self.owned.loose() + 4 * lease) } else { (calm, calm + lease) }
+        if self.schedule.crowded() { (calm + 2 * lease, calm + self.owned.loose() + 4 * lease) } else { (calm, calm + lease) }
     }
 
     /// What must be so in the end.

@@ -46,9 +46,9 @@ impl Profile {
 pub fn profile(seed: u64) -> Profile {
     let n = Random(seed).below(100);
     match n {
-        0..10 => Profile::Tight,
-        10..45 => Profile::Usual,
-        45..50 => Profile::Patient,
+        0..8 => Profile::Tight,
+        8..32 => Profile::Usual,
+        32..35 => Profile::Patient,
         _ => Profile::Slow,
     }
 }

@@ -531,8 +531,8 @@ impl World {
         match output {
             Output::Remember(memory) => self.remember(i, memory),
             Output::Beat(beat) => {
-                electd.queued.push(ElectdToHbd::Beat { made: local, beat: beat.clone() });
                 self.judge.beats(now, i, handled, &beat);
+                electd.queued.push(ElectdToHbd::Beat { made: local, beat });
             }
             Output::Ack { to, ack } => {
                 self.judge.acks(now, i, handled, &to, &ack);

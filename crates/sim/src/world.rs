@@ -145,6 +145,8 @@ pub(crate) struct Process {
     pub alive: bool,
     pub epoch: u32,
     pub stalled_until: Time,
+    /// By its own clock.
+    pub stalled_since: BootTime,
     pub inbox: VecDeque<Job>,
     /// When its timer event comes.
     pub timer: Time,
@@ -507,6 +509,13 @@ impl World {
         if !awake(self) {
             return;
         }
+        let (local, lease) = (self.local(i), self.shortest);
+        let server = &mut self.servers[i];
+        if let Some(place) = watches(part)
+            && local.since(server.processes[part as usize].stalled_since) > lease / 2
+        {
+            server.awake[place] = local;
+        }
         if part == Part::Electd {
             self.carry_out(i); // what the stall came in between
         }
@@ -672,15 +681,12 @@ impl World {
     /// A process stands still for so many nanoseconds of true time.
     pub(crate) fn stall(&mut self, i: usize, part: Part, span: u64) {
         let until = self.now + span;
-        let lease = self.schedule.lease * 1000;
         let server = &mut self.servers[i];
-        if let Some(place) = watches(part)
-            && span > lease / 2
-        {
-            server.awake[place] = server.awake[place].max(server.clock.local(until));
-        }
         let process = &mut server.processes[part as usize];
         if process.alive && until > process.stalled_until {
+            if process.stalled_until <= self.now {
+                process.stalled_since = server.clock.local(self.now);
+            }
             process.stalled_until = until;
             let epoch = process.epoch;
             self.queue.push(until, Event::Wake { server: i, part, epoch });
