@@ -72,7 +72,11 @@ impl World {
             Kind::Freeze => PARTS.into_iter().for_each(|part| self.stall(i, part, span)),
             Kind::Pause => self.pause(i, span),
             Kind::Interrupt | Kind::Crash => {
-                let come = Interruption { outputs_left: act.n, kill: act.kind == Kind::Crash, span };
+                let come = Interruption {
+                    outputs_left: act.n,
+                    kill: act.kind == Kind::Crash,
+                    span,
+                };
                 if let Some(electd) = self.servers[i].electd.as_mut() {
                     electd.interruption = Some(come);
                 }
@@ -95,7 +99,11 @@ impl World {
             Kind::Step => {
                 let by = act.n * 1_000_000;
                 let wall = &mut self.servers[i].wall;
-                *wall = if act.n % 2 == 1 { wall.wrapping_sub(by) } else { wall.wrapping_add(by) };
+                *wall = if act.n % 2 == 1 {
+                    wall.wrapping_sub(by)
+                } else {
+                    wall.wrapping_add(by)
+                };
             }
             Kind::SlowDisk => {
                 self.servers[i].slow_disk = Some(act.n);
@@ -140,7 +148,10 @@ impl World {
                 self.give(i, Input::Stop);
             }
             Kind::Fresh => {
-                let fresh = Freshness { term: Term(1), run: act.n };
+                let fresh = Freshness {
+                    term: Term(1),
+                    run: act.n,
+                };
                 self.give(i, Input::Fresh(fresh));
             }
             Kind::Junk => self.junk(i),
@@ -150,17 +161,24 @@ impl World {
 
     fn undo_in(&mut self, span: u64, undo: Undo) {
         self.undo.push(undo);
-        self.queue.push(self.now + span, Event::Undo(self.undo.len() - 1));
+        self.queue
+            .push(self.now + span, Event::Undo(self.undo.len() - 1));
     }
 
     pub(crate) fn undo(&mut self, number: usize) {
         let undo = self.undo[number].clone();
         self.note(|| format!("---- over: {undo:?}"));
         match undo {
-            Undo::Cuts(cuts) => cuts.iter().for_each(|(a, b)| self.cuts[*a][*b] = self.cuts[*a][*b].saturating_sub(1)),
-            Undo::Weather => self.weather = (self.schedule.loss, self.schedule.repeat, self.schedule.late),
+            Undo::Cuts(cuts) => cuts
+                .iter()
+                .for_each(|(a, b)| self.cuts[*a][*b] = self.cuts[*a][*b].saturating_sub(1)),
+            Undo::Weather => {
+                self.weather = (self.schedule.loss, self.schedule.repeat, self.schedule.late)
+            }
             Undo::SlowDisk(i) => self.servers[i].slow_disk = None,
-            Undo::BadDisk(i) => self.servers[i].bad_disk = self.servers[i].bad_disk.saturating_sub(1),
+            Undo::BadDisk(i) => {
+                self.servers[i].bad_disk = self.servers[i].bad_disk.saturating_sub(1)
+            }
             Undo::Carrier(i) => {
                 self.servers[i].no_carrier = self.servers[i].no_carrier.saturating_sub(1);
                 self.carrier_changed(i);
@@ -179,7 +197,15 @@ impl World {
     }
 
     fn arrives_now(&mut self, server: usize, part: Part, job: Job) {
-        self.queue.push(self.now, Event::Job { server, part, epoch: None, job });
+        self.queue.push(
+            self.now,
+            Event::Job {
+                server,
+                part,
+                epoch: None,
+                job,
+            },
+        );
     }
 
     fn give(&mut self, i: usize, input: Input) {
@@ -211,7 +237,9 @@ impl World {
     /// Everything that reaches a server and has no place there: what was heard before, in other order and altered.
     fn junk(&mut self, i: usize) {
         for _ in 0..6 {
-            let Some(n) = self.recorded.len().checked_sub(1) else { break };
+            let Some(n) = self.recorded.len().checked_sub(1) else {
+                break;
+            };
             let n = self.random.between(0, n as u64) as usize;
             let (from, to, path, mut wire) = self.recorded[n].clone();
             let delay = self.random.between(0, self.schedule.lease * 1000);
@@ -228,7 +256,11 @@ impl World {
         for _ in 0..4 {
             self.senseless(i);
         }
-        let recorded = self.opening.iter().filter(|(_, to, _)| *to == i).map(|(from, _, bytes)| (*from, bytes.clone()));
+        let recorded = self
+            .opening
+            .iter()
+            .filter(|(_, to, _)| *to == i)
+            .map(|(from, _, bytes)| (*from, bytes.clone()));
         for (from, bytes) in recorded.collect::<Vec<_>>() {
             self.arrives_now(i, Part::Listend, Job::Tcp(TcpEvent::Replay { from, bytes }));
         }
@@ -239,12 +271,22 @@ impl World {
         let local = self.local(i);
         let (a, b) = (self.random.bits(), self.random.below(200));
         let n = self.signals.len();
-        let old = self.signals.get(self.random.below(n as u64) as usize).cloned();
+        let old = self
+            .signals
+            .get(self.random.below(n as u64) as usize)
+            .cloned();
         let other = self.servers[(i + 1) % self.servers.len()].name.clone();
-        let Some(electd) = self.servers[i].electd.as_ref() else { return };
+        let Some(electd) = self.servers[i].electd.as_ref() else {
+            return;
+        };
         let v = self.virtuals[0].clone();
         let (instance, number) = (Instance(a), Number(b));
-        let signal = |body| protocol::wire::signal::Signal { virtual_server: v.clone(), instance, number, body };
+        let signal = |body| protocol::wire::signal::Signal {
+            virtual_server: v.clone(),
+            instance,
+            number,
+            body,
+        };
         let term = Term(b);
         let mut inputs = vec![
             Input::Ack {
@@ -255,12 +297,21 @@ impl World {
                     waited: Duration::ZERO,
                     answers: vec![protocol::wire::beat::Answer {
                         virtual_server: v.clone(),
-                        verdict: protocol::wire::beat::Verdict::Promised(electd.core.term(&v).unwrap_or(term)),
+                        verdict: protocol::wire::beat::Verdict::Promised(
+                            electd.core.term(&v).unwrap_or(term),
+                        ),
                     }],
                     roster: electd.core.roster().version,
                 },
             },
-            Input::Signal { from: other.clone(), signal: signal(Body::Grant { instance, number, term }) },
+            Input::Signal {
+                from: other.clone(),
+                signal: signal(Body::Grant {
+                    instance,
+                    number,
+                    term,
+                }),
+            },
             Input::Signal {
                 from: other.clone(),
                 signal: signal(Body::PreAnswer {
@@ -273,15 +324,26 @@ impl World {
         ];
         if let Ok(stranger) = "stranger".parse() {
             let from: protocol::ServerName = stranger;
-            let calls = signal(Body::Call { term: Term(b + 1000), lease: Duration::from_millis(500), releases: Vec::new(), roster: Default::default() });
-            inputs.push(Input::Signal { from, signal: calls });
+            let calls = signal(Body::Call {
+                term: Term(b + 1000),
+                lease: Duration::from_millis(500),
+                releases: Vec::new(),
+                roster: Default::default(),
+            });
+            inputs.push(Input::Signal {
+                from,
+                signal: calls,
+            });
         }
         // A vote or an answer that was counted once counts no second time, nor for another.
         if let Some((from, old)) = old.filter(|(from, _)| *from != i)
             && matches!(old.body, Body::Grant { .. })
             && electd.core.term(&v).is_some()
         {
-            inputs.push(Input::Signal { from: self.servers[from].name.clone(), signal: old });
+            inputs.push(Input::Signal {
+                from: self.servers[from].name.clone(),
+                signal: old,
+            });
         }
         let settle = |mut elector: election::Elector| {
             elector.handle_timeout(local);
@@ -302,7 +364,10 @@ impl World {
                     acts.push(output);
                 }
             }
-            if !acts.is_empty() || told.view(local) != quiet.view(local) || told.poll_timeout() != quiet.poll_timeout() {
+            if !acts.is_empty()
+                || told.view(local) != quiet.view(local)
+                || told.poll_timeout() != quiet.poll_timeout()
+            {
                 return self.not_inert(i, &format!("electd does something about {what}: {acts:?}"));
             }
         }
@@ -312,7 +377,13 @@ impl World {
 
     /// By the slowest clock there is.
     fn slow(&self, span: u64) -> u64 {
-        let slowest = self.servers.iter().map(|s| s.rate).min().unwrap_or(1000).max(1);
+        let slowest = self
+            .servers
+            .iter()
+            .map(|s| s.rate)
+            .min()
+            .unwrap_or(1000)
+            .max(1);
         span * 1000 / slowest
     }
 
@@ -324,45 +395,95 @@ impl World {
         let lease = nanos(self.servers[0].settings.lease);
         let heartbeat = self.schedule.heartbeat * 1000;
         let master = self.master(0);
-        let hit = master.is_none_or(|m| m == i) || (0..self.virtuals.len()).any(|v| self.master(v) == Some(i));
+        let hit = master.is_none_or(|m| m == i)
+            || (0..self.virtuals.len()).any(|v| self.master(v) == Some(i));
         let (lasting, limit, change) = match act.kind {
-            _ if master.is_none() || self.virtuals.len() > 1 && hit => (span, Limit::Loose, Change::Yes),
-            Kind::Rate | Kind::Step | Kind::SlowDisk | Kind::BadDisk | Kind::Junk | Kind::Fresh | Kind::Add | Kind::Remove => {
-                (span, Limit::NoGap, Change::No)
+            _ if master.is_none() || self.virtuals.len() > 1 && hit => {
+                (span, Limit::Loose, Change::Yes)
             }
+            Kind::Rate
+            | Kind::Step
+            | Kind::SlowDisk
+            | Kind::BadDisk
+            | Kind::Junk
+            | Kind::Fresh
+            | Kind::Add
+            | Kind::Remove => (span, Limit::NoGap, Change::No),
             Kind::Lease => (3 * lease, Limit::NoGap, Change::No),
             Kind::Split | Kind::Weather | Kind::Broken => (span, Limit::Loose, Change::Yes),
             // What it forgot it counts as voted: the others hear of a higher floor.
             Kind::Power | Kind::Wipe if !hit => (span, Limit::NoGap, Change::Renewal),
-            Kind::Isolate | Kind::Mute | Kind::Pause | Kind::Freeze | Kind::Deaf | Kind::Burst
-            | Kind::Carrier | Kind::Maintenance | Kind::Resign | Kind::Stop
+            Kind::Isolate
+            | Kind::Mute
+            | Kind::Pause
+            | Kind::Freeze
+            | Kind::Deaf
+            | Kind::Burst
+            | Kind::Carrier
+            | Kind::Maintenance
+            | Kind::Resign
+            | Kind::Stop
                 if !hit =>
             {
                 (span, Limit::NoGap, Change::No)
             }
-            Kind::Stall | Kind::Kill | Kind::Interrupt | Kind::Crash if !hit => (span, Limit::NoGap, Change::No),
+            Kind::Stall | Kind::Kill | Kind::Interrupt | Kind::Crash if !hit => {
+                (span, Limit::NoGap, Change::No)
+            }
             Kind::Cut | Kind::OneWay if self.servers.len() > 2 => (span, Limit::NoGap, Change::No),
             Kind::Cut | Kind::OneWay | Kind::Burst => (span, Limit::Loose, Change::Yes),
-            Kind::Power | Kind::Wipe | Kind::Isolate | Kind::Mute => (span, Limit::By(self.succeeded(span)), Change::Yes),
-            Kind::Pause if span <= lease / 5 => (span, Limit::By(now + span + self.slack()), Change::No),
-            Kind::Pause | Kind::Freeze => self.short_or(span, lease, Limit::By(self.succeeded(span).max(now + span + heartbeat))),
-            Kind::Stall | Kind::Kill if act.role == Part::Listend => (span, Limit::NoGap, Change::No),
-            Kind::Stall | Kind::Interrupt if act.role == Part::Electd || act.kind == Kind::Interrupt => {
+            Kind::Power | Kind::Wipe | Kind::Isolate | Kind::Mute => {
+                (span, Limit::By(self.succeeded(span)), Change::Yes)
+            }
+            Kind::Pause if span <= lease / 5 => {
+                (span, Limit::By(now + span + self.slack()), Change::No)
+            }
+            Kind::Pause | Kind::Freeze => self.short_or(
+                span,
+                lease,
+                Limit::By(self.succeeded(span).max(now + span + heartbeat)),
+            ),
+            Kind::Stall | Kind::Kill if act.role == Part::Listend => {
+                (span, Limit::NoGap, Change::No)
+            }
+            Kind::Stall | Kind::Interrupt
+                if act.role == Part::Electd || act.kind == Kind::Interrupt =>
+            {
                 self.short_or(span, lease, Limit::By(self.succeeded(span)))
             }
             Kind::Kill | Kind::Crash if act.role == Part::Electd || act.kind == Kind::Crash => {
-                let (lasting, limit, _) = self.short_or(span, lease, Limit::By(self.succeeded(span) + self.slow(lease)));
+                let (lasting, limit, _) = self.short_or(
+                    span,
+                    lease,
+                    Limit::By(self.succeeded(span) + self.slow(lease)),
+                );
                 (lasting, limit, Change::Yes)
             }
-            Kind::Stall | Kind::Kill if act.role == Part::Hbd => self.short_or(span, lease, Limit::By(self.succeeded(span))),
-            Kind::Deaf | Kind::Stall | Kind::Kill => self.short_or(span, lease, Limit::By(self.given_up(span))),
+            Kind::Stall | Kind::Kill if act.role == Part::Hbd => {
+                self.short_or(span, lease, Limit::By(self.succeeded(span)))
+            }
+            Kind::Deaf | Kind::Stall | Kind::Kill => {
+                self.short_or(span, lease, Limit::By(self.given_up(span)))
+            }
             Kind::Interrupt | Kind::Crash => (span, Limit::Loose, Change::Yes),
-            Kind::Carrier => (span, Limit::Long(self.given_away() + heartbeat + self.calls()), Change::Yes),
-            Kind::Promote if hit && i == j || self.master(0) == Some(j) => (span, Limit::NoGap, Change::No),
-            Kind::Promote | Kind::Maintenance | Kind::Resign | Kind::Stop => (span, Limit::Long(self.given_away()), Change::Yes),
+            Kind::Carrier => (
+                span,
+                Limit::Long(self.given_away() + heartbeat + self.calls()),
+                Change::Yes,
+            ),
+            Kind::Promote if hit && i == j || self.master(0) == Some(j) => {
+                (span, Limit::NoGap, Change::No)
+            }
+            Kind::Promote | Kind::Maintenance | Kind::Resign | Kind::Stop => {
+                (span, Limit::Long(self.given_away()), Change::Yes)
+            }
         };
         // A machine that comes back keeps silent first.
-        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe) { self.slow(lease) } else { 0 };
+        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe) {
+            self.slow(lease)
+        } else {
+            0
+        };
         let heir = self.heir(act, i, j).filter(|_| change == Change::Yes);
         Some(Trouble {
             from: now,
@@ -403,7 +524,11 @@ impl World {
     fn differ(&self) -> u64 {
         let rates = || self.servers.iter().map(|s| s.rate);
         let lease = nanos(self.servers[0].settings.lease);
-        if rates().min() == rates().max() { 0 } else { self.slow(lease / 4 + self.schedule.heartbeat * 1000) }
+        if rates().min() == rates().max() {
+            0
+        } else {
+            self.slow(lease / 4 + self.schedule.heartbeat * 1000)
+        }
     }
 
     /// The time by which another server has taken over from one that fell silent now, or this one is back.
@@ -411,7 +536,11 @@ impl World {
         let lease = self.slow(nanos(self.servers[0].settings.lease));
         let others = lease + self.hops().0 + self.calls() + self.differ();
         // One that wakes up when the others are about to vote may take a vote from them.
-        let late = if span < 2 * lease { lease / 4 + self.schedule.heartbeat * 1000 } else { 0 };
+        let late = if span < 2 * lease {
+            lease / 4 + self.schedule.heartbeat * 1000
+        } else {
+            0
+        };
         self.now + others + late
     }
 
@@ -419,7 +548,9 @@ impl World {
     fn given_up(&self, span: u64) -> Time {
         let lease = nanos(self.servers[0].settings.lease);
         let gone = self.slow(lease * 4 / 5 + lease / 2);
-        self.succeeded(span).max(self.now + gone + self.slow(lease) + self.given_away() + self.calls() + self.differ())
+        self.succeeded(span).max(
+            self.now + gone + self.slow(lease) + self.given_away() + self.calls() + self.differ(),
+        )
     }
 
     /// From the gate's shutting to the successor's opening.
@@ -429,7 +560,10 @@ impl World {
 
     /// Who must take over, where that can be told: all clocks alike, all others well.
     fn heir(&self, act: &Act, i: usize, j: usize) -> Option<usize> {
-        if self.servers.iter().any(|s| s.rate != 1000) || self.virtuals.len() > 1 || self.schedule.preempt != 0 {
+        if self.servers.iter().any(|s| s.rate != 1000)
+            || self.virtuals.len() > 1
+            || self.schedule.preempt != 0
+        {
             return None;
         }
         if act.kind == Kind::Promote {
@@ -437,16 +571,26 @@ impl World {
         }
         let well = |k: &usize| {
             let s = &self.servers[*k];
-            *k != i && !s.settings.witness && s.electd_runs() && s.no_carrier == 0 && s.disk.is_some()
+            *k != i
+                && (*k as u64) < self.schedule.servers
+                && s.electd_runs()
+                && s.no_carrier == 0
+                && s.disk.is_some()
         };
         let long = act.span * 1000 > 4 * nanos(self.servers[0].settings.lease);
         let dead = matches!(act.kind, Kind::Power | Kind::Isolate) && long;
         let rank = |k: &usize| (std::cmp::Reverse(self.schedule.priority(*k)), *k);
-        (dead && self.fresh_alike() && act.at > 0).then(|| (0..self.servers.len()).filter(well).min_by_key(rank))?
+        (dead && self.fresh_alike() && act.at > 0)
+            .then(|| (0..self.servers.len()).filter(well).min_by_key(rank))?
     }
 
     fn fresh_alike(&self) -> bool {
-        !self.schedule.acts.iter().any(|a| matches!(a.kind, Kind::Fresh | Kind::Maintenance | Kind::Broken | Kind::Add | Kind::Remove))
+        !self.schedule.acts.iter().any(|a| {
+            matches!(
+                a.kind,
+                Kind::Fresh | Kind::Maintenance | Kind::Broken | Kind::Add | Kind::Remove
+            )
+        })
     }
 
     // ---- the end -------------------------------------------------------------------------------------
@@ -455,13 +599,23 @@ impl World {
     pub(crate) fn first_trouble(&mut self) {
         let lease = self.slow(self.schedule.lease * 1000) * 5 / 4;
         let silent = if self.schedule.cold == 1 { lease } else { 0 };
-        let rough = self.schedule.loss + self.schedule.repeat + self.schedule.late > 0 || self.schedule.preempt > 0;
-        let end = if rough { self.schedule.calm * 1000 } else { silent };
+        let rough = self.schedule.loss + self.schedule.repeat + self.schedule.late > 0
+            || self.schedule.preempt > 0;
+        let end = if rough {
+            self.schedule.calm * 1000
+        } else {
+            silent
+        };
         self.owned.add(Trouble {
             from: 0,
             end,
             until: end + lease + lease / 4,
-            what: if rough { "a rough network" } else { "the start" }.into(),
+            what: if rough {
+                "a rough network"
+            } else {
+                "the start"
+            }
+            .into(),
             limit: Limit::Loose,
             change: Change::Yes,
             heir: None,
@@ -474,7 +628,8 @@ impl World {
         self.look();
         let mended = self.mend();
         if mended {
-            let lease = self.slow(nanos(self.servers[0].settings.lease).max(self.schedule.lease * 1000));
+            let lease =
+                self.slow(nanos(self.servers[0].settings.lease).max(self.schedule.lease * 1000));
             self.owned.add(Trouble {
                 from: self.now,
                 end: self.now + lease,
@@ -511,14 +666,26 @@ impl World {
             }
             let s = &mut self.servers[i];
             // A server that could serve again after a while would rightly be preferred.
-            let wants = s.settings.lease != lease || s.settings.virtual_servers.values().any(|v| v.preempt != Preempt::Never);
+            let wants = s.settings.lease != lease
+                || s.settings
+                    .virtual_servers
+                    .values()
+                    .any(|v| v.preempt != Preempt::Never);
             if wants {
                 mended = true;
                 s.settings.lease = lease;
-                s.settings.virtual_servers.values_mut().for_each(|v| v.preempt = Preempt::Never);
+                s.settings
+                    .virtual_servers
+                    .values_mut()
+                    .for_each(|v| v.preempt = Preempt::Never);
                 self.reload(i);
             }
-            if self.schedule.acts.iter().any(|a| a.kind == Kind::Maintenance) {
+            if self
+                .schedule
+                .acts
+                .iter()
+                .any(|a| a.kind == Kind::Maintenance)
+            {
                 mended = true;
                 self.wish(i, Wish::Maintenance(false));
             }
@@ -540,7 +707,11 @@ impl World {
     pub(crate) fn last_moments(&mut self) -> (Time, Time) {
         self.first_trouble();
         let (calm, lease) = (self.schedule.calm * 1000, self.schedule.lease * 1000);
-        if self.schedule.crowded() { (calm + 2 * lease, calm + self.owned.loose() + 4 * lease) } else { (calm, calm + lease) }
+        if self.schedule.crowded() {
+            (calm + 2 * lease, calm + self.owned.loose() + 4 * lease)
+        } else {
+            (calm, calm + lease)
+        }
     }
 
     /// What must be so in the end.
@@ -551,9 +722,13 @@ impl World {
             self.judge.fail(what.invariant, what.what);
         }
         for v in 0..self.virtuals.len() {
-            let masters = (0..self.servers.len()).filter(|i| self.servers[*i].answers(v, self.now)).count();
+            let masters = (0..self.servers.len())
+                .filter(|i| self.servers[*i].answers(v, self.now))
+                .count();
             if self.schedule.none == 1 && masters != 1 {
-                let what = format!("{masters} servers answer for virtual server {v} after all is whole again");
+                let what = format!(
+                    "{masters} servers answer for virtual server {v} after all is whole again"
+                );
                 self.judge.fail(crate::judge::EVENTUALLY_OWNED, what);
             }
         }

@@ -54,7 +54,11 @@ mod tests {
     #[test]
     fn a_time_is_shown_first_at_the_true_time_told() {
         for rate in [900, 1000, 1120] {
-            let clock = Clock { base: 5, since: 7, rate };
+            let clock = Clock {
+                base: 5,
+                since: 7,
+                rate,
+            };
             for local in 6..2000 {
                 let at = clock.true_time(BootTime(local));
                 assert!(clock.local(at).0 >= local && clock.local(at - 1).0 < local);
@@ -64,7 +68,11 @@ mod tests {
 
     #[test]
     fn a_clock_that_stands_shows_nothing_later() {
-        let mut clock = Clock { base: 0, since: 0, rate: 1000 };
+        let mut clock = Clock {
+            base: 0,
+            since: 0,
+            rate: 1000,
+        };
         clock.set_rate(50, 0);
         assert_eq!(clock.local(9000), BootTime(50));
         assert_eq!(clock.true_time(BootTime(51)), NEVER);

@@ -19,7 +19,12 @@ pub enum Profile {
 }
 
 /// All of them.
-pub const PROFILES: [Profile; 4] = [Profile::Tight, Profile::Usual, Profile::Patient, Profile::Slow];
+pub const PROFILES: [Profile; 4] = [
+    Profile::Tight,
+    Profile::Usual,
+    Profile::Patient,
+    Profile::Slow,
+];
 
 impl Profile {
     /// Its name for the command line.
@@ -80,14 +85,19 @@ pub fn schedule(seed: u64, wanted: Option<Profile>) -> Schedule {
         schedule.disk = 1000;
     }
     if random.percent(40) {
-        (0..schedule.size()).for_each(|_| schedule.priorities = schedule.priorities * 100 + random.between(48, 52));
+        (0..schedule.size())
+            .for_each(|_| schedule.priorities = schedule.priorities * 100 + random.between(48, 52));
     }
     let alike = random.percent(60);
     for i in 0..schedule.size() {
         if !alike {
             let rate = random.between(900, 1120);
             let who = Who::Server(i as u8);
-            schedule.acts.push(Act { who, n: rate, ..Act::new(0, Kind::Rate) });
+            schedule.acts.push(Act {
+                who,
+                n: rate,
+                ..Act::new(0, Kind::Rate)
+            });
         }
     }
     if schedule.none == 0 && random.percent(65) {
@@ -100,13 +110,21 @@ pub fn schedule(seed: u64, wanted: Option<Profile>) -> Schedule {
 
 /// Where a fault hits.
 fn anybody(random: &mut Random) -> Who {
-    if random.percent(65) { Who::Master } else { Who::Slave(random.below(4) as u8) }
+    if random.percent(65) {
+        Who::Master
+    } else {
+        Who::Slave(random.below(4) as u8)
+    }
 }
 
 /// Each fault on its own, with time to heal: what it may cost is known exactly.
 fn one_by_one(random: &mut Random, schedule: &mut Schedule) {
     let most = schedule.lease * 125 / 100;
-    let mut at = if schedule.cold == 1 { 3 * most } else { 2 * most };
+    let mut at = if schedule.cold == 1 {
+        3 * most
+    } else {
+        2 * most
+    };
     for _ in 0..random.between(1, 2) {
         at += random.below(schedule.heartbeat * 2);
         let act = one(random, schedule, at);
@@ -124,7 +142,11 @@ fn one(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
     let who = anybody(random);
     let role = random.of(&PARTS);
     let some = random.of(&[short, short, long]);
-    let mut act = Act { who, role, ..Act::new(at, Kind::Kill) };
+    let mut act = Act {
+        who,
+        role,
+        ..Act::new(at, Kind::Kill)
+    };
     (act.kind, act.span) = match random.below(36) {
         0..5 => (Kind::Kill, some),
         5..10 => (Kind::Power, random.of(&[long, longer])),
@@ -166,7 +188,8 @@ fn one(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
 fn all_at_once(random: &mut Random, schedule: &mut Schedule) {
     let lease = schedule.lease;
     if random.percent(50) {
-        (schedule.loss, schedule.repeat, schedule.late) = (random.below(25), random.below(10), random.below(8));
+        (schedule.loss, schedule.repeat, schedule.late) =
+            (random.below(25), random.below(10), random.below(8));
     }
     if random.percent(20) {
         schedule.delay = (200, lease / 60);
@@ -210,8 +233,19 @@ fn some(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
             14 => (random.of(&[Kind::Add, Kind::Remove]), 0),
             _ => (Kind::Power, 0),
         };
-        act = Act { kind, n: number, who: anybody(random), ..act };
-        act.role = random.of(&[Part::Electd, Part::Electd, Part::Hbd, Part::Doctord, Part::Listend]);
+        act = Act {
+            kind,
+            n: number,
+            who: anybody(random),
+            ..act
+        };
+        act.role = random.of(&[
+            Part::Electd,
+            Part::Electd,
+            Part::Hbd,
+            Part::Doctord,
+            Part::Listend,
+        ]);
     }
     if matches!(act.kind, Kind::Lease) {
         act.n = act.n.clamp(5 * schedule.heartbeat, 10_000_000);

@@ -230,12 +230,16 @@ impl Judge {
         let changes = only(present, next) + only(next, present);
         let (from, to) = (present.version, next.version);
         if changes > 1 {
-            let what = format!("roster {from} to {to} changes {changes} voters at once: their majorities may not meet");
+            let what = format!(
+                "roster {from} to {to} changes {changes} voters at once: their majorities may not meet"
+            );
             return self.fail(AT_MOST_ONE_GATE, what);
         }
         let need = present.voters.len() / 2 + 1;
         if holders < need {
-            let what = format!("roster {to} is made while {holders} of {need} needed hold {from}: three may be in force");
+            let what = format!(
+                "roster {to} is made while {holders} of {need} needed hold {from}: three may be in force"
+            );
             self.fail(AT_MOST_ONE_GATE, what);
         }
     }
@@ -289,30 +293,50 @@ impl Judge {
     }
 
     /// What a promise relies on is in the run-dir and on disk before it is said (R5, R22, R23).
-    fn must_be_written(&mut self, voter: usize, v: usize, holder: usize, term: Term, lease: Duration) {
+    fn must_be_written(
+        &mut self,
+        voter: usize,
+        v: usize,
+        holder: usize,
+        term: Term,
+        lease: Duration,
+    ) {
         let (me, written) = (&self.names[voter], &self.written[voter]);
         if let Some(memory) = &written.memory {
-            let vote = memory.votes.iter().find(|x| x.virtual_server == self.virtuals[v]);
-            let fine = vote.is_some_and(|x| x.voted >= term && x.holder.as_ref() == Some(&self.names[holder]));
+            let vote = memory
+                .votes
+                .iter()
+                .find(|x| x.virtual_server == self.virtuals[v]);
+            let fine = vote
+                .is_some_and(|x| x.voted >= term && x.holder.as_ref() == Some(&self.names[holder]));
             if !fine {
-                let what = format!("{me} promises to {} in term {term} and its run-dir says {vote:?}", self.names[holder]);
+                let what = format!(
+                    "{me} promises to {} in term {term} and its run-dir says {vote:?}",
+                    self.names[holder]
+                );
                 return self.fail(NO_VOTE_TWICE, what);
             }
         }
         if let Some((reserved, longest)) = written.disk {
             if term > reserved {
-                let what = format!("{me} promises in term {term}, and its disk reserves {reserved}");
+                let what =
+                    format!("{me} promises in term {term}, and its disk reserves {reserved}");
                 return self.fail(NO_VOTE_TWICE, what);
             }
             if lease > longest {
-                let what = format!("{me} promises {lease:?}, and would be silent for {longest:?} after a power loss");
+                let what = format!(
+                    "{me} promises {lease:?}, and would be silent for {longest:?} after a power loss"
+                );
                 self.fail(RESTART_SILENCE, what);
             }
         }
     }
 
     fn must_not_be_silent(&mut self, server: usize, local: BootTime, does: &str) {
-        if self.written[server].silent.is_some_and(|until| local <= until) {
+        if self.written[server]
+            .silent
+            .is_some_and(|until| local <= until)
+        {
             let what = format!("{} {does} while it should be silent", self.names[server]);
             self.fail(RESTART_SILENCE, what);
         }
@@ -323,7 +347,10 @@ impl Judge {
         let before = floors[0].max(floors[1]);
         floors[usize::from(own)] = floors[usize::from(own)].max(term);
         if term < before {
-            let what = format!("{} {does} in term {term} after term {before}", self.names[server]);
+            let what = format!(
+                "{} {does} in term {term} after term {before}",
+                self.names[server]
+            );
             self.fail(NO_VOTE_TWICE, what);
         }
     }
@@ -365,7 +392,10 @@ impl Judge {
         self.floor(voter, v, term, to.0 == voter, "votes");
         let before = *self.votes.entry((voter, v, term)).or_insert(to);
         if before != to {
-            let what = format!("{} voted twice in term {term} of {}", self.names[voter], self.virtuals[v]);
+            let what = format!(
+                "{} voted twice in term {term} of {}",
+                self.names[voter], self.virtuals[v]
+            );
             self.fail(NO_VOTE_TWICE, what);
         }
     }
@@ -405,7 +435,9 @@ impl Judge {
             } => self.must_not_be_silent(server, local, "would vote"),
             Body::Release { .. } => {
                 self.count("release");
-                self.stands[server][v].promise.take_if(|p| p.holder == server);
+                self.stands[server][v]
+                    .promise
+                    .take_if(|p| p.holder == server);
             }
             Body::PreCall { .. }
             | Body::PreAnswer { .. }
@@ -446,14 +478,23 @@ impl Judge {
         if change.master {
             let v = self.place(&change.virtual_server);
             if self.won.insert((v, change.term), server).is_some() {
-                let what = format!("term {} of {} was won twice", change.term, change.virtual_server);
+                let what = format!(
+                    "term {} of {} was won twice",
+                    change.term, change.virtual_server
+                );
                 self.fail(ONE_MASTER_PER_TERM, what);
             }
         }
     }
 
     /// A gate opens, or is extended, in `term` of `server`, which counts by `roster`.
-    pub fn opens(&mut self, server: usize, v: &VirtualServerName, term: Term, roster: &[ServerName]) {
+    pub fn opens(
+        &mut self,
+        server: usize,
+        v: &VirtualServerName,
+        term: Term,
+        roster: &[ServerName],
+    ) {
         let v = self.place(v);
         let same = |(i, n): (&usize, &ServerName)| self.names[*i] == *n;
         let old = &self.stands[server][v].roster;
@@ -473,7 +514,14 @@ impl Judge {
     }
 
     /// A gate was opened until `closes`: as the clocks run now, a majority of promises lasts as long.
-    pub fn outlasts(&mut self, now: Time, server: usize, v: &VirtualServerName, closes: Time, clocks: &[Clock]) {
+    pub fn outlasts(
+        &mut self,
+        now: Time,
+        server: usize,
+        v: &VirtualServerName,
+        closes: Time,
+        clocks: &[Clock],
+    ) {
         if self.mode == Mode::None {
             return;
         }
@@ -482,10 +530,12 @@ impl Judge {
             let promise = &self.stands[**voter][v].promise;
             promise.as_ref().is_some_and(|p| {
                 p.holder == server
-                    && closes <= 1000 + match p.until {
-                        Until::Local(until) => clocks[**voter].true_time(until).max(now),
-                        Until::True(until) => until,
-                    }
+                    && closes
+                        <= 1000
+                            + match p.until {
+                                Until::Local(until) => clocks[**voter].true_time(until).max(now),
+                                Until::True(until) => until,
+                            }
             })
         };
         let roster = &self.stands[server][v].roster;
@@ -503,7 +553,12 @@ impl Judge {
 
     /// At every step: AtMostOneGate, GateImpliesLease, and whatever failed before. `open` are the open gates:
     /// virtual server (by [`Judge::place`]) and server.
-    pub fn check(&mut self, now: Time, locals: &[BootTime], open: &[(usize, usize)]) -> Result<(), Violation> {
+    pub fn check(
+        &mut self,
+        now: Time,
+        locals: &[BootTime],
+        open: &[(usize, usize)],
+    ) -> Result<(), Violation> {
         if let Some(what) = &self.failed {
             return Err(what.clone());
         }

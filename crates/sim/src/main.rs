@@ -35,21 +35,47 @@ fn main() -> ExitCode {
 }
 
 fn command() -> Command {
-    let option = |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value);
+    let option =
+        |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value);
     let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     let number = || value_parser!(u64);
     let command = Command::new("standin-sim")
         .about("Run the real cores of several servers under virtual time, with faults from a seed")
         .after_help("Exit code: 0 nothing found, 1 an invariant does not hold, 2 usage.")
         .version(env!("CARGO_PKG_VERSION"))
-        .arg(option("seed", "N").value_parser(number()).help("This seed alone"))
-        .arg(option("seeds", "A..B").conflicts_with("seed").help("These seeds"))
-        .arg(option("file", "FILE").value_parser(value_parser!(PathBuf)).conflicts_with_all(["seed", "seeds"]).help("This schedule"))
+        .arg(
+            option("seed", "N")
+                .value_parser(number())
+                .help("This seed alone"),
+        )
+        .arg(
+            option("seeds", "A..B")
+                .conflicts_with("seed")
+                .help("These seeds"),
+        )
+        .arg(
+            option("file", "FILE")
+                .value_parser(value_parser!(PathBuf))
+                .conflicts_with_all(["seed", "seeds"])
+                .help("This schedule"),
+        )
         .arg(flag("explain").help("Print the history"))
         .arg(flag("print").help("Print the schedule of a seed, to be kept"))
-        .arg(option("seconds", "N").value_parser(number()).help("For so long (10)"))
-        .arg(option("threads", "N").value_parser(number()).help("On so many processors (1)"))
-        .arg(option("profile", "NAME").value_parser(PROFILES.map(Profile::name)).help("Only clusters that live this fast"))
+        .arg(
+            option("seconds", "N")
+                .value_parser(number())
+                .help("For so long (10)"),
+        )
+        .arg(
+            option("threads", "N")
+                .value_parser(number())
+                .help("On so many processors (1)"),
+        )
+        .arg(
+            option("profile", "NAME")
+                .value_parser(PROFILES.map(Profile::name))
+                .help("Only clusters that live this fast"),
+        )
         .arg(flag("keep-going").help("Do not stop at the first seed that fails"));
     #[cfg(feature = "mutants")]
     let command = command.arg(option("mutant", "NAME").help("Plant this bug in the cores"));
@@ -60,7 +86,9 @@ fn run(matches: &ArgMatches) -> Result<bool, String> {
     #[cfg(feature = "mutants")]
     if let Some(name) = matches.get_one::<String>("mutant") {
         let mutant = mutants::Mutant::ALL.iter().find(|m| m.name() == name);
-        mutants::plant(Some(*mutant.ok_or_else(|| format!("--mutant {name}: no such bug"))?));
+        mutants::plant(Some(
+            *mutant.ok_or_else(|| format!("--mutant {name}: no such bug"))?,
+        ));
     }
     let profile = matches.get_one::<String>("profile");
     let profile = profile.and_then(|name| PROFILES.into_iter().find(|p| p.name() == name));
@@ -83,9 +111,17 @@ fn run(matches: &ArgMatches) -> Result<bool, String> {
     };
     let bounded = matches.contains_id("seeds");
     let seconds = matches.get_one::<u64>("seconds").copied();
-    let most = seconds.or((!bounded).then_some(10)).map(Duration::from_secs);
+    let most = seconds
+        .or((!bounded).then_some(10))
+        .map(Duration::from_secs);
     let threads = matches.get_one::<u64>("threads").copied().unwrap_or(1);
-    Ok(many(&seeds, most, threads, profile, matches.get_flag("keep-going")))
+    Ok(many(
+        &seeds,
+        most,
+        threads,
+        profile,
+        matches.get_flag("keep-going"),
+    ))
 }
 
 fn range(text: &str) -> Result<Range<u64>, String> {
@@ -144,7 +180,13 @@ struct Totals {
     seen: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-fn many(seeds: &Range<u64>, most: Option<Duration>, threads: u64, profile: Option<Profile>, keep_going: bool) -> bool {
+fn many(
+    seeds: &Range<u64>,
+    most: Option<Duration>,
+    threads: u64,
+    profile: Option<Profile>,
+    keep_going: bool,
+) -> bool {
     let begin = Instant::now();
     let totals = Totals {
         next: AtomicU64::new(seeds.start),
@@ -167,9 +209,19 @@ fn many(seeds: &Range<u64>, most: Option<Duration>, threads: u64, profile: Optio
     failed.is_empty()
 }
 
-fn work(totals: &Totals, end: u64, begin: Instant, most: Option<Duration>, profile: Option<Profile>, keep_going: bool) {
+fn work(
+    totals: &Totals,
+    end: u64,
+    begin: Instant,
+    most: Option<Duration>,
+    profile: Option<Profile>,
+    keep_going: bool,
+) {
     let mut told = Instant::now();
-    let (mut done, mut seen) = (BTreeMap::<&'static str, Done>::new(), BTreeMap::<&'static str, u64>::new());
+    let (mut done, mut seen) = (
+        BTreeMap::<&'static str, Done>::new(),
+        BTreeMap::<&'static str, u64>::new(),
+    );
     let mut first = false;
     loop {
         let seed = totals.next.fetch_add(1, Relaxed);
@@ -181,7 +233,15 @@ fn work(totals: &Totals, end: u64, begin: Instant, most: Option<Duration>, profi
         let schedule = generate::schedule(seed, profile);
         let started = processor_time();
         let outcome = World::run(&schedule, false);
-        note(&mut done, &mut seen, seed, &schedule, &outcome, processor_time().saturating_sub(started), profile);
+        note(
+            &mut done,
+            &mut seen,
+            seed,
+            &schedule,
+            &outcome,
+            processor_time().saturating_sub(started),
+            profile,
+        );
         if let Some(violation) = outcome.violation {
             totals.stop.store(!keep_going, Relaxed);
             if let Ok(mut failed) = totals.failed.lock() {
@@ -190,7 +250,10 @@ fn work(totals: &Totals, end: u64, begin: Instant, most: Option<Duration>, profi
         }
         if first && told.elapsed() >= REPORT_EVERY {
             told = Instant::now();
-            println!("{:.0} s: {seed} schedules begun", begin.elapsed().as_secs_f64());
+            println!(
+                "{:.0} s: {seed} schedules begun",
+                begin.elapsed().as_secs_f64()
+            );
         }
     }
     if let (Ok(mut all), Ok(mut whole)) = (totals.done.lock(), totals.seen.lock()) {
@@ -201,7 +264,8 @@ fn work(totals: &Totals, end: u64, begin: Instant, most: Option<Duration>, profi
             sum.server_seconds += part.server_seconds;
             sum.spent += part.spent;
         }
-        seen.into_iter().for_each(|(what, n)| *whole.entry(what).or_default() += n);
+        seen.into_iter()
+            .for_each(|(what, n)| *whole.entry(what).or_default() += n);
     }
 }
 
@@ -234,9 +298,15 @@ fn report(totals: &Totals, begin: Instant, threads: u64) {
     println!("profile    schedules   ms each   events/s   server-hours a minute and processor");
     let line = |name: &str, d: &Done| {
         let spent = d.spent.as_secs_f64().max(1e-9);
-        let (each, events) = (spent * 1e3 / d.schedules.max(1) as f64, d.events as f64 / spent);
+        let (each, events) = (
+            spent * 1e3 / d.schedules.max(1) as f64,
+            d.events as f64 / spent,
+        );
         let hours = d.server_seconds / 3600.0 / (spent / 60.0);
-        println!("{name:10} {:9} {each:9.2} {events:10.0} {hours:10.0}", d.schedules);
+        println!(
+            "{name:10} {:9} {each:9.2} {events:10.0} {hours:10.0}",
+            d.schedules
+        );
     };
     for (name, d) in done.iter() {
         line(name, d);

@@ -83,7 +83,10 @@ impl Owned {
         Self {
             troubles: Vec::new(),
             held: vec![Held::default(); virtuals],
-            loose: 4 * lease * 112 / 100 + lease.max(1_000_000_000) + 300_000_000 + 3 * schedule.disk * 1000,
+            loose: 4 * lease * 112 / 100
+                + lease.max(1_000_000_000)
+                + 300_000_000
+                + 3 * schedule.disk * 1000,
             crowded: schedule.crowded(),
             judged: schedule.none == 0,
             gaps: 0,
@@ -112,7 +115,10 @@ impl Owned {
     }
 
     fn alone(&self, at: Time) -> Result<Option<&Trouble>, ()> {
-        let mut all = self.troubles.iter().filter(|t| t.from <= at && at <= t.until);
+        let mut all = self
+            .troubles
+            .iter()
+            .filter(|t| t.from <= at && at <= t.until);
         match (all.next(), all.next()) {
             (None, _) => Ok(None),
             (Some(one), None) => Ok(Some(one)),
@@ -136,7 +142,10 @@ impl Owned {
         let held = self.held[v];
         let lapsed = held.by.is_some_and(|(_, closes)| closes + 1000 < now);
         let lost = held.by.map_or(held.lost, |(_, closes)| closes);
-        self.held[v] = Held { by: best, lost: lost.min(now) };
+        self.held[v] = Held {
+            by: best,
+            lost: lost.min(now),
+        };
         if best.is_some() && (lapsed || held.by.is_none()) {
             return self.gap(lost, now, v, true);
         }
@@ -152,7 +161,11 @@ impl Owned {
         self.longest = self.longest.max(now - lost);
         let length = now - lost;
         let fail = |invariant, why: String| {
-            let what = format!("nobody answered for virtual server {v} for {:.3} ms from {:.6} s on: {why}", ms(length), ms(lost) / 1e3);
+            let what = format!(
+                "nobody answered for virtual server {v} for {:.3} ms from {:.6} s on: {why}",
+                ms(length),
+                ms(lost) / 1e3
+            );
             Some(Violation { invariant, what })
         };
         // A gate may have closed a moment before what did it was noticed.
@@ -163,18 +176,40 @@ impl Owned {
                     Limit::NoGap => return fail(NO_FLAP, format!("{} is no reason", one.what)),
                     Limit::By(time) => (time.saturating_sub(lost), one.what.clone()),
                     Limit::Long(span) => (span, one.what.clone()),
-                    Limit::Loose => ((one.end + self.loose).saturating_sub(lost), one.what.clone()),
+                    Limit::Loose => (
+                        (one.end + self.loose).saturating_sub(lost),
+                        one.what.clone(),
+                    ),
                 };
-                let key = what.split(" span").next().unwrap_or("").split("who").next().unwrap_or("").to_owned();
+                let key = what
+                    .split(" span")
+                    .next()
+                    .unwrap_or("")
+                    .split("who")
+                    .next()
+                    .unwrap_or("")
+                    .to_owned();
                 let worst = self.closest.entry(key).or_insert((0, 1));
-                if u128::from(length) * u128::from(worst.1) > u128::from(worst.0) * u128::from(limit.max(1)) {
+                if u128::from(length) * u128::from(worst.1)
+                    > u128::from(worst.0) * u128::from(limit.max(1))
+                {
                     *worst = (length, limit.max(1));
                 }
-                (length > limit).then(|| fail(EVENTUALLY_OWNED, format!("{what} excuses {:.3} ms", ms(limit))))?
+                (length > limit).then(|| {
+                    fail(
+                        EVENTUALLY_OWNED,
+                        format!("{what} excuses {:.3} ms", ms(limit)),
+                    )
+                })?
             }
             Ok(Some(_)) | Err(()) => {
                 let limit = (self.row(lost) + self.loose).saturating_sub(lost);
-                (length > limit).then(|| fail(EVENTUALLY_OWNED, format!("all that happened excuses {:.3} ms", ms(limit))))?
+                (length > limit).then(|| {
+                    fail(
+                        EVENTUALLY_OWNED,
+                        format!("all that happened excuses {:.3} ms", ms(limit)),
+                    )
+                })?
             }
         }
     }
@@ -187,7 +222,9 @@ impl Owned {
             Limit::Long(span) => one.until + span,
             Limit::Loose => one.end + self.loose,
         };
-        self.troubles.iter().any(|t| t.from > one.from && t.from <= limit)
+        self.troubles
+            .iter()
+            .any(|t| t.from > one.from && t.from <= limit)
     }
 
     /// Somebody is master in a new term.
@@ -198,12 +235,23 @@ impl Owned {
         }
         let fail = |why: String| {
             let what = format!("{} is master in a new term: {why}", NAMES[server]);
-            Some(Violation { invariant: NO_FLAP, what })
+            Some(Violation {
+                invariant: NO_FLAP,
+                what,
+            })
         };
         match self.alone(now) {
             Ok(None) => fail("nothing had happened".into()),
-            Ok(Some(one)) if one.change == Change::No || one.change == Change::Renewal && !renewed => fail(format!("{} is no reason", one.what)),
-            Ok(Some(Trouble { heir: Some(heir), what, .. })) if *heir != server => {
+            Ok(Some(one))
+                if one.change == Change::No || one.change == Change::Renewal && !renewed =>
+            {
+                fail(format!("{} is no reason", one.what))
+            }
+            Ok(Some(Trouble {
+                heir: Some(heir),
+                what,
+                ..
+            })) if *heir != server => {
                 fail(format!("after {what} it was the turn of {}", NAMES[*heir]))
             }
             Ok(Some(_)) | Err(()) => None,
@@ -224,7 +272,9 @@ impl Owned {
 
     /// Does anybody answer for each of them now?
     pub fn all_held(&self, now: Time) -> bool {
-        self.held.iter().all(|h| h.by.is_some_and(|(_, closes)| closes >= now))
+        self.held
+            .iter()
+            .all(|h| h.by.is_some_and(|(_, closes)| closes >= now))
     }
 
     pub fn told(&self, seen: &mut BTreeMap<&'static str, u64>) {

@@ -70,7 +70,9 @@ impl FromStr for Who {
             return Ok(Self::Server(u8::try_from(place).unwrap_or(0)));
         }
         let number = text.strip_prefix("slave").and_then(|n| n.parse().ok());
-        number.map(Self::Slave).ok_or_else(|| format!("no server is called {text}"))
+        number
+            .map(Self::Slave)
+            .ok_or_else(|| format!("no server is called {text}"))
     }
 }
 
@@ -298,19 +300,28 @@ impl Default for Schedule {
 impl Schedule {
     /// How many servers there are.
     pub fn size(&self) -> usize {
-        usize::try_from(self.servers + self.witnesses + self.blank).map_or(NAMES.len(), |n| n.min(NAMES.len()))
+        usize::try_from(self.servers + self.witnesses + self.blank)
+            .map_or(NAMES.len(), |n| n.min(NAMES.len()))
     }
 
     /// How the elector makes sure to be alone.
     pub fn mode(&self) -> Mode {
-        if self.none == 0 { Mode::Majority } else { Mode::None }
+        if self.none == 0 {
+            Mode::Majority
+        } else {
+            Mode::None
+        }
     }
 
     /// How long something may still come of an act after it is over, in microseconds: links are made anew, a
     /// doctor learns, a server that lost its memory keeps silent, a former master stands back (R19).
     pub fn settles(&self, act: &Act) -> u64 {
         let lease = self.lease * 125 / 100;
-        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe) { lease } else { 0 };
+        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe) {
+            lease
+        } else {
+            0
+        };
         silent + lease * 23 / 10
     }
 
@@ -319,13 +330,20 @@ impl Schedule {
         let over = |a: &Act| a.at + a.span + self.settles(a);
         let acts: Vec<_> = self.acts.iter().filter(|a| a.at > 0).collect();
         let rough = self.loss + self.repeat + self.late + self.preempt + self.none > 0;
-        rough || acts.windows(2).any(|w| w[1].at < over(w[0])) || acts.last().is_some_and(|a| self.calm < over(a))
+        rough
+            || acts.windows(2).any(|w| w[1].at < over(w[0]))
+            || acts.last().is_some_and(|a| self.calm < over(a))
     }
 
     /// Of the server of this place.
     pub fn priority(&self, place: usize) -> u32 {
-        let digits = u32::try_from(place).map_or(0, |p| self.priorities / 100_u64.saturating_pow(p) % 100);
-        if digits == 0 { 50 } else { u32::try_from(digits).unwrap_or(50) }
+        let digits =
+            u32::try_from(place).map_or(0, |p| self.priorities / 100_u64.saturating_pow(p) % 100);
+        if digits == 0 {
+            50
+        } else {
+            u32::try_from(digits).unwrap_or(50)
+        }
     }
 }
 
@@ -358,7 +376,10 @@ impl FromStr for Schedule {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut schedule = Self::default();
-        for line in text.lines().map(|l| l.split('#').next().unwrap_or("").trim()) {
+        for line in text
+            .lines()
+            .map(|l| l.split('#').next().unwrap_or("").trim())
+        {
             if line.starts_with("at=") {
                 schedule.acts.push(read_act(line)?);
             } else {
@@ -373,7 +394,9 @@ impl FromStr for Schedule {
 
 impl Schedule {
     fn set(&mut self, word: &str) -> Result<(), String> {
-        let (key, value) = word.split_once('=').ok_or_else(|| format!("no key=value: {word}"))?;
+        let (key, value) = word
+            .split_once('=')
+            .ok_or_else(|| format!("no key=value: {word}"))?;
         macro_rules! read {
             ($this:ident; $($field:ident)*) => {
                 match key {
@@ -396,19 +419,26 @@ fn number(text: &str) -> Result<u64, String> {
 }
 
 fn pair(text: &str) -> Result<(u64, u64), String> {
-    let (low, high) = text.split_once(',').ok_or_else(|| format!("no pair: {text}"))?;
+    let (low, high) = text
+        .split_once(',')
+        .ok_or_else(|| format!("no pair: {text}"))?;
     Ok((number(low)?, number(high)?))
 }
 
 fn read_act(line: &str) -> Result<Act, String> {
     let mut words = line.split_whitespace();
-    let at = words.next().and_then(|w| w.strip_prefix("at=")).unwrap_or("");
+    let at = words
+        .next()
+        .and_then(|w| w.strip_prefix("at="))
+        .unwrap_or("");
     let name = words.next().unwrap_or("");
     let kind = Kind::ALL.iter().find(|k| k.name() == name);
     let kind = kind.ok_or_else(|| format!("nothing is called {name}"))?;
     let mut act = Act::new(number(at)?, *kind);
     for word in words {
-        let (key, value) = word.split_once('=').ok_or_else(|| format!("no key=value: {word}"))?;
+        let (key, value) = word
+            .split_once('=')
+            .ok_or_else(|| format!("no key=value: {word}"))?;
         match key {
             "who" => act.who = value.parse()?,
             "to" => act.to = value.parse()?,

@@ -12,7 +12,9 @@ use election::{Elector, Input, Memory, Output, Start};
 use heartbeat::{Heartbeat, Input as Heard, Output as Said, PeerSettings, Settings, Transmit};
 use protocol::{
     BootTime, Instance, ServerName, VirtualServerName,
-    local::ring::{DoctordToElectd, ElectdToHbd, ElectdToListend, HbdToDoctord, HealthState, ListendToElectd},
+    local::ring::{
+        DoctordToElectd, ElectdToHbd, ElectdToListend, HbdToDoctord, HealthState, ListendToElectd,
+    },
     wire::{
         datagram::{Incarnation, Packet},
         signal::{Body, Signal},
@@ -75,7 +77,12 @@ impl Electd {
 
 fn params(settings: &election::Settings) -> Params {
     Params {
-        servers: settings.servers.iter().filter(|s| **s != settings.me).cloned().collect(),
+        servers: settings
+            .servers
+            .iter()
+            .filter(|s| **s != settings.me)
+            .cloned()
+            .collect(),
         interfaces: vec![INTERFACE.into()],
         heartbeat: settings.heartbeat,
         lease: settings.lease,
@@ -105,7 +112,12 @@ impl World {
             me: server.name.clone(),
             addresses: server.addresses.clone(),
             heartbeat: server.settings.heartbeat,
-            peers: self.servers.iter().filter(|s| s.name != server.name).map(peer).collect(),
+            peers: self
+                .servers
+                .iter()
+                .filter(|s| s.name != server.name)
+                .map(peer)
+                .collect(),
         };
         let hbd = Hbd {
             core: Heartbeat::new(settings, Self::sealer(), Incarnation(id)),
@@ -121,23 +133,49 @@ impl World {
     pub(crate) fn hbd_job(&mut self, i: usize, job: Job) {
         let (now, real_now) = (self.local(i), self.servers[i].real_ns(self.now));
         match job {
-            Job::Datagram { from, path, wire, real_ns, forged } => {
+            Job::Datagram {
+                from,
+                path,
+                wire,
+                real_ns,
+                forged,
+            } => {
                 let path = path.min(self.servers[from].addresses.len() - 1);
                 let source = self.servers[from].addresses[path];
                 let server = &mut self.servers[i];
                 let local = server.addresses[path.min(server.addresses.len() - 1)];
-                let Some(hbd) = server.hbd.as_mut() else { return };
+                let Some(hbd) = server.hbd.as_mut() else {
+                    return;
+                };
                 // As the shell reckons when it arrived, with a wall clock that may have been set since.
                 let waited = Duration::from_nanos(real_now.saturating_sub(real_ns));
                 let at = (now - waited).max(hbd.drained.min(now));
                 let met = match wire {
                     Wire::Packet(packet) => {
                         let met = data_of(&packet);
-                        hbd.core.handle(now, Heard::Opened { source, local, packet, at, real_ns });
+                        hbd.core.handle(
+                            now,
+                            Heard::Opened {
+                                source,
+                                local,
+                                packet,
+                                at,
+                                real_ns,
+                            },
+                        );
                         met
                     }
                     Wire::Bytes(bytes) => {
-                        hbd.core.handle(now, Heard::Datagram { source, local, bytes: &bytes, at, real_ns });
+                        hbd.core.handle(
+                            now,
+                            Heard::Datagram {
+                                source,
+                                local,
+                                bytes: &bytes,
+                                at,
+                                real_ns,
+                            },
+                        );
                         None
                     }
                 };
@@ -167,12 +205,18 @@ impl World {
     fn carry_out_hbd(&mut self, i: usize, about: Option<(usize, Option<Data>, bool)>) {
         let now = self.local(i);
         let fresh = self.random.bytes();
-        let Some(hbd) = self.servers[i].hbd.as_mut() else { return };
+        let Some(hbd) = self.servers[i].hbd.as_mut() else {
+            return;
+        };
         if hbd.core.poll_timeout().is_some_and(|due| due <= now) {
             hbd.core.handle(now, Heard::Timeout { fresh });
         }
         let mut batch = Vec::new();
-        while let Some(said) = self.servers[i].hbd.as_mut().and_then(|h| h.core.poll_output()) {
+        while let Some(said) = self.servers[i]
+            .hbd
+            .as_mut()
+            .and_then(|h| h.core.poll_output())
+        {
             match said {
                 Said::Transmit(transmit) => self.transmit(i, transmit),
                 Said::Deliver(message) => batch.push(message),
@@ -185,7 +229,9 @@ impl World {
         let delivered = !batch.is_empty() && self.ring_send(i, TO_DOCTORD, Job::ToDoctord(batch));
         let up = self.servers[i].rings[TO_DOCTORD].up;
         let heartbeat = self.servers[i].settings.heartbeat;
-        let Some(hbd) = self.servers[i].hbd.as_mut() else { return };
+        let Some(hbd) = self.servers[i].hbd.as_mut() else {
+            return;
+        };
         hbd.drained = now;
         let mut next = hbd.core.poll_timeout();
         if up {
@@ -202,11 +248,15 @@ impl World {
     }
 
     fn transmit(&mut self, i: usize, mut transmit: Transmit) {
-        let Some(to) = self.index(&transmit.to) else { return };
+        let Some(to) = self.index(&transmit.to) else {
+            return;
+        };
         let real = self.servers[i].real_ns(self.now);
         let wire = if self.schedule.sealed == 1 {
             let nonce = self.random.bytes();
-            let Some(hbd) = self.servers[i].hbd.as_ref() else { return };
+            let Some(hbd) = self.servers[i].hbd.as_ref() else {
+                return;
+            };
             match hbd.core.seal(&mut transmit, nonce, real) {
                 Ok(bytes) => Wire::Bytes(bytes),
                 Err(_) => return,
@@ -228,7 +278,10 @@ impl World {
     /// hbd believed a packet: was it new, of the present run of both sides, and real?
     fn believed(&mut self, i: usize, from: usize, data: Option<Data>, forged: bool) {
         if forged {
-            return self.not_inert(i, &format!("hbd believed a forged packet of {}", NAMES[from]));
+            return self.not_inert(
+                i,
+                &format!("hbd believed a forged packet of {}", NAMES[from]),
+            );
         }
         let Some(data) = data else { return };
         let server = &mut self.servers[i];
@@ -263,15 +316,27 @@ impl World {
         let params = params(&server.settings);
         let mut core = Detector::new(params, server.local(now));
         let up = server.no_carrier == 0;
-        core.handle(server.local(now), Seen::Link { interface: INTERFACE.into(), up });
-        server.doctord = Some(Doctord { core, draining: false, dead: Vec::new() });
+        core.handle(
+            server.local(now),
+            Seen::Link {
+                interface: INTERFACE.into(),
+                up,
+            },
+        );
+        server.doctord = Some(Doctord {
+            core,
+            draining: false,
+            dead: Vec::new(),
+        });
     }
 
     pub(crate) fn doctord_job(&mut self, i: usize, job: Job) {
         let now = self.local(i);
         let up = self.servers[i].no_carrier == 0;
         let reload = matches!(job, Job::Reload).then(|| params(&self.servers[i].settings));
-        let Some(doctord) = self.servers[i].doctord.as_mut() else { return };
+        let Some(doctord) = self.servers[i].doctord.as_mut() else {
+            return;
+        };
         let mut batch = Vec::new();
         let mut heard = false;
         match job {
@@ -281,13 +346,30 @@ impl World {
                     let input = match message {
                         HbdToDoctord::Beat { arrival, beat } => {
                             let (from, at, lease) = (arrival.from.clone(), arrival.at, beat.lease);
-                            batch.push(DoctordToElectd::Beat { from: arrival.from, at, beat });
-                            Seen::Beat { from, at, lease, times: arrival.times }
+                            batch.push(DoctordToElectd::Beat {
+                                from: arrival.from,
+                                at,
+                                beat,
+                            });
+                            Seen::Beat {
+                                from,
+                                at,
+                                lease,
+                                times: arrival.times,
+                            }
                         }
                         HbdToDoctord::Ack { arrival, ack } => {
                             let (from, at) = (arrival.from.clone(), arrival.at);
-                            batch.push(DoctordToElectd::Ack { from: arrival.from, at, ack });
-                            Seen::Ack { from, at, times: arrival.times }
+                            batch.push(DoctordToElectd::Ack {
+                                from: arrival.from,
+                                at,
+                                ack,
+                            });
+                            Seen::Ack {
+                                from,
+                                at,
+                                times: arrival.times,
+                            }
                         }
                         HbdToDoctord::Listening => Seen::HbdListens,
                     };
@@ -296,8 +378,16 @@ impl World {
             }
             Job::RingUp(_) => doctord.core.handle(now, Seen::ElectdUp),
             Job::PeerGone(_) => doctord.core.handle(now, Seen::HbdGone),
-            Job::Reload => reload.into_iter().for_each(|p| doctord.core.handle(now, Seen::Params(p))),
-            Job::Carrier => doctord.core.handle(now, Seen::Link { interface: INTERFACE.into(), up }),
+            Job::Reload => reload
+                .into_iter()
+                .for_each(|p| doctord.core.handle(now, Seen::Params(p))),
+            Job::Carrier => doctord.core.handle(
+                now,
+                Seen::Link {
+                    interface: INTERFACE.into(),
+                    up,
+                },
+            ),
             _ => {}
         }
         self.doctord_turn(i, heard, batch);
@@ -309,7 +399,9 @@ impl World {
 
     fn doctord_turn(&mut self, i: usize, heard: bool, mut batch: Vec<DoctordToElectd>) {
         let now = self.local(i);
-        let Some(doctord) = self.servers[i].doctord.as_mut() else { return };
+        let Some(doctord) = self.servers[i].doctord.as_mut() else {
+            return;
+        };
         if doctord.draining && !heard {
             doctord.draining = false;
             doctord.core.handle(now, Seen::Drained);
@@ -320,9 +412,20 @@ impl World {
             match output {
                 detector::Output::Drain => doctord.draining = true,
                 detector::Output::Health(health) => {
-                    let dead = || health.servers.iter().filter(|s| s.state == HealthState::Dead);
-                    if dead().count() != doctord.dead.len() || dead().any(|s| !doctord.dead.contains(&s.server)) {
-                        accused.extend(dead().map(|s| s.server.clone()).filter(|s| !doctord.dead.contains(s)));
+                    let dead = || {
+                        health
+                            .servers
+                            .iter()
+                            .filter(|s| s.state == HealthState::Dead)
+                    };
+                    if dead().count() != doctord.dead.len()
+                        || dead().any(|s| !doctord.dead.contains(&s.server))
+                    {
+                        accused.extend(
+                            dead()
+                                .map(|s| s.server.clone())
+                                .filter(|s| !doctord.dead.contains(s)),
+                        );
                         doctord.dead = dead().map(|s| s.server.clone()).collect();
                     }
                     batch.push(DoctordToElectd::Health(health));
@@ -339,7 +442,12 @@ impl World {
         }
         if draining {
             let epoch = Some(self.servers[i].processes[Part::Doctord as usize].epoch);
-            let event = Event::Job { server: i, part: Part::Doctord, epoch, job: Job::Turn };
+            let event = Event::Job {
+                server: i,
+                part: Part::Doctord,
+                epoch,
+                job: Job::Turn,
+            };
             self.queue.push(self.now + 1000, event);
         } else {
             self.rearm(i, Part::Doctord, next);
@@ -369,7 +477,10 @@ impl World {
             gates: gates().collect(),
         };
         let silent = server.memory.is_none();
-        let longest = server.disk.as_ref().map_or(Duration::ZERO, |r| r.promise_max);
+        let longest = server
+            .disk
+            .as_ref()
+            .map_or(Duration::ZERO, |r| r.promise_max);
         self.judge.killed(i, &open); // gates may have closed since
         self.judge.started(i, silent.then(|| local + longest));
         if let Some(disk) = &server.disk {
@@ -385,7 +496,11 @@ impl World {
             longest: longest.max(server.settings.lease),
         });
         self.note(|| {
-            let memory = if silent { "remembers nothing" } else { "remembers" };
+            let memory = if silent {
+                "remembers nothing"
+            } else {
+                "remembers"
+            };
             format!("{} electd starts, {memory}", NAMES[i])
         });
         self.carry_out(i);
@@ -396,13 +511,19 @@ impl World {
         let now = self.now;
         let server = &mut self.servers[i];
         server.electd = None;
-        if let Some(reservation) = server.writing.take().filter(|_| landed && server.bad_disk == 0) {
+        if let Some(reservation) = server
+            .writing
+            .take()
+            .filter(|_| landed && server.bad_disk == 0)
+        {
             server.disk = Some(reservation);
         }
         for gate in server.gates.iter_mut().flatten() {
             gate.shutting = false;
         }
-        let open: Vec<_> = (0..self.virtuals.len()).filter(|v| self.servers[i].gate_open(*v, now)).collect();
+        let open: Vec<_> = (0..self.virtuals.len())
+            .filter(|v| self.servers[i].gate_open(*v, now))
+            .collect();
         let open: Vec<_> = open.into_iter().map(|v| self.virtuals[v].clone()).collect();
         self.judge.killed(i, &open);
     }
@@ -419,8 +540,12 @@ impl World {
                     self.tell(i, input);
                 }
             }
-            Job::Signalled(ListendToElectd::Signal { from, signal }) => self.signalled(i, from, signal),
-            Job::Signalled(ListendToElectd::Link { server, up: true }) => self.tell(i, Input::Linked(server)),
+            Job::Signalled(ListendToElectd::Signal { from, signal }) => {
+                self.signalled(i, from, signal)
+            }
+            Job::Signalled(ListendToElectd::Link { server, up: true }) => {
+                self.tell(i, Input::Linked(server))
+            }
             Job::Signalled(ListendToElectd::Link { up: false, .. }) => {}
             Job::RingUp(Part::Listend) => {
                 for name in self.servers[i].settings.servers.clone() {
@@ -465,12 +590,17 @@ impl World {
 
     pub(crate) fn electd_timeout(&mut self, i: usize) {
         let local = self.local(i);
-        let Some(electd) = self.servers[i].electd.as_mut() else { return };
+        let Some(electd) = self.servers[i].electd.as_mut() else {
+            return;
+        };
         if electd.core.poll_timeout().is_some_and(|t| t <= local) {
             electd.handled = local;
             electd.core.handle_timeout(local);
             if electd.core.poll_timeout().is_some_and(|t| t <= local) {
-                let what = format!("electd of {} asks for a time-out in the past: it would spin", NAMES[i]);
+                let what = format!(
+                    "electd of {} asks for a time-out in the past: it would spin",
+                    NAMES[i]
+                );
                 self.judge.fail(NO_FLAP, what);
             }
         }
@@ -482,9 +612,15 @@ impl World {
         if self.servers[i].processes[Part::Electd as usize].stalled_until > self.now {
             return;
         }
-        while let Some(output) = self.servers[i].electd.as_mut().and_then(|e| e.core.poll_output()) {
+        while let Some(output) = self.servers[i]
+            .electd
+            .as_mut()
+            .and_then(|e| e.core.poll_output())
+        {
             self.output(i, output);
-            let Some(electd) = self.servers[i].electd.as_mut() else { return };
+            let Some(electd) = self.servers[i].electd.as_mut() else {
+                return;
+            };
             if let Some(come) = &mut electd.interruption {
                 if come.outputs_left > 0 {
                     come.outputs_left -= 1;
@@ -496,12 +632,17 @@ impl World {
             }
         }
         self.check();
-        let Some(electd) = self.servers[i].electd.as_mut() else { return };
+        let Some(electd) = self.servers[i].electd.as_mut() else {
+            return;
+        };
         if electd.stopped {
             let after = electd.stop.unwrap_or(0);
             self.note(|| format!("{} electd has stopped", NAMES[i]));
             self.kill(i, Part::Electd);
-            let event = Event::Start { server: i, part: Part::Electd };
+            let event = Event::Start {
+                server: i,
+                part: Part::Electd,
+            };
             return self.queue.push(self.now + after, event);
         }
         let queued = std::mem::take(&mut electd.queued);
@@ -516,7 +657,10 @@ impl World {
         if come.kill {
             self.note(|| format!("{} electd is killed in the middle of a turn", NAMES[i]));
             self.kill(i, Part::Electd);
-            let event = Event::Start { server: i, part: Part::Electd };
+            let event = Event::Start {
+                server: i,
+                part: Part::Electd,
+            };
             self.queue.push(self.now + come.span, event);
         } else {
             self.note(|| format!("{} electd stands still in the middle of a turn", NAMES[i]));
@@ -526,7 +670,9 @@ impl World {
 
     fn output(&mut self, i: usize, output: Output) {
         let (now, local) = (self.now, self.local(i));
-        let Some(electd) = self.servers[i].electd.as_mut() else { return };
+        let Some(electd) = self.servers[i].electd.as_mut() else {
+            return;
+        };
         let handled = electd.handled;
         match output {
             Output::Remember(memory) => self.remember(i, memory),
@@ -536,25 +682,41 @@ impl World {
             }
             Output::Ack { to, ack } => {
                 self.judge.acks(now, i, handled, &to, &ack);
-                electd.queued.push(ElectdToHbd::Ack { made: local, to, ack });
+                electd.queued.push(ElectdToHbd::Ack {
+                    made: local,
+                    to,
+                    ack,
+                });
             }
             Output::Signal { to, signal } => self.say(i, handled, to, signal),
             Output::Open(v, until) => self.open(i, &v, until),
             Output::Shut(v) => self.shut(i, &v, 0),
             Output::HandOver(v, _) => self.shut(i, &v, DRAIN),
             Output::Succeeded(v) => {
-                if self.place(&v).is_some_and(|v| self.servers[i].gates[v].is_some()) {
-                    let what = format!("{} is told of a successor before its gate reads back shut", NAMES[i]);
+                if self
+                    .place(&v)
+                    .is_some_and(|v| self.servers[i].gates[v].is_some())
+                {
+                    let what = format!(
+                        "{} is told of a successor before its gate reads back shut",
+                        NAMES[i]
+                    );
                     self.judge.fail(RELEASE_BEFORE_GRANT, what);
                 }
             }
             Output::Probe(v) => {
                 let answered = self.place(&v).is_some_and(|v| {
                     (0..self.servers.len()).any(|j| {
-                        j != i && self.cuts[i][j] + self.cuts[j][i] == 0 && self.servers[j].answers(v, now)
+                        j != i
+                            && self.cuts[i][j] + self.cuts[j][i] == 0
+                            && self.servers[j].answers(v, now)
                     })
                 });
-                self.later(i, 60_000_000, Job::Electd(Box::new(Input::Probed(v, answered))));
+                self.later(
+                    i,
+                    60_000_000,
+                    Job::Electd(Box::new(Input::Probed(v, answered))),
+                );
             }
             Output::Reserve(reservation) => self.reserve(i, reservation),
             Output::Role(change) => {
@@ -575,8 +737,12 @@ impl World {
                     }
                 }
             }
-            Output::Alarm(text) | Output::Notice(text) => self.note(|| format!("{} says: {text}", NAMES[i])),
-            Output::Answer { answer, .. } => self.note(|| format!("{} answers {answer:?}", NAMES[i])),
+            Output::Alarm(text) | Output::Notice(text) => {
+                self.note(|| format!("{} says: {text}", NAMES[i]))
+            }
+            Output::Answer { answer, .. } => {
+                self.note(|| format!("{} answers {answer:?}", NAMES[i]))
+            }
             Output::Announce(_) | Output::Clients(..) => {}
             Output::Stopped(last) => {
                 let server = &mut self.servers[i];
@@ -601,7 +767,10 @@ impl World {
             && let Some(v) = self.place(&signal.virtual_server)
             && self.servers[i].gate_open(v, self.now)
         {
-            let what = format!("{} releases {} with its gate open", NAMES[i], signal.virtual_server);
+            let what = format!(
+                "{} releases {} with its gate open",
+                NAMES[i], signal.virtual_server
+            );
             self.judge.fail(RELEASE_BEFORE_GRANT, what);
         }
         self.note(|| format!("{} -> {to} {}", NAMES[i], told(&signal)));
@@ -612,14 +781,21 @@ impl World {
                 self.signals.pop_front();
             }
         }
-        self.ring_send(i, TO_LISTEND, Job::ToListend(ElectdToListend { to, signal }));
+        self.ring_send(
+            i,
+            TO_LISTEND,
+            Job::ToListend(ElectdToListend { to, signal }),
+        );
     }
 
     fn open(&mut self, i: usize, v: &VirtualServerName, until: BootTime) {
         let (now, local) = (self.now, self.local(i));
         let Some(place) = self.place(v) else { return };
         let server = &mut self.servers[i];
-        let gate = server.gates[place].get_or_insert(Gate { deadline: until, shutting: false });
+        let gate = server.gates[place].get_or_insert(Gate {
+            deadline: until,
+            shutting: false,
+        });
         let (shutting, was) = (gate.shutting, gate.deadline);
         gate.deadline = gate.deadline.max(until);
         if shutting {
@@ -630,14 +806,21 @@ impl World {
             return;
         }
         if was == until || was < local {
-            self.note(|| format!("{} gate of {v} OPEN for {:.3} ms", NAMES[i], until.since(local).as_secs_f64() * 1e3));
+            self.note(|| {
+                format!(
+                    "{} gate of {v} OPEN for {:.3} ms",
+                    NAMES[i],
+                    until.since(local).as_secs_f64() * 1e3
+                )
+            });
         }
         let server = &self.servers[i];
         if until > server.excused
             && let Some(electd) = &server.electd
             && let Some(term) = electd.core.term(v)
         {
-            let clocks: [_; NAMES.len()] = std::array::from_fn(|k| self.servers.get(k).map_or(server.clock, |s| s.clock));
+            let clocks: [_; NAMES.len()] =
+                std::array::from_fn(|k| self.servers.get(k).map_or(server.clock, |s| s.clock));
             let closes = server.clock.true_time(until);
             self.judge.opens(i, v, term, &electd.core.roster().voters);
             self.judge.outlasts(now, i, v, closes, &clocks);
@@ -653,7 +836,14 @@ impl World {
         }
         let after = self.random.between(low, high) * 1000 + more;
         let epoch = self.servers[i].processes[Part::Electd as usize].epoch;
-        self.queue.push(self.now + after, Event::GateShut { server: i, v: place, epoch });
+        self.queue.push(
+            self.now + after,
+            Event::GateShut {
+                server: i,
+                v: place,
+                epoch,
+            },
+        );
     }
 
     /// The takeover thread has shut the gate, and tells electd.
@@ -672,20 +862,36 @@ impl World {
 
     fn later(&mut self, i: usize, after: Time, job: Job) {
         let epoch = Some(self.servers[i].processes[Part::Electd as usize].epoch);
-        self.queue.push(self.now + after, Event::Job { server: i, part: Part::Electd, epoch, job });
+        self.queue.push(
+            self.now + after,
+            Event::Job {
+                server: i,
+                part: Part::Electd,
+                epoch,
+                job,
+            },
+        );
     }
 
     fn reserve(&mut self, i: usize, reservation: election::Reservation) {
-        self.note(|| format!("{} reserves up to {}, roster {}", NAMES[i], reservation.reserved, reservation.roster.version));
+        self.note(|| {
+            format!(
+                "{} reserves up to {}, roster {}",
+                NAMES[i], reservation.reserved, reservation.roster.version
+            )
+        });
         if let Some(electd) = &self.servers[i].electd {
             let present = electd.core.roster();
             if present.version.term == reservation.roster.version.term {
                 let holds = |s: &&crate::world::Server| {
                     present.voters.contains(&s.name)
-                        && s.disk.as_ref().is_some_and(|d| d.roster.version >= present.version)
+                        && s.disk
+                            .as_ref()
+                            .is_some_and(|d| d.roster.version >= present.version)
                 };
                 let holders = self.servers.iter().filter(holds).count();
-                self.judge.changes_roster(present, &reservation.roster, holders);
+                self.judge
+                    .changes_roster(present, &reservation.roster, holders);
             }
         }
         let usual = self.schedule.disk;
@@ -698,11 +904,26 @@ impl World {
             // A failed write may have reached the disk all the same.
             self.judge.stores(i, &reservation);
             server.disk = Some(reservation);
-            return self.later(i, delay, Job::Electd(Box::new(Input::ReserveFailed("no space left".into()))));
+            return self.later(
+                i,
+                delay,
+                Job::Electd(Box::new(Input::ReserveFailed("no space left".into()))),
+            );
         } else {
-            return self.later(i, delay, Job::Electd(Box::new(Input::ReserveFailed("no space left".into()))));
+            return self.later(
+                i,
+                delay,
+                Job::Electd(Box::new(Input::ReserveFailed("no space left".into()))),
+            );
         }
-        self.queue.push(self.now + delay, Event::DiskDone { server: i, epoch, reservation });
+        self.queue.push(
+            self.now + delay,
+            Event::DiskDone {
+                server: i,
+                epoch,
+                reservation,
+            },
+        );
     }
 
     /// The writer thread has synced it, and tells electd.
@@ -729,7 +950,11 @@ struct Data {
 
 fn data_of(packet: &Packet) -> Option<Data> {
     match packet {
-        Packet::Data(data) => Some(Data { from: data.from, to: data.to, sequence: data.sequence }),
+        Packet::Data(data) => Some(Data {
+            from: data.from,
+            to: data.to,
+            sequence: data.sequence,
+        }),
         Packet::Hello { .. } | Packet::HelloAnswer { .. } => None,
     }
 }
@@ -742,9 +967,12 @@ pub(crate) fn told(signal: &Signal) -> String {
         Body::PreAnswer { term, verdict, .. } => format!("term {term} of {v}: {verdict:?}"),
         Body::Call { term, .. } => format!("CALL in term {term} of {v}, number {}", signal.number),
         Body::Grant { term, .. } => format!("my vote in term {term} of {v}"),
-        Body::Refuse { term, why, floor, .. } => format!("no vote in term {term} of {v}: {why}, floor {floor}"),
-        Body::Release { term, invited } => format!("RELEASE of term {term} of {v}, invites {invited:?}"),
+        Body::Refuse {
+            term, why, floor, ..
+        } => format!("no vote in term {term} of {v}: {why}, floor {floor}"),
+        Body::Release { term, invited } => {
+            format!("RELEASE of term {term} of {v}, invites {invited:?}")
+        }
         other => format!("{other:?} about {v}"),
     }
 }
-

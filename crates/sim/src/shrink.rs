@@ -14,7 +14,10 @@ pub fn shrink(schedule: &Schedule, invariant: &'static str) -> Schedule {
     let mut tries = 0;
     let mut fails = |candidate: &Schedule| {
         tries += 1;
-        tries <= TRIES_MAX && run(candidate).violation.is_some_and(|v| v.invariant == invariant)
+        tries <= TRIES_MAX
+            && run(candidate)
+                .violation
+                .is_some_and(|v| v.invariant == invariant)
     };
     loop {
         let before = best.clone();
@@ -24,7 +27,9 @@ pub fn shrink(schedule: &Schedule, invariant: &'static str) -> Schedule {
             let mut at = 0;
             while at < best.acts.len() {
                 let mut candidate = best.clone();
-                candidate.acts.drain(at..(at + size).min(candidate.acts.len()));
+                candidate
+                    .acts
+                    .drain(at..(at + size).min(candidate.acts.len()));
                 if fails(&candidate) {
                     best = candidate;
                 } else {
@@ -63,13 +68,17 @@ fn simpler(from: &Schedule) -> Vec<Schedule> {
         with(&|s| s.blank = 0),
         with(&|s| s.cold = 0),
         with(&|s| (s.servers, s.witnesses) = (3, 0)),
-        with(&|s| (s.delay, s.ring, s.gate, s.disk) = (plain.delay, plain.ring, plain.gate, plain.disk)),
+        with(&|s| {
+            (s.delay, s.ring, s.gate, s.disk) = (plain.delay, plain.ring, plain.gate, plain.disk)
+        }),
         with(&|s| s.calm = s.acts.iter().map(|a| a.at + a.span).max().unwrap_or(0)),
     ];
     for i in 0..from.acts.len() {
         let round = |n: u64| n - n % 1000;
         let act = |change: &dyn Fn(&mut Act)| with(&|s| change(&mut s.acts[i]));
-        all.push(act(&|a| (a.at, a.span) = (round(a.at), round(a.span).max(1))));
+        all.push(act(&|a| {
+            (a.at, a.span) = (round(a.at), round(a.span).max(1))
+        }));
         all.push(act(&|a| a.span /= 2));
     }
     all

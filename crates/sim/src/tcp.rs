@@ -47,15 +47,37 @@ pub(crate) struct Conn {
 /// What happens to connection `conn`; `side` is the end that it happens at.
 #[derive(Clone, Debug)]
 pub(crate) enum TcpEvent {
-    Syn { conn: usize },
-    Established { conn: usize },
-    Refused { conn: usize },
-    Accept { conn: usize },
-    Data { conn: usize, side: usize, bytes: Vec<u8> },
-    End { conn: usize, side: usize, reset: bool },
-    Retry { conn: usize, side: usize },
+    Syn {
+        conn: usize,
+    },
+    Established {
+        conn: usize,
+    },
+    Refused {
+        conn: usize,
+    },
+    Accept {
+        conn: usize,
+    },
+    Data {
+        conn: usize,
+        side: usize,
+        bytes: Vec<u8>,
+    },
+    End {
+        conn: usize,
+        side: usize,
+        reset: bool,
+    },
+    Retry {
+        conn: usize,
+        side: usize,
+    },
     /// A stranger says what was once said.
-    Replay { from: usize, bytes: Vec<u8> },
+    Replay {
+        from: usize,
+        bytes: Vec<u8>,
+    },
 }
 
 impl World {
@@ -74,8 +96,17 @@ impl World {
             name: s.name.clone(),
             addresses: s.addresses.clone(),
         };
-        let peers = self.servers.iter().filter(|s| s.name != settings.me).map(peer).collect();
-        (settings.me.clone(), peers, Timing::new(settings.heartbeat, settings.lease))
+        let peers = self
+            .servers
+            .iter()
+            .filter(|s| s.name != settings.me)
+            .map(peer)
+            .collect();
+        (
+            settings.me.clone(),
+            peers,
+            Timing::new(settings.heartbeat, settings.lease),
+        )
     }
 
     /// The kernel closes what it had, if there is one.
@@ -99,7 +130,9 @@ impl World {
     pub(crate) fn listend_job(&mut self, i: usize, job: Job) {
         let now = self.local(i);
         let challenge = Challenge(self.random.bytes());
-        let Some(links) = self.servers[i].listend.as_mut() else { return };
+        let Some(links) = self.servers[i].listend.as_mut() else {
+            return;
+        };
         match job {
             Job::ToListend(message) => {
                 links.send(now, &message.to, message.signal);
@@ -111,7 +144,10 @@ impl World {
                 }
             }
             Job::RingUp(_) => {
-                let all: Vec<_> = links.links().map(|(server, up)| (server.clone(), up)).collect();
+                let all: Vec<_> = links
+                    .links()
+                    .map(|(server, up)| (server.clone(), up))
+                    .collect();
                 for (server, up) in all {
                     let job = Job::Signalled(ListendToElectd::Link { server, up });
                     self.ring_send(i, LISTEND_TO_ELECTD, job);
@@ -132,21 +168,30 @@ impl World {
                 let Conn { ends, path } = &self.conns[conn];
                 let addresses = &self.servers[ends[0].server].addresses;
                 let source = addresses[(*path).min(addresses.len() - 1)];
-                let accepted = self.servers[i].listend.as_mut().map(|l| l.accepted(now, source, challenge));
+                let accepted = self.servers[i]
+                    .listend
+                    .as_mut()
+                    .map(|l| l.accepted(now, source, challenge));
                 let end = &mut self.conns[conn].ends[1];
                 match accepted {
                     Some(Ok(id)) => end.id = Some(id),
                     _ => self.close_end(conn, 1),
                 }
             }
-            Job::Tcp(TcpEvent::Data { conn, side, bytes }) => match self.conns[conn].ends[side].id {
-                Some(id) => links.received(now, id, &bytes),
-                None => self.reset(conn, side),
-            },
+            Job::Tcp(TcpEvent::Data { conn, side, bytes }) => {
+                match self.conns[conn].ends[side].id {
+                    Some(id) => links.received(now, id, &bytes),
+                    None => self.reset(conn, side),
+                }
+            }
             Job::Tcp(TcpEvent::End { conn, side, reset }) => {
                 if let Some(id) = self.conns[conn].ends[side].id.take() {
                     self.conns[conn].ends[side].gone = true;
-                    let reason = if reset { Reason::Network("reset".into()) } else { Reason::Closed };
+                    let reason = if reset {
+                        Reason::Network("reset".into())
+                    } else {
+                        Reason::Closed
+                    };
                     links.closed(now, id, reason);
                 }
             }
@@ -163,8 +208,12 @@ impl World {
         let challenge = Challenge(self.random.bytes());
         let source = self.servers[from].addresses[0];
         self.act_listend(i);
-        let Some(links) = self.servers[i].listend.as_mut() else { return };
-        let Ok(id) = links.accepted(now, source, challenge) else { return };
+        let Some(links) = self.servers[i].listend.as_mut() else {
+            return;
+        };
+        let Ok(id) = links.accepted(now, source, challenge) else {
+            return;
+        };
         links.received(now, id, bytes);
         let mut came = false;
         while let Some(output) = links.poll_output() {
@@ -179,29 +228,50 @@ impl World {
 
     pub(crate) fn listend_timeout(&mut self, i: usize) {
         let now = self.local(i);
-        let Some(links) = self.servers[i].listend.as_mut() else { return };
+        let Some(links) = self.servers[i].listend.as_mut() else {
+            return;
+        };
         if links.poll_timeout().is_some_and(|t| t <= now) {
             links.handle_timeout(now);
             self.act_listend(i);
         }
-        let next = self.servers[i].listend.as_ref().and_then(Links::poll_timeout);
+        let next = self.servers[i]
+            .listend
+            .as_ref()
+            .and_then(Links::poll_timeout);
         self.rearm(i, Part::Listend, next);
     }
 
     fn act_listend(&mut self, i: usize) {
-        while let Some(output) = self.servers[i].listend.as_mut().and_then(Links::poll_output) {
+        while let Some(output) = self.servers[i]
+            .listend
+            .as_mut()
+            .and_then(Links::poll_output)
+        {
             match output {
                 Output::Signal { from, signal } => {
-                    self.ring_send(i, LISTEND_TO_ELECTD, Job::Signalled(ListendToElectd::Signal { from, signal }));
+                    self.ring_send(
+                        i,
+                        LISTEND_TO_ELECTD,
+                        Job::Signalled(ListendToElectd::Signal { from, signal }),
+                    );
                 }
                 Output::Link { server, up } => {
-                    self.ring_send(i, LISTEND_TO_ELECTD, Job::Signalled(ListendToElectd::Link { server, up }));
+                    self.ring_send(
+                        i,
+                        LISTEND_TO_ELECTD,
+                        Job::Signalled(ListendToElectd::Link { server, up }),
+                    );
                 }
                 Output::Write(id) => self.write(i, id),
                 Output::Dial { conn, peer, path } => self.dial(i, conn, &peer, path),
-                Output::Close { conn, last_words, .. } => {
+                Output::Close {
+                    conn, last_words, ..
+                } => {
                     if let Some((conn, side)) = self.end_of(i, conn) {
-                        self.conns[conn].ends[side].out.extend_from_slice(&last_words);
+                        self.conns[conn].ends[side]
+                            .out
+                            .extend_from_slice(&last_words);
                         self.close_end(conn, side);
                     }
                 }
@@ -212,17 +282,31 @@ impl World {
     fn end_of(&self, i: usize, id: ConnId) -> Option<(usize, usize)> {
         let epoch = self.servers[i].processes[Part::Listend as usize].epoch;
         let ends = self.conns.iter().enumerate().rev();
-        let mut all = ends.flat_map(|(c, conn)| conn.ends.iter().enumerate().map(move |(s, end)| ((c, s), end)));
-        all.find(|(_, e)| e.server == i && e.epoch == epoch && e.id == Some(id)).map(|(at, _)| at)
+        let mut all = ends.flat_map(|(c, conn)| {
+            conn.ends
+                .iter()
+                .enumerate()
+                .map(move |(s, end)| ((c, s), end))
+        });
+        all.find(|(_, e)| e.server == i && e.epoch == epoch && e.id == Some(id))
+            .map(|(at, _)| at)
     }
 
     fn write(&mut self, i: usize, id: ConnId) {
-        let Some((conn, side)) = self.end_of(i, id) else { return };
-        let Some(links) = self.servers[i].listend.as_mut() else { return };
+        let Some((conn, side)) = self.end_of(i, id) else {
+            return;
+        };
+        let Some(links) = self.servers[i].listend.as_mut() else {
+            return;
+        };
         let bytes = links.outgoing(id);
         if self.record && side == 0 && !bytes.is_empty() {
             let (from, to) = (i, self.conns[conn].ends[1].server);
-            match self.opening.iter_mut().find(|(a, b, _)| (*a, *b) == (from, to)) {
+            match self
+                .opening
+                .iter_mut()
+                .find(|(a, b, _)| (*a, *b) == (from, to))
+            {
                 Some((.., said)) if said.len() < 600 => said.extend_from_slice(bytes),
                 Some(_) => {}
                 None => self.opening.push((from, to, bytes.to_vec())),
@@ -238,9 +322,18 @@ impl World {
         let Some(to) = self.index(peer) else { return };
         // The other end has an epoch once it has taken the connection.
         let epoch = self.servers[i].processes[Part::Listend as usize].epoch;
-        let end = |server, epoch, id| End { server, epoch, id, retry: RETRY, ..End::default() };
+        let end = |server, epoch, id| End {
+            server,
+            epoch,
+            id,
+            retry: RETRY,
+            ..End::default()
+        };
         let conn = self.conns.len();
-        self.conns.push(Conn { ends: [end(i, epoch, Some(id)), end(to, 0, None)], path });
+        self.conns.push(Conn {
+            ends: [end(i, epoch, Some(id)), end(to, 0, None)],
+            path,
+        });
         self.syn(conn);
     }
 
@@ -272,7 +365,8 @@ impl World {
                 end.waiting = true;
                 let after = end.retry;
                 end.retry = (after * 2).min(RETRY_MAX);
-                self.queue.push(self.now + after, Event::Tcp(TcpEvent::Retry { conn, side }));
+                self.queue
+                    .push(self.now + after, Event::Tcp(TcpEvent::Retry { conn, side }));
             }
             Some(delay) => {
                 end.retry = RETRY;
@@ -282,10 +376,18 @@ impl World {
                 let fin = std::mem::take(&mut end.fin);
                 let side = 1 - side;
                 if !bytes.is_empty() {
-                    self.queue.push(at, Event::Tcp(TcpEvent::Data { conn, side, bytes }));
+                    self.queue
+                        .push(at, Event::Tcp(TcpEvent::Data { conn, side, bytes }));
                 }
                 if fin {
-                    self.queue.push(at, Event::Tcp(TcpEvent::End { conn, side, reset: false }));
+                    self.queue.push(
+                        at,
+                        Event::Tcp(TcpEvent::End {
+                            conn,
+                            side,
+                            reset: false,
+                        }),
+                    );
                 }
             }
         }
@@ -301,12 +403,19 @@ impl World {
 
     /// There is nobody at `side`: the other end is told so.
     fn reset(&mut self, conn: usize, side: usize) {
-        let (here, there) = (self.conns[conn].ends[side].server, self.conns[conn].ends[1 - side].server);
+        let (here, there) = (
+            self.conns[conn].ends[side].server,
+            self.conns[conn].ends[1 - side].server,
+        );
         if !self.servers[here].powered {
             return;
         }
         if let Some(delay) = self.way(here, there) {
-            let event = TcpEvent::End { conn, side: 1 - side, reset: true };
+            let event = TcpEvent::End {
+                conn,
+                side: 1 - side,
+                reset: true,
+            };
             self.queue.push(self.now + delay, Event::Tcp(event));
         }
     }
@@ -326,30 +435,46 @@ impl World {
                 }
             }
             TcpEvent::Syn { conn } => self.syn_arrives(conn),
-            TcpEvent::Established { conn } | TcpEvent::Refused { conn } => self.tcp_job(conn, 0, event),
+            TcpEvent::Established { conn } | TcpEvent::Refused { conn } => {
+                self.tcp_job(conn, 0, event)
+            }
             TcpEvent::Accept { conn } => self.tcp_job(conn, 1, event),
-            TcpEvent::Data { conn, side, .. } | TcpEvent::End { conn, side, .. } => self.tcp_job(conn, side, event),
+            TcpEvent::Data { conn, side, .. } | TcpEvent::End { conn, side, .. } => {
+                self.tcp_job(conn, side, event)
+            }
             TcpEvent::Replay { .. } => {}
         }
     }
 
     fn syn_arrives(&mut self, conn: usize) {
-        let (from, to) = (self.conns[conn].ends[0].server, self.conns[conn].ends[1].server);
+        let (from, to) = (
+            self.conns[conn].ends[0].server,
+            self.conns[conn].ends[1].server,
+        );
         let process = &self.servers[to].processes[Part::Listend as usize];
         let (alive, epoch) = (process.alive, process.epoch);
         let there = self.servers[to].powered && self.servers[to].paused_until <= self.now;
         let back = self.way(to, from).filter(|_| there);
         let Some(back) = back else {
-            return self.queue.push(self.now + SYN_RETRY, Event::Tcp(TcpEvent::Retry { conn, side: 0 }));
+            return self.queue.push(
+                self.now + SYN_RETRY,
+                Event::Tcp(TcpEvent::Retry { conn, side: 0 }),
+            );
         };
         if !alive {
-            return self.queue.push(self.now + back, Event::Tcp(TcpEvent::Refused { conn }));
+            return self
+                .queue
+                .push(self.now + back, Event::Tcp(TcpEvent::Refused { conn }));
         }
         self.conns[conn].ends[1].epoch = epoch;
         let forth = self.schedule.delay.1 * 1000;
         self.conns[conn].ends[0].last = self.now + back + forth;
-        self.queue.push(self.now + back, Event::Tcp(TcpEvent::Established { conn }));
-        self.queue.push(self.now + back + forth, Event::Tcp(TcpEvent::Accept { conn }));
+        self.queue
+            .push(self.now + back, Event::Tcp(TcpEvent::Established { conn }));
+        self.queue.push(
+            self.now + back + forth,
+            Event::Tcp(TcpEvent::Accept { conn }),
+        );
     }
 
     fn tcp_job(&mut self, conn: usize, side: usize, event: TcpEvent) {

@@ -286,7 +286,9 @@ impl World {
             .take(usize::try_from(schedule.virtuals).unwrap_or(1).clamp(1, 4))
             .filter_map(|v| v.parse().ok())
             .collect();
-        let voters = usize::try_from(schedule.servers + schedule.witnesses).unwrap_or(n).min(n);
+        let voters = usize::try_from(schedule.servers + schedule.witnesses)
+            .unwrap_or(n)
+            .min(n);
         let lease = Duration::from_micros(schedule.lease);
         let first = Reservation::first(names[..voters].to_vec(), virtuals.first().cloned(), lease);
         let preempt = [Preempt::Never, Preempt::Fresher, Preempt::Always];
@@ -312,7 +314,11 @@ impl World {
                     config_hash: 1,
                 },
                 powered: false,
-                clock: Clock { base: 0, since: 0, rate: 1000 },
+                clock: Clock {
+                    base: 0,
+                    since: 0,
+                    rate: 1000,
+                },
                 wall: 1_700_000_000_000_000_000,
                 processes: Default::default(),
                 rings: Default::default(),
@@ -447,8 +453,17 @@ impl World {
         self.events += 1;
         self.digest(self.now);
         match event {
-            Event::Job { server, part, epoch, job } => self.arrives(server, part, epoch, job),
-            Event::Timer { server, part, epoch } => {
+            Event::Job {
+                server,
+                part,
+                epoch,
+                job,
+            } => self.arrives(server, part, epoch, job),
+            Event::Timer {
+                server,
+                part,
+                epoch,
+            } => {
                 let process = &mut self.servers[server].processes[part as usize];
                 if process.epoch == epoch && process.timer == self.now {
                     process.timer = NEVER;
@@ -457,8 +472,16 @@ impl World {
                     }
                 }
             }
-            Event::Wake { server, part, epoch } => self.wake(server, part, epoch),
-            Event::RingMade { server, ring, epochs } => self.ring_made(server, ring, epochs),
+            Event::Wake {
+                server,
+                part,
+                epoch,
+            } => self.wake(server, part, epoch),
+            Event::RingMade {
+                server,
+                ring,
+                epochs,
+            } => self.ring_made(server, ring, epochs),
             Event::Start { server, part } => self.start(server, part),
             Event::PowerOn(server) => self.power_on(server),
             Event::Resume(server) => self.resume(server),
@@ -466,7 +489,11 @@ impl World {
             Event::Undo(number) => self.undo(number),
             Event::Tcp(event) => self.tcp(event),
             Event::GateShut { server, v, epoch } => self.gate_shut(server, v, epoch),
-            Event::DiskDone { server, epoch, reservation } => self.disk_done(server, epoch, reservation),
+            Event::DiskDone {
+                server,
+                epoch,
+                reservation,
+            } => self.disk_done(server, epoch, reservation),
             Event::Calm => self.calm(),
         }
     }
@@ -477,7 +504,15 @@ impl World {
         if server.paused_until > now && matches!(job, Job::Datagram { .. }) {
             // The network card of a paused virtual machine.
             let at = server.paused_until;
-            return self.queue.push(at, Event::Job { server: i, part, epoch, job });
+            return self.queue.push(
+                at,
+                Event::Job {
+                    server: i,
+                    part,
+                    epoch,
+                    job,
+                },
+            );
         }
         if let Job::Datagram { real_ns, .. } = &mut job {
             *real_ns = server.real_ns(now);
@@ -496,7 +531,9 @@ impl World {
         if server.burst_until > now && self.random.percent(5) {
             let span = self.random.between(1, self.schedule.heartbeat * 1000);
             self.stall(i, part, span);
-            return self.servers[i].processes[part as usize].inbox.push_back(job);
+            return self.servers[i].processes[part as usize]
+                .inbox
+                .push_back(job);
         }
         self.job(i, part, job);
     }
@@ -559,7 +596,14 @@ impl World {
         if at < process.timer {
             process.timer = at;
             let epoch = process.epoch;
-            self.queue.push(at, Event::Timer { server: i, part, epoch });
+            self.queue.push(
+                at,
+                Event::Timer {
+                    server: i,
+                    part,
+                    epoch,
+                },
+            );
         }
     }
 
@@ -581,13 +625,24 @@ impl World {
         if !self.servers[i].rings[ring].up {
             return false;
         }
-        let delay = self.random.between(self.schedule.ring.0, self.schedule.ring.1) * 1000;
+        let delay = self
+            .random
+            .between(self.schedule.ring.0, self.schedule.ring.1)
+            * 1000;
         let server = &mut self.servers[i];
         let at = (self.now + delay).max(server.rings[ring].last);
         server.rings[ring].last = at;
         let part = RINGS[ring].1;
         let epoch = Some(server.processes[part as usize].epoch);
-        self.queue.push(at, Event::Job { server: i, part, epoch, job });
+        self.queue.push(
+            at,
+            Event::Job {
+                server: i,
+                part,
+                epoch,
+                job,
+            },
+        );
         true
     }
 
@@ -600,7 +655,14 @@ impl World {
             let process = |p: Part| &self.servers[i].processes[p as usize];
             if process(from).alive && process(to).alive {
                 let epochs = (process(from).epoch, process(to).epoch);
-                self.queue.push(self.now + after, Event::RingMade { server: i, ring, epochs });
+                self.queue.push(
+                    self.now + after,
+                    Event::RingMade {
+                        server: i,
+                        ring,
+                        epochs,
+                    },
+                );
             }
         }
     }
@@ -615,7 +677,14 @@ impl World {
         let awake = a.stalled_until.max(b.stalled_until);
         if awake > self.now {
             // The greeting waits for both.
-            return self.queue.push(awake, Event::RingMade { server: i, ring, epochs });
+            return self.queue.push(
+                awake,
+                Event::RingMade {
+                    server: i,
+                    ring,
+                    epochs,
+                },
+            );
         }
         self.servers[i].rings[ring].up = true;
         self.job(i, from, Job::RingUp(to));
@@ -689,7 +758,14 @@ impl World {
             }
             process.stalled_until = until;
             let epoch = process.epoch;
-            self.queue.push(until, Event::Wake { server: i, part, epoch });
+            self.queue.push(
+                until,
+                Event::Wake {
+                    server: i,
+                    part,
+                    epoch,
+                },
+            );
         }
     }
 
@@ -699,7 +775,11 @@ impl World {
         let base = self.random.between(1_000_000_000, 100_000_000_000);
         let now = self.now;
         let server = &mut self.servers[i];
-        server.clock = Clock { base, since: now, rate: server.rate };
+        server.clock = Clock {
+            base,
+            since: now,
+            rate: server.rate,
+        };
         server.excused = BootTime(0);
     }
 
@@ -742,7 +822,8 @@ impl World {
         server.paused_until = server.paused_until.min(now);
         server.paused = false;
         let rate = server.clock.rate;
-        self.judge.power_off(i, now, local, if rate == 0 { 1000 } else { rate });
+        self.judge
+            .power_off(i, now, local, if rate == 0 { 1000 } else { rate });
         self.look();
     }
 
@@ -758,7 +839,10 @@ impl World {
         server.clock.set_rate(now, 0);
         server.paused_until = until;
         server.paused = true;
-        let lease = server.electd.as_ref().map_or(server.settings.lease, |e| e.longest());
+        let lease = server
+            .electd
+            .as_ref()
+            .map_or(server.settings.lease, |e| e.longest());
         server.excused = server.clock.local(now) + lease * 4 / 5;
         for part in PARTS {
             self.stall(i, part, until - now);
@@ -778,7 +862,14 @@ impl World {
         for part in PARTS {
             let epoch = self.servers[i].processes[part as usize].epoch;
             self.servers[i].processes[part as usize].timer = NEVER;
-            self.queue.push(now, Event::Wake { server: i, part, epoch });
+            self.queue.push(
+                now,
+                Event::Wake {
+                    server: i,
+                    part,
+                    epoch,
+                },
+            );
         }
         self.look();
     }
@@ -806,14 +897,24 @@ impl World {
         if self.cuts[from][to] > 0 || self.random.percent(self.weather.0) {
             return None;
         }
-        let mut delay = self.random.between(self.schedule.delay.0, self.schedule.delay.1) * 1000;
+        let mut delay = self
+            .random
+            .between(self.schedule.delay.0, self.schedule.delay.1)
+            * 1000;
         if self.random.percent(self.weather.2) {
             delay += self.random.below(self.schedule.lease * 1000);
         }
         Some(delay)
     }
 
-    pub(crate) fn datagram(&mut self, from: usize, to: usize, path: usize, wire: Wire, forged: bool) {
+    pub(crate) fn datagram(
+        &mut self,
+        from: usize,
+        to: usize,
+        path: usize,
+        wire: Wire,
+        forged: bool,
+    ) {
         if self.record {
             self.recorded.push_back((from, to, path, wire.clone()));
             if self.recorded.len() > RECORDED_MAX {
@@ -830,9 +931,28 @@ impl World {
         }
     }
 
-    pub(crate) fn deliver(&mut self, delay: u64, from: usize, to: usize, path: usize, wire: Wire, forged: bool) {
-        let job = Job::Datagram { from, path, wire, real_ns: 0, forged };
-        let event = Event::Job { server: to, part: Part::Hbd, epoch: None, job };
+    pub(crate) fn deliver(
+        &mut self,
+        delay: u64,
+        from: usize,
+        to: usize,
+        path: usize,
+        wire: Wire,
+        forged: bool,
+    ) {
+        let job = Job::Datagram {
+            from,
+            path,
+            wire,
+            real_ns: 0,
+            forged,
+        };
+        let event = Event::Job {
+            server: to,
+            part: Part::Hbd,
+            epoch: None,
+            job,
+        };
         self.queue.push(self.now + delay, event);
     }
 
@@ -856,7 +976,9 @@ impl World {
             }
         }
         // The first violation is kept by the judge.
-        let _ = self.judge.check(self.now, &locals[..self.servers.len()], &open[..count]);
+        let _ = self
+            .judge
+            .check(self.now, &locals[..self.servers.len()], &open[..count]);
     }
 
     /// Who owns what, for the length of gaps.
@@ -882,7 +1004,9 @@ impl World {
     /// A doctor called somebody dead: it must have watched for so long.
     pub(crate) fn accuses(&mut self, i: usize, of: &ServerName, patience: Duration) {
         let server = &self.servers[i];
-        let watched = server.local(self.now).since(server.awake[0].max(server.awake[1]));
+        let watched = server
+            .local(self.now)
+            .since(server.awake[0].max(server.awake[1]));
         if watched < patience {
             let what = format!(
                 "the doctor of {} calls {of} dead after watching for {:.3} ms",
@@ -897,5 +1021,4 @@ impl World {
         let what = format!("{}: {what}", self.servers[i].name);
         self.judge.fail(REJECTED_IS_INERT, what);
     }
-
 }

@@ -23,7 +23,11 @@ fn run(schedule: &Schedule) -> Outcome {
 }
 
 /// Every seed of `seeds`, on two threads, until `most` has passed; how many there were.
-fn all(seeds: std::ops::Range<u64>, most: Duration, schedule: impl Fn(u64) -> Schedule + Sync) -> u64 {
+fn all(
+    seeds: std::ops::Range<u64>,
+    most: Duration,
+    schedule: impl Fn(u64) -> Schedule + Sync,
+) -> u64 {
     let (begin, next) = (Instant::now(), AtomicU64::new(seeds.start));
     let work = || {
         loop {
@@ -67,14 +71,23 @@ fn the_same_seed_is_the_same_history_line_by_line() {
             let schedule = generate::schedule(seed, Some(profile));
             let [a, b] = [0, 1].map(|_| World::run(&schedule, true));
             assert!(a.lines == b.lines && !a.lines.is_empty(), "seed {seed}");
-            assert_eq!((a.digest, a.events, a.end), (b.digest, b.events, b.end), "seed {seed}");
+            assert_eq!(
+                (a.digest, a.events, a.end),
+                (b.digest, b.events, b.end),
+                "seed {seed}"
+            );
         }
     }
 }
 
 #[test]
 fn another_seed_is_another_history() {
-    let [a, b] = [1, 2].map(|seed| run(&Schedule { seed, ..Schedule::default() }));
+    let [a, b] = [1, 2].map(|seed| {
+        run(&Schedule {
+            seed,
+            ..Schedule::default()
+        })
+    });
     assert_ne!(a.digest, b.digest);
 }
 
@@ -82,12 +95,22 @@ fn another_seed_is_another_history() {
 #[test]
 fn what_was_found_once_is_not_found_again() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
     files.sort();
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
-        let schedule = text.parse().unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let schedule = text
+            .parse()
+            .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         let outcome = run(&schedule);
-        assert!(outcome.violation.is_none(), "{}: {}", file.display(), outcome.violation.unwrap());
+        assert!(
+            outcome.violation.is_none(),
+            "{}: {}",
+            file.display(),
+            outcome.violation.unwrap()
+        );
     }
 }
