@@ -77,7 +77,7 @@ pub fn schedule(seed: u64, wanted: Option<Profile>) -> Schedule {
         paths: 1 + u64::from(random.percent(10)),
         sealed: u64::from(random.percent(10)),
         cold: u64::from(random.percent(15)),
-        gate: (100, random.of(&[500, 500, 2000, lease / 50])),
+        gate: (100, random.of(&[500, 2000, lease / 50, lease / 8])),
         ..Schedule::default()
     };
     if profile == Profile::Tight {
@@ -100,7 +100,9 @@ pub fn schedule(seed: u64, wanted: Option<Profile>) -> Schedule {
             });
         }
     }
-    if schedule.none == 0 && random.percent(65) {
+    if schedule.none == 0 && random.percent(4) {
+        changing_roster(&mut random, &mut schedule);
+    } else if schedule.none == 0 && random.percent(65) {
         one_by_one(&mut random, &mut schedule);
     } else {
         all_at_once(&mut random, &mut schedule);
@@ -134,6 +136,31 @@ fn one_by_one(random: &mut Random, schedule: &mut Schedule) {
     schedule.calm = at;
 }
 
+/// Servers come and go from the roster, faster than they should.
+fn changing_roster(random: &mut Random, schedule: &mut Schedule) {
+    let lease = schedule.lease;
+    (schedule.servers, schedule.witnesses, schedule.blank) =
+        (random.between(4, 5), 0, random.below(2));
+    schedule.acts.retain(|a| a.kind != Kind::Rate);
+    schedule.disk = random.of(&[schedule.disk, lease / 20, lease / 2]);
+    let mut at = lease * 3;
+    for _ in 0..random.between(3, 7) {
+        let kind = random.of(&[Kind::Add, Kind::Remove, Kind::Remove]);
+        let to = Who::Server(random.below(6) as u8);
+        schedule.acts.push(Act {
+            to,
+            ..Act::new(at, kind)
+        });
+        if random.percent(30) {
+            let act = one(random, schedule, at);
+            schedule.acts.push(act);
+        }
+        let most = random.of(&[schedule.heartbeat / 10, schedule.heartbeat, lease]);
+        at += random.between(1, most);
+    }
+    schedule.calm = at + lease;
+}
+
 fn one(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
     let lease = schedule.lease;
     let short = random.between(1, lease / 5);
@@ -147,7 +174,7 @@ fn one(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
         role,
         ..Act::new(at, Kind::Kill)
     };
-    (act.kind, act.span) = match random.below(36) {
+    (act.kind, act.span) = match random.below(37) {
         0..5 => (Kind::Kill, some),
         5..10 => (Kind::Power, random.of(&[long, longer])),
         10..12 => (Kind::Stall, some),
@@ -172,6 +199,10 @@ fn one(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
         32 => (Kind::Stop, long),
         33 => (Kind::Maintenance, long),
         34 => (Kind::Junk, 0),
+        35 => {
+            act.n = (lease * random.of(&[100, 150, 200]) / 100).min(10_000_000);
+            (Kind::Lease, 0)
+        }
         _ => (random.of(&[Kind::Add, Kind::Remove]), 0),
     };
     act.to = Who::Slave(random.below(4) as u8);

@@ -4,7 +4,7 @@
 use crate::clock::{Clock, Time};
 use election::{Memory, Mode, Reservation, RoleChange};
 use protocol::{
-    BootTime, Instance, Number, ServerName, Term, VirtualServerName,
+    BootTime, Instance, Number, RosterVersion, ServerName, Term, VirtualServerName,
     wire::{
         beat::{Ack, Beat, Roster, Verdict},
         signal::{Body, PreVerdict, Signal},
@@ -66,6 +66,8 @@ struct Promise {
     holder: usize,
     by: (Instance, Number),
     until: Until,
+    /// The voter was restarted since, and knows no longer by which beat or call it was.
+    forgotten: bool,
 }
 
 /// What is known about one server in one virtual server.
@@ -75,6 +77,8 @@ struct Stand {
     promise: Option<Promise>,
     /// The highest term voted or acknowledged in for others, and for oneself.
     floors: [Term; 2],
+    /// What this voter knows to be released: whose, of which instance, up to which number.
+    released: Vec<(usize, Instance, Number)>,
     /// By whom this server counted when it last opened its gate.
     roster: Vec<usize>,
 }
@@ -88,6 +92,10 @@ struct Written {
     disk: Option<(Term, Duration)>,
     /// By the server's own clock.
     silent: Option<BootTime>,
+    /// Started without a reservation, and none is on disk yet.
+    blank: bool,
+    /// The roster it counts by, likewise.
+    counts_by: RosterVersion,
 }
 
 /// Watches a cluster.
@@ -104,7 +112,9 @@ pub struct Judge {
     /// The term of the last gate opened, of each virtual server.
     token: Vec<Option<(Term, usize)>>,
     leases: HashMap<(Instance, Number), Duration>,
-    rosters: BTreeMap<protocol::RosterVersion, Vec<ServerName>>,
+    /// The rosters that calls named.
+    called_by: HashMap<(Instance, Number), RosterVersion>,
+    rosters: BTreeMap<RosterVersion, Vec<ServerName>>,
     failed: Option<Violation>,
     /// What was seen at all, so that a run can be sure that it tested something.
     pub seen: BTreeMap<&'static str, u64>,
@@ -123,6 +133,7 @@ impl Judge {
             won: HashMap::new(),
             token: Vec::new(),
             leases: HashMap::new(),
+            called_by: HashMap::new(),
             rosters: BTreeMap::new(),
             failed: None,
             seen: BTreeMap::new(),
@@ -176,6 +187,8 @@ impl Judge {
     pub fn killed(&mut self, server: usize, open: &[VirtualServerName]) {
         let virtuals = &self.virtuals;
         for (v, stand) in self.stands[server].iter_mut().enumerate() {
+            stand.released.clear();
+            stand.promise.iter_mut().for_each(|p| p.forgotten = true);
             if !open.contains(&virtuals[v]) {
                 stand.promise.take_if(|p| p.holder == server);
             }
@@ -187,6 +200,8 @@ impl Judge {
         self.written[server].silent = None;
         self.written[server].memory = None;
         for stand in &mut self.stands[server] {
+            stand.released.clear();
+            stand.promise.iter_mut().for_each(|p| p.forgotten = true);
             stand.promise.take_if(|p| p.holder == server);
             if let Some(Promise { until, .. }) = &mut stand.promise
                 && let Until::Local(end) = *until
@@ -207,6 +222,17 @@ impl Judge {
         self.written[server].disk = None;
     }
 
+    /// Started without a reservation.
+    pub fn blank(&mut self, server: usize) {
+        self.count("blank start");
+        self.written[server].blank = true;
+    }
+
+    /// It knows that this roster is on disk.
+    pub fn counts_by(&mut self, server: usize, version: RosterVersion) {
+        self.written[server].counts_by = version;
+    }
+
     /// The run-dir holds this now.
     pub fn remembers(&mut self, server: usize, memory: &Memory) {
         self.written[server].memory = Some(memory.clone());
@@ -215,6 +241,7 @@ impl Judge {
     /// The disk holds this now.
     pub fn stores(&mut self, server: usize, reservation: &Reservation) {
         self.written[server].disk = Some((reservation.reserved, reservation.promise_max));
+        self.written[server].blank = false;
     }
 
     /// R24: this server wants another roster, made of `present`; so many of the present voters have it on disk.
@@ -275,14 +302,30 @@ impl Judge {
                 );
                 return self.fail(RELEASE_BEFORE_GRANT, what);
             }
+            if p.holder == holder && p.by.0 == by.0 && by.1 < p.by.1 && !p.forgotten {
+                let what = format!(
+                    "{} promises by number {} after {} of the same instance",
+                    self.names[voter], by.1, p.by.1
+                );
+                return self.fail(REJECTED_IS_INERT, what);
+            }
             if let (true, Until::Local(before)) = (p.holder == holder, p.until) {
                 until = until.max(before);
             }
+        }
+        let mut released = self.stands[voter][v].released.iter();
+        if released.any(|(server, i, k)| *server == holder && *i == by.0 && by.1 <= *k) {
+            let what = format!(
+                "{} promises to {} by number {}, which it knows to be released",
+                self.names[voter], self.names[holder], by.1
+            );
+            return self.fail(REJECTED_IS_INERT, what);
         }
         self.stands[voter][v].promise = Some(Promise {
             holder,
             by,
             until: Until::Local(until),
+            forgotten: false,
         });
         self.must_not_be_silent(voter, local, "promises");
         self.must_be_written(voter, v, holder, term, lease);
@@ -333,6 +376,10 @@ impl Judge {
     }
 
     fn must_not_be_silent(&mut self, server: usize, local: BootTime, does: &str) {
+        if self.written[server].blank && does != "acknowledges" {
+            let what = format!("{} {does} without a reservation", self.names[server]);
+            return self.fail(RESTART_SILENCE, what);
+        }
         if self.written[server]
             .silent
             .is_some_and(|until| local <= until)
@@ -412,8 +459,14 @@ impl Judge {
         let v = self.place(&signal.virtual_server);
         match &signal.body {
             _ if self.mode == Mode::None => {}
-            Body::Call { term, lease, .. } => {
+            Body::Call {
+                term,
+                lease,
+                roster,
+                ..
+            } => {
                 let by = (signal.instance, signal.number);
+                self.called_by.insert(by, *roster);
                 self.leases.insert(by, *lease);
                 self.count("call");
                 self.vote(server, v, *term, (server, by.0, by.1));
@@ -425,6 +478,15 @@ impl Judge {
                 term,
             } => {
                 self.count("grant");
+                let called = self.called_by.get(&(*instance, *number)).copied();
+                let own = self.written[server].counts_by;
+                if called.is_some_and(|roster| roster < own) {
+                    let what = format!(
+                        "{} of roster {own} votes for {to}, which counts by {called:?}: their majorities may not meet",
+                        self.names[server]
+                    );
+                    self.fail(AT_MOST_ONE_GATE, what);
+                }
                 let to = self.index(to);
                 self.vote(server, v, *term, (to, *instance, *number));
                 self.promise(now, server, local, v, to, *term, (*instance, *number));
@@ -469,7 +531,9 @@ impl Judge {
         if holder != voter {
             // its own word counts when it is said
             let covered = |p: &mut Promise| p.holder == holder && p.by.0 == i && p.by.1 <= k;
-            self.stands[voter][v].promise.take_if(covered);
+            let stand = &mut self.stands[voter][v];
+            stand.promise.take_if(covered);
+            stand.released.push((holder, i, k));
         }
     }
 
@@ -484,6 +548,32 @@ impl Judge {
                 );
                 self.fail(ONE_MASTER_PER_TERM, what);
             }
+        }
+    }
+
+    /// It won, by the votes of a majority of those it counts by.
+    pub fn elected(
+        &mut self,
+        server: usize,
+        v: &VirtualServerName,
+        term: Term,
+        roster: &[ServerName],
+    ) {
+        if self.mode == Mode::None {
+            return;
+        }
+        let v = self.place(v);
+        let voted = |name: &&ServerName| {
+            let vote = self.votes.get(&(self.index(name), v, term));
+            vote.is_some_and(|(to, ..)| *to == server)
+        };
+        let (votes, need) = (roster.iter().filter(voted).count(), roster.len() / 2 + 1);
+        if votes < need {
+            let what = format!(
+                "{} is master in term {term} with {votes} of {need} votes needed",
+                self.names[server]
+            );
+            self.fail(ONE_MASTER_PER_TERM, what);
         }
     }
 

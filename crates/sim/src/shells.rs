@@ -11,13 +11,13 @@ use detector::{Detector, Input as Seen, Params};
 use election::{Elector, Input, Memory, Output, Start};
 use heartbeat::{Heartbeat, Input as Heard, Output as Said, PeerSettings, Settings, Transmit};
 use protocol::{
-    BootTime, Instance, ServerName, VirtualServerName,
+    BootTime, Instance, Number, ServerName, VirtualServerName,
     local::ring::{
         DoctordToElectd, ElectdToHbd, ElectdToListend, HbdToDoctord, HealthState, ListendToElectd,
     },
     wire::{
         datagram::{Incarnation, Packet},
-        signal::{Body, Signal},
+        signal::{Body, PreVerdict, Signal},
     },
 };
 use std::time::Duration;
@@ -27,6 +27,9 @@ pub(crate) const DOCTORD_TO_ELECTD: usize = 1;
 pub(crate) const TO_HBD: usize = 2;
 pub(crate) const TO_LISTEND: usize = 3;
 pub(crate) const LISTEND_TO_ELECTD: usize = 4;
+
+/// A server that is refused again and again stands back ever longer (R15): so often it stands in a lease at most.
+const ROUNDS_MAX: usize = 20;
 
 /// What still drains through a gate that is shut for a successor.
 const DRAIN: u64 = 1_000_000;
@@ -66,9 +69,99 @@ pub(crate) struct Electd {
     pub stop: Option<u64>,
     stopped: bool,
     longest: Duration,
+    /// Whom its doctor sees alive, by its last word; none without a doctor.
+    alive: Option<Vec<ServerName>>,
+    /// The last beat of each server: whose, of which run, and which virtual servers it claims.
+    claims: Vec<(ServerName, Instance, Number, Vec<VirtualServerName>)>,
+    /// When it began to ask for votes, for each virtual server; and the last round.
+    rounds: Vec<(VirtualServerName, u64, BootTime)>,
 }
 
 impl Electd {
+    fn note(&mut self, input: &Input) {
+        match input {
+            Input::DoctorLost => self.alive = None,
+            Input::Health(health) => {
+                let alive = health
+                    .servers
+                    .iter()
+                    .filter(|s| s.state == HealthState::Alive);
+                let known = self.alive.get_or_insert_default();
+                if !alive.clone().map(|s| &s.server).eq(known.iter()) {
+                    *known = alive.map(|s| s.server.clone()).collect();
+                }
+            }
+            Input::Beat { from, beat, .. } => {
+                let claimed = || beat.standings.iter().filter(|s| s.claim.is_some());
+                match self.claims.iter_mut().find(|c| c.0 == *from) {
+                    Some(last) if last.1 == beat.instance && last.2 >= beat.number => {}
+                    Some((_, instance, number, claims)) => {
+                        (*instance, *number) = (beat.instance, beat.number);
+                        if !claimed().map(|s| &s.virtual_server).eq(claims.iter()) {
+                            *claims = claimed().map(|s| s.virtual_server.clone()).collect();
+                        }
+                    }
+                    None => {
+                        let claims = claimed().map(|s| s.virtual_server.clone()).collect();
+                        self.claims
+                            .push((from.clone(), beat.instance, beat.number, claims));
+                    }
+                }
+            }
+            Input::Signal { from, signal } => {
+                if let Body::Release { .. } = signal.body
+                    && let Some(last) = self.claims.iter_mut().find(|c| c.0 == *from)
+                {
+                    last.3.retain(|v| *v != signal.virtual_server);
+                }
+                if let Body::Call { releases, .. } = &signal.body {
+                    for released in releases {
+                        self.claims
+                            .iter_mut()
+                            .filter(|c| c.0 == released.server)
+                            .for_each(|c| c.3.retain(|v| *v != signal.virtual_server));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The server last promised to, if the doctor sees it alive and it claims.
+    fn sees_at_work(
+        &self,
+        memory: &Memory,
+        v: &VirtualServerName,
+        me: &ServerName,
+        caller: &ServerName,
+    ) -> Option<ServerName> {
+        let vote = memory.votes.iter().find(|x| x.virtual_server == *v)?;
+        let holder = vote.holder.as_ref().filter(|h| *h != me && *h != caller)?;
+        let claims = self
+            .claims
+            .iter()
+            .any(|c| c.0 == *holder && c.3.contains(v));
+        let alive = self.alive.as_ref().is_some_and(|a| a.contains(holder));
+        (claims && alive).then(|| holder.clone())
+    }
+
+    /// A round of asking for votes begins: too many of them in a lease?
+    fn asks(&mut self, v: &VirtualServerName, round: u64, now: BootTime, lease: Duration) -> bool {
+        if self
+            .rounds
+            .last()
+            .is_some_and(|r| r.0 == *v && r.1 == round)
+            || self.core.term(v).is_some()
+        {
+            return false;
+        }
+        self.rounds.retain(|r| now.since(r.2) < lease);
+        if !self.rounds.iter().any(|r| r.0 == *v && r.1 == round) {
+            self.rounds.push((v.clone(), round, now));
+        }
+        self.rounds.iter().filter(|r| r.0 == *v).count() > ROUNDS_MAX
+    }
+
     /// The longest lease that it can have used.
     pub fn longest(&self) -> Duration {
         self.longest
@@ -483,8 +576,12 @@ impl World {
             .map_or(Duration::ZERO, |r| r.promise_max);
         self.judge.killed(i, &open); // gates may have closed since
         self.judge.started(i, silent.then(|| local + longest));
-        if let Some(disk) = &server.disk {
-            self.judge.stores(i, disk);
+        match &server.disk {
+            Some(disk) => {
+                self.judge.stores(i, disk);
+                self.judge.counts_by(i, disk.roster.version);
+            }
+            None => self.judge.blank(i),
         }
         server.electd = Some(Electd {
             core: Elector::new(server.settings.clone(), start, local),
@@ -494,6 +591,9 @@ impl World {
             stop: None,
             stopped: false,
             longest: longest.max(server.settings.lease),
+            alive: None,
+            claims: Vec::new(),
+            rounds: Vec::new(),
         });
         self.note(|| {
             let memory = if silent {
@@ -562,6 +662,7 @@ impl World {
                 self.tell(i, *input);
             }
             Job::Written(reservation) => {
+                self.judge.counts_by(i, reservation.roster.version);
                 self.tell(i, Input::Reserved(reservation));
             }
             Job::GateReadsShut(v) => {
@@ -583,6 +684,7 @@ impl World {
     fn tell(&mut self, i: usize, input: Input) {
         let local = self.local(i);
         if let Some(electd) = self.servers[i].electd.as_mut() {
+            electd.note(&input);
             electd.handled = local;
             electd.core.handle(local, input);
         }
@@ -732,6 +834,11 @@ impl World {
                 self.judge.role(i, &change);
                 if change.master {
                     self.judge.count("masters");
+                    if let Some(electd) = &self.servers[i].electd {
+                        let voters = &electd.core.roster().voters;
+                        let v = &change.virtual_server;
+                        self.judge.elected(i, v, change.term, voters);
+                    }
                     if let Some(what) = self.owned.master(now, i, change.renewed) {
                         self.judge.fail(what.invariant, what.what);
                     }
@@ -774,6 +881,7 @@ impl World {
             self.judge.fail(RELEASE_BEFORE_GRANT, what);
         }
         self.note(|| format!("{} -> {to} {}", NAMES[i], told(&signal)));
+        self.is_considerate(i, handled, &to, &signal);
         self.judge.says(self.now, i, handled, &to, &signal);
         if self.record {
             self.signals.push_back((i, signal.clone()));
@@ -786,6 +894,42 @@ impl World {
             TO_LISTEND,
             Job::ToListend(ElectdToListend { to, signal }),
         );
+    }
+
+    /// R12 and R15: who would vote minds what its doctor sees; who is refused stands back.
+    fn is_considerate(&mut self, i: usize, handled: BootTime, to: &ServerName, signal: &Signal) {
+        let (now, server) = (self.now, &mut self.servers[i]);
+        let open = (0..self.virtuals.len()).any(|v| server.gate_open(v, now));
+        let Some(electd) = server.electd.as_mut() else {
+            return;
+        };
+        let v = &signal.virtual_server;
+        match &signal.body {
+            Body::PreAnswer {
+                verdict: PreVerdict::Yes,
+                ..
+            } => {
+                let memory = server.memory.as_ref();
+                let seen = memory.and_then(|m| electd.sees_at_work(m, v, &server.name, to));
+                if let Some(holder) = seen {
+                    let what = format!(
+                        "{} would vote for {to} while its doctor sees {holder} at work",
+                        NAMES[i]
+                    );
+                    self.judge.fail(NO_FLAP, what);
+                }
+            }
+            Body::PreCall { round, lease, .. }
+                if !open && electd.asks(v, *round, handled, *lease) =>
+            {
+                let what = format!(
+                    "{} stands more than {ROUNDS_MAX} times in a lease",
+                    NAMES[i]
+                );
+                self.judge.fail(NO_FLAP, what);
+            }
+            _ => {}
+        }
     }
 
     fn open(&mut self, i: usize, v: &VirtualServerName, until: BootTime) {

@@ -30,6 +30,9 @@ pub(crate) const INTERFACE: &str = "eth0";
 /// Lines of a history kept.
 const LINES_MAX: usize = 4000;
 
+/// Events at one instant; more than that is a core that asks for a turn again and again.
+const TURNS_MAX: u64 = 50_000;
+
 /// Packets kept to be sent again.
 const RECORDED_MAX: usize = 48;
 
@@ -273,6 +276,8 @@ pub struct World {
     pub(crate) shortest: Duration,
     digest: u64,
     events: u64,
+    /// Of these at this instant.
+    turns: u64,
     lines: Option<VecDeque<String>>,
 }
 
@@ -367,6 +372,7 @@ impl World {
             shortest: lease,
             digest: 0xcbf2_9ce4_8422_2325,
             events: 0,
+            turns: 0,
             lines: explain.then(VecDeque::new),
             schedule: schedule.clone(),
         }
@@ -393,8 +399,14 @@ impl World {
                     if at > settled && world.owned.all_held(at) {
                         break world.at_the_end().err();
                     }
+                    world.turns = if at > world.now { 0 } else { world.turns + 1 };
                     world.now = at;
                     world.event(event);
+                    if world.turns > TURNS_MAX {
+                        world
+                            .judge
+                            .fail(NO_FLAP, "time stands still: somebody spins".into());
+                    }
                     if let Some(what) = world.judge.failed() {
                         break Some(what.clone());
                     }
