@@ -579,7 +579,7 @@ impl World {
         };
         let long = act.span * 1000 > 4 * nanos(self.servers[0].settings.lease);
         let dead = matches!(act.kind, Kind::Power | Kind::Isolate) && long;
-        let rank = |k: &usize| (std::cmp::Reverse(self.schedule.priority(*k)), *k);
+        let rank = |k: &usize| (std::cmp::Reverse(self.schedule.priority(*k)), NAMES[*k]);
         (dead && self.fresh_alike() && act.at > 0)
             .then(|| (0..self.servers.len()).filter(well).min_by_key(rank))?
     }

@@ -619,13 +619,11 @@ impl Judge {
         let lasts = |voter: &&usize| {
             let promise = &self.stands[**voter][v].promise;
             promise.as_ref().is_some_and(|p| {
-                p.holder == server
-                    && closes
-                        <= 1000
-                            + match p.until {
-                                Until::Local(until) => clocks[**voter].true_time(until).max(now),
-                                Until::True(until) => until,
-                            }
+                let ends = match p.until {
+                    Until::Local(until) => clocks[**voter].true_time(until).max(now),
+                    Until::True(until) => until,
+                };
+                p.holder == server && closes <= ends.saturating_add(1000)
             })
         };
         let roster = &self.stands[server][v].roster;

@@ -12,7 +12,7 @@
 use election::Mode;
 use std::{fmt, str::FromStr};
 
-/// Names of servers, in order of the alphabet as in the rules of rank.
+/// Names of servers.
 pub const NAMES: [&str; 6] = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"];
 
 /// One of the four processes of a server.

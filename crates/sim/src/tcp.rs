@@ -3,7 +3,7 @@
 
 use crate::{
     clock::Time,
-    schedule::Part,
+    schedule::{NAMES, Part},
     shells::LISTEND_TO_ELECTD,
     world::{Event, Job, World},
 };
@@ -257,6 +257,8 @@ impl World {
                     );
                 }
                 Output::Link { server, up } => {
+                    let state = if up { "up" } else { "DOWN" };
+                    self.note(|| format!("{} link to {server} is {state}", NAMES[i]));
                     self.ring_send(
                         i,
                         LISTEND_TO_ELECTD,
