@@ -545,12 +545,16 @@ impl World {
     }
 
     /// The same of a master that is heard and hears nothing (R9).
+    ///
+    /// Its Release finds no link where silence has ended that; then promises run out, and the better servers have lost
+    /// their first tries meanwhile: each waits for its rank.
     fn given_up(&self, span: u64) -> Time {
         let lease = nanos(self.servers[0].settings.lease);
         let gone = self.slow(lease * 4 / 5 + lease / 2);
-        self.succeeded(span).max(
-            self.now + gone + self.slow(lease) + self.given_away() + self.calls() + self.differ(),
-        )
+        let ranks = self.slow(self.schedule.heartbeat * 500 * self.schedule.servers);
+        let alone =
+            gone + self.slow(lease) + ranks + self.given_away() + self.calls() + self.differ();
+        self.succeeded(span).max(self.now + alone)
     }
 
     /// From the gate's shutting to the successor's opening.

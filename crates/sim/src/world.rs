@@ -558,7 +558,10 @@ impl World {
         if !awake(self) {
             return;
         }
-        let (local, lease) = (self.local(i), self.shortest);
+        // What a doctor must notice goes by the leases told, which may be twice as long as at first.
+        let longer = self.schedule.acts.iter().any(|a| a.kind == Kind::Lease);
+        let lease = Duration::from_micros(self.schedule.lease) * (1 + u32::from(longer));
+        let local = self.local(i);
         let server = &mut self.servers[i];
         if let Some(place) = watches(part)
             && local.since(server.processes[part as usize].stalled_since) > lease / 2
@@ -1019,7 +1022,8 @@ impl World {
         let watched = server
             .local(self.now)
             .since(server.awake[0].max(server.awake[1]));
-        if watched < patience {
+        // A stall of less than a quarter of a lease need not be noticed, nor the end of a longer one.
+        if watched < patience * 3 / 4 {
             let what = format!(
                 "the doctor of {} calls {of} dead after watching for {:.3} ms",
                 server.name,
