@@ -130,6 +130,18 @@ fn one_by_one(random: &mut Random, schedule: &mut Schedule) {
     for _ in 0..random.between(1, 2) {
         at += random.below(schedule.heartbeat * 2);
         let act = one(random, schedule, at);
+        if act.kind == Kind::Lease {
+            // One voter's disk is slow: it may not promise so long yet.
+            let (n, span) = (2 * schedule.lease, 4 * schedule.lease);
+            let who = Who::Slave(random.below(2) as u8);
+            let slow = Act {
+                who,
+                n,
+                span,
+                ..Act::new(at, Kind::SlowDisk)
+            };
+            schedule.acts.push(slow);
+        }
         at += act.span + schedule.settles(&act);
         schedule.acts.push(act);
     }

@@ -537,6 +537,19 @@ impl Judge {
         }
     }
 
+    /// This voter knows that what `by` sent up to that number is released.
+    pub fn is_released(
+        &mut self,
+        voter: usize,
+        v: &VirtualServerName,
+        by: &ServerName,
+        (instance, number): (Instance, Number),
+    ) -> bool {
+        let (v, by) = (self.place(v), self.index(by));
+        let mut known = self.stands[voter][v].released.iter();
+        known.any(|(server, i, k)| *server == by && *i == instance && number <= *k)
+    }
+
     /// A role changed.
     pub fn role(&mut self, server: usize, change: &RoleChange) {
         if change.master {

@@ -108,41 +108,25 @@ impl Electd {
                     }
                 }
             }
-            Input::Signal { from, signal } => {
-                if let Body::Release { .. } = signal.body
-                    && let Some(last) = self.claims.iter_mut().find(|c| c.0 == *from)
-                {
-                    last.3.retain(|v| *v != signal.virtual_server);
-                }
-                if let Body::Call { releases, .. } = &signal.body {
-                    for released in releases {
-                        self.claims
-                            .iter_mut()
-                            .filter(|c| c.0 == released.server)
-                            .for_each(|c| c.3.retain(|v| *v != signal.virtual_server));
-                    }
-                }
-            }
             _ => {}
         }
     }
 
-    /// The server last promised to, if the doctor sees it alive and it claims.
+    /// The server last promised to, if the doctor sees it alive and its last beat claims; and which beat that is.
     fn sees_at_work(
         &self,
         memory: &Memory,
         v: &VirtualServerName,
-        me: &ServerName,
-        caller: &ServerName,
-    ) -> Option<ServerName> {
+        (me, caller): (&ServerName, &ServerName),
+    ) -> Option<(ServerName, Instance, Number)> {
         let vote = memory.votes.iter().find(|x| x.virtual_server == *v)?;
         let holder = vote.holder.as_ref().filter(|h| *h != me && *h != caller)?;
-        let claims = self
+        let last = self
             .claims
             .iter()
-            .any(|c| c.0 == *holder && c.3.contains(v));
+            .find(|c| c.0 == *holder && c.3.contains(v))?;
         let alive = self.alive.as_ref().is_some_and(|a| a.contains(holder));
-        (claims && alive).then(|| holder.clone())
+        alive.then(|| (holder.clone(), last.1, last.2))
     }
 
     /// A round of asking for votes begins: too many of them in a lease?
@@ -570,10 +554,9 @@ impl World {
             gates: gates().collect(),
         };
         let silent = server.memory.is_none();
-        let longest = server
-            .disk
-            .as_ref()
-            .map_or(Duration::ZERO, |r| r.promise_max);
+        // A blank one learns at least its own lease.
+        let own = server.settings.lease;
+        let longest = server.disk.as_ref().map_or(own, |r| r.promise_max);
         self.judge.killed(i, &open); // gates may have closed since
         self.judge.started(i, silent.then(|| local + longest));
         match &server.disk {
@@ -910,8 +893,10 @@ impl World {
                 ..
             } => {
                 let memory = server.memory.as_ref();
-                let seen = memory.and_then(|m| electd.sees_at_work(m, v, &server.name, to));
-                if let Some(holder) = seen {
+                let seen = memory.and_then(|m| electd.sees_at_work(m, v, (&server.name, to)));
+                if let Some((holder, instance, number)) = seen
+                    && !self.judge.is_released(i, v, &holder, (instance, number))
+                {
                     let what = format!(
                         "{} would vote for {to} while its doctor sees {holder} at work",
                         NAMES[i]
