@@ -1,7 +1,10 @@
 # make demo      watch a failover on this machine; needs no root
 # make test      prove it: as root everything, as an ordinary user all that one may
 # make sim       simulate clusters under faults; SECONDS=60 and THREADS=1 by default
+# make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
+# make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
+# make model     explore the election exhaustively, at the nightly depth; MODEL="--scenario crash" and the like
 # make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 
@@ -16,10 +19,14 @@ PROGRAMS = hbd listend doctord electd standin
 TOOLS = ip nft keepalived cc
 PACKAGES = iproute2 nftables keepalived gcc libc6-dev
 
+# What is fed hostile input, and by what; make test does without them.
+SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
+SECONDS ?= 60
+
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test sim bench mutants install clean
+.PHONY: all deps build demo test sim chaos fuzz-deps fuzz bench model mutants install clean
 
 all: build
 
@@ -46,8 +53,32 @@ test: deps
 sim:
 	$(CARGO) run --release -p standin-sim -- --seconds $(SECONDS) --threads $(THREADS)
 
+fuzz-deps:
+	@command -v c++ >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends g++; } || \
+		{ echo "no C++ compiler; as root: apt-get install g++"; false; }
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+
+# The fuzzer's flags are not stable ones. What it finds out stays in $(TARGET)/fuzz, what breaks something too.
+fuzz: fuzz-deps
+	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz build --fuzz-dir tests/fuzz --sanitizer none --features libfuzzer
+	@for subject in $(SUBJECTS); do \
+		own=$(TARGET)/fuzz/$$subject && mkdir -p $$own && echo "fuzzing $$subject" && \
+		$(TARGET)/*/release/$$subject -max_total_time=$$(expr \( $(SECONDS) - 1 \) / $(words $(SUBJECTS)) + 1) \
+			-timeout=10 -max_len=4096 -len_control=0 -print_final_stats=1 -artifact_prefix=$(TARGET)/fuzz/$$subject- \
+			$$own tests/fuzz/corpus/$$subject >$$own.log 2>&1 || { tail -40 $$own.log; exit 1; }; \
+		grep -E '^stat::number_of|DONE' $$own.log; \
+	done
+
+chaos: deps build
+	$(TARGET)/release/chaos $(CHAOS)
+
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
+
+model:
+	$(CARGO) build --release -p standin-model
+	$(TARGET)/release/standin-model --depth nightly $(MODEL)
 
 # The checkers with the bugs in them, in a folder of their own: nothing of it is ever installed.
 mutants: deps

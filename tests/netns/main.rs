@@ -130,6 +130,7 @@ tests! {
         a_client_that_hears_no_broadcast_moves_after_power_loss
         the_judge_sees_two_masters_where_there_are_two
         the_demo_plays_to_its_end
+        chaos_for_a_while
         an_ordinary_user_can_run_a_lab;
 }
 
@@ -222,9 +223,10 @@ fn spawn(test: &Test) -> (Option<i32>, String) {
 
 /// The process of one scenario.
 fn one(test: &Test) -> ExitCode {
-    // These two make labs for others, and must be outside one.
+    // These start programs that make labs, and must be outside one.
     let outside = [
         "the_demo_plays_to_its_end",
+        "chaos_for_a_while",
         "an_ordinary_user_can_run_a_lab",
     ];
     if !outside.contains(&test.name)

@@ -145,10 +145,10 @@ pub fn the_judge_sees_two_masters_where_there_are_two() -> Outcome {
     )
 }
 
-pub fn the_demo_plays_to_its_end() -> Outcome {
-    let mut command = Command::new(lab::binary("standin")?);
-    let output = command.args(["lab", "demo"]).stdin(Stdio::null()).output();
-    let output = output.map_err(|e| Failure::Wrong(format!("standin lab demo: {e}")))?;
+/// A program that makes a lab of its own, and ends well.
+fn whole_program(mut command: Command, name: &str) -> Outcome {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|e| Failure::Wrong(format!("{name}: {e}")))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     if said.contains("not permitted here") {
@@ -156,8 +156,21 @@ pub fn the_demo_plays_to_its_end() -> Outcome {
     }
     ensure(
         output.status.success(),
-        format!("standin lab demo ended with {}:\n{said}", output.status),
+        format!("{name} ended with {}:\n{said}", output.status),
     )
+}
+
+pub fn the_demo_plays_to_its_end() -> Outcome {
+    let mut command = Command::new(lab::binary("standin")?);
+    command.args(["lab", "demo"]);
+    whole_program(command, "standin lab demo")
+}
+
+/// Other faults each time; what fails can be had again with the seed printed.
+pub fn chaos_for_a_while() -> Outcome {
+    let mut command = Command::new(lab::binary("chaos")?);
+    command.args(["--seconds", "45"]);
+    whole_program(command, "chaos")
 }
 
 /// Removes a folder when it goes.

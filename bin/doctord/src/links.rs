@@ -230,6 +230,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use proptest::{collection::vec, prelude::*, sample::Index};
 
     const CARRIER: u32 = IFF_UP | IFF_LOWER_UP;
     const AF_BRIDGE: u8 = 7;
@@ -365,5 +366,24 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         panic!("the kernel sent no dump");
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_packets_are_survived_and_the_next_is_read(
+            changes in vec((any::<Index>(), any::<u8>()), 1..8), end in any::<Index>(),
+        ) {
+            let mut bytes = [new_link(2, 0, "eth0"), link(RTM_DELLINK, 0, 3, 0, "eth1"), done()].concat();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(end.index(bytes.len()) + 1);
+            let mut table = table();
+            table.packet(&bytes);
+            prop_assert!(table.links.len() <= 4);
+            table.packet(&new_link(2, CARRIER, "eth0"));
+            prop_assert!(table.is_up("eth0"));
+        }
     }
 }

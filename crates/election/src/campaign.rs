@@ -302,7 +302,7 @@ impl Elector {
                     .iter()
                     .position(|s| *s == self.settings.me)
                     .unwrap_or(0) as u64;
-                Term(next.0 + (place + n - next.0 % n) % n)
+                Term(next.0.saturating_add((place + n - next.0 % n) % n))
             }
         }
     }

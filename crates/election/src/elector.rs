@@ -47,6 +47,19 @@ pub(crate) struct Surroundings {
     active: bool,
 }
 
+impl Surroundings {
+    /// All there is of them.
+    pub(crate) fn parts(&self) -> (Duration, Duration, usize, bool) {
+        let Self {
+            lease,
+            skew,
+            in_touch,
+            active,
+        } = *self;
+        (lease, skew, in_touch, active)
+    }
+}
+
 /// The core of electd: a pure state machine. See the crate's documentation.
 #[derive(Clone, Debug)]
 pub struct Elector {
@@ -611,7 +624,10 @@ impl Elector {
     pub(crate) fn note_sent(&mut self, now: BootTime, lease: Duration) -> Number {
         self.number = self.number.next();
         self.sent.push_back((self.number, now, lease));
-        let keep = self.lease.max(self.reservation.promise_max) * 2;
+        let keep = self
+            .lease
+            .max(self.reservation.promise_max)
+            .saturating_mul(2);
         while self
             .sent
             .front()
@@ -873,10 +889,9 @@ impl Elector {
     }
 
     fn ack(&mut self, now: BootTime, from: &ServerName, ack: Ack) {
-        let Some(peer) = self.peers.get_mut(from) else {
+        if !self.peers.contains_key(from) {
             return self.count("ack_unlisted");
-        };
-        peer.roster = Some(ack.roster);
+        }
         if ack.instance != self.instance {
             return self.count("ack_of_former_instance");
         }
@@ -887,6 +902,9 @@ impl Elector {
             return self.count("ack_of_unknown_beat");
         };
         let (_, sent, lease) = self.sent[index];
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.roster = Some(ack.roster);
+        }
         self.note_round_trip(now.since(sent).saturating_sub(ack.waited));
         let usable = self.usable(lease);
         for Answer {

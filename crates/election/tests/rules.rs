@@ -5,12 +5,14 @@
 mod common;
 
 use common::{H, L, Setup, Sim, ms, name, secs, vname};
-use election::{Elector, Input, Memory, Output, Reservation, Settings, Start, Wish};
+use election::{
+    Elector, Input, Memory, Mode, Output, Reservation, Settings, Start, Wish, memory::Vote,
+};
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term,
     local::ring::{Health, HealthState, LinkHealth, ServerHealth},
     wire::{
-        beat::{Beat, Claim, Participation, Roster, Standing, Verdict, Why},
+        beat::{Ack, Beat, Claim, Participation, Roster, Standing, Verdict, Why},
         signal::{Body, PreVerdict, Released, Signal},
     },
 };
@@ -35,18 +37,26 @@ impl Alone {
         Sim::new(&Setup::default()).servers[2].settings.clone()
     }
 
-    fn remembering(memory: Memory) -> Self {
-        let now = BootTime(1_000_000_000_000);
+    fn reservation() -> Reservation {
         let voters = ["alpha", "beta", "gamma"].map(name).to_vec();
+        Reservation::first(voters, Some(vname("web")), L)
+    }
+
+    fn remembering(memory: Memory) -> Self {
+        Self::starting(Self::settings(), Self::reservation(), memory)
+    }
+
+    fn starting(settings: Settings, reservation: Reservation, memory: Memory) -> Self {
+        let now = BootTime(1_000_000_000_000);
         let start = Start {
             instance: Instance(0xc),
             seed: 1,
-            reservation: Some(Reservation::first(voters, Some(vname("web")), L)),
+            reservation: Some(reservation),
             memory: Some(memory),
             gates: Vec::new(),
         };
         let mut this = Self {
-            elector: Elector::new(Self::settings(), start, now),
+            elector: Elector::new(settings, start, now),
             now,
         };
         this.outputs();
@@ -817,4 +827,69 @@ fn r24_a_master_that_has_lost_its_lease_changes_no_roster() {
         "{:?}",
         sim.answers
     );
+}
+
+#[test]
+fn r7_an_acknowledgement_of_no_beat_of_this_instance_changes_nothing() {
+    let mut alone = Alone::new();
+    let state = |alone: &Alone| {
+        let all = format!("{:?}", alone.elector);
+        all.split(", counters: ").next().map(str::to_owned)
+    };
+    alone.pass(Duration::ZERO);
+    let (own, before) = (Instance(0xc), state(&alone));
+    for (instance, number) in [(Instance(0xd), 1), (own, 9999)] {
+        let ack = Ack {
+            instance,
+            number: Number(number),
+            waited: Duration::ZERO,
+            answers: Vec::new(),
+            roster: RosterVersion::default(),
+        };
+        let from = name("alpha");
+        alone.give(Input::Ack { from, ack });
+        assert_eq!(state(&alone), before, "beat {number} of {instance}");
+    }
+    let counted = alone.elector.counters();
+    assert_eq!(counted["ack_of_former_instance"], 1);
+    assert_eq!(counted["ack_of_unknown_beat"], 1);
+}
+
+#[test]
+fn numbers_at_their_end_stop_nothing() {
+    let settings = Settings {
+        mode: Mode::None,
+        ..Alone::settings()
+    };
+    let reservation = Reservation {
+        reserved: Term(u64::MAX),
+        promise_max: Duration::MAX,
+        ..Alone::reservation()
+    };
+    let vote = Vote {
+        virtual_server: vname("web"),
+        voted: Term(u64::MAX - 1),
+        holder: None,
+    };
+    let votes = vec![vote];
+    let mut alone = Alone::starting(
+        settings,
+        reservation,
+        Memory {
+            votes,
+            ..Memory::default()
+        },
+    );
+    let dead = |server| ServerHealth {
+        server: name(server),
+        state: HealthState::Dead,
+        last_heard: None,
+    };
+    let servers = ["alpha", "beta"].map(dead).to_vec();
+    let links = Vec::new();
+    alone.give(Input::Health(Health { servers, links }));
+    alone.pass(secs(1));
+    let outputs = alone.give(Input::Probed(vname("web"), false));
+    let won = |o: &Output| matches!(o, Output::Role(r) if r.master && r.term == Term(u64::MAX));
+    assert!(outputs.iter().any(won), "{outputs:?}");
 }

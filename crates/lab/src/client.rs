@@ -1,7 +1,7 @@
 //! What a client of the virtual server sees.
 
 use crate::{
-    Error,
+    Answered, Error,
     echo::{self, PORT, PRECEDENCE},
     net::Host,
     pace::{self, Ticks},
@@ -41,6 +41,8 @@ struct Ledger {
     server: Vec<u8>,
     /// How long that took, in nanoseconds.
     took: Vec<u64>,
+    /// All answers, the late ones too, as they came in, each with the number of its request.
+    answers: Vec<(usize, Answered)>,
 }
 
 fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
@@ -127,10 +129,11 @@ impl Client {
                 };
                 let slot = usize::try_from(answer.number).unwrap_or(usize::MAX);
                 let mut ledger = lock(&ledger);
-                let Some(sent) = ledger.sent.get(slot) else {
+                let Some(sent) = ledger.sent.get(slot).copied() else {
                     continue;
                 };
-                let took = pace::now().saturating_sub(*sent);
+                ledger.answers.push((slot, (&answer).into()));
+                let took = pace::now().saturating_sub(sent);
                 if took <= TOO_LATE {
                     ledger.server[slot] = answer.server;
                     ledger.took[slot] = took;
@@ -154,6 +157,11 @@ impl Client {
         let slowest = ledger.took[mark..until].iter().max();
         outage.slowest = Duration::from_nanos(slowest.copied().unwrap_or_default());
         outage
+    }
+
+    /// The answers from number `mark` of them on, in the order in which they came in, each with the number of its request.
+    pub fn answers(&self, mark: usize) -> Vec<(usize, Answered)> {
+        lock(&self.ledger).answers[mark..].to_vec()
     }
 
     /// Sends so many requests each millisecond from now on, evenly; at least one.

@@ -379,6 +379,13 @@ impl Cluster {
         )
     }
 
+    /// Begins `standin COMMAND` on a server and does not wait; what it says is appended to the server's log.
+    pub fn begin(&self, server: usize, command: &[&str]) -> Result<Child, Error> {
+        let (args, log) = (self.args(server, command), self.folder(server).join("log"));
+        let host = self.host(server);
+        host.spawn(&self.command, &args, &[], &log)
+    }
+
     /// `standin init` on a server.
     pub fn init(&self, server: usize) -> Result<(), Error> {
         self.tell(server, &["init"]).map(drop)
@@ -398,7 +405,9 @@ impl Cluster {
             &environment,
             &log,
         )?;
-        self.servers[server].child = Some(child);
+        if let Some(mut killed) = self.servers[server].child.replace(child) {
+            let _ = killed.try_wait();
+        }
         Ok(())
     }
 
@@ -421,35 +430,42 @@ impl Cluster {
             .try_for_each(|p| p.signal(signal))
     }
 
-    /// Waits for a server's main daemon to end.
+    /// Whether a server's main daemon has ended, and all else that ran there.
+    pub fn has_ended(&mut self, server: usize) -> bool {
+        let child = &mut self.servers[server].child;
+        if let Some(running) = child
+            && matches!(running.try_wait(), Ok(Some(_)))
+        {
+            *child = None;
+        }
+        child.is_none() && self.host(server).processes().is_empty()
+    }
+
+    /// Waits for a server to end.
     fn reap(&mut self, server: usize) -> Result<(), Error> {
-        let name = self.name(server).to_owned();
-        let Some(child) = &mut self.servers[server].child else {
-            return Ok(());
-        };
-        wait_for(&format!("the main daemon of {name} ends"), PATIENCE, || {
-            child.try_wait().ok().flatten()
-        })?;
-        self.servers[server].child = None;
-        wait_for(&format!("all daemons of {name} end"), PATIENCE, || {
-            self.host(server).processes().is_empty().then_some(())
-        })
+        let what = format!("all daemons of {} end", self.name(server));
+        wait_for(&what, PATIENCE, || self.has_ended(server).then_some(()))
+    }
+
+    /// SIGKILL of whatever runs on a server, at once. Its kernel keeps what it has: addresses, gate.
+    pub fn kill_all(&mut self, server: usize) -> Result<(), Error> {
+        self.host(server).kill_all()?;
+        self.reap(server)
     }
 
     /// Power loss: the network is cut first, then everything dies at once; the disk alone remains.
     pub fn power_loss(&mut self, server: usize) -> Result<(), Error> {
         self.net.cable(server, false)?;
-        self.host(server).kill_all()?;
-        self.reap(server)?;
+        self.kill_all(server)?;
         let run = self.run_dir(server);
         let _ = umount2(&run.join("bpf"), MntFlags::MNT_DETACH); // the kernel's gate goes with the power
         fs::remove_dir_all(&run).map_err(Error::system(run.display().to_string()))?;
-        make_folder(&run)?;
-        self.net.forget(server)
+        make_folder(&run)
     }
 
     /// Power is back: the server boots.
     pub fn power_on(&mut self, server: usize) -> Result<(), Error> {
+        self.net.forget(server)?;
         self.net.cable(server, true)?;
         self.start_server(server)
     }

@@ -41,6 +41,26 @@ struct Ledger {
     began: Vec<u64>,
     /// For each address and round, the servers that answered: bits.
     rounds: Vec<Vec<Round>>,
+    /// For each address, who gave each answer and when, as they came in.
+    answers: Vec<Vec<Answered>>,
+}
+
+/// An answer that reached who had asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Answered {
+    /// When the server gave it, on [`clock`](crate::clock).
+    pub at: Duration,
+    /// The server's number.
+    pub server: usize,
+}
+
+impl From<&echo::Answer> for Answered {
+    fn from(answer: &echo::Answer) -> Self {
+        Self {
+            at: Duration::from_nanos(answer.handled),
+            server: answer.server.into(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -135,6 +155,7 @@ impl Judge {
         let ledger = Ledger {
             began: Vec::new(),
             rounds: vec![Vec::new(); addresses.len()],
+            answers: vec![Vec::new(); addresses.len()],
         };
         let judge = Self {
             ledger: Arc::new(Mutex::new(ledger)),
@@ -193,6 +214,11 @@ impl Judge {
         )
     }
 
+    /// The answers for address number `address` from number `mark` of them on, in the order in which they came in.
+    pub fn answers(&self, address: usize, mark: usize) -> Vec<Answered> {
+        lock(&self.ledger).answers[address][mark..].to_vec()
+    }
+
     /// Who holds address number `address` now: the servers that answered one of the last few rounds.
     pub fn holders(&self, address: usize) -> Vec<usize> {
         let ledger = lock(&self.ledger);
@@ -221,6 +247,7 @@ impl Ledger {
         else {
             return;
         };
+        self.answers[address].push(answer.into());
         let bit = 1u8.checked_shl(answer.server.into()).unwrap_or(0);
         let late = answer.handled.saturating_sub(*began);
         if late <= SAME_INSTANT {
@@ -320,6 +347,7 @@ mod tests {
         let mut ledger = Ledger {
             began: Vec::new(),
             rounds: vec![Vec::new()],
+            answers: vec![Vec::new()],
         };
         let number = ledger.open(1000);
         let answer = |server, late| echo::Answer {

@@ -228,11 +228,15 @@ pub struct Net {
     judge: Judge,
 }
 
-#[derive(Default)]
-struct Faults {
-    groups: Vec<Vec<usize>>,
-    one_way: Vec<(usize, usize)>,
-    loss: u8,
+/// What is wrong between the servers; clients reach all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Servers of different groups do not hear each other.
+    pub groups: Vec<Vec<usize>>,
+    /// Nothing of the first reaches the second.
+    pub one_way: Vec<(usize, usize)>,
+    /// So many beats of a hundred are lost, at random.
+    pub loss: u8,
 }
 
 /// Last byte of a server's addresses.
@@ -363,8 +367,37 @@ impl Net {
         )
     }
 
+    /// Whether a server's cable carries again. The kernel tells of cables at most once a second, and a bridge's port
+    /// forwards nothing before it is told.
+    pub fn carries(&self, server: usize) -> bool {
+        let args = |device| ["-o", "-d", "link", "show", "dev", device];
+        let says = |output: process::Output, word: &str| {
+            String::from_utf8_lossy(&output.stdout).contains(word)
+        };
+        let host = &self.servers[server];
+        let port = command("ip").args(args(host.name())).output();
+        let own = host.output(Path::new("ip"), &args(INTERFACE).map(String::from));
+        port.is_ok_and(|o| says(o, "state forwarding")) && own.is_ok_and(|o| says(o, "state UP"))
+    }
+
+    /// Another program switches a server's own interface off, or on again. With it go the IPv6 addresses and the
+    /// neighbours; those of the lab come back.
+    pub fn interface(&self, server: usize, up: bool) -> Result<(), Error> {
+        let host = &self.servers[server];
+        let state = if up { "up" } else { "down" };
+        host.tool("ip", &["link", "set", "dev", INTERFACE, state], "")?;
+        if !up {
+            return Ok(());
+        }
+        let own = format!("{}/64", v6(last_byte(server)));
+        let add = ["addr", "replace", &own, "dev", INTERFACE, "nodad"];
+        host.tool("ip", &add, "")?;
+        know_judge(host, self.wiring.servers)
+    }
+
     /// What a server loses with its power, apart from its processes: addresses beyond its own, neighbours,
-    /// interfaces on top of its own, settings.
+    /// interfaces on top of its own, settings. It is soon enough to forget them before power is back: to remove
+    /// thousands of addresses here keeps the kernel, which is the other servers' too, from adding theirs.
     pub fn forget(&self, server: usize) -> Result<(), Error> {
         let host = &self.servers[server];
         for device in host.macvlans()? {
@@ -403,12 +436,17 @@ impl Net {
 
     /// So many beats of a hundred are lost, at random.
     pub fn loss(&self, percent: u8) -> Result<(), Error> {
-        self.change(|faults| faults.loss = percent.min(100))
+        self.change(|faults| faults.loss = percent)
+    }
+
+    /// Exactly these faults, in place of all others.
+    pub fn set(&self, wanted: Faults) -> Result<(), Error> {
+        self.change(|faults| *faults = wanted)
     }
 
     /// Ends partitions, one-way faults and loss.
     pub fn heal(&self) -> Result<(), Error> {
-        self.change(|faults| *faults = Faults::default())
+        self.set(Faults::default())
     }
 
     fn change(&self, change: impl FnOnce(&mut Faults)) -> Result<(), Error> {
@@ -459,7 +497,8 @@ impl Net {
             let _ = writeln!(
                 rules,
                 "{} numgen random mod 100 < {} drop",
-                self.wiring.beats, faults.loss
+                self.wiring.beats,
+                faults.loss.min(100)
             );
         }
         rules + "}\n}\n"

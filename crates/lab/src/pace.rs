@@ -14,6 +14,11 @@ pub(crate) fn now() -> u64 {
     nanos(Duration::from(time))
 }
 
+/// The same as a span, to compare with what [`Judge::answers`](crate::Judge::answers) tells.
+pub fn clock() -> Duration {
+    Duration::from_nanos(now())
+}
+
 pub(crate) fn nanos(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -46,7 +46,8 @@ impl std::error::Error for CodecError {
 pub const RECORD_MAX: usize = 124 * 1024;
 
 /// What a decoder may count while it reads one message. It counts integers at their full size, up to eight
-/// for one byte, and so must be allowed eight times the bytes; it allocates no more than it counts.
+/// for one byte, and so must be allowed eight times the bytes. A text costs no more than it counts; a list is made
+/// with room for what it claims to have, in one mebibyte at most, before its entries turn out to be missing.
 const DECODER: usize = 8;
 
 /// Writes `message` as bytes, at most [`MESSAGE_MAX`] of them.

@@ -84,7 +84,8 @@ fn encode(deadline: BootTime, boot: BootId) -> [u8; LEN] {
     bytes
 }
 
-fn decode(bytes: &[u8; LEN], boot: BootId) -> Option<BootTime> {
+/// The deadline, if the bytes are whole and of this boot.
+pub(crate) fn decode(bytes: &[u8; LEN], boot: BootId) -> Option<BootTime> {
     let deadline = BootTime(u64::from_le_bytes(bytes[24..32].try_into().ok()?));
     (encode(deadline, boot) == *bytes).then_some(deadline)
 }

@@ -495,7 +495,7 @@ impl Holder {
 }
 
 /// Whether the frame carries IPv6, in a VLAN or not.
-fn is_ipv6(frame: &[u8]) -> bool {
+pub(crate) fn is_ipv6(frame: &[u8]) -> bool {
     let ethertype = |at: usize| frame.get(at..at + 2);
     let tagged = [[0x81, 0x00], [0x88, 0xa8]].map(|tag| ethertype(NOTE) == Some(&tag[..]));
     let at = if tagged.contains(&true) {

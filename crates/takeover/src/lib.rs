@@ -31,6 +31,7 @@ mod neighbours;
 mod netlink;
 mod nfnetlink;
 mod outlive;
+mod readers;
 mod refresh;
 mod refresher;
 mod scripts;
@@ -43,6 +44,7 @@ pub use error::Error;
 pub use gate::{GateHome, any::GateKind, check_gate, lease_fits, unmount_gate};
 pub use hold::LatePackets;
 pub use macvlan::check_mac;
+pub use readers::read_any;
 pub use refresh::Receipts;
 pub use scripts::{ScriptRole, ScriptRun, Scripts};
 
@@ -270,25 +272,21 @@ impl Shared {
     }
 
     /// A planned handover: what arrives goes to the tap from now on, replies leave until `drained` at most, and
-    /// no later deadline is taken. The door's number; none without a door.
+    /// no later deadline is taken. The door's number; none without a door that can hold packets.
     fn drain(&self, tap: u32, drained: BootTime, held: BootTime) -> Option<usize> {
         let _changing = self.changing();
-        let Some(Door::Ebpf(door)) = &self.door else {
-            return None;
-        };
+        let number = self.door.as_ref()?.drain(tap, drained, held)?;
         self.present.store(false, SeqCst);
-        door.hold(tap, held);
-        door.drain(drained);
-        Some(door.number())
+        Some(number)
     }
 
     /// Goes on leading to the tap what arrives, unless the addresses are here again.
     fn hold_on(&self, until: BootTime, tap: u32) {
         let _changing = self.changing();
-        if let Some(Door::Ebpf(door)) = &self.door
+        if let Some(door) = &self.door
             && !self.present.load(SeqCst)
         {
-            door.hold(tap, until);
+            door.hold_on(tap, until);
         }
     }
 
@@ -305,10 +303,8 @@ impl Shared {
         let _changing = self.changing();
         if self.deadline() != BootTime(0) {
             self.present.store(true, SeqCst);
-            if let Some(Door::Ebpf(door)) = &self.door {
-                door.hold_no_more();
-            }
             if let Some(door) = &self.door {
+                door.hold_no_more();
                 door.open(self.deadline());
             }
         }

@@ -1,10 +1,16 @@
 //! The kernel's neighbour tables and default routes.
 
-use crate::{Error, arp::Mac, netlink::Asker};
+use crate::{
+    Error,
+    arp::Mac,
+    netlink::{Asker, Changer, neighbour},
+};
 use futures::{StreamExt, TryStreamExt};
 use rtnetlink::{
     RouteMessageBuilder,
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
+        RouteNetlinkMessage,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia},
     },
@@ -31,12 +37,30 @@ pub(crate) struct Neighbour {
     pub(crate) age: Duration,
 }
 
-/// Reads the tables.
-pub(crate) struct Tables(Asker);
+/// Reads the tables, and adds to them.
+pub(crate) struct Tables(Asker, Changer);
 
 impl Tables {
     pub(crate) fn open() -> Result<Self, Error> {
-        Asker::open().map(Self)
+        Ok(Self(Asker::open()?, Changer::open()?))
+    }
+
+    /// Tells the kernel where neighbours of an interface are that it knows nothing of. It believes that until it has
+    /// asked them itself, which it does some seconds after it has first sent them something.
+    pub(crate) fn introduce(
+        &mut self,
+        interface: u32,
+        neighbours: impl Iterator<Item = (IpAddr, Mac)>,
+    ) -> io::Result<()> {
+        let messages = neighbours.map(|(ip, mac)| {
+            let mut message = neighbour(interface, ip);
+            message.header.state = NeighbourState::Stale;
+            let mac = NeighbourAttribute::LinkLayerAddress(mac.to_vec());
+            message.attributes.push(mac);
+            RouteNetlinkMessage::NewNeighbour(message)
+        });
+        // A refusal is the kernel's better knowledge, or that it has no room: it asks then, as it always does.
+        self.1.change(messages, NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
     /// The neighbours on all interfaces.
@@ -68,7 +92,8 @@ impl Tables {
     }
 }
 
-fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+/// A neighbour, if its MAC address is known.
+pub(crate) fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     let known = [
         NeighbourState::Reachable,
         NeighbourState::Stale,
@@ -100,7 +125,8 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
-fn read_gateways(attributes: &[RouteAttribute]) -> Vec<(u32, IpAddr)> {
+/// The gateways of a route, and the number of the interface of each.
+pub(crate) fn read_gateways(attributes: &[RouteAttribute]) -> Vec<(u32, IpAddr)> {
     let mut found: Vec<(u32, IpAddr)> = read_gateway(attributes, None).into_iter().collect();
     for attribute in attributes {
         if let RouteAttribute::MultiPath(hops) = attribute {

@@ -178,7 +178,7 @@ impl Nfnetlink {
                 if header.kind != NLMSG_ERROR || place > messages.len() {
                     continue; // an answer to something earlier
                 }
-                let errno = Errno::from_raw(-word(body).cast_signed());
+                let errno = Errno::from_raw(error(body));
                 if word(body) != 0 {
                     refused.push((place.saturating_sub(1), errno));
                 } else {
@@ -243,7 +243,7 @@ impl Nfnetlink {
                     NLMSG_DONE => return Ok(whole.then_some(all)),
                     NLMSG_ERROR if word(body) == 0 => return Ok(whole.then_some(all)),
                     NLMSG_ERROR => {
-                        return Err(io::Error::from_raw_os_error(-word(body).cast_signed()));
+                        return Err(io::Error::from_raw_os_error(error(body)));
                     }
                     _ => all.push(body.get(BODY - HEADER..).unwrap_or_default().to_vec()),
                 }
@@ -298,6 +298,11 @@ pub(crate) fn split(mut bytes: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
         };
         Some((header, &message[HEADER..]))
     })
+}
+
+/// The error number in the body of an answer; 0: done.
+pub(crate) fn error(body: &[u8]) -> i32 {
+    word(body).cast_signed().wrapping_neg()
 }
 
 pub(crate) fn word(bytes: &[u8]) -> u32 {

@@ -5,7 +5,7 @@
 
 use crate::{
     gate_file,
-    nfnetlink::{Attributes, attribute, split, word},
+    nfnetlink::{self, Attributes, attribute, split, word},
     sys::bpf::{Program, Side},
 };
 use nix::{
@@ -160,7 +160,7 @@ fn ask(kind: u16, flags: u16, about: About, attributes: &Attributes) -> io::Resu
             match header.kind {
                 DONE => return Ok(all),
                 ERROR if word(body) == 0 => return Ok(all),
-                ERROR => return Err(io::Error::from_raw_os_error(-word(body).cast_signed())),
+                ERROR => return Err(io::Error::from_raw_os_error(nfnetlink::error(body))),
                 _ => all.push(body.get(ABOUT..).unwrap_or_default().to_vec()),
             }
         }
