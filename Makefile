@@ -21,7 +21,6 @@ PACKAGES = iproute2 nftables keepalived gcc libc6-dev
 
 # What is fed hostile input, and by what; make test does without them.
 SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
-SECONDS ?= 60
 
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
