@@ -1,5 +1,6 @@
 # make demo      watch a failover on this machine; needs no root
 # make test      prove it: as root everything, as an ordinary user all that one may
+# make sim       simulate clusters under faults; SECONDS=60 and THREADS=1 by default
 # make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
 # make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
@@ -10,6 +11,8 @@
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 CARGO ?= cargo
+SECONDS ?= 60
+THREADS ?= 1
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS = hbd listend doctord electd syncd standin
 # What the lab needs, and what has it in Debian. keepalived is there to be compared with; an SSH server for tests of
@@ -19,12 +22,11 @@ PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev open
 
 # What is fed hostile input, and by what; make test does without them.
 SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
-SECONDS ?= 60
 
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test chaos fuzz-deps fuzz bench model mutants install clean
+.PHONY: all deps build demo test sim chaos fuzz-deps fuzz bench model mutants install clean
 
 all: build
 
@@ -48,6 +50,9 @@ demo: deps build
 test: deps
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
+
+sim:
+	$(CARGO) run --release -p standin-sim -- --seconds $(SECONDS) --threads $(THREADS)
 
 fuzz-deps:
 	@command -v c++ >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && \

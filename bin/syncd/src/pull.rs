@@ -4,7 +4,7 @@ use crate::{
     bring::Bring,
     replica::{Allowed, Local},
 };
-use filesync::{Conflict, Operation, Outcome, Planner, guard::Limit};
+use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, guard::Limit};
 use std::{
     fmt,
     io::{Read, Write},
@@ -88,8 +88,9 @@ pub fn pull<S: Read + Write>(
     let mut page = puller.changes(told)?;
     while !page.is_empty() {
         // What is left out here is nobody's business here, whatever the other's configuration says.
-        page.retain(|(path, entry)| !local.unit.excludes(path, entry.is_directory()));
-        let operations = planner.batch(&local.index, page);
+        let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
+        let offered = page.into_iter().filter(ours).collect();
+        let operations = planner.batch(&local.index, offered);
         carry_out(local, puller, operations, dry, &mut report)?;
         page = puller.more()?;
     }

@@ -450,13 +450,12 @@ impl World {
             8 if to.parent().as_ref().is_none_or(is_dir)
                 && !is_dir(&to)
                 && !is_dir(&at)
-                && at != to =>
+                && at != to
+                && disk.contains_key(&at) =>
             {
-                if disk.contains_key(&at) {
-                    self.supersede(i, &to);
-                    let node = self.machines[i].disk.remove(&at).unwrap();
-                    self.machines[i].disk.insert(to, node);
-                }
+                self.supersede(i, &to);
+                let node = self.machines[i].disk.remove(&at).unwrap();
+                self.machines[i].disk.insert(to, node);
             }
             9 if placed && !is_dir(&at) => {
                 self.supersede(i, &at);
