@@ -5,7 +5,9 @@ use futures::{StreamExt, TryStreamExt};
 use rtnetlink::{
     RouteMessageBuilder,
     packet_route::{
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        neighbour::{
+            NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+        },
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia},
     },
 };
@@ -31,7 +33,7 @@ pub(crate) struct Neighbour {
     pub(crate) age: Duration,
 }
 
-/// Reads the tables.
+/// Reads the tables, and forgets what is not known.
 pub(crate) struct Tables(Asker);
 
 impl Tables {
@@ -41,11 +43,31 @@ impl Tables {
 
     /// The neighbours on all interfaces.
     pub(crate) fn neighbours(&mut self) -> io::Result<Vec<Neighbour>> {
+        Ok(self.list()?.iter().filter_map(read_neighbour).collect())
+    }
+
+    fn list(&mut self) -> io::Result<Vec<NeighbourMessage>> {
         let handle = self.0.handle();
-        let all: Vec<NeighbourMessage> = self
-            .0
-            .ask(async move { handle.neighbours().get().execute().try_collect().await })?;
-        Ok(all.iter().filter_map(read_neighbour).collect())
+        self.0
+            .ask(async move { handle.neighbours().get().execute().try_collect().await })
+    }
+
+    /// Forgets the neighbours on these interfaces that were asked for their MAC address and have not answered: the
+    /// next packet to one asks anew.
+    pub(crate) fn forget_unanswered(&mut self, interfaces: &[u32]) -> io::Result<()> {
+        let mut unanswered = self.list()?;
+        unanswered.retain(|n| interfaces.contains(&n.header.ifindex) && is_unanswered(n));
+        for message in unanswered {
+            let handle = self.0.handle();
+            let forgotten = self
+                .0
+                .ask(async move { handle.neighbours().del(message).execute().await });
+            forgotten.or_else(|e| match e.raw_os_error() {
+                Some(nix::libc::ENOENT) => Ok(()), // gone by itself
+                _ => Err(e),
+            })?;
+        }
+        Ok(())
     }
 
     /// The default gateways, and the number of the interface of each.
@@ -66,6 +88,14 @@ impl Tables {
         }
         Ok(gateways)
     }
+}
+
+/// Whether a question is under way for a neighbour that nobody has configured.
+fn is_unanswered(message: &NeighbourMessage) -> bool {
+    let configured = |a: &NeighbourAttribute| matches!(a, NeighbourAttribute::ExtFlags(flags) if !flags.is_empty());
+    message.header.state == NeighbourState::Incomplete
+        && NeighbourFlags::Router.contains(message.header.flags)
+        && !message.attributes.iter().any(configured)
 }
 
 /// A neighbour, if its MAC address is known.

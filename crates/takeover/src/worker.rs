@@ -378,6 +378,8 @@ pub(crate) struct Worker {
     commands: Receiver<Command>,
     emit: Emit,
     gate: Option<Gate>,
+    /// Numbers of the interfaces that were last heard to be without a carrier.
+    without_carrier: HashSet<u32>,
     /// The interfaces are to be listed again before the gate is whole.
     gate_partial: bool,
     /// When a clean stop gives up.
@@ -418,6 +420,7 @@ impl Worker {
             commands,
             emit,
             gate,
+            without_carrier: HashSet::new(),
             gate_partial: false,
             closing: None,
             refresher,
@@ -449,13 +452,13 @@ impl Worker {
             let found = worker.adopt(i, earlier.as_ref(), &listed);
             adopted.extend(found.map_err(Error::LeftOver)?);
         }
+        let links = worker.netlink.links();
+        let known = links.iter().flatten();
+        known.for_each(|link| worker.carrier(link));
         // The earlier life's gate gives way to ours, which has its deadlines by now.
         if let Some(gate) = worker.gate.clone() {
             gate.pin_doors().map_err(Error::Gate)?;
-            let links = worker
-                .netlink
-                .links()
-                .map_err(|e| Error::Gate(format!("listing interfaces: {e}")))?;
+            let links = links.map_err(|e| Error::Gate(format!("listing interfaces: {e}")))?;
             gate.attach_all(&links).map_err(Error::Gate)?;
         }
         for i in 0..worker.sets.len() {
@@ -1152,8 +1155,12 @@ impl Worker {
                             .extend(set.place.get(&ip).map(|n| set.addresses[*n]));
                     }
                 }
-                Change::Link(link) => self.link_changed(&link),
+                Change::Link(link) => {
+                    self.carrier(&link);
+                    self.link_changed(&link);
+                }
                 Change::Gone(index, name) => {
+                    self.without_carrier.remove(&index);
                     if let Some(gate) = &self.gate {
                         gate.detach(index);
                     }
@@ -1189,6 +1196,16 @@ impl Worker {
         for (i, addresses) in removed {
             self.guard();
             self.restore(i, &addresses);
+        }
+    }
+
+    /// What was asked while there was none is asked anew: by a thread that may take its time.
+    fn carrier(&mut self, link: &Link) {
+        if !link.carries {
+            self.without_carrier.insert(link.index);
+        } else if self.without_carrier.remove(&link.index) {
+            self.refresher
+                .tell(refresher::Command::CarrierBack(link.index));
         }
     }
 
