@@ -1,14 +1,18 @@
 # make demo      watch a failover on this machine; needs no root
 # make test      prove it: as root everything, as an ordinary user all that one may
+# make sim       simulate clusters under faults; SECONDS=60 and THREADS=1 by default
 # make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
 # make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
+# make model     explore the election exhaustively, at the nightly depth; MODEL="--scenario crash" and the like
 # make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 CARGO ?= cargo
+SECONDS ?= 60
+THREADS ?= 1
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS = hbd listend doctord electd standin
 # What the lab needs, and what has it in Debian. keepalived is there to be compared with; cc for one test.
@@ -17,12 +21,11 @@ PACKAGES = iproute2 nftables keepalived gcc libc6-dev
 
 # What is fed hostile input, and by what; make test does without them.
 SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
-SECONDS ?= 60
 
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps build demo test chaos fuzz-deps fuzz bench mutants install clean
+.PHONY: all deps build demo test sim chaos fuzz-deps fuzz bench model mutants install clean
 
 all: build
 
@@ -46,6 +49,9 @@ test: deps
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
 
+sim:
+	$(CARGO) run --release -p standin-sim -- --seconds $(SECONDS) --threads $(THREADS)
+
 fuzz-deps:
 	@command -v c++ >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends g++; } || \
@@ -68,6 +74,10 @@ chaos: deps build
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
+
+model:
+	$(CARGO) build --release -p standin-model
+	$(TARGET)/release/standin-model --depth nightly $(MODEL)
 
 # The checkers with the bugs in them, in a folder of their own: nothing of it is ever installed.
 mutants: deps

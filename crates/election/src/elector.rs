@@ -47,6 +47,19 @@ pub(crate) struct Surroundings {
     active: bool,
 }
 
+impl Surroundings {
+    /// All there is of them.
+    pub(crate) fn parts(&self) -> (Duration, Duration, usize, bool) {
+        let Self {
+            lease,
+            skew,
+            in_touch,
+            active,
+        } = *self;
+        (lease, skew, in_touch, active)
+    }
+}
+
 /// The core of electd: a pure state machine. See the crate's documentation.
 #[derive(Clone, Debug)]
 pub struct Elector {

@@ -35,6 +35,8 @@ mod record;
 pub mod reservation;
 mod roster;
 mod signals;
+#[doc(hidden)]
+pub mod situation;
 mod state;
 mod view;
 mod virtuals;

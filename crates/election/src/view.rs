@@ -2,7 +2,7 @@
 
 use crate::{elector::Elector, input::Mode, state::Taking};
 use protocol::{
-    BootTime,
+    BootTime, Term, VirtualServerName,
     local::{
         ring::HealthState,
         status::{ElectdStatus, ServerView, VirtualServerView},
@@ -14,6 +14,11 @@ impl Elector {
     /// Everything counted, refusals by reason.
     pub fn counters(&self) -> &BTreeMap<&'static str, u64> {
         &self.counters
+    }
+
+    /// The term in which this server is master of `name`, if it is.
+    pub fn term(&self, name: &VirtualServerName) -> Option<Term> {
+        Some(self.virtuals.get(name)?.mastership.as_ref()?.term)
     }
 
     /// The present state; the shell adds addresses, gate and clients of each virtual server.

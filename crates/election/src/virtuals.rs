@@ -119,6 +119,11 @@ impl Virtuals {
         change(&mut self.wakes, old.wake, due.wake);
     }
 
+    /// When something will be due for this one.
+    pub fn due_of(&self, name: &VirtualServerName) -> Due {
+        self.dues.get(name).copied().unwrap_or_default()
+    }
+
     /// When the elector must be woken for one of them.
     pub fn wake(&self) -> Option<BootTime> {
         self.wakes.first().map(|(at, _)| *at)

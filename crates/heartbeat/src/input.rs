@@ -1,6 +1,6 @@
 //! What the core is told.
 
-use protocol::{BootTime, ServerName, local::ring::ElectdToHbd};
+use protocol::{BootTime, ServerName, local::ring::ElectdToHbd, wire::datagram::Packet};
 use std::{net::IpAddr, time::Duration};
 
 /// What the configuration says to hbd.
@@ -37,6 +37,19 @@ pub enum Input<'a> {
         /// Its contents.
         bytes: &'a [u8],
         /// When the kernel received it.
+        at: BootTime,
+        /// The same by CLOCK_REALTIME, in nanoseconds since 1970.
+        real_ns: u64,
+    },
+    /// The same, its seal opened already: for whoever carries packets where no stranger can be.
+    Opened {
+        /// From this address.
+        source: IpAddr,
+        /// At this address of ours.
+        local: IpAddr,
+        /// What was sealed.
+        packet: Packet,
+        /// When it arrived.
         at: BootTime,
         /// The same by CLOCK_REALTIME, in nanoseconds since 1970.
         real_ns: u64,

@@ -85,10 +85,24 @@ impl Heartbeat {
                 bytes,
                 at,
                 real_ns,
-            } => match self.datagram(now, (source, local), bytes, (at, real_ns)) {
-                Ok(outputs) => self.outputs.extend(outputs),
-                Err(why) => self.refuse(source, why),
-            },
+            } => {
+                let outcome = self
+                    .open((source, local), bytes)
+                    .and_then(|(place, packet)| self.packet(now, place, packet, (at, real_ns)));
+                self.note(source, outcome);
+            }
+            Input::Opened {
+                source,
+                local,
+                packet,
+                at,
+                real_ns,
+            } => {
+                let outcome = self
+                    .listed((source, local))
+                    .and_then(|place| self.packet(now, place, packet, (at, real_ns)));
+                self.note(source, outcome);
+            }
             Input::TooLong(source) => self.refuse(source, Refusal::TooLong),
             Input::Send(messages) => self.send(now, messages),
             Input::Timeout { fresh } => self.hellos(now, fresh),
@@ -156,25 +170,41 @@ impl Heartbeat {
             .map(|p| &p.name)
     }
 
-    fn datagram(
+    fn note(&mut self, source: IpAddr, outcome: Result<Vec<Output>, Refusal>) {
+        match outcome {
+            Ok(outputs) => self.outputs.extend(outputs),
+            Err(why) => self.refuse(source, why),
+        }
+    }
+
+    /// Level 1 (DESIGN section 2): the address is listed, or nothing else is looked at. Whose it is, and which path.
+    fn listed(&self, (source, local): (IpAddr, IpAddr)) -> Result<(usize, usize), Refusal> {
+        let listed = |peer: &Peer| peer.path_of(source, local);
+        let mut peers = self.peers.iter().enumerate();
+        let place = peers.find_map(|(i, p)| Some((i, listed(p)?)));
+        place.ok_or(Refusal::Unlisted)
+    }
+
+    /// Level 3: the seal.
+    fn open(
+        &self,
+        ends: (IpAddr, IpAddr),
+        bytes: &[u8],
+    ) -> Result<((usize, usize), Packet), Refusal> {
+        let place = self.listed(ends)?;
+        let peer = &self.peers[place.0].name;
+        let packet = datagram::open(&self.sealer, peer, &self.me, bytes);
+        Ok((place, packet.map_err(|e| Refusal::from(&e))?))
+    }
+
+    fn packet(
         &mut self,
         now: BootTime,
-        (source, local): (IpAddr, IpAddr),
-        bytes: &[u8],
+        (index, path): (usize, usize),
+        packet: Packet,
         (at, real_ns): (BootTime, u64),
     ) -> Result<Vec<Output>, Refusal> {
-        // Level 1 (DESIGN section 2): the address is listed, or nothing else is looked at.
-        let listed = |peer: &Peer| peer.path_of(source, local);
-        let place = self
-            .peers
-            .iter()
-            .enumerate()
-            .find_map(|(i, p)| Some((i, listed(p)?)));
-        let (index, path) = place.ok_or(Refusal::Unlisted)?;
         let peer = &mut self.peers[index];
-        // Level 3: the seal.
-        let packet = datagram::open(&self.sealer, &peer.name, &self.me, bytes)
-            .map_err(|e| Refusal::from(&e))?;
         let receipt = Receipt { path, at, real_ns };
         let (me, heartbeat) = (self.incarnation, self.heartbeat);
         Ok(match packet {

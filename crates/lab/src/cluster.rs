@@ -460,12 +460,12 @@ impl Cluster {
         let run = self.run_dir(server);
         let _ = umount2(&run.join("bpf"), MntFlags::MNT_DETACH); // the kernel's gate goes with the power
         fs::remove_dir_all(&run).map_err(Error::system(run.display().to_string()))?;
-        make_folder(&run)?;
-        self.net.forget(server)
+        make_folder(&run)
     }
 
     /// Power is back: the server boots.
     pub fn power_on(&mut self, server: usize) -> Result<(), Error> {
+        self.net.forget(server)?;
         self.net.cable(server, true)?;
         self.start_server(server)
     }

@@ -150,14 +150,14 @@ impl Keepalived {
     pub fn power_loss(&mut self, server: usize) -> Result<(), Error> {
         self.net.cable(server, false)?;
         self.net.servers()[server].kill_all()?;
-        self.reap(server)?;
-        self.net.forget(server)
+        self.reap(server)
     }
 
     /// Starts a server, with its cable plugged.
     pub fn power_on(&mut self, server: usize) -> Result<(), Error> {
         let file = self.configure(server)?;
         let folder = self.folder(server);
+        self.net.forget(server)?;
         self.net.cable(server, true)?;
         let file_arg =
             |option: &str, name: &str| [option.to_owned(), folder.join(name).display().to_string()];
@@ -228,6 +228,16 @@ impl Keepalived {
                 .map(drop)
                 .map_err(Error::system("waiting for keepalived")),
             None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Keepalived {
+    /// A process that nobody has waited for counts as running, and the next keepalived beside its pid file as one too
+    /// many.
+    fn drop(&mut self) {
+        for child in self.children.iter_mut().flatten() {
+            let _ = child.kill().and_then(|()| child.wait());
         }
     }
 }

@@ -396,7 +396,8 @@ impl Net {
     }
 
     /// What a server loses with its power, apart from its processes: addresses beyond its own, neighbours,
-    /// interfaces on top of its own, settings.
+    /// interfaces on top of its own, settings. It is soon enough to forget them before power is back: to remove
+    /// thousands of addresses here keeps the kernel, which is the other servers' too, from adding theirs.
     pub fn forget(&self, server: usize) -> Result<(), Error> {
         let host = &self.servers[server];
         for device in host.macvlans()? {

@@ -127,21 +127,27 @@ impl Drop for Spinners {
 /// Programs that take all the time they get, each in a session of its own, for as long as this lives.
 pub struct Hogs(Vec<Child>);
 
+/// Writes to a disk without end, each time until it is there, and leaves no file behind.
+const WRITE: &str = "file=$(mktemp) || exit; exec 3>\"$file\"; rm \"$file\"; \
+     while :; do dd if=/dev/zero of=/dev/fd/3 bs=1M count=32 conv=fsync 2>/dev/null; done";
+
 impl Hogs {
-    /// Starts so many; each also ends by itself after `limit`.
+    /// Starts so many that want a CPU; each also ends by itself after `limit`.
     pub fn start(count: usize, limit: Duration) -> Result<Self, Error> {
+        Self::each(count, limit, "while :; do :; done")
+    }
+
+    /// Starts so many that keep the disk of temporary files busy.
+    pub fn writing(count: usize, limit: Duration) -> Result<Self, Error> {
+        Self::each(count, limit, WRITE)
+    }
+
+    fn each(count: usize, limit: Duration, line: &str) -> Result<Self, Error> {
         let mut hogs = Self(Vec::new());
         for _ in 0..count {
             let mut hog = command("setsid");
             let seconds = format!("{}s", limit.as_secs());
-            hog.args([
-                "--wait",
-                "timeout",
-                &seconds,
-                "sh",
-                "-c",
-                "while :; do :; done",
-            ]);
+            hog.args(["--wait", "timeout", &seconds, "sh", "-c", line]);
             let spawned = hog.stdin(Stdio::null()).process_group(0).spawn();
             hogs.0
                 .push(spawned.map_err(Error::system("starting a hog"))?);

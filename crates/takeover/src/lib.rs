@@ -273,25 +273,21 @@ impl Shared {
     }
 
     /// A planned handover: what arrives goes to the tap from now on, replies leave until `drained` at most, and
-    /// no later deadline is taken. The door's number; none without a door.
+    /// no later deadline is taken. The door's number; none without a door that can hold packets.
     fn drain(&self, tap: u32, drained: BootTime, held: BootTime) -> Option<usize> {
         let _changing = self.changing();
-        let Some(Door::Ebpf(door)) = &self.door else {
-            return None;
-        };
+        let number = self.door.as_ref()?.drain(tap, drained, held)?;
         self.present.store(false, SeqCst);
-        door.hold(tap, held);
-        door.drain(drained);
-        Some(door.number())
+        Some(number)
     }
 
     /// Goes on leading to the tap what arrives, unless the addresses are here again.
     fn hold_on(&self, until: BootTime, tap: u32) {
         let _changing = self.changing();
-        if let Some(Door::Ebpf(door)) = &self.door
+        if let Some(door) = &self.door
             && !self.present.load(SeqCst)
         {
-            door.hold(tap, until);
+            door.hold_on(tap, until);
         }
     }
 
@@ -308,10 +304,8 @@ impl Shared {
         let _changing = self.changing();
         if self.deadline() != BootTime(0) {
             self.present.store(true, SeqCst);
-            if let Some(Door::Ebpf(door)) = &self.door {
-                door.hold_no_more();
-            }
             if let Some(door) = &self.door {
+                door.hold_no_more();
                 door.open(self.deadline());
             }
         }

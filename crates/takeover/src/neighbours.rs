@@ -1,10 +1,16 @@
 //! The kernel's neighbour tables and default routes.
 
-use crate::{Error, arp::Mac, netlink::Asker};
+use crate::{
+    Error,
+    arp::Mac,
+    netlink::{Asker, Changer, neighbour},
+};
 use futures::{StreamExt, TryStreamExt};
 use rtnetlink::{
     RouteMessageBuilder,
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
+        RouteNetlinkMessage,
         neighbour::{
             NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
         },
@@ -33,12 +39,30 @@ pub(crate) struct Neighbour {
     pub(crate) age: Duration,
 }
 
-/// Reads the tables, and forgets what is not known.
-pub(crate) struct Tables(Asker);
+/// Reads the tables, adds to them, and forgets what is not known.
+pub(crate) struct Tables(Asker, Changer);
 
 impl Tables {
     pub(crate) fn open() -> Result<Self, Error> {
-        Asker::open().map(Self)
+        Ok(Self(Asker::open()?, Changer::open()?))
+    }
+
+    /// Tells the kernel where neighbours of an interface are that it knows nothing of. It believes that until it has
+    /// asked them itself, which it does some seconds after it has first sent them something.
+    pub(crate) fn introduce(
+        &mut self,
+        interface: u32,
+        neighbours: impl Iterator<Item = (IpAddr, Mac)>,
+    ) -> io::Result<()> {
+        let messages = neighbours.map(|(ip, mac)| {
+            let mut message = neighbour(interface, ip);
+            message.header.state = NeighbourState::Stale;
+            let mac = NeighbourAttribute::LinkLayerAddress(mac.to_vec());
+            message.attributes.push(mac);
+            RouteNetlinkMessage::NewNeighbour(message)
+        });
+        // A refusal is the kernel's better knowledge, or that it has no room: it asks then, as it always does.
+        self.1.change(messages, NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
     /// The neighbours on all interfaces.
@@ -57,17 +81,11 @@ impl Tables {
     pub(crate) fn forget_unanswered(&mut self, interfaces: &[u32]) -> io::Result<()> {
         let mut unanswered = self.list()?;
         unanswered.retain(|n| interfaces.contains(&n.header.ifindex) && is_unanswered(n));
-        for message in unanswered {
-            let handle = self.0.handle();
-            let forgotten = self
-                .0
-                .ask(async move { handle.neighbours().del(message).execute().await });
-            forgotten.or_else(|e| match e.raw_os_error() {
-                Some(nix::libc::ENOENT) => Ok(()), // gone by itself
-                _ => Err(e),
-            })?;
-        }
-        Ok(())
+        let messages = unanswered.into_iter();
+        // A refusal means that it has gone by itself.
+        self.1
+            .change(messages.map(RouteNetlinkMessage::DelNeighbour), 0)
+            .map(drop)
     }
 
     /// The default gateways, and the number of the interface of each.

@@ -46,6 +46,8 @@ pub(crate) const PROTOCOL: u8 = 83;
 /// The kernel answers at once; this is for an answer that was lost.
 const ANSWER_MAX: Duration = Duration::from_millis(250);
 const RECEIVE_BUFFER: i32 = 1 << 20;
+const BUFFER: usize = 64 * 1024;
+const SOCKET: &str = "a netlink socket";
 
 const NEW_LINK: u16 = 16;
 const DEL_LINK: u16 = 17;
@@ -117,22 +119,18 @@ pub(crate) struct Setting {
 
 pub(crate) struct Netlink {
     asker: Asker,
-    changes: Socket,
+    changer: Changer,
     monitor: Socket,
-    sequence: u32,
     buffer: Vec<u8>,
 }
 
 impl Netlink {
     pub(crate) fn open() -> Result<Self, Error> {
-        let asker = Asker::open()?;
-        let (changes, monitor) = sockets().map_err(Error::kernel("a netlink socket"))?;
         Ok(Self {
-            asker,
-            changes,
-            monitor,
-            sequence: 0,
-            buffer: vec![0; 64 * 1024],
+            asker: Asker::open()?,
+            changer: Changer::open()?,
+            monitor: monitor().map_err(Error::kernel(SOCKET))?,
+            buffer: vec![0; BUFFER],
         })
     }
 
@@ -238,7 +236,7 @@ impl Netlink {
         let messages = settings
             .iter()
             .map(|s| RouteNetlinkMessage::NewAddress(setting(s)));
-        self.change(messages, NLM_F_CREATE | flag)
+        self.changer.change(messages, NLM_F_CREATE | flag)
     }
 
     /// Removes addresses from an interface. Those not there are no refusals.
@@ -267,27 +265,15 @@ impl Netlink {
         interface: u32,
         addresses: &[VirtualAddress],
     ) -> io::Result<Vec<(usize, Errno)>> {
-        let messages = addresses.iter().map(|a| {
-            let mut message = NeighbourMessage::default();
-            message.header.ifindex = interface;
-            let destination = match a.ip {
-                IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
-                IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
-            };
-            message.header.family = destination.0;
-            message
-                .attributes
-                .push(NeighbourAttribute::Destination(destination.1));
-            RouteNetlinkMessage::DelNeighbour(message)
-        });
-        self.change_absent_fine(messages)
+        let entries = addresses.iter().map(|a| neighbour(interface, a.ip));
+        self.change_absent_fine(entries.map(RouteNetlinkMessage::DelNeighbour))
     }
 
     fn change_absent_fine(
         &mut self,
         messages: impl Iterator<Item = RouteNetlinkMessage>,
     ) -> io::Result<Vec<(usize, Errno)>> {
-        let mut refused = self.change(messages, 0)?;
+        let mut refused = self.changer.change(messages, 0)?;
         let absent = [
             Errno::EADDRNOTAVAIL,
             Errno::ENODEV,
@@ -299,8 +285,51 @@ impl Netlink {
         Ok(refused)
     }
 
+    /// What others changed since the last call, at most some hundreds of changes.
+    pub(crate) fn changes(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for _ in 0..256 {
+            match recv(
+                self.monitor.as_raw_fd(),
+                &mut self.buffer,
+                MsgFlags::MSG_DONTWAIT,
+            ) {
+                Ok(got) => changes.extend(split(&self.buffer[..got]).filter_map(read_change)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(_) => changes.push(Change::Unknown), // the receive buffer overflowed
+            }
+        }
+        changes
+    }
+}
+
+/// Has the kernel change things, many with one call.
+pub(crate) struct Changer {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Changer {
+    pub(crate) fn open() -> Result<Self, Error> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            socket.set_cap_ack(true)?;
+            socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
+            Ok(socket)
+        };
+        Ok(Self {
+            socket: open().map_err(Error::kernel(SOCKET))?,
+            sequence: 0,
+            buffer: vec![0; BUFFER],
+        })
+    }
+
     /// Has the kernel carry out the messages, [`BATCH`] in a datagram. Returns the refused ones by position.
-    fn change(
+    pub(crate) fn change(
         &mut self,
         messages: impl Iterator<Item = RouteNetlinkMessage>,
         flags: u16,
@@ -339,7 +368,7 @@ impl Netlink {
     ) -> io::Result<()> {
         let first = self.sequence;
         self.sequence = self.sequence.wrapping_add(count as u32);
-        let fd = self.changes.as_raw_fd();
+        let fd = self.socket.as_raw_fd();
         send(fd, &self.buffer[..length], MsgFlags::empty())?;
         // The kernel has done the work within the call: all answers are waiting.
         loop {
@@ -347,9 +376,7 @@ impl Netlink {
                 Ok(got) => got,
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => {
-                    return Err(io::Error::other(
-                        "the kernel did not confirm a change of addresses",
-                    ));
+                    return Err(io::Error::other("the kernel did not confirm a change"));
                 }
                 Err(e) => return Err(e.into()),
             };
@@ -370,24 +397,6 @@ impl Netlink {
             }
         }
     }
-
-    /// What others changed since the last call, at most some hundreds of changes.
-    pub(crate) fn changes(&mut self) -> Vec<Change> {
-        let mut changes = Vec::new();
-        for _ in 0..256 {
-            match recv(
-                self.monitor.as_raw_fd(),
-                &mut self.buffer,
-                MsgFlags::MSG_DONTWAIT,
-            ) {
-                Ok(got) => changes.extend(split(&self.buffer[..got]).filter_map(read_change)),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => break,
-                Err(_) => changes.push(Change::Unknown), // the receive buffer overflowed
-            }
-        }
-        changes
-    }
 }
 
 /// Asks the kernel, and waits for the answer at most [`ANSWER_MAX`].
@@ -403,7 +412,7 @@ impl Asker {
             .enable_time()
             .build()
             .map_err(Error::kernel("the runtime for netlink"))?;
-        let handle = connect(&runtime).map_err(Error::kernel("a netlink socket"))?;
+        let handle = connect(&runtime).map_err(Error::kernel(SOCKET))?;
         Ok(Self { runtime, handle })
     }
 
@@ -439,12 +448,7 @@ fn connect(runtime: &Runtime) -> io::Result<Handle> {
     Ok(handle)
 }
 
-fn sockets() -> io::Result<(Socket, Socket)> {
-    let mut changes = Socket::new(NETLINK_ROUTE)?;
-    changes.bind_auto()?;
-    changes.connect(&SocketAddr::new(0, 0))?;
-    changes.set_cap_ack(true)?;
-    changes.set_rx_buf_sz(RECEIVE_BUFFER)?;
+fn monitor() -> io::Result<Socket> {
     let mut monitor = Socket::new(NETLINK_ROUTE)?;
     // Our own additions are reported too, thousands in a second perhaps: they are not even let in.
     sys::attach_filter(
@@ -457,7 +461,7 @@ fn sockets() -> io::Result<(Socket, Socket)> {
         0,
         groups.iter().fold(0, |all, g| all | 1 << (g - 1)),
     ))?;
-    Ok((changes, monitor))
+    Ok(monitor)
 }
 
 /// The messages of a datagram; what cannot be read is passed over.
@@ -552,6 +556,20 @@ pub(crate) fn is_ours(message: &AddressMessage) -> bool {
         .contains(&AddressAttribute::Protocol(AddressProtocol::Other(
             PROTOCOL,
         )))
+}
+
+/// The beginning of a message about what is known of a neighbour.
+pub(crate) fn neighbour(interface: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = interface;
+    let (family, destination) = match ip {
+        IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+    };
+    message.header.family = family;
+    let destination = NeighbourAttribute::Destination(destination);
+    message.attributes.push(destination);
+    message
 }
 
 fn address(interface: u32, address: VirtualAddress) -> AddressMessage {

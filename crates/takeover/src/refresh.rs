@@ -130,8 +130,21 @@ impl Round {
             silent: false,
         };
         self.asked.extend(new.into_iter().map(asked));
+        self.pair(0, first);
+    }
+
+    /// Further addresses: everybody is asked for these too.
+    pub(crate) fn extend_own(&mut self, own: impl Iterator<Item = IpAddr>) {
+        let first = self.own.len();
+        self.own.extend(own);
+        self.changed |= self.own.len() > first;
+        self.pair(first, 0);
+    }
+
+    /// A question from each address, from number `own` on, to each target of its family, from number `first` on.
+    fn pair(&mut self, own: usize, first: usize) {
         let mut rank = [0; 2];
-        let ranked = self.own.iter().enumerate().map(|(n, ip)| {
+        let ranked = self.own.iter().enumerate().skip(own).map(|(n, ip)| {
             let place = &mut rank[usize::from(ip.is_ipv6())];
             *place += 1;
             (*place, n)
@@ -424,6 +437,26 @@ mod tests {
         let again = round.poll_question(START + ms(2)).unwrap();
         assert_eq!(again.target, moved);
         assert_eq!(round.receipts().asked, 2);
+    }
+
+    #[test]
+    fn further_addresses_are_asked_for_and_the_answers_of_before_count() {
+        let v6: IpAddr = "2001:db8::10".parse().unwrap();
+        let c6: IpAddr = "2001:db8::99".parse().unwrap();
+        let mut round = Round::new(START, vec![VIP], &[target(ip(0)), target(c6)]);
+        assert_eq!(due(&mut round, START), [(VIP, ip(0))]);
+        round.answered(START + ms(1), VIP, ip(0));
+        round.extend_own([v6].into_iter());
+        assert_eq!(due(&mut round, START + ms(1)), [(v6, c6)]);
+        round.answered(START + ms(3), v6, c6);
+        let receipts = round.receipts();
+        assert_eq!((receipts.asked, receipts.answered), (2, 2));
+        assert_eq!(receipts.last_answer, Some(ms(3)));
+        assert_eq!(due(&mut round, START + ms(9)), []);
+        // Who has answered for one address has not for the next.
+        round.extend_own([VIP2].into_iter());
+        assert_eq!(due(&mut round, START + ms(9)), [(VIP2, ip(0))]);
+        assert_eq!(round.receipts().answered, 1);
     }
 
     #[test]

@@ -39,6 +39,10 @@ const GATEWAYS_MAX: usize = 16;
 /// Nothing is asked so shortly before the addresses must be gone: between looking at the time and the frame's
 /// leaving, this thread may be stopped.
 const BEFORE_END: Duration = Duration::from_millis(2);
+/// The kernel is told where so many of the latest seen clients are, if that was so short a time ago: it answers them
+/// at once, and need not ask the whole network for each. With many more its table is full, by default.
+const INTRODUCED_MAX: usize = 512;
+const INTRODUCED_AGE: Duration = Duration::from_secs(120);
 /// Most answers read, and questions sent, before anything else gets its turn.
 const FRAMES_A_ROUND: usize = 64;
 /// Room for the answers of a thousand clients that come while this thread waits for a processor.
@@ -51,12 +55,21 @@ const STACK: usize = 512 * 1024;
 #[derive(Debug)]
 pub(crate) struct Opening {
     pub(crate) v: VirtualServerName,
+    /// The number of the opening.
+    pub(crate) generation: u64,
     pub(crate) from: BootTime,
     pub(crate) interface: u32,
     pub(crate) name: String,
     pub(crate) mac: Mac,
     pub(crate) own: Vec<IpAddr>,
     pub(crate) shared: Arc<Shared>,
+}
+
+impl Opening {
+    /// Whether the other one is the same with more addresses; with no more of them, all are to be asked anew.
+    fn is_part_of(&self, other: &Self) -> bool {
+        self.generation == other.generation && self.own.len() < other.own.len()
+    }
 }
 
 #[derive(Debug)]
@@ -293,7 +306,18 @@ impl<F: Fn(Event)> Refresher<F> {
     // ---- asking
 
     fn opened(&mut self, opening: Opening) {
+        // IPv6 addresses come into use a moment after the others: nobody is asked twice for those.
+        let more = |old: &Opening| old.is_part_of(&opening);
+        if let Some(running) = self.running.iter_mut().find(|r| more(&r.opening)) {
+            let known: HashSet<IpAddr> = running.opening.own.iter().copied().collect();
+            let further = opening.own.iter().filter(|ip| !known.contains(ip));
+            running.round.extend_own(further.copied());
+            running.logged = false;
+            running.opening.own = opening.own;
+            return;
+        }
         // From memory first: reading the tables may take a while, and follows.
+        self.introduce(&opening.name);
         let targets = self.targets(&opening.name);
         let round = Round::new(opening.from, opening.own.clone(), &targets);
         self.running.retain(|r| r.opening.v != opening.v);
@@ -305,6 +329,21 @@ impl<F: Fn(Event)> Refresher<F> {
             logged: false,
         });
         self.read_at = BootTime(0);
+    }
+
+    /// Clients ask from this moment on, and the answers must know where to go.
+    fn introduce(&mut self, interface: &str) {
+        let at = now();
+        let Some(interface) = self.interfaces.get(interface).filter(|i| i.index != 0) else {
+            return;
+        };
+        let fresh = interface.clients.list(at).into_iter();
+        let fresh = fresh.take_while(|(.., seen)| at.since(*seen) < INTRODUCED_AGE);
+        let others = fresh.filter(|(ip, ..)| !self.own.contains(ip));
+        let told = others.take(INTRODUCED_MAX).map(|(ip, mac, _)| (ip, mac));
+        if let Err(e) = self.tables.introduce(interface.index, told) {
+            log::warn!("cannot tell the kernel where clients are: {e}");
+        }
     }
 
     /// Gateways, then who was seen last.

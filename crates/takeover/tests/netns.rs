@@ -752,6 +752,48 @@ in_namespace!(clients_that_another_server_has_seen_are_moved_too, || {
 });
 
 in_namespace!(
+    the_kernel_is_told_where_clients_are_that_another_server_has_just_seen,
+    || {
+        let peer = cable();
+        sh("ip neighbour replace 192.0.2.98 lladdr 02:00:00:00:00:07 dev s0 nud stale");
+        let stage = Stage::new(vec![set(&[VIP, VIP6])]);
+        let seen = |ip: &str, age_s| signal::Client {
+            ip: ip.parse().unwrap(),
+            mac: [2, 0, 0, 0, 0, 9],
+            age_s,
+        };
+        let list = [
+            seen("192.0.2.77", 3),
+            seen("2001:db8::77", 3),
+            seen("192.0.2.78", 300),
+            seen("192.0.2.98", 3),
+        ];
+        thread::sleep(ms(200)); // the tables are read
+        stage.takeover().learn(&web(), &list);
+        let frames = peer.frames();
+        stage.open(ms(5000));
+        let known = |ip: &str| sh(&format!("ip neighbour show {ip} dev s0 nud stale"));
+        for ip in ["192.0.2.77", "2001:db8::77"] {
+            wait_for("the entry", || known(ip).contains("02:00:00:00:00:09"));
+        }
+        assert_eq!(known("192.0.2.78"), "", "it may be anywhere by now");
+        let better = known("192.0.2.98");
+        assert!(better.contains("02:00:00:00:00:07"), "{better}");
+        // What is sent to one of them leaves at once.
+        let socket = UdpSocket::bind("192.0.2.11:0").unwrap();
+        socket.send_to(b"first", "192.0.2.77:9").unwrap();
+        let mut heard = std::iter::from_fn(|| frames.recv_timeout(PATIENCE).ok());
+        let about_it = |f: &Vec<u8>| match f[12..14] {
+            [8, 0] => f[30..34] == [192, 0, 2, 77],
+            [8, 6] => f[..6] == [0xff; 6] && f[38..42] == [192, 0, 2, 77],
+            _ => false,
+        };
+        let first = heard.find(about_it).unwrap();
+        assert_eq!(first[12..14], [8, 0], "it was asked for first");
+    }
+);
+
+in_namespace!(
     a_gateway_is_asked_even_if_its_mac_address_is_not_known,
     || {
         let peer = cable();

@@ -6,13 +6,10 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
-mod judge;
-
 use election::{
     Elector, Input, Memory, Mode, Output, Preempt, Reservation, RoleChange, Settings, Start,
     VirtualServerSettings, Wish,
 };
-use judge::Judge;
 use protocol::{
     BootTime, Instance, ServerName, VirtualServerName,
     local::ring::{Health, HealthState, LinkHealth, ServerHealth},
@@ -21,13 +18,15 @@ use protocol::{
         signal::{Body, Client, Signal},
     },
 };
+pub use sim::Random;
+use sim::{
+    clock::{Clock, Time},
+    judge::Judge,
+};
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-
-/// Nanoseconds of true time.
-pub type Time = u64;
 
 pub const H: Duration = Duration::from_millis(100);
 pub const L: Duration = Duration::from_millis(500);
@@ -50,51 +49,6 @@ pub fn name(text: &str) -> ServerName {
 
 pub fn vname(text: &str) -> VirtualServerName {
     text.parse().unwrap()
-}
-
-/// splitmix64 (Steele et al. 2014).
-#[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
-    }
-
-    pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.below(high - low + 1)
-    }
-
-    pub fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-}
-
-/// A clock: local = base + (true - since) x rate / 1000.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    base: u64,
-    since: Time,
-    rate: u64,
-}
-
-impl Clock {
-    fn local(&self, at: Time) -> BootTime {
-        BootTime(self.base + (at - self.since) * self.rate / 1000)
-    }
-
-    /// The first true time at which this clock shows `local`.
-    fn true_time(&self, local: BootTime) -> Time {
-        self.since + (local.0.saturating_sub(self.base) * 1000).div_ceil(self.rate)
-    }
 }
 
 /// One direction between two servers, for packets and signals alike.
@@ -186,9 +140,6 @@ enum Event {
         input: Box<Input>,
     },
     Restart {
-        server: usize,
-    },
-    PowerOn {
         server: usize,
     },
 }
@@ -299,8 +250,6 @@ pub struct Sim {
     pub sent: Option<Vec<(usize, ServerName, Signal)>>,
     /// Beats and acknowledgements that left, likewise.
     pub left: Option<Vec<Departure>>,
-    /// Percent of outputs after which electd stalls, and for how long at most, in milliseconds.
-    pub stalls: (u64, u64),
     log: VecDeque<String>,
     /// Most lines of the log kept for a failure.
     pub log_max: usize,
@@ -382,7 +331,6 @@ impl Sim {
             alarms: Vec::new(),
             sent: None,
             left: None,
-            stalls: (0, 0),
             log: VecDeque::new(),
             log_max: std::env::var("STANDIN_LOG").map_or(400, |n| n.parse().unwrap()),
             wish: 0,
@@ -486,10 +434,6 @@ impl Sim {
         self.schedule(after, Event::Restart { server: i });
     }
 
-    pub fn power_on_in(&mut self, i: usize, after: Duration) {
-        self.schedule(after, Event::PowerOn { server: i });
-    }
-
     /// Starts electd if it does not run.
     pub fn start(&mut self, i: usize) {
         if !self.servers[i].powered || self.servers[i].elector.is_some() {
@@ -497,7 +441,7 @@ impl Sim {
         }
         self.instances = self.instances.wrapping_add(1);
         let instance = Instance(self.instances);
-        let seed = self.random.next();
+        let seed = self.random.bits();
         let local = self.local(i);
         let s = &mut self.servers[i];
         s.stopped = false;
@@ -558,13 +502,7 @@ impl Sim {
     pub fn set_rate(&mut self, i: usize, rate: u64) {
         let now = self.now;
         let s = &mut self.servers[i];
-        let local = s.clock.local(now);
-        // A slewed clock does not step: rounding never goes back.
-        s.clock = Clock {
-            base: local.0,
-            since: now,
-            rate,
-        };
+        s.clock.set_rate(now, rate);
         let timer = s.timer;
         self.rearm(i, timer);
     }
@@ -601,34 +539,11 @@ impl Sim {
         }
     }
 
-    /// Joins what was cut; what links lose and delay stays.
-    pub fn heal_cuts(&mut self) {
-        for a in 0..self.servers.len() {
-            for b in 0..a {
-                self.join(a, b);
-            }
-        }
-    }
-
-    pub fn doctor_restart_if_on(&mut self, i: usize) {
-        if self.servers[i].powered {
-            self.doctor_restart(i);
-        }
-    }
-
     /// The disk is replaced by an empty one while the power is off.
     pub fn wipe(&mut self, i: usize) {
         assert!(!self.servers[i].powered);
         self.servers[i].reservation = None;
         self.judge.wiped(i);
-    }
-
-    /// Servers without a reservation.
-    pub fn blank_count(&self) -> usize {
-        self.servers
-            .iter()
-            .filter(|s| s.reservation.is_none())
-            .count()
     }
 
     pub fn all_links(&mut self, change: impl Fn(&mut Link)) {
@@ -965,7 +880,6 @@ impl Sim {
                 }
             }
             Event::Restart { server } => self.start(*server),
-            Event::PowerOn { server } => self.power_on(*server),
         }
     }
 
@@ -1003,10 +917,6 @@ impl Sim {
             .and_then(Elector::poll_output)
         {
             self.output(i, output);
-            if self.stalls.0 > 0 && self.random.below(1000) < self.stalls.0 {
-                let span = self.random.between(1, self.stalls.1);
-                return self.stall(i, ms(span));
-            }
         }
         let Some(elector) = &self.servers[i].elector else {
             return;
@@ -1272,9 +1182,9 @@ impl Sim {
                 .filter(move |(_, g)| local <= g.deadline)
                 .map(move |(v, _)| (v, i))
         });
-        let open: Vec<_> = open.map(|(v, i)| (v.clone(), i)).collect();
+        let open: Vec<_> = open.map(|(v, i)| (self.judge.place(v), i)).collect();
         if let Err(what) = self.judge.check(self.now, &locals, &open) {
-            self.fail(&what);
+            self.fail(&what.to_string());
         }
     }
 

@@ -252,6 +252,33 @@ impl Door {
         }
     }
 
+    /// A planned handover: what arrives goes to the tap until `held`, replies leave until `drained`. The door's
+    /// number; none where packets cannot be held, and then nothing has changed.
+    pub(crate) fn drain(&self, tap: u32, drained: BootTime, held: BootTime) -> Option<usize> {
+        match self {
+            Self::Ebpf(door) => {
+                door.hold(tap, held);
+                door.drain(drained);
+                Some(door.number())
+            }
+            Self::Nftables(_) => None,
+        }
+    }
+
+    /// What arrives goes on to the tap until then.
+    pub(crate) fn hold_on(&self, tap: u32, until: BootTime) {
+        if let Self::Ebpf(door) = self {
+            door.hold(tap, until);
+        }
+    }
+
+    /// Nothing goes to the tap any more.
+    pub(crate) fn hold_no_more(&self) {
+        if let Self::Ebpf(door) = self {
+            door.hold_no_more();
+        }
+    }
+
     /// Waits until the gate is as it was asked to be last; whether it is.
     pub(crate) fn settle(&self) -> bool {
         match self {

@@ -94,7 +94,9 @@ const SCENARIOS: &[Scenario] = &[
     by_name(Runs::Asked, fault("electd", roles::electd)),
     by_name(Runs::AtMost(1), fault("restarts", roles::restarts)),
     by_name(Runs::AtMost(1), fault("pairs", roles::pairs)),
+    by_name(Runs::AtMost(1), fault("storm", roles::storm)),
     by_name(Runs::AtMost(2), fault("hogs", load::hogs)),
+    by_name(Runs::AtMost(1), fault("busy", load::busy)),
     by_name(Runs::AtMost(1), fault("handovers", handovers::many)),
     Scenario {
         key: "virtual-mac",

@@ -97,15 +97,30 @@ pub fn electd(subject: &mut Subject, master: usize, _: &Options) -> Result<Figur
     ])
 }
 
-/// SIGKILL of every role on every server, each as soon as the one before runs again.
+/// SIGKILL of every role on every server, each when the one before is ready again.
 pub fn restarts(subject: &mut Subject, _: usize, options: &Options) -> Result<Figures, Error> {
-    let each: Vec<_> = ROLES.into_iter().map(|role| vec![role]).collect();
     let rows = [
         "restarts of every role, takeovers",
         "restarts of every role, requests lost",
+        "restarts of every role, longest outage, ms",
         "restarts of every role, two masters, ms",
     ];
-    restart(subject, options.rounds, &each, rows)
+    restart(subject, options.rounds, &singly(), true, rows)
+}
+
+/// The same without waiting: as soon as there is a process again, which may not have begun to serve.
+pub fn storm(subject: &mut Subject, _: usize, options: &Options) -> Result<Figures, Error> {
+    let rows = [
+        "kills without pause, takeovers",
+        "kills without pause, requests lost",
+        "kills without pause, longest outage, ms",
+        "kills without pause, two masters, ms",
+    ];
+    restart(subject, options.rounds, &singly(), false, rows)
+}
+
+fn singly() -> Vec<Vec<&'static str>> {
+    ROLES.into_iter().map(|role| vec![role]).collect()
 }
 
 /// SIGKILL of every two roles of a server at once.
@@ -115,16 +130,18 @@ pub fn pairs(subject: &mut Subject, _: usize, options: &Options) -> Result<Figur
     let rows = [
         "restarts of two roles at once, takeovers",
         "restarts of two roles at once, requests lost",
+        "restarts of two roles at once, longest outage, ms",
         "restarts of two roles at once, two masters, ms",
     ];
-    restart(subject, options.rounds, &each, rows)
+    restart(subject, options.rounds, &each, true, rows)
 }
 
 fn restart(
     subject: &Subject,
     rounds: u32,
     sets: &[Vec<&str>],
-    rows: [&'static str; 3],
+    ready: bool,
+    rows: [&'static str; 4],
 ) -> Result<Figures, Error> {
     let Subject::Standin(cluster) = subject else {
         return Ok(Figures::new());
@@ -148,7 +165,10 @@ fn restart(
                 }
                 for (role, before) in set.iter().zip(before) {
                     lab::wait_for("the role runs again", patience, || {
-                        pid(server, role).filter(|now| *now != before)
+                        pid(server, role).filter(|now| {
+                            let said = format!("ready, pid {now},");
+                            *now != before && (!ready || cluster.log(server).contains(&said))
+                        })
                     })?;
                 }
             }
@@ -159,6 +179,7 @@ fn restart(
     let values = [
         verdict.moves() as f64,
         outage.lost as f64,
+        millis(outage.longest),
         millis(verdict.two),
     ];
     Ok(rows.into_iter().zip(values).collect())

@@ -1,0 +1,364 @@
+//! The invariants of DESIGN section 2 over true time, from what the servers do and say alone: nothing here
+//! looks into an elector.
+
+use election::{
+    Memory, Reservation,
+    memory::Vote as Remembered,
+    situation::{Situation, Word},
+};
+use protocol::{BootTime, Instance, Number, ServerName, Term};
+use std::time::Duration;
+
+/// Most servers of a model.
+pub const SERVERS_MAX: usize = 4;
+
+/// True time between two ticks, in the units that clock rates divide (see [`Clock::left`]).
+const TICK: u64 = 20;
+
+/// What must hold always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Invariant {
+    AtMostOneGate,
+    GateImpliesLease,
+    OneMasterPerTerm,
+    TermMonotone,
+    NoVoteTwice,
+    RestartSilence,
+    ReleaseBeforeGrant,
+    RejectedIsInert,
+    /// ELECTION R17: a master never meets a claim of another while its own lease runs.
+    NoRival,
+}
+
+impl Invariant {
+    /// As DESIGN names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AtMostOneGate => "AtMostOneGate",
+            Self::GateImpliesLease => "GateImpliesLease",
+            Self::OneMasterPerTerm => "OneMasterPerTerm",
+            Self::TermMonotone => "TermMonotone",
+            Self::NoVoteTwice => "NoVoteTwice",
+            Self::RestartSilence => "RestartSilence",
+            Self::ReleaseBeforeGrant => "ReleaseBeforeGrant",
+            Self::RejectedIsInert => "RejectedIsInert",
+            Self::NoRival => "NoRival",
+        }
+    }
+}
+
+/// What was broken, and how.
+pub type Verdict = Result<(), (Invariant, String)>;
+
+fn broken(invariant: Invariant, what: String) -> Verdict {
+    Err((invariant, what))
+}
+
+/// One server's clock now: what it shows, and its nanoseconds per tick.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// CLOCK_BOOTTIME.
+    pub now: BootTime,
+    /// Nanoseconds per tick.
+    pub rate: u64,
+}
+
+impl Clock {
+    /// True time until this clock shows `at`; exact, since rates divide [`TICK`].
+    fn left(self, at: BootTime) -> Option<u64> {
+        (self.now <= at).then(|| (at.0 - self.now.0) * (TICK / self.rate))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    holder: usize,
+    by: (Instance, Number),
+    /// By the voter's clock, which is thought to run on while the voter is without power.
+    until: BootTime,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Vote {
+    term: Term,
+    caller: usize,
+    by: (Instance, Number),
+}
+
+/// What it has seen.
+#[derive(Clone, Debug, Default)]
+pub struct Judge {
+    promises: [Option<Promise>; SERVERS_MAX],
+    votes: [Option<Vote>; SERVERS_MAX],
+    /// The highest term voted or acknowledged in for others, and for oneself.
+    floors: [(Term, Term); SERVERS_MAX],
+    /// The last terms won, and by whom.
+    won: Vec<(Term, usize)>,
+    /// The term of the last gate opened, and whose it was.
+    token: Option<(Term, usize)>,
+    /// The voters each open gate counts by, one bit each.
+    rosters: [u8; SERVERS_MAX],
+    silent: [Option<BootTime>; SERVERS_MAX],
+    /// The highest term called in, and how many there were.
+    called: (Term, u8),
+}
+
+impl Judge {
+    /// How many terms were called in.
+    pub fn terms(&self) -> u8 {
+        self.called.1
+    }
+
+    /// Counts terms anew.
+    pub fn forget_terms(&mut self) {
+        self.called.1 = 0;
+    }
+
+    /// The last term in which a gate opened, and whose.
+    pub fn token(&self) -> Option<(Term, usize)> {
+        self.token
+    }
+
+    /// A start without memory is silent until then.
+    pub fn started(&mut self, server: usize, silent_until: Option<BootTime>, gate_open: bool) {
+        if silent_until.is_some() {
+            self.silent[server] = silent_until;
+        }
+        self.killed(server, gate_open);
+    }
+
+    /// Killed: the promise to oneself holds as long as the gate may be open.
+    pub fn killed(&mut self, server: usize, gate_open: bool) {
+        if !gate_open && self.promises[server].is_some_and(|p| p.holder == server) {
+            self.promises[server] = None;
+        }
+    }
+
+    /// The disk is gone, and with it what this server called in alone: nobody else can tell it that (R21).
+    pub fn wiped(&mut self, server: usize) {
+        self.votes[server] = self.votes[server].filter(|v| v.caller != server);
+        self.floors[server].1 = Term(0);
+    }
+
+    /// A promise is told: by whom, at what time of its clock, to whom, for which beat or call, for how long.
+    pub fn promise(
+        &mut self,
+        voter: usize,
+        now: BootTime,
+        holder: usize,
+        by: (Instance, Number),
+        lease: Duration,
+    ) -> Verdict {
+        let mut until = now + lease;
+        if let Some(p) = self.promises[voter].filter(|p| now <= p.until) {
+            if p.holder != holder {
+                let what = format!(
+                    "{voter} promised to {} and, {} ns before that ends, to {holder}",
+                    p.holder,
+                    p.until.since(now).as_nanos()
+                );
+                return broken(Invariant::ReleaseBeforeGrant, what);
+            }
+            until = until.max(p.until);
+        }
+        self.promises[voter] = Some(Promise { holder, by, until });
+        self.not_silent(voter, now, "promises")
+    }
+
+    /// What is told now must outlive a kill that follows at once, by the run-dir's memory of term and holder (R5), and
+    /// a power loss: the term by the reservation on disk (R22), the length by the longest promise noted there (R23).
+    pub fn durable(
+        voter: usize,
+        (term, holder): (Term, &ServerName),
+        lease: Duration,
+        memory: Option<&Memory>,
+        disk: Option<&Reservation>,
+    ) -> Verdict {
+        let remembered = |v: &Remembered| v.voted >= term && v.holder.as_ref() == Some(holder);
+        let Some(disk) = disk else {
+            let what = format!("{voter} promises without a reservation on disk");
+            return broken(Invariant::RestartSilence, what);
+        };
+        if !memory.is_some_and(|m| m.votes.iter().any(remembered)) {
+            let what = format!("{voter} promises in term {term} what it would forget if killed");
+            return broken(Invariant::NoVoteTwice, what);
+        }
+        if term > disk.reserved {
+            let what = format!(
+                "{voter} promises in term {term}, and after a power loss knows of {} only",
+                disk.reserved
+            );
+            return broken(Invariant::NoVoteTwice, what);
+        }
+        if lease > disk.promise_max {
+            let what = format!(
+                "{voter} promises for {} ns, and after a power loss is silent for {} only",
+                lease.as_nanos(),
+                disk.promise_max.as_nanos()
+            );
+            return broken(Invariant::RestartSilence, what);
+        }
+        Ok(())
+    }
+
+    /// RestartSilence.
+    pub fn not_silent(&self, server: usize, now: BootTime, does: &str) -> Verdict {
+        match self.silent[server] {
+            Some(until) if now <= until => broken(
+                Invariant::RestartSilence,
+                format!("{server} {does} while it should be silent"),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Votes, acknowledges or claims in this term.
+    pub fn floor(&mut self, server: usize, term: Term, own: bool, does: &str) -> Verdict {
+        let (others, mine) = &mut self.floors[server];
+        let before = (*others).max(*mine);
+        let floor = if own { mine } else { others };
+        *floor = term.max(*floor);
+        if term < before {
+            return broken(
+                Invariant::NoVoteTwice,
+                format!("{server} {does} in term {term} after term {before}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// A vote is told.
+    pub fn vote(
+        &mut self,
+        voter: usize,
+        term: Term,
+        caller: usize,
+        by: (Instance, Number),
+    ) -> Verdict {
+        self.floor(voter, term, caller == voter, "votes")?;
+        let vote = Vote { term, caller, by };
+        let before = self.votes[voter].replace(vote);
+        match before.filter(|b| b.term == term && *b != vote) {
+            Some(b) => broken(
+                Invariant::NoVoteTwice,
+                format!("{voter} voted in term {term} for {} and {caller}", b.caller),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// A server calls in this term.
+    pub fn calls(&mut self, term: Term) {
+        if term > self.called.0 {
+            self.called = (term, self.called.1.saturating_add(1));
+        }
+    }
+
+    /// The server's own word that its gate is shut.
+    pub fn releases(&mut self, server: usize, gate_open: bool) -> Verdict {
+        self.promises[server] = self.promises[server].filter(|p| p.holder != server);
+        if gate_open {
+            let what = format!("{server} releases with its gate open");
+            return broken(Invariant::ReleaseBeforeGrant, what);
+        }
+        Ok(())
+    }
+
+    /// A release is handled by a voter, by the sender's word or relayed.
+    pub fn released(&mut self, voter: usize, by: usize, (i, k): (Instance, Number)) {
+        if by != voter {
+            let covered = |p: &Promise| p.holder == by && p.by.0 == i && p.by.1 <= k;
+            self.promises[voter] = self.promises[voter].filter(|p| !covered(p));
+        }
+    }
+
+    /// OneMasterPerTerm.
+    pub fn wins(&mut self, server: usize, term: Term) -> Verdict {
+        if let Some((_, other)) = self.won.iter().find(|(t, _)| *t == term) {
+            let what = format!("term {term} was won by {other} and {server}");
+            return broken(Invariant::OneMasterPerTerm, what);
+        }
+        self.won.push((term, server));
+        self.won.sort_unstable();
+        if self.won.len() > 3 {
+            self.won.remove(0);
+        }
+        Ok(())
+    }
+
+    /// TermMonotone: a gate opens, or is extended, in `term`, counting by the voters in `roster`.
+    pub fn opens(&mut self, server: usize, term: Term, roster: u8) -> Verdict {
+        self.rosters[server] = roster;
+        let before = self.token.replace((term, server));
+        match before {
+            Some((t, s)) if term < t || (term == t && s != server) => broken(
+                Invariant::TermMonotone,
+                format!("{server} opens its gate in term {term} after {s} in term {t}"),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// AtMostOneGate and GateImpliesLease. `gates`: until when each server's gate is open. A gate opens
+    /// only in a step, so one look after each step sees every overlap; that the promises behind an open gate
+    /// outlast it is reckoned exactly, also between two ticks.
+    pub fn check(&self, clocks: &[Clock], gates: &[Option<BootTime>]) -> Verdict {
+        let mut open = None;
+        for (server, deadline) in gates.iter().enumerate() {
+            let Some(left) = deadline.and_then(|at| clocks[server].left(at)) else {
+                continue;
+            };
+            if let Some(other) = open.replace(server) {
+                let what = format!("{other} and {server} answer at once");
+                return broken(Invariant::AtMostOneGate, what);
+            }
+            let outlasts = |voter: &usize| {
+                self.promises[*voter]
+                    .filter(|p| p.holder == server)
+                    .and_then(|p| clocks[*voter].left(p.until))
+                    .is_some_and(|promised| promised >= left)
+            };
+            let roster = self.rosters[server];
+            let voters = (0..clocks.len()).filter(|v| roster >> v & 1 == 1);
+            let promised = voters.filter(outlasts).count();
+            let need = roster.count_ones() as usize / 2 + 1;
+            if promised < need {
+                let what = format!(
+                    "the gate of {server} is open on {promised} promises, of {need} needed"
+                );
+                return broken(Invariant::GateImpliesLease, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// What it knows, as far as it still matters.
+    pub fn tell(&self, clocks: &[Clock], s: &mut Situation) {
+        for (server, clock) in clocks.iter().enumerate() {
+            s.at(clock.now);
+            let promise = self.promises[server].filter(|p| clock.now <= p.until);
+            s.option(promise, |s, p| {
+                s.plain(p.holder as u64);
+                s.words.push(Word::Number(p.by.0, p.by.1));
+                s.time(p.until);
+            });
+            s.option(self.votes[server], |s, v| {
+                s.plain(v.term.0);
+                s.plain(v.caller as u64);
+            });
+            s.plain(self.floors[server].0.0);
+            s.plain(self.floors[server].1.0);
+            s.plain(u64::from(self.rosters[server]));
+            s.option(
+                self.silent[server].filter(|t| clock.now <= *t),
+                Situation::time,
+            );
+        }
+        for (term, server) in self.won.iter().chain(&self.token) {
+            s.plain(term.0);
+            s.plain(*server as u64);
+        }
+        s.plain(self.called.0.0);
+        s.plain(u64::from(self.called.1));
+    }
+}
