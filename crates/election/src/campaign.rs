@@ -777,12 +777,15 @@ impl Elector {
             self.need(term, lease);
             return Err((Why::Reservation, None));
         }
+        let own = *caller == self.settings.me;
+        let serves = v.mastership.is_some() || v.leaving.is_some() || v.gate != Gate::Shut;
+        if serves && planted(Mutant::GrantsWhileServing) {
+            return Ok(());
+        }
         if !v.voter.free_for(caller, now) {
             return Err((Why::Promised, Some(v.voter.busy_for(now))));
         }
-        let own = *caller == self.settings.me;
-        let serves = v.mastership.is_some() || v.leaving.is_some() || v.gate != Gate::Shut;
-        if !own && serves && !planted(Mutant::GrantsWithOpenGate) {
+        if !own && serves {
             return Err((Why::Shutting, None));
         }
         Ok(())

@@ -644,7 +644,7 @@ impl Elector {
         let usable = self.usable(lease);
         let v = self.virtuals.get(name)?;
         let term = v.mastership.as_ref()?.term;
-        let free = v.voter.free_for(&me, now) || planted(Mutant::ClaimsThoughPromised);
+        let free = v.voter.free_for(&me, now);
         if !self.is_synced(term, lease) || term < v.voter.voted || !free {
             return None;
         }

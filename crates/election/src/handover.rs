@@ -57,7 +57,8 @@ impl Elector {
         let Some(v) = self.virtuals.get_mut(name) else {
             return;
         };
-        v.mastership = None;
+        v.mastership
+            .take_if(|_| !planted(Mutant::ReopensWhileShutting));
         v.campaign = None;
         let handover = v.handover.take();
         let invited_one = invited.is_some();
@@ -105,6 +106,8 @@ impl Elector {
         let Some(leaving) = v.leaving.take() else {
             return;
         };
+        v.mastership
+            .take_if(|_| planted(Mutant::ReopensWhileShutting));
         if leaving.invited.is_some() {
             v.not_before = v.not_before.max(again); // R19 (5)
         }

@@ -124,8 +124,7 @@ impl Voter {
             &p.holder == who
                 && (p.by.is_some_and(|(i, k)| i == instance && k <= number)
                     || planted(Mutant::ReleaseEndsAny))
-                && (p.firm_until.is_none_or(|firm| now > firm)
-                    || planted(Mutant::FirmPromiseReleased))
+                && p.firm_until.is_none_or(|firm| now > firm)
         };
         if self.promise.as_ref().is_some_and(covered) {
             self.end_promise(now);

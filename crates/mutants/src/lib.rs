@@ -18,6 +18,18 @@
 //!
 //! To add one: a line in the list below, `planted(...)` in the code, and a run of `make mutants`. What can break
 //! without anybody being able to tell is no bug and not listed.
+//!
+//! So second locks are missing from it, one rule behind another that alone would do:
+//!
+//! - A master does not claim while its own promise is another's (R4). It never is: a master that is called, or meets
+//!   a rival, leaves its role first (R14, R17), and its floor would forbid the claim.
+//! - A master refuses its vote while its gate is open (R14). Its own promise lasts as long as its gate, and longer.
+//!   Both together are `GrantsWhileServing`.
+//! - A gate that is being shut is not opened (R8). Who shuts it has no mastership left that could be extended. Both
+//!   together are `ReopensWhileShutting`.
+//! - A release does not end a firm promise (R20). To be covered by it, the promise must have been refreshed by a claim
+//!   that is not below the floor, which the run-dir keeps; such a claim is of the mastership that was forgotten or of
+//!   a later one, and what its holder sent before it has a lower number or is of an instance whose gate is gone.
 
 /// Names the bug to a daemon.
 pub const VARIABLE: &str = "STANDIN_MUTANT";
@@ -56,13 +68,12 @@ macro_rules! mutants {
 mutants! {
     UsableWholeLease "R1" "a master uses the whole of a promise: clocks that differ are ignored",
     PromiseNotKept "R4" "a promise to one server binds nobody",
-    ClaimsThoughPromised "R4" "a master claims though its own promise is another's",
     OldTermsAcknowledged "R5" "a claim in a lower term than the floor is acknowledged",
     StaleCounts "R5" "a released or overtaken beat or call counts",
     LeaseFromReceipt "R7" "a lease runs from the arrival of a promise, not from what it answers",
     ExtendsUnasked "R7" "each own beat extends the lease, acknowledged or not",
     OneVoterFewer "R7" "the lease needs one promise fewer than a majority",
-    ReopensWhileShutting "R8" "a gate that is being shut is opened by a late acknowledgement",
+    ReopensWhileShutting "R8" "a master that gives up is master until its gate is shut: an acknowledgement opens it again",
     NoGivingUp "R9" "a lost lease is never given up",
     RankIgnored "R11" "everybody stands at once",
     NoPreVote "R12" "a candidate calls without asking first",
@@ -70,13 +81,12 @@ mutants! {
     FloorNotLearned "R12" "a floor that is told is not heard",
     OneVoteFewer "R13" "one vote less than a majority elects",
     VotesTwice "R14" "a second vote in the same term",
-    GrantsWithOpenGate "R14" "a master grants though its own gate is open",
+    GrantsWhileServing "R4, R14" "a master grants though it serves, and though its own promise is its own",
     NoBackOff "R15" "who failed tries again at once",
     NoRenewal "R16" "an electd that finds its gate open gives it up",
     ReleaseEndsAny "R18" "a release ends promises that it does not cover",
     ReleaseBeforeShut "R18" "the release leaves before the gate reads back shut",
     SuccessorsCompete "R19" "others stand beside the invited server",
-    FirmPromiseReleased "R20" "a release ends what a restarted voter cannot know",
     PromisesForgotten "R20" "a restarted electd forgets whom it promised to",
     RestartedVotes "R20" "a rebooted voter votes at once",
     MemoryLate "R20" "the memory is written after the message that relies on it",

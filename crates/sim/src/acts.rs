@@ -253,6 +253,11 @@ impl World {
             }
             self.deliver(delay, from, to, path, wire, forged);
         }
+        for (from, to, path, wire) in self.answers.clone() {
+            if to == i {
+                self.deliver(0, from, to, path, wire, false);
+            }
+        }
         for _ in 0..4 {
             self.senseless(i);
         }
@@ -485,7 +490,11 @@ impl World {
             0
         };
         let heir = self.heir(act, i, j).filter(|_| change == Change::Yes);
+        let invites = matches!(act.kind, Kind::Promote | Kind::Resign | Kind::Stop);
+        let invited = invites && heir.is_some_and(|k| self.well(k));
         Some(Trouble {
+            wish: invited.then_some(self.wishes + 1),
+            called: None,
             from: now,
             end: now + lasting + silent,
             until: now + lasting + self.schedule.settles(act) * 1000,
@@ -573,19 +582,23 @@ impl World {
         if act.kind == Kind::Promote {
             return (j != i).then_some(j);
         }
-        let well = |k: &usize| {
-            let s = &self.servers[*k];
-            *k != i
-                && (*k as u64) < self.schedule.servers
-                && s.electd_runs()
-                && s.no_carrier == 0
-                && s.disk.is_some()
-        };
+        let well = |k: &usize| *k != i && self.well(*k);
         let long = act.span * 1000 > 4 * nanos(self.servers[0].settings.lease);
         let dead = matches!(act.kind, Kind::Power | Kind::Isolate) && long;
+        let leaves = matches!(act.kind, Kind::Resign | Kind::Stop);
         let rank = |k: &usize| (std::cmp::Reverse(self.schedule.priority(*k)), NAMES[*k]);
-        (dead && self.fresh_alike() && act.at > 0)
+        ((dead || leaves) && self.fresh_alike() && act.at > 0)
             .then(|| (0..self.servers.len()).filter(well).min_by_key(rank))?
+    }
+
+    /// Could it serve?
+    fn well(&self, k: usize) -> bool {
+        let s = &self.servers[k];
+        (k as u64) < self.schedule.servers
+            && s.electd_runs()
+            && s.no_carrier == 0
+            && s.disk.is_some()
+            && self.fresh_alike()
     }
 
     fn fresh_alike(&self) -> bool {
@@ -623,6 +636,8 @@ impl World {
             limit: Limit::Loose,
             change: Change::Yes,
             heir: None,
+            wish: None,
+            called: None,
         });
     }
 
@@ -642,6 +657,8 @@ impl World {
                 limit: Limit::Loose,
                 change: Change::Yes,
                 heir: None,
+                wish: None,
+                called: None,
             });
         }
         self.look();

@@ -30,6 +30,7 @@ mod acts;
 pub mod clock;
 pub mod generate;
 pub mod judge;
+mod kept;
 mod owned;
 mod queue;
 mod random;
@@ -39,6 +40,7 @@ pub mod shrink;
 mod tcp;
 mod world;
 
+pub use kept::KEPT;
 pub use random::Random;
 pub use schedule::Schedule;
 pub use world::{Outcome, World};

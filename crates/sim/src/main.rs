@@ -3,7 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use nix::time::{ClockId, clock_gettime};
 use sim::{
-    Outcome, Schedule, World,
+    KEPT, Outcome, Schedule, World,
     generate::{self, PROFILES, Profile},
     shrink::shrink,
 };
@@ -106,6 +106,7 @@ fn run(matches: &ArgMatches) -> Result<bool, String> {
         return Ok(one(&schedule, explain, &format!("seed {seed}")));
     }
     let seeds = match matches.get_one::<String>("seeds") {
+        None if !kept()? => return Ok(false),
         None => 0..u64::MAX,
         Some(text) => range(text)?,
     };
@@ -122,6 +123,17 @@ fn run(matches: &ArgMatches) -> Result<bool, String> {
         profile,
         matches.get_flag("keep-going"),
     ))
+}
+
+/// The schedules kept; true if they hold.
+fn kept() -> Result<bool, String> {
+    for (name, text) in KEPT {
+        if let Some(violation) = World::run(&text.parse()?, false).violation {
+            println!("{violation}\ncaught: {} {name}", violation.invariant);
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn range(text: &str) -> Result<Range<u64>, String> {

@@ -10,6 +10,7 @@ use crate::{
     judge::{EVENTUALLY_OWNED, NO_FLAP, Violation},
     schedule::{NAMES, Schedule},
 };
+use protocol::Term;
 use std::collections::BTreeMap;
 
 /// What may become of the addresses.
@@ -48,6 +49,10 @@ pub(crate) struct Trouble {
     pub change: Change,
     /// Whose turn it is, if anybody's.
     pub heir: Option<usize>,
+    /// The heir is invited (R19), and able: its first call has the votes, and this wish of an operator is fulfilled.
+    pub wish: Option<u64>,
+    /// In which term the invited server called.
+    pub called: Option<Term>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -256,6 +261,36 @@ impl Owned {
             }
             Ok(Some(_)) | Err(()) => None,
         }
+    }
+
+    /// Somebody calls: nobody may stand beside who was invited, and that needs no second call (R19).
+    pub fn calls(&mut self, now: Time, server: usize, term: Term) -> Option<Violation> {
+        self.alone(now)
+            .ok()
+            .flatten()
+            .filter(|t| t.wish.is_some())?;
+        let mut troubles = self.troubles.iter_mut();
+        let one = troubles.find(|t| t.from <= now && now <= t.until)?;
+        let first = *one.called.get_or_insert(term);
+        let heir = one.heir.filter(|_| self.judged)?;
+        (heir != server || first != term).then(|| Violation {
+            invariant: NO_FLAP,
+            what: format!(
+                "{} calls in term {term} after {}, which invited {} alone, and once",
+                NAMES[server], one.what, NAMES[heir]
+            ),
+        })
+    }
+
+    /// An operator's wish is not fulfilled: was it in the way of anything?
+    pub fn refused(&self, now: Time, wish: u64, why: &str) -> Option<Violation> {
+        let one = self.troubles.iter().find(|t| t.wish == Some(wish))?;
+        let disturbs = |t: &&Trouble| t.from <= now && one.from <= t.until;
+        let alone = self.troubles.iter().filter(disturbs).count() == 1;
+        (alone && self.judged).then(|| Violation {
+            invariant: NO_FLAP,
+            what: format!("{}, and nothing was in its way: {why}", one.what),
+        })
     }
 
     /// At the end of everything: nobody answers still?

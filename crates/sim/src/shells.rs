@@ -288,7 +288,7 @@ impl World {
         if hbd.core.poll_timeout().is_some_and(|due| due <= now) {
             hbd.core.handle(now, Heard::Timeout { fresh });
         }
-        let mut batch = Vec::new();
+        let (mut batch, mut met) = (Vec::new(), false);
         while let Some(said) = self.servers[i]
             .hbd
             .as_mut()
@@ -297,10 +297,11 @@ impl World {
             match said {
                 Said::Transmit(transmit) => self.transmit(i, transmit),
                 Said::Deliver(message) => batch.push(message),
-                Said::Met(_) | Said::Refused { .. } => {}
+                Said::Met(_) => met = true,
+                Said::Refused { .. } => {}
             }
         }
-        if let Some((from, data, forged)) = about.filter(|_| !batch.is_empty()) {
+        if let Some((from, data, forged)) = about.filter(|_| met || !batch.is_empty()) {
             self.believed(i, from, data, forged);
         }
         let delivered = !batch.is_empty() && self.ring_send(i, TO_DOCTORD, Job::ToDoctord(batch));
@@ -352,7 +353,7 @@ impl World {
         }
     }
 
-    /// hbd believed a packet: was it new, of the present run of both sides, and real?
+    /// hbd believed a packet, or the run that answered: was it new, of the present run of both sides, and real?
     fn believed(&mut self, i: usize, from: usize, data: Option<Data>, forged: bool) {
         if forged {
             return self.not_inert(
@@ -368,7 +369,9 @@ impl World {
         if born > *newest {
             (*newest, *seen) = (born, Vec::new());
         }
-        let (word, bit) = ((data.sequence / 64) as usize, 1 << (data.sequence % 64));
+        // An answer has no number: that of a run already taken changes nothing.
+        let sequence = data.sequence.unwrap_or_default();
+        let (word, bit) = ((sequence / 64) as usize, 1 << (sequence % 64));
         if seen.len() <= word {
             seen.resize(word + 1, 0);
         }
@@ -376,7 +379,7 @@ impl World {
             "hbd believed a packet to its former run"
         } else if born < *newest {
             "hbd believed a packet of a former run"
-        } else if seen[word] & bit != 0 {
+        } else if data.sequence.is_some() && seen[word] & bit != 0 {
             "hbd believed a packet twice"
         } else {
             seen[word] |= bit;
@@ -830,8 +833,13 @@ impl World {
             Output::Alarm(text) | Output::Notice(text) => {
                 self.note(|| format!("{} says: {text}", NAMES[i]))
             }
-            Output::Answer { answer, .. } => {
-                self.note(|| format!("{} answers {answer:?}", NAMES[i]))
+            Output::Answer { id, answer } => {
+                self.note(|| format!("{} answers {answer:?}", NAMES[i]));
+                if let Err(why) = answer
+                    && let Some(what) = self.owned.refused(now, id, &why)
+                {
+                    self.judge.fail(what.invariant, what.what);
+                }
             }
             Output::Announce(_) | Output::Clients(..) => {}
             Output::Stopped(last) => {
@@ -865,6 +873,11 @@ impl World {
         }
         self.note(|| format!("{} -> {to} {}", NAMES[i], told(&signal)));
         self.is_considerate(i, handled, &to, &signal);
+        if let Body::Call { term, .. } = signal.body
+            && let Some(what) = self.owned.calls(self.now, i, term)
+        {
+            self.judge.fail(what.invariant, what.what);
+        }
         self.judge.says(self.now, i, handled, &to, &signal);
         if self.record {
             self.signals.push_back((i, signal.clone()));
@@ -1069,12 +1082,12 @@ impl World {
     }
 }
 
-/// The run of either side and the number of a packet with messages.
+/// The run of either side, and the number of a packet with messages.
 #[derive(Clone, Copy, Debug)]
 struct Data {
     from: Incarnation,
     to: Incarnation,
-    sequence: u64,
+    sequence: Option<u64>,
 }
 
 fn data_of(packet: &Packet) -> Option<Data> {
@@ -1082,9 +1095,14 @@ fn data_of(packet: &Packet) -> Option<Data> {
         Packet::Data(data) => Some(Data {
             from: data.from,
             to: data.to,
-            sequence: data.sequence,
+            sequence: Some(data.sequence),
         }),
-        Packet::Hello { .. } | Packet::HelloAnswer { .. } => None,
+        Packet::HelloAnswer { from, to, .. } => Some(Data {
+            from: *from,
+            to: *to,
+            sequence: None,
+        }),
+        Packet::Hello { .. } => None,
     }
 }
 

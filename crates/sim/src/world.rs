@@ -36,6 +36,9 @@ const TURNS_MAX: u64 = 50_000;
 /// Packets kept to be sent again.
 const RECORDED_MAX: usize = 48;
 
+/// And answers to hellos, which are rare.
+const ANSWERS_MAX: usize = 64;
+
 /// Who sends to whom within a server.
 pub(crate) const RINGS: [(Part, Part); 5] = [
     (Part::Hbd, Part::Doctord),
@@ -265,6 +268,8 @@ pub struct World {
     pub(crate) undo: Vec<crate::acts::Undo>,
     /// Packets to be sent again by [`crate::schedule::Kind::Junk`].
     pub(crate) recorded: VecDeque<(usize, usize, usize, Wire)>,
+    /// Answers to hellos, for the same, also those that were lost.
+    pub(crate) answers: VecDeque<(usize, usize, usize, Wire)>,
     pub(crate) signals: VecDeque<(usize, Signal)>,
     /// How connections began: from, to, and what was said first.
     pub(crate) opening: Vec<(usize, usize, Vec<u8>)>,
@@ -364,6 +369,7 @@ impl World {
             virtuals,
             undo: Vec::new(),
             recorded: VecDeque::new(),
+            answers: VecDeque::new(),
             signals: VecDeque::new(),
             record: schedule.acts.iter().any(|a| a.kind == Kind::Junk),
             opening: Vec::new(),
@@ -931,9 +937,13 @@ impl World {
         forged: bool,
     ) {
         if self.record {
-            self.recorded.push_back((from, to, path, wire.clone()));
-            if self.recorded.len() > RECORDED_MAX {
-                self.recorded.pop_front();
+            let (kept, most) = match wire {
+                Wire::Packet(Packet::HelloAnswer { .. }) => (&mut self.answers, ANSWERS_MAX),
+                _ => (&mut self.recorded, RECORDED_MAX),
+            };
+            kept.push_back((from, to, path, wire.clone()));
+            if kept.len() > most {
+                kept.pop_front();
             }
         }
         if self.random.percent(self.weather.1)

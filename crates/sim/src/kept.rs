@@ -1,0 +1,22 @@
+//! Schedules that once violated an invariant, with the code of then or with a bug planted: they are played before
+//! any seed.
+
+macro_rules! kept {
+    ($($name:literal)*) => {
+        /// Their names and texts.
+        pub const KEPT: &[(&str, &str)] = &[
+            $(($name, include_str!(concat!("../testdata/", $name, ".txt"))),)*
+        ];
+    };
+}
+
+kept! {
+    "deaf_master_without_links"
+    "former_answer"
+    "invited_of_five"
+    "invited_of_three"
+    "paused_master"
+    "paused_voter"
+    "power_of_a_slave"
+    "stalled_voter"
+}
