@@ -32,7 +32,8 @@ const TERM_JUMP_MAX: u64 = 1 << 32;
 /// Just past an instant that still binds.
 pub(crate) const AFTER: Duration = Duration::from_nanos(1);
 
-/// A virtual server whose gate cannot be opened here is left to the others for so long.
+/// A virtual server whose gate cannot be opened here is left to the others for so long, or until its interface is up
+/// again.
 const BROKEN: Duration = Duration::from_secs(30);
 
 /// A failed write of the reservation is tried again after this.
@@ -1006,11 +1007,18 @@ impl Elector {
             healed |= report.state == HealthState::Alive
                 && matches!(was, Some(HealthState::Dead | HealthState::Unknown));
         }
-        self.links = health
-            .links
-            .into_iter()
-            .map(|l| (l.interface, l.up))
-            .collect();
+        let links = health.links.into_iter().map(|l| (l.interface, l.up));
+        let before = std::mem::replace(&mut self.links, links.collect());
+        for (name, settings) in &self.settings.virtual_servers {
+            let was = before.get(&settings.interface);
+            let is = self.links.get(&settings.interface);
+            // The reason was the interface, most likely.
+            if (was, is) == (Some(&false), Some(&true))
+                && let Some(v) = self.virtuals.get_mut(name)
+            {
+                v.broken_until = None;
+            }
+        }
         if healed {
             for name in self.masterships() {
                 if self.virtuals.get(&name).is_some_and(|v| v.gate_open(now)) {

@@ -310,6 +310,20 @@ fn a_server_whose_gate_cannot_be_opened_leaves_it_to_the_others() {
 }
 
 #[test]
+fn an_interface_that_is_up_again_makes_a_server_fit_again() {
+    let mut sim = settled();
+    for _ in 0..4 {
+        let old = sim.master().unwrap();
+        sim.set_interface(old, false);
+        sim.run(L);
+        sim.give(old, Input::GateBroken(vname("web"), "eth0 is down".into()));
+        sim.until(secs(5), |s| s.master().is_some_and(|m| m != old));
+        sim.set_interface(old, true);
+        sim.run(secs(2));
+    }
+}
+
+#[test]
 fn a_doctor_that_is_lost_accuses_nobody_and_costs_the_master_nothing() {
     let mut sim = settled();
     let (master, begin) = (sim.master(), sim.now);

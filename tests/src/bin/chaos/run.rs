@@ -273,6 +273,11 @@ impl Run {
     /// All is healed: one master, and everybody says so.
     fn finish(&mut self) -> Result<(), Failure> {
         self.stage.note("all is healed".to_owned());
+        let waits = |run: &Self, v| run.stage.cluster.net().client(v).silence() > OUTAGE;
+        while (0..self.seen.len()).any(|v| waits(self, v)) {
+            self.look()?;
+            thread::sleep(TICK);
+        }
         let settled = self.stage.cluster.settle();
         // Why they do not agree, perhaps.
         self.roles()?;
