@@ -14,10 +14,11 @@ CARGO ?= cargo
 SECONDS ?= 60
 THREADS ?= 1
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-PROGRAMS = hbd listend doctord electd standin
-# What the lab needs, and what has it in Debian. keepalived is there to be compared with; cc for one test.
-TOOLS = ip nft keepalived cc
-PACKAGES = iproute2 nftables keepalived gcc libc6-dev
+PROGRAMS = hbd listend doctord electd syncd standin
+# What the lab needs, and what has it in Debian. keepalived is there to be compared with; an SSH server for tests of
+# syncd; cc, pkg-config and OpenSSL's headers to build it.
+TOOLS = ip nft keepalived cc pkg-config sshd
+PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev openssh-server
 
 # What is fed hostile input, and by what; make test does without them.
 SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
@@ -31,6 +32,7 @@ all: build
 
 deps:
 	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	pkg-config --exists openssl 2>/dev/null || missing="$$missing openssl"; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(PACKAGES); \

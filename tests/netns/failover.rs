@@ -1,6 +1,6 @@
 //! A server, or a part of it, ends or is asked to; another takes over.
 
-use crate::scene::{Outcome, PATIENCE, ensure, gave_up, no_takeover, others, with};
+use crate::scene::{Failure, Outcome, PATIENCE, ensure, gave_up, no_takeover, others, with};
 use lab::{Cluster, Signal, Spec};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Output, thread, time::Duration};
 
@@ -44,6 +44,59 @@ pub fn pulled_cable_moves_the_address_and_plugging_it_in_again_moves_nothing() -
             cluster.settle()?;
             Ok(())
         })
+    })
+}
+
+pub fn a_server_speaks_again_as_soon_as_its_cable_is_plugged_in() -> Outcome {
+    asked_in_vain(false)
+}
+
+pub fn so_it_does_over_ipv6() -> Outcome {
+    with_ipv6()?;
+    asked_in_vain(true)
+}
+
+/// What a server has its kernel ask for while the cable is out, is not asked again before the test is over, and nobody
+/// has to ask for the server.
+fn asked_in_vain(ipv6: bool) -> Outcome {
+    let spec = Spec {
+        ipv6,
+        ..Spec::default()
+    };
+    with(spec, |cluster| {
+        let master = cluster.settle()?;
+        let [mute, other] = others(cluster, master)[..] else {
+            return ensure(false, "not three servers");
+        };
+        let family = if ipv6 { "ipv6" } else { "ipv4" };
+        let repeat = format!("{family}/neigh/eth0/retrans_time_ms");
+        cluster.host(mute).set_sysctl(&repeat, "600000")?;
+        let (own, mac) = (cluster.server_address(mute), cluster.mac(mute));
+        let known = format!("neigh replace {own} lladdr {mac} dev eth0 nud permanent\n");
+        for peer in [master, other] {
+            let host = cluster.host(peer);
+            host.tool("ip", &["-batch", "-"], &known)?;
+        }
+        cluster.net().cable(mute, false)?;
+        let show = ["neigh", "show", "nud", "incomplete"].map(String::from);
+        lab::wait_for("questions into a cable that is out", PATIENCE, || {
+            let output = cluster.host(mute).output(Path::new("ip"), &show).ok()?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let asked = |peer| text.contains(&format!("{} ", cluster.server_address(peer)));
+            (asked(master) && asked(other)).then_some(())
+        })?;
+        lab::wait_for("the others miss it", PATIENCE, || {
+            let states = [master, other].map(|peer| {
+                let status = cluster.status(peer)?;
+                let servers = status["servers"].as_array()?;
+                let it = servers.iter().find(|s| s["name"] == cluster.name(mute))?;
+                Some(it["state"] == "dead")
+            });
+            (states == [Some(true); 2]).then_some(())
+        })?;
+        cluster.net().cable(mute, true)?;
+        cluster.settle()?;
+        Ok(())
     })
 }
 
@@ -176,12 +229,16 @@ pub fn power_loss_of_the_whole_cluster() -> Outcome {
     })
 }
 
-pub fn ipv6_servers_fail_over() -> Outcome {
-    if !Path::new("/proc/sys/net/ipv6").exists() {
-        return Err(crate::scene::Failure::Skip(
-            "this kernel has no IPv6".to_owned(),
-        ));
+/// Skips the test where there is no IPv6.
+fn with_ipv6() -> Outcome {
+    if Path::new("/proc/sys/net/ipv6").exists() {
+        return Ok(());
     }
+    Err(Failure::Skip("this kernel has no IPv6".to_owned()))
+}
+
+pub fn ipv6_servers_fail_over() -> Outcome {
+    with_ipv6()?;
     with(
         Spec {
             ipv6: true,

@@ -51,6 +51,8 @@ tests! {
         cold_start_of_all_servers_gives_one_master
         power_loss_moves_the_address_and_the_old_master_returns_as_slave
         pulled_cable_moves_the_address_and_plugging_it_in_again_moves_nothing
+        a_server_speaks_again_as_soon_as_its_cable_is_plugged_in
+        so_it_does_over_ipv6
         graceful_stop_hands_over
         promote_and_resign_hand_over
         maintenance_hands_over_and_keeps_the_server_voting

@@ -81,11 +81,10 @@ pub fn a_client_that_hears_no_broadcast_moves_after_power_loss() -> Outcome {
         )?;
         // The neighbours are read every three seconds, and news are told every five.
         thread::sleep(Duration::from_secs(10));
-        let entry = |server: usize| format!("02:00:00:00:00:{:02x}", 11 + server);
         let replace = format!(
             "neigh replace {} lladdr {} dev eth0 nud reachable\n",
             cluster.address(0),
-            entry(old)
+            cluster.mac(old)
         );
         cluster.power_loss(old)?;
         let client = cluster.net().client_host();
@@ -95,7 +94,7 @@ pub fn a_client_that_hears_no_broadcast_moves_after_power_loss() -> Outcome {
         lab::wait_for("the client's move", PATIENCE, || {
             let output = client.output(Path::new("ip"), &show).ok()?;
             String::from_utf8_lossy(&output.stdout)
-                .contains(&entry(new))
+                .contains(&cluster.mac(new))
                 .then_some(())
         })?;
         lab::wait_for("answers to the client", PATIENCE, || {

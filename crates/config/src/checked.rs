@@ -4,9 +4,10 @@
 use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
     LEASE_MAX, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum,
-    SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server,
+    SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server, SyncSet,
     VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
     raw::{Section, Source},
+    sync,
 };
 use humantime::format_duration;
 use protocol::{ServerName, VirtualServerName};
@@ -38,13 +39,14 @@ pub(crate) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
 
 fn read<'a>(source: &'a Source<'a>, table: &'a DeTable<'a>, file: &Path) -> Option<Config> {
     let root = Section::root(source, table);
-    if root.has("sync") {
-        root.report(
-            "sync",
-            "file synchronization is not part of this version; remove the section",
-        );
-    }
-    root.only(&["cluster", "server", "virtual_server", "scripts", "sync"]);
+    root.only(&[
+        "cluster",
+        "server",
+        "virtual_server",
+        "scripts",
+        "ssh",
+        "sync",
+    ]);
     root.required("cluster", "[cluster] with name = \"...\"");
     let cluster = root
         .table("cluster")
@@ -57,14 +59,18 @@ fn read<'a>(source: &'a Source<'a>, table: &'a DeTable<'a>, file: &Path) -> Opti
     let name = cluster.as_ref().map_or("", |(c, _)| c.name.as_str());
     let virtual_servers = virtual_servers(&root, &servers, name);
     let scripts = scripts(root.table("scripts"));
+    let ssh = sync::ssh(root.table("ssh"));
+    let sets = sync::sets(&root, &servers);
     let (cluster, _) = cluster?;
-    let hash = hash(&cluster, &servers, &virtual_servers);
+    let hash = hash(&cluster, &servers, &virtual_servers, &sets);
     Some(Config {
         file: file.to_owned(),
         cluster,
         servers,
         virtual_servers,
         scripts,
+        ssh,
+        sets,
         hash,
     })
 }
@@ -213,7 +219,7 @@ fn server(
     names: &mut BTreeSet<ServerName>,
     owners: &mut BTreeMap<IpAddr, String>,
 ) -> Option<Server> {
-    section.only(&["name", "address", "priority", "witness"]);
+    section.only(&["name", "address", "priority", "witness", "host_key"]);
     section.required("name", "name = \"...\"");
     section.required("address", "address = [\"192.0.2.11\"]");
     let name: Option<ServerName> = section.parsed("name");
@@ -256,6 +262,7 @@ fn server(
         addresses,
         priority,
         witness,
+        host_key: sync::host_key(section),
     })
 }
 
@@ -527,7 +534,7 @@ fn scripts(section: Option<Section<'_>>) -> ScriptsConfig {
     }
 }
 
-fn path(section: &Section<'_>, key: &str, default: &str) -> PathBuf {
+pub(crate) fn path(section: &Section<'_>, key: &str, default: &str) -> PathBuf {
     let Some(text) = section.text(key) else {
         return default.into();
     };
@@ -544,7 +551,12 @@ fn path(section: &Section<'_>, key: &str, default: &str) -> PathBuf {
 
 /// The first 64 bits of a SHA-256 over everything that must be the same on all servers, each part behind its
 /// length, lists of named things in the order of their names.
-fn hash(cluster: &Cluster, servers: &[Server], virtual_servers: &[VirtualServer]) -> u64 {
+fn hash(
+    cluster: &Cluster,
+    servers: &[Server],
+    virtual_servers: &[VirtualServer],
+    sets: &[SyncSet],
+) -> u64 {
     let mut parts = Parts(Sha256::new());
     let times = (cluster.heartbeat.as_nanos(), cluster.lease.as_nanos());
     parts.add(&cluster.name);
@@ -574,6 +586,15 @@ fn hash(cluster: &Cluster, servers: &[Server], virtual_servers: &[VirtualServer]
         if let Some(mac) = v.mac {
             parts.add(format!("mac {mac}"));
         }
+    }
+    for SyncSet {
+        name,
+        paths,
+        excludes,
+        delete_limit,
+    } in sets
+    {
+        parts.add(format!("set {name} {paths:?} {excludes:?} {delete_limit}"));
     }
     parts.finish()
 }

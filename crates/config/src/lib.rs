@@ -12,6 +12,7 @@ pub mod error;
 pub mod key;
 mod mac;
 mod raw;
+mod sync;
 
 pub use error::{ConfigError, Problem};
 pub use key::{ClusterKeys, parse_key};
@@ -57,6 +58,15 @@ pub const SCRIPTS_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time limit of a script.
 pub const SCRIPTS_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
+/// `[ssh] user` if the file has none.
+pub const SSH_USER: &str = "root";
+/// `[ssh] key` if the file has none.
+pub const SSH_KEY: &str = "/etc/standin/ssh_key";
+/// `[ssh] port` if the file has none.
+pub const SSH_PORT: u16 = 22;
+/// `delete_limit` of a set that has none, in percent.
+pub const DELETE_LIMIT: u8 = 25;
+
 /// Checks the text of a configuration file; `file` is named in errors.
 pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
     checked::config(text, file)
@@ -75,6 +85,10 @@ pub struct Config {
     pub virtual_servers: Vec<VirtualServer>,
     /// How role scripts are run on this server.
     pub scripts: ScriptsConfig,
+    /// How servers reach one another to keep files alike.
+    pub ssh: SshConfig,
+    /// The files that are kept alike, in the order of the file.
+    pub sets: Vec<SyncSet>,
     /// Of the meaning, not of the text, and of nothing that may differ between servers (key file, real
     /// time, scripts): equal on all servers of a well-kept cluster.
     pub hash: u64,
@@ -130,6 +144,32 @@ pub struct Server {
     pub priority: u32,
     /// Votes and never serves.
     pub witness: bool,
+    /// Public key of its SSH server: kind and contents. Nobody else is believed to be it.
+    pub host_key: Option<String>,
+}
+
+/// How servers reach one another to keep files alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshConfig {
+    /// Who to be there.
+    pub user: String,
+    /// The file with the private key.
+    pub key: PathBuf,
+    /// Port of the SSH servers.
+    pub port: u16,
+}
+
+/// Files that are kept alike on all servers but witnesses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncSet {
+    /// Its name.
+    pub name: ServerName,
+    /// Files, and directories with all that is in them; absolute.
+    pub paths: Vec<PathBuf>,
+    /// What in them is left out, in the manner of gitignore(5).
+    pub excludes: Vec<String>,
+    /// How much of a path a run may remove without being told to, in percent.
+    pub delete_limit: u8,
 }
 
 /// One virtual server.

@@ -90,8 +90,28 @@ fn every_mistake_is_named_with_line_key_and_mend() {
         ),
         (
             "[[virtual_server]]\nname = \"mail\"",
-            "[[sync]]\npath = []\n[[virtual_server]]\nname = \"mail\"",
-            "sync: file synchronization is not part of this version; remove the section",
+            "[[sync]]\nname = \"www\"\npath = []\non = [\"change\"]\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www on: not part of this version; remove it, and let cron call `syncd run`",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"srv/www\"]\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:32: [[sync]] www path: \"srv/www\" is no absolute path; write it from / on",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv\", \"/srv/www\"]\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:32: [[sync]] www path: /srv is in this set already",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\n[[virtual_server]]\nname = \"mail\"",
+            "server: alpha has no host_key, and files are kept alike with it",
+        ),
+        (
+            "witness = true",
+            "witness = true\nhost_key = \"what is this\"",
+            "standin.toml:22: [[server]] tie host_key: no public key of an SSH server",
         ),
         (
             "[[virtual_server]]\nname = \"mail\"",

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, FOLDER, Host, Net, Process, Signal, Usage, Wiring, binary,
-    net::{address, further, server_address},
+    net::{address, further, last_byte, mac, server_address},
     wait_for,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -516,6 +516,11 @@ impl Cluster {
     /// A server's own address.
     pub fn server_address(&self, server: usize) -> IpAddr {
         server_address(server, self.spec.ipv6)
+    }
+
+    /// The MAC address of a server's own interface.
+    pub fn mac(&self, server: usize) -> String {
+        mac(last_byte(server))
     }
 
     /// What a server's roles have counted: `what` of `role`, 0 if that was never counted.

@@ -244,7 +244,7 @@ pub(crate) fn last_byte(server: usize) -> u8 {
     11 + u8::try_from(server).unwrap_or(u8::MAX - 11)
 }
 
-fn mac(last: u8) -> String {
+pub(crate) fn mac(last: u8) -> String {
     format!("02:00:00:00:00:{last:02x}")
 }
 

@@ -19,6 +19,7 @@
 //! It decides nothing: who is master, and until when, is electd's matter.
 
 mod arp;
+mod carrier;
 mod clients;
 mod clock;
 mod error;

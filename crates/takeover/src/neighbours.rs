@@ -11,7 +11,9 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        neighbour::{
+            NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+        },
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia},
     },
 };
@@ -37,7 +39,7 @@ pub(crate) struct Neighbour {
     pub(crate) age: Duration,
 }
 
-/// Reads the tables, and adds to them.
+/// Reads the tables, adds to them, and forgets what is not known.
 pub(crate) struct Tables(Asker, Changer);
 
 impl Tables {
@@ -65,11 +67,25 @@ impl Tables {
 
     /// The neighbours on all interfaces.
     pub(crate) fn neighbours(&mut self) -> io::Result<Vec<Neighbour>> {
+        Ok(self.list()?.iter().filter_map(read_neighbour).collect())
+    }
+
+    fn list(&mut self) -> io::Result<Vec<NeighbourMessage>> {
         let handle = self.0.handle();
-        let all: Vec<NeighbourMessage> = self
-            .0
-            .ask(async move { handle.neighbours().get().execute().try_collect().await })?;
-        Ok(all.iter().filter_map(read_neighbour).collect())
+        self.0
+            .ask(async move { handle.neighbours().get().execute().try_collect().await })
+    }
+
+    /// Forgets the neighbours on these interfaces that were asked for their MAC address and have not answered: the
+    /// next packet to one asks anew.
+    pub(crate) fn forget_unanswered(&mut self, interfaces: &[u32]) -> io::Result<()> {
+        let mut unanswered = self.list()?;
+        unanswered.retain(|n| interfaces.contains(&n.header.ifindex) && is_unanswered(n));
+        let messages = unanswered.into_iter();
+        // A refusal means that it has gone by itself.
+        self.1
+            .change(messages.map(RouteNetlinkMessage::DelNeighbour), 0)
+            .map(drop)
     }
 
     /// The default gateways, and the number of the interface of each.
@@ -90,6 +106,14 @@ impl Tables {
         }
         Ok(gateways)
     }
+}
+
+/// Whether a question is under way for a neighbour that nobody has configured.
+fn is_unanswered(message: &NeighbourMessage) -> bool {
+    let configured = |a: &NeighbourAttribute| matches!(a, NeighbourAttribute::ExtFlags(flags) if !flags.is_empty());
+    message.header.state == NeighbourState::Incomplete
+        && NeighbourFlags::Router.contains(message.header.flags)
+        && !message.attributes.iter().any(configured)
 }
 
 /// A neighbour, if its MAC address is known.

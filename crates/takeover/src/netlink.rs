@@ -64,6 +64,8 @@ pub(crate) struct Link {
     /// None if it is not Ethernet: nothing is announced there.
     pub(crate) mac: Option<Mac>,
     pub(crate) up: bool,
+    /// Whether it is up and its cable carries.
+    pub(crate) carries: bool,
     pub(crate) loopback: bool,
     /// Whether its packets begin with an Ethernet header.
     pub(crate) ethernet: bool,
@@ -82,6 +84,7 @@ impl Link {
             name: name.to_owned(),
             mac: None,
             up: true,
+            carries: true,
             loopback: false,
             ethernet,
             bridge_port: false,
@@ -505,6 +508,7 @@ fn read_link(message: &LinkMessage) -> Link {
         name: String::new(),
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        carries: message.header.flags.contains(LinkFlags::Running),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         bridge_port: false,

@@ -5,6 +5,7 @@
 use crate::{
     AddressSet, Error, Event, Shared, arp,
     arp::Mac,
+    carrier::Returned,
     clients::{Clients, Teller},
     clock::now,
     ndp,
@@ -80,6 +81,8 @@ pub(crate) enum Command {
     Servers(Vec<IpAddr>),
     /// What another server has seen on the interface of a virtual server.
     Learn(VirtualServerName, Vec<(IpAddr, Mac, BootTime)>),
+    /// The carrier of the interface with this number is back.
+    CarrierBack(u32),
     /// The other servers may have missed what they were told.
     TellAgain,
     Stop,
@@ -170,6 +173,7 @@ struct Refresher<F> {
     emit: F,
     board: Board,
     tables: Tables,
+    returned: Returned,
     sleeper: Sleeper,
     sender: PacketSocket,
     arp: PacketSocket,
@@ -208,6 +212,7 @@ impl<F: Fn(Event)> Refresher<F> {
             emit,
             board,
             tables: Tables::open()?,
+            returned: Returned::default(),
             sleeper: Sleeper::new(waker)?,
             sender: PacketSocket::sender().map_err(Error::kernel(needs))?,
             arp: receiver(arp::ETHERTYPE, sys::arp_answer_filter())?,
@@ -236,6 +241,7 @@ impl<F: Fn(Event)> Refresher<F> {
 
     fn run(mut self) {
         while self.take_commands() {
+            self.forget_unanswered();
             let hearing = self.hear();
             let asking = self.ask();
             // The tables are looked at when nothing waits to be asked or heard.
@@ -262,6 +268,7 @@ impl<F: Fn(Event)> Refresher<F> {
                         interface.clients.learn(now(), seen);
                     }
                 }
+                Command::CarrierBack(interface) => self.returned.note(now(), interface),
                 Command::TellAgain => {
                     self.interfaces.values_mut().for_each(|i| i.teller.again());
                 }
@@ -496,6 +503,15 @@ impl<F: Fn(Event)> Refresher<F> {
         }
     }
 
+    fn forget_unanswered(&mut self) {
+        let interfaces = self.returned.poll(now());
+        if !interfaces.is_empty()
+            && let Err(e) = self.tables.forget_unanswered(&interfaces)
+        {
+            log::warn!("cannot forget neighbours that have not answered: {e}");
+        }
+    }
+
     fn tell_others(&mut self) {
         let apart = &self.own | &self.servers;
         for (set, shared) in &self.sets {
@@ -542,7 +558,8 @@ impl<F: Fn(Event)> Refresher<F> {
         let telling = self.sets.iter().filter(open);
         let telling = telling.filter_map(|(set, _)| self.interfaces.get(&set.interface));
         let telling = telling.map(|interface| interface.teller.next());
-        let due = asking.into_iter().chain(reading).chain(telling).min();
+        let due = asking.into_iter().chain(reading).chain(telling);
+        let due = due.chain(self.returned.due()).min();
         self.sleeper.wait(due, busy);
     }
 }

@@ -96,6 +96,8 @@ pub(crate) struct Worker {
     commands: Receiver<Command>,
     emit: Emit,
     gate: Option<Gate>,
+    /// Numbers of the interfaces that were last heard to be without a carrier.
+    without_carrier: HashSet<u32>,
     /// The interfaces are to be listed again before the gate is whole.
     gate_partial: bool,
     /// When a clean stop gives up.
@@ -136,6 +138,7 @@ impl Worker {
             commands,
             emit,
             gate,
+            without_carrier: HashSet::new(),
             gate_partial: false,
             closing: None,
             refresher,
@@ -167,13 +170,13 @@ impl Worker {
             let found = worker.adopt(i, earlier.as_ref(), &listed);
             adopted.extend(found.map_err(Error::LeftOver)?);
         }
+        let links = worker.netlink.links();
+        let known = links.iter().flatten();
+        known.for_each(|link| worker.carrier_changed(link));
         // The earlier life's gate gives way to ours, which has its deadlines by now.
         if let Some(gate) = worker.gate.clone() {
             gate.pin_doors().map_err(Error::Gate)?;
-            let links = worker
-                .netlink
-                .links()
-                .map_err(|e| Error::Gate(format!("listing interfaces: {e}")))?;
+            let links = links.map_err(|e| Error::Gate(format!("listing interfaces: {e}")))?;
             gate.attach_all(&links).map_err(Error::Gate)?;
         }
         for i in 0..worker.sets.len() {

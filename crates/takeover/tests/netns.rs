@@ -561,17 +561,21 @@ in_namespace!(
         thread::sleep(ms(50));
         let heard: Vec<_> = frames.try_iter().collect();
         let count = |of: &dyn Fn(&&Vec<u8>) -> bool| heard.iter().filter(of).count();
-        // At 0, 20, 100 and 500 ms; not at 2 s, when it is shut.
-        assert_eq!(count(&|f| f[..] == GRATUITOUS), 4);
+        // At 0, 20, 100 and 500 ms; not at 2 s, when it is shut. Where the kernel takes the IPv6 address into use late,
+        // the times begin anew with it, and what was announced until then was IPv4 alone.
         let to_all = |f: &&Vec<u8>| f[..6] == [0x33, 0x33, 0, 0, 0, 1] && f.get(54) == Some(&136);
         assert_eq!(count(&to_all), 4);
+        let gratuitous = |f: &&Vec<u8>| f[..] == GRATUITOUS;
+        let until_ipv6 = heard.iter().take_while(|f| !to_all(f)).filter(gratuitous);
+        assert_eq!(count(&gratuitous), 4 + until_ipv6.count() - 1);
         let asked = |f: &&Vec<u8>| {
             f[..6] == [2, 0, 0, 0, 0, 9] && f[12..14] == [8, 6] && f[28..32] == [192, 0, 2, 10]
         };
-        assert_eq!(count(&asked), 1);
+        // It is asked again 2, 10, 50 and 200 ms after that until it answers, which a busy machine may do late.
+        assert!((1..5).contains(&count(&asked)), "{}", count(&asked));
         let solicited =
             |f: &&Vec<u8>| f[..6] == [2, 0, 0, 0, 0, 9] && f.get(54) == Some(&135) && f[37] == 0x10;
-        assert_eq!(count(&solicited), 1);
+        assert!((1..5).contains(&count(&solicited)), "{}", count(&solicited));
         // A heal announces again.
         stage.open(ms(5000));
         thread::sleep(ms(600));

@@ -9,6 +9,7 @@ use crate::{
     Event,
     clock::now,
     netlink::{self, Change, Link, Setting},
+    refresher,
 };
 use config::VirtualAddress;
 use nix::errno::Errno;
@@ -37,8 +38,12 @@ impl Worker {
                             .extend(set.place.get(&ip).map(|n| set.addresses[*n]));
                     }
                 }
-                Change::Link(link) => self.link_changed(&link),
+                Change::Link(link) => {
+                    self.carrier_changed(&link);
+                    self.link_changed(&link);
+                }
                 Change::Gone(index, name) => {
+                    self.without_carrier.remove(&index);
                     if let Some(gate) = &self.gate {
                         gate.detach(index);
                     }
@@ -74,6 +79,16 @@ impl Worker {
         for (i, addresses) in removed {
             self.guard();
             self.restore(i, &addresses);
+        }
+    }
+
+    /// What was asked while there was none is asked anew: by a thread that may take its time.
+    pub(super) fn carrier_changed(&mut self, link: &Link) {
+        if !link.carries {
+            self.without_carrier.insert(link.index);
+        } else if self.without_carrier.remove(&link.index) {
+            self.refresher
+                .tell(refresher::Command::CarrierBack(link.index));
         }
     }
 

@@ -1,0 +1,142 @@
+//! Takes from another server what is newer there.
+
+use crate::{
+    bring::Bring,
+    replica::{Allowed, Local},
+};
+use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, guard::Limit};
+use std::{
+    fmt,
+    io::{Read, Write},
+};
+use store::Applied;
+use transfer::{Error, Farewell, Puller};
+
+/// So few removals are never too many.
+const FEW: u64 = 20;
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub applied: Applied,
+    pub removed: u64,
+    /// Too many removals: none was carried out.
+    pub refused_removals: u64,
+    pub conflicts: Vec<Conflict>,
+    /// What would be done, if nothing was.
+    pub planned: Vec<Operation>,
+}
+
+impl Report {
+    /// Nothing was left undone.
+    pub fn is_complete(&self) -> bool {
+        let open = |c: &&Conflict| matches!(c.outcome, Outcome::Undecided | Outcome::Impossible);
+        self.applied.is_complete()
+            && self.refused_removals == 0
+            && self.conflicts.iter().find(open).is_none()
+    }
+
+    /// As it is told to the other.
+    pub fn farewell(&self) -> Farewell {
+        Farewell {
+            taken: self.applied.done,
+            left: self.applied.put_off.count + self.applied.failed.count + self.refused_removals,
+            kept: self.applied.kept,
+        }
+    }
+
+    fn add(&mut self, applied: Applied) {
+        self.applied.done += applied.done;
+        self.applied.kept += applied.kept;
+        self.applied.put_off.join(applied.put_off);
+        self.applied.failed.join(applied.failed);
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Applied {
+            done,
+            kept,
+            put_off,
+            failed,
+        } = &self.applied;
+        write!(f, "{done} taken")?;
+        let parts = [
+            (self.removed, "of them removals"),
+            (*kept, "former versions kept aside"),
+            (put_off.count, "put off: they were changing"),
+            (failed.count, "failed"),
+        ];
+        for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, ", {count} {what}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks `puller`, who has greeted already, for all that is newer than `told`, up to `last`.
+pub fn pull<S: Read + Write>(
+    local: &Local,
+    puller: &mut Puller<S>,
+    (told, last): (u64, u64),
+    allowed: Allowed,
+    dry: bool,
+) -> Result<Report, Error> {
+    let mut report = Report::default();
+    let mut planner = Planner::default();
+    let mut page = puller.changes(told)?;
+    while !page.is_empty() {
+        // What is left out here is nobody's business here, whatever the other's configuration says.
+        let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
+        let offered = page.into_iter().filter(ours).collect();
+        let operations = planner.batch(&local.index, offered);
+        carry_out(local, puller, operations, dry, &mut report)?;
+        page = puller.more()?;
+    }
+    let removals = planner.removal_count();
+    let limit = Limit {
+        percent: local.unit.delete_limit,
+        least: FEW,
+    };
+    let live = local.index.state().map_err(failed)?.live;
+    if allowed.deletes || limit.permits(removals, live) {
+        report.removed = removals;
+        let operations = planner.removals();
+        carry_out(local, puller, operations, dry, &mut report)?;
+        let mut author = local.author();
+        author.count = local.index.state().map_err(failed)?.count;
+        let operations = planner.directories(&local.index, &mut author, daemon::real_now_ns());
+        carry_out(local, puller, operations, dry, &mut report)?;
+    } else {
+        report.refused_removals = removals;
+    }
+    report.conflicts = planner.conflicts;
+    if report.is_complete() && !dry && last > told {
+        puller.took(last)?;
+    }
+    Ok(report)
+}
+
+fn failed(e: store::Error) -> Error {
+    Error::Io(std::io::Error::other(e))
+}
+
+fn carry_out<S: Read + Write>(
+    local: &Local,
+    puller: &mut Puller<S>,
+    operations: Vec<Operation>,
+    dry: bool,
+    report: &mut Report,
+) -> Result<(), Error> {
+    if dry {
+        report.planned.extend(operations);
+        return Ok(());
+    }
+    let mut bring = Bring::new(puller, &local.set, &operations);
+    let now = daemon::real_now_ns();
+    let applied =
+        store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;
+    report.add(applied);
+    Ok(())
+}

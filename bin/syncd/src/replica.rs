@@ -1,0 +1,184 @@
+//! One unit as this server has it: index, directory, and what another server may ask of it.
+
+use crate::units::Unit;
+use daemon::Args;
+use filesync::{Author, Digest, Path, Replica};
+use protocol::{
+    Role, ServerName,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        status::Detail,
+    },
+};
+use std::{fs::File, io, time::Duration};
+use store::{Calls, Index, Look, Opened, Set, State, Summary};
+use transfer::{Changes, Origin};
+
+/// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
+const UNIT: u64 = 1_000_000_000;
+
+/// What is said while another run has the unit.
+pub const BUSY: &str = "another run is at work on it";
+
+/// How long electd may take to say whether this server is master.
+const ELECTD: Duration = Duration::from_millis(500);
+
+/// See the module.
+pub struct Local {
+    pub unit: Unit,
+    pub index: Index,
+    pub set: Set,
+    pub state: State,
+    /// What the look at it gave.
+    pub summary: Summary,
+    held: bool,
+}
+
+/// What an operator may allow.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allowed {
+    /// To remove more than the limit.
+    pub deletes: bool,
+    /// To take a directory that is not the one known for the set.
+    pub root: bool,
+}
+
+impl Local {
+    /// Opens a unit and looks at it.
+    pub fn open(
+        unit: Unit,
+        me: &ServerName,
+        args: &Args,
+        allowed: Allowed,
+    ) -> Result<Self, String> {
+        let state_dir = unit.state(&args.state_dir);
+        std::fs::create_dir_all(&state_dir)
+            .map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
+        let incarnation = daemon::random_u64().map_err(|e| e.to_string())?;
+        let new = || Replica {
+            server: me.clone(),
+            incarnation,
+        };
+        let calls = Calls::unlimited();
+        let told = |e: store::Error| match e.is_busy() {
+            true => BUSY.to_owned(),
+            false if matches!(e, store::Error::Root { .. }) => {
+                format!("{e}; if all is as it should be, run syncd with --trust-root once")
+            }
+            false => e.to_string(),
+        };
+        let Opened { index, damaged, .. } =
+            Index::open(&state_dir.join("index"), new, calls.clone()).map_err(told)?;
+        if let Some(file) = damaged {
+            log::error!(
+                "{}: the index could not be read and is kept as {}; what is here counts as unknown history",
+                unit.name,
+                file.display()
+            );
+        }
+        let set = Set::open(&unit.root, &state_dir, &index, allowed.root, calls).map_err(told)?;
+        let held = holds_an_address(args, me);
+        let look = Look {
+            now: daemon::real_now_ns(),
+            held,
+            unit: UNIT,
+            excluded: &|path, directory| unit.excludes(path, directory),
+            may_be_empty: allowed.deletes,
+        };
+        let summary = store::look(&set, &index, &look).map_err(told)?;
+        let state = index.state().map_err(told)?;
+        Ok(Self {
+            unit,
+            index,
+            set,
+            state,
+            summary,
+            held,
+        })
+    }
+
+    /// Who makes changes here now.
+    pub fn author(&self) -> Author {
+        Author {
+            replica: self.state.replica.clone(),
+            count: self.state.count,
+            held: self.held,
+            unit: UNIT,
+        }
+    }
+}
+
+/// Whether this server is master of anything; if nobody can tell, it is not.
+fn holds_an_address(args: &Args, me: &ServerName) -> bool {
+    let status = daemon::ctl::call(&args.run_dir, Role::Electd, &CtlRequest::Status, ELECTD);
+    let Ok(CtlReply::Status(status)) = status else {
+        return false;
+    };
+    match status.detail {
+        Detail::Electd(electd) => electd
+            .virtual_servers
+            .iter()
+            .any(|v| v.master.as_ref() == Some(me)),
+        _ => false,
+    }
+}
+
+/// What another server may ask of a unit once it has named one.
+pub struct Answering<'a> {
+    pub local: &'a Local,
+    pub cluster: &'a str,
+    pub other: Option<Replica>,
+}
+
+impl Origin for Answering<'_> {
+    fn greet(
+        &mut self,
+        cluster: &str,
+        set: &str,
+        other: &Replica,
+    ) -> Result<(Replica, u64, u64), String> {
+        if (cluster, set) != (self.cluster, self.local.unit.name.as_str()) {
+            return Err(format!(
+                "this is {} of cluster {}, not {set} of {cluster}",
+                self.local.unit.name, self.cluster
+            ));
+        }
+        let ledger = self.local.index.ledger().map_err(|e| e.to_string())?;
+        let state = self.local.index.state().map_err(|e| e.to_string())?;
+        self.other = Some(other.clone());
+        Ok((state.replica, state.sequence, ledger.told(other)))
+    }
+
+    fn changes(&mut self, after: u64) -> io::Result<Changes> {
+        let rows = self.local.index.since(after).map_err(io::Error::other)?;
+        Ok(Box::new(rows.map(|row| {
+            let (path, row) = row.map_err(io::Error::other)?;
+            Ok((path, row.entry))
+        })))
+    }
+
+    fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>> {
+        let row = self.local.index.row(path).map_err(io::Error::other)?;
+        let node = row.and_then(|r| r.entry.node);
+        let has = matches!(node.map(|n| n.kind), Some(filesync::Kind::File { digest: d, .. }) if d == *digest);
+        if !has {
+            return Ok(None);
+        }
+        match self.local.set.read(path) {
+            Ok(file) => Ok(Some(file)),
+            // It went meanwhile; the next look will tell.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn took(&mut self, sequence: u64) -> io::Result<()> {
+        let Some(other) = &self.other else {
+            return Ok(());
+        };
+        let mut ledger = self.local.index.ledger().map_err(io::Error::other)?;
+        ledger.acknowledged(other, sequence, daemon::real_now_ns());
+        let write = |batch: &mut store::Batch<'_>| batch.ledger(&ledger);
+        self.local.index.write(write).map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,175 @@
+//! `syncd serve`: the other end of a run, over standard input and output, as SSH's forced command.
+//!
+//! One unit after another: it is looked at, what is asked for is given, and then this side asks in turn.
+
+use crate::{
+    pull::pull,
+    replica::{Allowed, Answering, Local},
+    ssh::BANNER,
+    units,
+};
+use clap::{ArgMatches, Command};
+use config::Config;
+use daemon::Args;
+use filesync::{Digest, Path, Replica};
+use protocol::ServerName;
+use std::{
+    fs::File,
+    io::{self, Read, Stdin, Stdout, Write},
+    process::ExitCode,
+};
+use transfer::{Changes, Error, Origin, Puller, serve};
+
+pub fn command() -> Command {
+    Command::new("serve").about("Answer another server over standard input and output")
+}
+
+pub fn run(matches: &ArgMatches) -> ExitCode {
+    let args = Args::from_matches(matches);
+    let (config, me) = match daemon::load_config(&args) {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            eprintln!("syncd: {e}");
+            return e.exit_code();
+        }
+    };
+    let mut stream = Standard(io::stdin(), io::stdout());
+    match stream
+        .write_all(BANNER)
+        .map_err(Error::Io)
+        .and_then(|()| answer(&mut stream, &config, &me, &args))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("syncd: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Standard input and output.
+struct Standard(Stdin, Stdout);
+
+impl Read for Standard {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Standard {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.1.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.flush()
+    }
+}
+
+/// Unit after unit, until the other has no more.
+fn answer(
+    stream: &mut Standard,
+    config: &Config,
+    me: &ServerName,
+    args: &Args,
+) -> Result<(), Error> {
+    loop {
+        let mut asked = Asked {
+            config,
+            me,
+            args,
+            local: None,
+            other: None,
+        };
+        match serve(stream, &mut asked) {
+            Ok(None) => {}
+            Ok(Some(_)) => continue,
+            // It has gone, which is how a conversation ends.
+            Err(Error::Io(e))
+                if e.kind() == io::ErrorKind::UnexpectedEof && asked.local.is_none() =>
+            {
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        }
+        let Some(local) = asked.local else {
+            return Err(Error::Unexpected("a turn before a greeting"));
+        };
+        let mut puller = Puller::new(&mut *stream);
+        let (cluster, name) = (&config.cluster.name, local.unit.name.clone());
+        let greeting = puller.greet(cluster, &name, &local.state.replica)?;
+        let report = pull(
+            &local,
+            &mut puller,
+            (greeting.told, greeting.last),
+            Allowed::default(),
+            false,
+        )?;
+        puller.bye(report.farewell())?;
+    }
+}
+
+/// A unit that is opened when it is named.
+struct Asked<'a> {
+    config: &'a Config,
+    me: &'a ServerName,
+    args: &'a Args,
+    local: Option<Local>,
+    other: Option<Replica>,
+}
+
+impl Asked<'_> {
+    fn with<T>(&mut self, ask: impl FnOnce(&mut Answering<'_>) -> T) -> Option<T> {
+        let mut answering = Answering {
+            local: self.local.as_ref()?,
+            cluster: &self.config.cluster.name,
+            other: self.other.take(),
+        };
+        let answer = ask(&mut answering);
+        self.other = answering.other;
+        Some(answer)
+    }
+}
+
+fn unnamed<T>() -> io::Result<T> {
+    Err(io::Error::other("no set was named"))
+}
+
+impl Origin for Asked<'_> {
+    fn greet(
+        &mut self,
+        cluster: &str,
+        set: &str,
+        other: &Replica,
+    ) -> Result<(Replica, u64, u64), String> {
+        let listed = self.config.peers(self.me).any(|s| s.name == other.server);
+        if !listed {
+            return Err(format!(
+                "{} is no other server of cluster {}",
+                other.server, self.config.cluster.name
+            ));
+        }
+        let units = units::of(self.config, |_| true)?;
+        let unit = units.into_iter().find(|u| u.name == set).ok_or_else(|| {
+            format!(
+                "{} keeps no {set} alike: is the configuration the same on all servers?",
+                self.me
+            )
+        })?;
+        self.local = Some(Local::open(unit, self.me, self.args, Allowed::default())?);
+        let greeted = self.with(|a| a.greet(cluster, set, other));
+        greeted.unwrap_or_else(|| Err("no set was named".into()))
+    }
+
+    fn changes(&mut self, after: u64) -> io::Result<Changes> {
+        self.with(|a| a.changes(after)).unwrap_or_else(unnamed)
+    }
+
+    fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>> {
+        self.with(|a| a.open(path, digest)).unwrap_or_else(unnamed)
+    }
+
+    fn took(&mut self, sequence: u64) -> io::Result<()> {
+        self.with(|a| a.took(sequence)).unwrap_or_else(unnamed)
+    }
+}

@@ -1,0 +1,533 @@
+//! Servers that keep files alike over real SSH servers on loopback, each with a directory of its own at the same path.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{
+    fs,
+    io::Read,
+    net::{TcpListener, TcpStream},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+const SERVERS: [&str; 3] = ["alpha", "beta", "gamma"];
+
+/// Three servers. Only root may give each its own view of the file system.
+struct Scene {
+    dir: TempDir,
+    sshds: Vec<Child>,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        for sshd in &mut self.sshds {
+            let _ = sshd.kill();
+            let _ = sshd.wait();
+        }
+    }
+}
+
+fn may_run() -> bool {
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    let skip = std::env::var_os("STANDIN_TESTS_SKIP_NOTHING").is_none();
+    assert!(root || skip, "only root can do this");
+    if !root {
+        eprintln!("skipped: only root may give each server its own view of the file system");
+    }
+    root
+}
+
+fn done(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+impl Scene {
+    fn new() -> Self {
+        let scene = Self {
+            dir: TempDir::new().unwrap(),
+            sshds: Vec::new(),
+        };
+        // sshd looks at who owns the way to its keys.
+        fs::set_permissions(scene.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for key in ["host", "user", "stranger"] {
+            let made = done(
+                Command::new("ssh-keygen")
+                    .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                    .arg(scene.at(key)),
+            );
+            assert!(made.status.success(), "{made:?}");
+        }
+        fs::create_dir(scene.at("data")).unwrap();
+        for server in SERVERS {
+            fs::create_dir_all(scene.at(server).join("data")).unwrap();
+        }
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        scene.configure(port, "host.pub", "user");
+        let mut scene = scene;
+        for server in SERVERS {
+            scene.start_sshd(server, port);
+        }
+        scene
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn data(&self, server: &str) -> PathBuf {
+        self.at(server).join("data")
+    }
+
+    fn configure(&self, port: u16, host_key: &str, user_key: &str) {
+        let at = |name: &str| self.at(name).display().to_string();
+        let key = fs::read_to_string(self.at(host_key)).unwrap();
+        let key = key.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+        let mut text = format!(
+            "[cluster]\nname = \"web\"\n[ssh]\nport = {port}\nkey = \"{}\"\n",
+            at(user_key)
+        );
+        for (i, server) in SERVERS.iter().enumerate() {
+            text += &format!(
+                "[[server]]\nname = \"{server}\"\naddress = [\"127.0.0.{}\"]\nhost_key = \"{key}\"\n",
+                i + 1
+            );
+        }
+        text += &format!(
+            "[[sync]]\nname = \"data\"\npath = [\"{}\"]\nexclude = [\"*.tmp\"]\n",
+            at("data")
+        );
+        fs::write(self.at("standin.toml"), text).unwrap();
+        fs::write(self.at("port"), port.to_string()).unwrap();
+    }
+
+    fn port(&self) -> u16 {
+        fs::read_to_string(self.at("port"))
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    /// A command on a server: where the set's directory is that server's.
+    fn on(&self, server: &str, program: &str) -> Command {
+        let view = "mount --bind \"$1\" \"$2\" && mount -t tmpfs run /run && mkdir -m 755 /run/sshd && shift 2 && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command
+            .args(["-m", "--propagation", "private", "sh", "-c", view, "sh"])
+            .args([self.data(server), self.at("data")])
+            .arg(program);
+        command
+    }
+
+    fn own(&self, server: &str) -> Vec<String> {
+        let at = |path: PathBuf| path.display().to_string();
+        vec![
+            "--config".into(),
+            at(self.at("standin.toml")),
+            "--server".into(),
+            server.into(),
+            "--state-dir".into(),
+            at(self.at(server).join("state")),
+            "--run-dir".into(),
+            at(self.at(server).join("run")),
+        ]
+    }
+
+    fn start_sshd(&mut self, server: &str, port: u16) {
+        let user = fs::read_to_string(self.at("user.pub")).unwrap();
+        let forced = format!(
+            "restrict,command=\"{} serve {}\" {user}",
+            env!("CARGO_BIN_EXE_syncd"),
+            self.own(server).join(" ")
+        );
+        fs::write(self.at(server).join("authorized"), forced).unwrap();
+        let place = SERVERS.iter().position(|s| *s == server).unwrap();
+        let address = format!("127.0.0.{}", place + 1);
+        let mut command = self.on(server, "/usr/sbin/sshd");
+        command.args(["-D", "-e", "-f", "/dev/null", "-p", &port.to_string()]);
+        for option in [
+            format!("ListenAddress={address}"),
+            format!("HostKey={}", self.at("host").display()),
+            format!(
+                "AuthorizedKeysFile={}",
+                self.at(server).join("authorized").display()
+            ),
+            "StrictModes=no".into(),
+            "PidFile=none".into(),
+            "UsePAM=no".into(),
+            "PermitRootLogin=yes".into(),
+        ] {
+            command.args(["-o", &option]);
+        }
+        let log = fs::File::create(self.at(server).join("sshd.log")).unwrap();
+        self.sshds
+            .push(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
+        let start = Instant::now();
+        while TcpStream::connect((address.as_str(), port)).is_err() {
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "{}",
+                fs::read_to_string(self.at(server).join("sshd.log")).unwrap()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn syncd(&self, server: &str, arguments: &[&str]) -> Command {
+        let mut command = self.on(server, env!("CARGO_BIN_EXE_syncd"));
+        command.args(arguments).args(self.own(server));
+        command
+    }
+
+    /// What a run on this server says, and its exit code.
+    fn run(&self, server: &str, arguments: &[&str]) -> (String, Option<i32>) {
+        let output = done(
+            self.syncd(server, &[&["run"], arguments].concat())
+                .stderr(Stdio::piped()),
+        );
+        let said = [output.stdout, output.stderr].concat();
+        (String::from_utf8(said).unwrap(), output.status.code())
+    }
+
+    fn fine(&self, server: &str, arguments: &[&str]) -> String {
+        let (said, code) = self.run(server, arguments);
+        assert_eq!(code, Some(0), "{said}");
+        said
+    }
+
+    fn write(&self, server: &str, name: &str, contents: &str) {
+        let path = self.data(server).join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, contents).unwrap();
+    }
+
+    fn read(&self, server: &str, name: &str) -> Option<String> {
+        fs::read_to_string(self.data(server).join(name)).ok()
+    }
+
+    /// What is in a server's directory that is kept alike, with all that stat(2) tells of it.
+    fn tree(&self, server: &str) -> Vec<String> {
+        let list = "find . -mindepth 1 -name .standin-stage -prune -o ! -name .standin-set ! -name '*.tmp' \
+                    -printf '%P %y %m %U %G %s %T@ %l\\n' | sed '/ d /s/[0-9]* [0-9.]* $//' | sort";
+        let output = done(
+            Command::new("sh")
+                .args(["-c", list])
+                .current_dir(self.data(server)),
+        );
+        let lines = output.stdout.split(|b| *b == b'\n');
+        lines.map(|l| l.escape_ascii().to_string()).collect()
+    }
+
+    fn assert_alike(&self) {
+        for server in &SERVERS[1..] {
+            assert_eq!(
+                self.tree(SERVERS[0]),
+                self.tree(server),
+                "alpha and {server}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_was_made_changed_and_removed_anywhere_is_everywhere() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "a/one", "1");
+    scene.write("beta", "b/two", "2");
+    scene.write("gamma", "three", "3");
+    scene.write("gamma", "not.tmp", "left out");
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    scene.assert_alike();
+    assert_eq!(scene.read("beta", "three").unwrap(), "3");
+    assert_eq!(scene.read("beta", "not.tmp"), None);
+    fs::remove_dir_all(scene.data("beta").join("a")).unwrap();
+    fs::rename(
+        scene.data("gamma").join("three"),
+        scene.data("gamma").join("four"),
+    )
+    .unwrap();
+    scene.write("alpha", "b/two", "changed");
+    scene.fine("beta", &[]);
+    scene.fine("beta", &[]);
+    scene.assert_alike();
+    assert_eq!(scene.read("gamma", "b/two").unwrap(), "changed");
+    assert_eq!(
+        (scene.read("alpha", "a/one"), scene.read("alpha", "three")),
+        (None, None)
+    );
+    assert_eq!(scene.read("alpha", "four").unwrap(), "3");
+    let said = scene.fine("gamma", &[]);
+    assert_eq!(
+        said.matches("0 taken; 0 given").count(),
+        2,
+        "nothing is left to do: {said}"
+    );
+}
+
+#[test]
+fn all_that_a_file_has_arrives() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    let script = "echo suid >suid && chown 12:34 suid && chmod 4751 suid && touch -d '2001-02-03 04:05:06.789' suid && \
+                  ln suid further && ln -s nowhere link && mkfifo -m 620 pipe && mkdir -m 1777 sticky && \
+                  truncate -s 10M sparse && echo end >>sparse && printf 'odd' >\"$(printf 'a\\377\\nb')\" && \
+                  mkdir empty && : >nothing";
+    let made = done(
+        Command::new("sh")
+            .args(["-ec", script])
+            .current_dir(scene.data("alpha")),
+    );
+    assert!(made.status.success(), "{made:?}");
+    scene.fine("alpha", &[]);
+    scene.assert_alike();
+    let meta = |name: &str| fs::metadata(scene.data("gamma").join(name)).unwrap();
+    assert_eq!(
+        meta("suid").ino(),
+        meta("further").ino(),
+        "one file of two names"
+    );
+    assert_eq!(
+        (
+            meta("suid").mode() & 0o7777,
+            meta("suid").uid(),
+            meta("suid").gid()
+        ),
+        (0o4751, 12, 34)
+    );
+    assert_eq!(meta("suid").mtime_nsec(), 789_000_000);
+    assert!(meta("sparse").blocks() < 100, "holes stay holes");
+}
+
+#[test]
+fn what_two_changed_is_decided_alike_and_the_loser_is_kept() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "file", "before");
+    scene.fine("alpha", &[]);
+    scene.write("alpha", "file", "of alpha");
+    scene.write("beta", "file", "of beta!");
+    let said = scene.fine("alpha", &[]) + &scene.fine("beta", &[]) + &scene.fine("alpha", &[]);
+    scene.assert_alike();
+    let winner = scene.read("gamma", "file").unwrap();
+    let loser = if winner == "of beta!" {
+        "of alpha"
+    } else {
+        "of beta!"
+    };
+    assert!(
+        said.contains("file: changed here and on another server"),
+        "{said}"
+    );
+    let kept = "find */state -path '*aside*' -type f -exec cat {} +";
+    let kept = done(
+        Command::new("sh")
+            .args(["-c", kept])
+            .current_dir(scene.dir.path()),
+    );
+    assert!(
+        String::from_utf8_lossy(&kept.stdout).contains(loser),
+        "{loser} is kept"
+    );
+}
+
+#[test]
+fn a_server_with_another_host_key_and_a_server_that_does_not_know_us_get_nothing() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "secret", "s");
+    scene.configure(scene.port(), "stranger.pub", "user");
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("beta at 127.0.0.2") && said.contains("not the host_key"),
+        "{said}"
+    );
+    scene.configure(scene.port(), "host.pub", "stranger");
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("does not let in root with"), "{said}");
+    assert_eq!(scene.read("beta", "secret"), None);
+}
+
+#[test]
+fn a_server_that_is_down_is_told_and_the_others_are_served() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    let mut beta = scene.sshds.remove(1);
+    beta.kill().unwrap();
+    beta.wait().unwrap();
+    scene.write("alpha", "file", "1");
+    let (said, code) = scene.run("alpha", &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("cannot reach beta: 127.0.0.2"), "{said}");
+    assert_eq!(scene.read("gamma", "file").unwrap(), "1");
+    scene.start_sshd("beta", scene.port());
+    scene.fine("gamma", &[]);
+    scene.assert_alike();
+}
+
+#[test]
+fn neither_a_mass_of_removals_nor_a_directory_that_is_not_mounted_is_believed() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    for i in 0..100 {
+        scene.write("alpha", &format!("f{i}"), "x");
+    }
+    scene.fine("alpha", &[]);
+    for i in 0..90 {
+        fs::remove_file(scene.data("alpha").join(format!("f{i}"))).unwrap();
+    }
+    let (said, code) = scene.run("beta", &["--peer", "alpha"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("90 were removed on alpha and stay here") && said.contains("--allow-deletes"),
+        "{said}"
+    );
+    assert!(scene.read("beta", "f0").is_some());
+    scene.fine("beta", &["--peer", "alpha", "--allow-deletes"]);
+    assert_eq!(scene.read("beta", "f0"), None);
+    // Something else is mounted where the directory was.
+    let away = scene.at("gamma").join("away");
+    fs::rename(scene.data("gamma"), &away).unwrap();
+    fs::create_dir(scene.data("gamma")).unwrap();
+    let (said, code) = scene.run("gamma", &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("is it mounted?"), "{said}");
+    assert!(scene.read("alpha", "f95").is_some() && scene.read("beta", "f95").is_some());
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_moment_is_made_good_by_the_next() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    for i in 0..60 {
+        scene.write(
+            "alpha",
+            &format!("d{}/f{i}", i % 7),
+            &"contents ".repeat(i * 50),
+        );
+    }
+    fs::write(scene.data("alpha").join("large"), vec![7; 30_000_000]).unwrap();
+    for wait in [5, 20, 40, 80, 150, 300] {
+        let mut run = scene.syncd("beta", &["run", "--peer", "alpha"]);
+        let mut run = run
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        thread::sleep(Duration::from_millis(wait));
+        let _ = run.kill(); // unshare has become syncd
+        run.wait().unwrap();
+        for name in scene.tree("beta") {
+            let name = name.split(' ').next().unwrap();
+            let ours = scene.data("beta").join(name);
+            if ours.is_file() {
+                let theirs = fs::read(scene.data("alpha").join(name)).unwrap();
+                assert!(
+                    fs::read(&ours).unwrap() == theirs,
+                    "{name} is whole or not there"
+                );
+            }
+        }
+    }
+    scene.fine("beta", &[]);
+    scene.assert_alike();
+    let said = scene.fine("beta", &[]);
+    assert!(said.contains("0 taken; 0 given"), "{said}");
+    assert!(!said.contains("kept aside"), "{said}");
+}
+
+#[test]
+fn runs_of_all_servers_at_once_end_alike() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    for server in SERVERS {
+        scene.write(server, &format!("of {server}"), server);
+    }
+    thread::scope(|scope| {
+        for server in SERVERS {
+            let scene = &scene;
+            scope.spawn(move || scene.run(server, &[]));
+        }
+    });
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    scene.assert_alike();
+}
+
+#[test]
+fn a_dry_run_tells_and_does_nothing() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "new", "1");
+    let said = scene.fine("beta", &["--peer", "alpha", "--dry-run"]);
+    assert!(said.contains("would be made: new"), "{said}");
+    assert_eq!(scene.read("beta", "new"), None);
+}
+
+#[test]
+fn wrong_usage_is_told_with_the_mend() {
+    let dir = TempDir::new().unwrap();
+    let config = dir.path().join("standin.toml");
+    let sample = "[cluster]\nname = \"web\"\nquorum = \"none\"\n[[server]]\nname = \"alpha\"\naddress = \"127.0.0.1\"\n";
+    let run = |text: &str, arguments: &[&str]| {
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_syncd"));
+        command
+            .arg("run")
+            .args(arguments)
+            .args(["--server", "alpha", "--config"])
+            .arg(&config);
+        let output = done(&mut command);
+        (
+            String::from_utf8(output.stderr).unwrap(),
+            output.status.code(),
+        )
+    };
+    let (said, code) = run(sample, &[]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("has no [[sync]]"), "{said}");
+    let path = |p: &Path| {
+        format!(
+            "{sample}host_key = \"ssh-ed25519 AAAAx\"\n[[sync]]\nname = \"data\"\npath = \"{}\"\n",
+            p.display()
+        )
+    };
+    let (said, code) = run(&path(dir.path()), &["--set", "date"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("--set date: no such [[sync]]"), "{said}");
+    let (said, code) = run(&path(&dir.path().join("missing")), &[]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("mkdir or touch"), "{said}");
+    let version = done(Command::new(env!("CARGO_BIN_EXE_syncd")).arg("--version"));
+    let mut said = String::new();
+    version.stdout.as_slice().read_to_string(&mut said).unwrap();
+    assert!(said.starts_with("syncd "), "{said}");
+}

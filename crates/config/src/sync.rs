@@ -1,0 +1,160 @@
+//! Which files are kept alike, and how the servers reach one another for it.
+
+use crate::{DELETE_LIMIT, SSH_KEY, SSH_PORT, SSH_USER, Server, SshConfig, SyncSet, raw::Section};
+use protocol::ServerName;
+use std::{
+    collections::BTreeSet,
+    path::{Component, Path, PathBuf},
+};
+
+/// Kinds of keys of an SSH server that are understood.
+const KEY_TYPES: [&str; 4] = [
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+];
+
+pub(crate) fn ssh(section: Option<Section<'_>>) -> SshConfig {
+    let default = SshConfig {
+        user: SSH_USER.into(),
+        key: SSH_KEY.into(),
+        port: SSH_PORT,
+    };
+    let Some(section) = section else {
+        return default;
+    };
+    section.only(&["user", "key", "port"]);
+    let port = section.number("port", 1..=u32::from(u16::MAX));
+    SshConfig {
+        user: section
+            .text("user")
+            .map_or(default.user, |t| t.into_inner().to_owned()),
+        key: crate::checked::path(&section, "key", SSH_KEY),
+        port: port.and_then(|p| u16::try_from(p).ok()).unwrap_or(SSH_PORT),
+    }
+}
+
+/// `host_key` of a server: kind and contents, as in its public key file, without the comment.
+pub(crate) fn host_key(section: &Section<'_>) -> Option<String> {
+    let text = section.text("host_key")?;
+    let mut words = text.get_ref().split_whitespace();
+    match (words.next(), words.next()) {
+        (Some(kind), Some(key))
+            if KEY_TYPES.contains(&kind) && key.starts_with("AAAA") && key.is_ascii() =>
+        {
+            Some(format!("{kind} {key}"))
+        }
+        _ => {
+            let what = "no public key of an SSH server; write the line in its \
+                        /etc/ssh/ssh_host_ed25519_key.pub";
+            section.report("host_key", what);
+            None
+        }
+    }
+}
+
+pub(crate) fn sets(root: &Section<'_>, servers: &[Server]) -> Vec<SyncSet> {
+    let mut names = BTreeSet::new();
+    let sections = root.tables("sync");
+    let sets: Vec<_> = sections.iter().filter_map(|s| set(s, &mut names)).collect();
+    for server in servers.iter().filter(|s| !sets.is_empty() && !s.witness) {
+        if server.host_key.is_none() {
+            let what = format!(
+                "{} has no host_key, and files are kept alike with it; write the line in its \
+                 /etc/ssh/ssh_host_ed25519_key.pub there: host_key = \"ssh-ed25519 AAAA...\"",
+                server.name
+            );
+            root.report("server", what);
+        }
+    }
+    sets
+}
+
+fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSet> {
+    for later in ["on", "rate", "keep", "merge"] {
+        if section.has(later) {
+            let what = "not part of this version; remove it, and let cron call `syncd run`";
+            section.report(later, what);
+        }
+    }
+    section.only(&[
+        "name",
+        "path",
+        "exclude",
+        "delete_limit",
+        "on",
+        "rate",
+        "keep",
+        "merge",
+    ]);
+    section.required("name", "name = \"...\"");
+    section.required("path", "path = [\"/srv/www\"]");
+    let name: Option<ServerName> = section.parsed("name");
+    if let Some(name) = &name
+        && !names.insert(name.clone())
+    {
+        let what = format!("a second set named \"{name}\"; give each its own name");
+        section.report("name", what);
+    }
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for text in section.texts("path") {
+        match absolute(text.get_ref()) {
+            Err(what) => section.report_at(text.span(), "path", what),
+            Ok(path) => {
+                let near = paths
+                    .iter()
+                    .find(|p| path.starts_with(p) || p.starts_with(&path));
+                if let Some(other) = near {
+                    let what = format!("{} is in this set already", other.display());
+                    section.report_at(text.span(), "path", what);
+                }
+                paths.push(path);
+            }
+        }
+    }
+    let excludes = section.texts("exclude");
+    let limit = section.number("delete_limit", 0..=100);
+    Some(SyncSet {
+        name: name?,
+        paths,
+        excludes: excludes
+            .into_iter()
+            .map(|t| t.into_inner().to_owned())
+            .collect(),
+        delete_limit: limit
+            .and_then(|l| u8::try_from(l).ok())
+            .unwrap_or(DELETE_LIMIT),
+    })
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    let plain = |c: Component<'_>| matches!(c, Component::RootDir | Component::Normal(_));
+    if !path.is_absolute() || !path.components().all(plain) || text.contains("/./") {
+        return Err(format!(
+            "\"{}\" is no absolute path; write it from / on, without . and ..",
+            text.escape_debug()
+        ));
+    }
+    // Without slashes too many.
+    let path: PathBuf = path.components().collect();
+    if path.parent().is_none() {
+        return Err("the whole file system cannot be kept alike; name what matters in it".into());
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_absolute_and_plain() {
+        assert_eq!(absolute("/srv//www/").unwrap(), PathBuf::from("/srv/www"));
+        for bad in ["", "srv", "/srv/../etc", "/", "//", "/a/./b"] {
+            assert!(absolute(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! From what is on the disk to events: what changed here since the last look.
+
+use crate::{
+    entry::{Author, Entry, Node},
+    path::Path,
+};
+use serde::{Deserialize, Serialize};
+use std::iter::Peekable;
+
+/// A file may change again within so many nanoseconds without a trace: a kernel's time stamps are that coarse at the
+/// worst, and a little more for other machines' file systems.
+pub const RACY: i64 = 2_000_000_000;
+
+/// What stat(2) tells of a file; all of it changes, or the change time does, when the file changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stat {
+    /// Bytes.
+    pub size: u64,
+    /// Type and permissions.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// Modification time in nanoseconds since 1970.
+    pub mtime: i64,
+    /// Change time, likewise; no program can set it.
+    pub ctime: i64,
+}
+
+/// That a file's contents were looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// As it was before and after.
+    pub stat: Stat,
+    /// When, in nanoseconds since 1970, by the clock that stamps the files.
+    pub at: i64,
+}
+
+impl Proof {
+    /// Whether a file that looks like this now is certainly what it was then: git's "racily clean" is not.
+    pub fn holds(&self, now: &Stat) -> bool {
+        let quiet = |time: i64| time < self.at.saturating_sub(RACY);
+        self.stat == *now && quiet(now.mtime) && quiet(now.ctime)
+    }
+}
+
+/// What a look at a path gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// This.
+    Node(Node),
+    /// It, and all below it, could not be looked at, or changed meanwhile: nothing is known, and nothing concluded.
+    Unknown,
+}
+
+/// The time of a look, in nanoseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// When the look before began.
+    pub previous: u64,
+    /// When this one began.
+    pub now: u64,
+}
+
+impl Span {
+    /// When a change happened: a modification time is believed if it lies where it can.
+    fn stamp(&self, node: Option<&Node>) -> u64 {
+        let told = node.and_then(|n| u64::try_from(n.mtime).ok());
+        told.filter(|t| (self.previous..=self.now).contains(t))
+            .unwrap_or(self.now)
+    }
+}
+
+/// What changed: both sequences sorted by path. Only what was seen to be absent counts as removed.
+///
+/// `intended` tells of an operation that was about to be carried out when syncd died: what it would have brought is
+/// no change of anybody here, and would be dangerous as one, for it would look younger than it is.
+pub struct Difference<'a, K: Iterator, S: Iterator, I> {
+    known: Peekable<K>,
+    seen: Peekable<S>,
+    intended: I,
+    author: &'a mut Author,
+    span: Span,
+    unknown: Option<Path>,
+}
+
+impl<'a, K, S, I> Difference<'a, K, S, I>
+where
+    K: Iterator<Item = (Path, Entry)>,
+    S: Iterator<Item = (Path, Sight)>,
+    I: Fn(&Path) -> Option<Entry>,
+{
+    /// Between what is known and what is seen.
+    pub fn new(known: K, seen: S, intended: I, author: &'a mut Author, span: Span) -> Self {
+        Self {
+            known: known.peekable(),
+            seen: seen.peekable(),
+            intended,
+            author,
+            span,
+            unknown: None,
+        }
+    }
+
+    fn change(&mut self, path: &Path, known: Option<&Entry>, node: Option<Node>) -> Option<Entry> {
+        if known.and_then(|k| k.node.as_ref()) == node.as_ref() {
+            return None;
+        }
+        if let Some(intended) = (self.intended)(path).filter(|i| i.node == node) {
+            return Some(intended);
+        }
+        let at = self.span.stamp(node.as_ref());
+        Some(self.author.change(known, node, at))
+    }
+}
+
+impl<K, S, I> Iterator for Difference<'_, K, S, I>
+where
+    K: Iterator<Item = (Path, Entry)>,
+    S: Iterator<Item = (Path, Sight)>,
+    I: Fn(&Path) -> Option<Entry>,
+{
+    type Item = (Path, Entry);
+
+    fn next(&mut self) -> Option<(Path, Entry)> {
+        loop {
+            let seen_first = match (self.known.peek(), self.seen.peek()) {
+                (None, None) => return None,
+                (Some(_), None) => false,
+                (None, Some(_)) => true,
+                (Some((known, _)), Some((seen, _))) => seen <= known,
+            };
+            if !seen_first {
+                let (path, entry) = self.known.next()?;
+                let hidden = self.unknown.as_ref().is_some_and(|u| path.is_below(u));
+                if !hidden && let Some(removed) = self.change(&path, Some(&entry), None) {
+                    return Some((path, removed));
+                }
+                continue;
+            }
+            let (path, sight) = self.seen.next()?;
+            let known = self.known.next_if(|(known, _)| *known == path);
+            match sight {
+                Sight::Unknown => self.unknown = Some(path),
+                Sight::Node(node) => {
+                    let known = known.map(|(_, entry)| entry);
+                    if let Some(changed) = self.change(&path, known.as_ref(), Some(node)) {
+                        return Some((path, changed));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{
+        entry::{Digest, Kind},
+        version::Replica,
+    };
+    use std::collections::BTreeMap;
+
+    fn path(text: &str) -> Path {
+        Path::try_from(text.as_bytes().to_vec()).unwrap()
+    }
+
+    fn file(content: u8, mtime: i64) -> Node {
+        Node {
+            kind: Kind::File {
+                size: 1,
+                digest: Digest([content; 32]),
+            },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime,
+            attributes: BTreeMap::new(),
+        }
+    }
+
+    fn author() -> Author {
+        Author {
+            replica: Replica {
+                server: "alpha".parse().unwrap(),
+                incarnation: 7,
+            },
+            count: 10,
+            held: false,
+            unit: 1000,
+        }
+    }
+
+    const SPAN: Span = Span {
+        previous: 5_000,
+        now: 9_000,
+    };
+
+    fn look(known: &BTreeMap<Path, Entry>, seen: &[(&str, Sight)]) -> BTreeMap<Path, Entry> {
+        let seen = seen.iter().map(|(p, s)| (path(p), s.clone()));
+        let known = known.clone().into_iter();
+        Difference::new(known, seen, |_| None, &mut author(), SPAN).collect()
+    }
+
+    fn known(files: &[&str]) -> BTreeMap<Path, Entry> {
+        let seen: Vec<_> = files
+            .iter()
+            .map(|f| (*f, Sight::Node(file(1, 100))))
+            .collect();
+        look(&BTreeMap::new(), &seen)
+    }
+
+    #[test]
+    fn new_changed_and_removed_are_told_and_the_rest_is_not() {
+        let before = known(&["a", "b", "c"]);
+        let changes = look(
+            &before,
+            &[
+                ("a", Sight::Node(file(1, 100))),
+                ("c", Sight::Node(file(2, 6_000))),
+                ("d", Sight::Node(file(3, 1))),
+            ],
+        );
+        let names: Vec<_> = changes.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["b", "c", "d"]);
+        assert_eq!(changes[&path("b")].node, None);
+        assert!(changes[&path("b")].vector.count(&author().replica) > 10);
+        assert_eq!(
+            changes[&path("c")].rank.nanos,
+            6_000.max(before[&path("c")].rank.nanos)
+        );
+        assert_eq!(
+            changes[&path("d")].rank.nanos,
+            SPAN.now,
+            "a time before the last look is not believed"
+        );
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_not_removed() {
+        let before = known(&["a", "a/x", "a/y", "a-", "b"]);
+        let changes = look(
+            &before,
+            &[("a", Sight::Unknown), ("a-", Sight::Node(file(1, 100)))],
+        );
+        let names: Vec<_> = changes.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["b"]);
+    }
+
+    #[test]
+    fn what_syncd_itself_was_about_to_bring_is_no_change_of_this_server() {
+        let before = known(&["a", "b"]);
+        let mut elsewhere = author();
+        elsewhere.replica.server = "beta".parse().unwrap();
+        let theirs = elsewhere.change(before.get(&path("a")), Some(file(9, 7)), 7);
+        let seen = [
+            (path("a"), Sight::Node(file(9, 7))),
+            (path("b"), Sight::Node(file(9, 7))),
+        ];
+        let intended = |_: &Path| Some(theirs.clone());
+        let mut author = author();
+        let changes: BTreeMap<_, _> = Difference::new(
+            before.clone().into_iter(),
+            seen.into_iter(),
+            intended,
+            &mut author,
+            SPAN,
+        )
+        .collect();
+        assert_eq!(changes[&path("a")], theirs);
+        let other = |_: &Path| {
+            Some(Entry {
+                node: Some(file(8, 7)),
+                ..theirs.clone()
+            })
+        };
+        let seen = [(path("a"), Sight::Node(file(9, 7)))];
+        let changes: BTreeMap<_, _> = Difference::new(
+            before.into_iter(),
+            seen.into_iter(),
+            other,
+            &mut author,
+            SPAN,
+        )
+        .collect();
+        assert_ne!(
+            changes[&path("a")].vector,
+            theirs.vector,
+            "something else came of it"
+        );
+    }
+
+    #[test]
+    fn a_file_looked_at_while_its_times_were_young_is_looked_at_again() {
+        let stat = Stat {
+            size: 5,
+            mode: 0o100_644,
+            uid: 1,
+            gid: 1,
+            device: 1,
+            inode: 2,
+            mtime: 10 * RACY,
+            ctime: 10 * RACY,
+        };
+        let proof = |at| Proof { stat, at };
+        assert!(proof(11 * RACY + 1).holds(&stat));
+        assert!(
+            !proof(11 * RACY).holds(&stat),
+            "within the grain of the clock"
+        );
+        assert!(!proof(9 * RACY).holds(&stat), "from the future");
+        let changed = Stat { ctime: 3, ..stat };
+        assert!(!proof(20 * RACY).holds(&changed));
+        let renamed_back = Stat { inode: 3, ..stat };
+        assert!(!proof(20 * RACY).holds(&renamed_back));
+    }
+}

@@ -1,0 +1,278 @@
+//! What a replica does with what another one has.
+//!
+//! Each replica changes only itself, and in a conflict only the one whose version loses acts: it keeps its version
+//! aside, takes the other, and from then on has both in its vector. Whoever comes to such a vector has the loser kept,
+//! so a crash at any point, and any order of meetings, loses nothing.
+//!
+//! ```text
+//!   here older        take it
+//!   here newer        nothing: the other takes ours
+//!   neither, alike    note that both are in it
+//!   neither           the higher rank stays; whoever has the lower one keeps it aside and takes the other
+//! ```
+//!
+//! First come files and directories to be made or changed, parents before what is in them; then removals of files, so
+//! that what only moved is still there to move; then directories, the deepest first. A directory that is to go but has
+//! something in it that nobody removed stays, as an event of this replica. Where a directory and something else want
+//! the same path, what the directory has in it is kept aside if it gives way; which of the two that is may depend on
+//! who met first, and all come to the same.
+
+use crate::{
+    entry::{Author, Digest, Entry, Kind},
+    path::Path,
+    version::Relation,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a replica knows of its own set: its index.
+pub trait Tree {
+    /// What is known of a path.
+    fn entry(&self, path: &Path) -> Option<Entry>;
+    /// All that is there below a directory, in order.
+    fn live_below(&self, directory: &Path) -> Vec<Path>;
+    /// A file with these contents.
+    fn holder(&self, digest: &Digest) -> Option<Path>;
+}
+
+/// Where the contents of a file come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// There are none to bring: no file, or one whose contents are here.
+    Nothing,
+    /// The other replica.
+    Fetch,
+    /// This file here has the same.
+    Copy(Path),
+    /// This file here has the same and is to be removed.
+    Move(Path),
+}
+
+/// One thing to do. Whoever does it makes sure that `was` is still what is there, on the disk too, that its directory
+/// is one and that the file that a further name is for is there; if not, the operation is put off: it will be offered
+/// again, and nothing is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// Where.
+    pub path: Path,
+    /// What must still be known of it.
+    pub was: Option<Entry>,
+    /// What shall be known of it afterwards.
+    pub entry: Entry,
+    /// Keep what was there aside before: it lost.
+    pub keep: bool,
+    /// Where contents come from.
+    pub source: Source,
+}
+
+impl Operation {
+    /// Nothing changes on the disk.
+    pub fn is_note(&self) -> bool {
+        self.was.as_ref().and_then(|w| w.node.as_ref()) == self.entry.node.as_ref()
+    }
+
+    /// Something that is there goes.
+    pub fn removes(&self) -> bool {
+        self.entry.node.is_none() && !self.is_note()
+    }
+}
+
+/// How a conflict ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The version here lost and is kept aside.
+    GaveWay,
+    /// The version here stays; the other replica gives way.
+    Stayed,
+    /// Nothing is done: clocks are not to be trusted now, and nothing else decides.
+    Undecided,
+    /// Both have the same version and not the same contents: a copied or set-back index, or a broken disk.
+    Impossible,
+}
+
+/// Two versions of a path that know nothing of each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// Which.
+    pub path: Path,
+    /// The version here.
+    pub here: Entry,
+    /// The other.
+    pub there: Entry,
+    /// What becomes of it.
+    pub outcome: Outcome,
+}
+
+/// What a run makes of what the other replica offers.
+#[derive(Debug, Default)]
+pub struct Planner {
+    /// Clocks are too far apart: a conflict waits for them.
+    pub undecided: bool,
+    /// Seen so far.
+    pub conflicts: Vec<Conflict>,
+    removals: BTreeMap<Path, Operation>,
+    directories: BTreeMap<Path, Operation>,
+}
+
+impl Planner {
+    /// What to do now with a batch of the other's entries, sorted by path; removals are put off.
+    pub fn batch(&mut self, tree: &impl Tree, offered: Vec<(Path, Entry)>) -> Vec<Operation> {
+        let decided = offered.into_iter().filter_map(|(path, entry)| {
+            let operation = self.decide(tree, path, entry)?;
+            let was = operation.was.as_ref();
+            let leaves = was.is_some_and(Entry::is_directory) && !operation.entry.is_directory();
+            if leaves {
+                self.directories.insert(operation.path.clone(), operation);
+            } else if operation.removes() {
+                self.removals.insert(operation.path.clone(), operation);
+            } else {
+                return Some(operation);
+            }
+            None
+        });
+        let decided: Vec<_> = decided.collect();
+        let placed = decided.into_iter();
+        placed
+            .map(|operation| self.place(tree, operation))
+            .collect()
+    }
+
+    /// How many files and directories the run would remove.
+    pub fn removal_count(&self) -> u64 {
+        let directories = self.directories.values().filter(|o| o.removes()).count();
+        (self.removals.len() + directories) as u64
+    }
+
+    /// The removals of all but directories, once every batch is done.
+    pub fn removals(&mut self) -> Vec<Operation> {
+        std::mem::take(&mut self.removals).into_values().collect()
+    }
+
+    /// What becomes of directories that are to go, once the removals are done: the deepest first.
+    pub fn directories(
+        &mut self,
+        tree: &impl Tree,
+        author: &mut Author,
+        nanos: u64,
+    ) -> Vec<Operation> {
+        let mut gone = BTreeSet::new();
+        let mut operations = Vec::new();
+        for (path, operation) in std::mem::take(&mut self.directories).into_iter().rev() {
+            let inside: Vec<_> = tree
+                .live_below(&path)
+                .into_iter()
+                .filter(|p| !gone.contains(p))
+                .collect();
+            if operation.entry.node.is_none() && !inside.is_empty() {
+                let was = operation.was;
+                let node = was.as_ref().and_then(|w| w.node.clone());
+                let entry = author.put_back(&operation.entry, node);
+                operations.push(Operation {
+                    path,
+                    was,
+                    entry,
+                    keep: false,
+                    source: Source::Nothing,
+                });
+                continue;
+            }
+            // Something else takes its place: what is in it has none any more.
+            for inner in inside.into_iter().rev() {
+                let Some(was) = tree.entry(&inner) else {
+                    continue;
+                };
+                let entry = author.change(Some(&was), None, nanos);
+                gone.insert(inner.clone());
+                operations.push(Operation {
+                    path: inner,
+                    keep: !was.is_directory(),
+                    was: Some(was),
+                    entry,
+                    source: Source::Nothing,
+                });
+            }
+            gone.insert(path);
+            operations.push(operation);
+        }
+        operations
+    }
+
+    /// Which version of a path is to be here.
+    fn decide(&mut self, tree: &impl Tree, path: Path, there: Entry) -> Option<Operation> {
+        let operation = |was, entry, keep| {
+            let (path, source) = (path.clone(), Source::Nothing);
+            Some(Operation {
+                path,
+                was,
+                entry,
+                keep,
+                source,
+            })
+        };
+        let Some(here) = tree.entry(&path) else {
+            return operation(None, there, false);
+        };
+        let relation = here.vector.relation(&there.vector);
+        let alike = here.node == there.node;
+        let mut joined = there.clone();
+        joined.vector.join(&here.vector);
+        let outcome = match relation {
+            Relation::Newer => return None,
+            Relation::Equal if alike => return None,
+            Relation::Equal => Outcome::Impossible,
+            Relation::Older => return operation(Some(here), there, false),
+            Relation::Concurrent if alike => {
+                joined.rank = joined.rank.max(here.rank.clone());
+                return operation(Some(here), joined, false);
+            }
+            Relation::Concurrent if self.undecided => Outcome::Undecided,
+            Relation::Concurrent if (&here.rank, &here.node) > (&there.rank, &there.node) => {
+                Outcome::Stayed
+            }
+            Relation::Concurrent => Outcome::GaveWay,
+        };
+        let same = match (&here.node, &there.node) {
+            (Some(a), Some(b)) => a.says_the_same(b),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if !same {
+            self.conflicts.push(Conflict {
+                path: path.clone(),
+                here: here.clone(),
+                there,
+                outcome,
+            });
+        }
+        let keep = !same && here.node.is_some() && !here.is_directory();
+        (outcome == Outcome::GaveWay)
+            .then(|| operation(Some(here), joined, keep))
+            .flatten()
+    }
+
+    /// Where contents come from.
+    fn place(&mut self, tree: &impl Tree, mut operation: Operation) -> Operation {
+        let Some(node) = &operation.entry.node else {
+            return operation;
+        };
+        if let Kind::File { digest, .. } = &node.kind {
+            let has = |entry: &Entry| matches!(&entry.node, Some(n) if matches!(&n.kind, Kind::File { digest: d, .. } if d == digest));
+            operation.source = if operation.was.as_ref().is_some_and(has) {
+                Source::Nothing
+            } else {
+                match tree.holder(digest) {
+                    None => Source::Fetch,
+                    // One move only: what moved is not there for another one.
+                    Some(path) => match self.removals.get_mut(&path) {
+                        Some(removal) if removal.source == Source::Nothing && !removal.keep => {
+                            removal.source = Source::Move(operation.path.clone());
+                            Source::Move(path)
+                        }
+                        Some(removal) if matches!(removal.source, Source::Move(_)) => Source::Fetch,
+                        Some(_) | None => Source::Copy(path),
+                    },
+                }
+            };
+        }
+        operation
+    }
+}

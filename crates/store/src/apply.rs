@@ -1,0 +1,372 @@
+//! Operations carried out, so that each path is at every moment as it was or as it shall be.
+//!
+//! ```text
+//!   check     the index and the disk are still what the operation was made for
+//!   keep      the loser, durable
+//!   stage     what shall be there, whole, with all it has
+//!   barrier   all of that is on the disk
+//!   intents   in the index: what happens now is nobody's change
+//!   rename
+//!   barrier
+//!   index     it is there
+//! ```
+//!
+//! That is done for many operations at once, and the second barrier of some is the first one of the next.
+
+mod place;
+
+use crate::{
+    aside::Kept,
+    error::{At, Error, Listing},
+    index::Index,
+    rows::Row,
+    set::{Set, reserved},
+    sight::{self, Found},
+    stage::{self, Contents, Temp},
+};
+use filesync::{Entry, Kind, Node, Operation, Path, Source, Stat};
+use rustix::io::Errno;
+use std::{fs::File, io};
+
+/// So many operations have one barrier,
+const TOGETHER: usize = 256;
+/// or those that bring so many bytes.
+const BYTES: u64 = 64 << 20;
+
+/// What came of a run's operations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Done.
+    pub done: u64,
+    /// Losers kept aside.
+    pub kept: u64,
+    /// What was not any more what the operation was made for; it will be offered again.
+    pub put_off: Listing,
+    /// What the system did not allow.
+    pub failed: Listing,
+}
+
+impl Applied {
+    /// All was done.
+    pub fn is_complete(&self) -> bool {
+        self.put_off.count == 0 && self.failed.count == 0
+    }
+}
+
+/// Why an operation is not carried out.
+enum Refusal {
+    PutOff(&'static str),
+    Failed(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What is left to do once all is staged.
+enum Action {
+    Note,
+    Put(Temp),
+    Move(Path, Stat),
+    Link(Path),
+    /// A directory stays and gets other metadata.
+    Give,
+    Remove,
+}
+
+struct Ready {
+    operation: Operation,
+    /// What is there now.
+    before: Option<Stat>,
+    action: Action,
+    /// Further names of what is there now, which are to be names of what comes.
+    links: Vec<(Path, Entry)>,
+}
+
+struct Run<'a> {
+    set: &'a Set,
+    index: &'a Index,
+    contents: &'a mut dyn Contents,
+    now: u64,
+    applied: Applied,
+    /// Done on the disk and not in the index.
+    done: Vec<(Path, Entry)>,
+    /// Something was written since the last barrier.
+    dirty: bool,
+}
+
+/// Carries out `operations`, in order. What cannot be done is told and the rest goes on; an error ends the run, and the
+/// next look finds out how far it got.
+pub fn apply(
+    set: &Set,
+    index: &Index,
+    operations: Vec<Operation>,
+    contents: &mut dyn Contents,
+    now: u64,
+) -> Result<Applied, Error> {
+    let applied = Applied::default();
+    let mut run = Run {
+        set,
+        index,
+        contents,
+        now,
+        applied,
+        done: Vec::new(),
+        dirty: false,
+    };
+    let mut operations = operations.into_iter().peekable();
+    while operations.peek().is_some() {
+        let (mut ready, mut bytes) = (Vec::new(), 0);
+        while ready.len() < TOGETHER && bytes < BYTES {
+            let Some(operation) = operations.next() else {
+                break;
+            };
+            let path = operation.path.clone();
+            let size = match operation.entry.node.as_ref().map(|n| &n.kind) {
+                Some(Kind::File { size, .. }) => *size,
+                _ => 0,
+            };
+            match run.prepare(operation) {
+                Ok(one) => {
+                    bytes = bytes.saturating_add(size);
+                    ready.push(one);
+                }
+                Err(refusal) => run.refuse(&path, refusal),
+            }
+        }
+        run.commit(&ready)?;
+        for one in ready {
+            let path = one.operation.path.clone();
+            match run.carry_out(one) {
+                Ok(entry) => run.done.push((path, entry)),
+                Err(refusal) => run.refuse(&path, refusal),
+            }
+        }
+    }
+    run.commit(&[])?;
+    Ok(run.applied)
+}
+
+impl Run<'_> {
+    fn refuse(&mut self, path: &Path, refusal: Refusal) {
+        match refusal {
+            Refusal::PutOff(why) => self.applied.put_off.add(path, why),
+            Refusal::Failed(error) => self.applied.failed.add(path, error),
+        }
+    }
+
+    /// What was done goes to the index, and what is to be done now as well; all that either relies on is on the disk
+    /// before.
+    fn commit(&mut self, next: &[Ready]) -> Result<(), Error> {
+        let acts = |r: &&Ready| !matches!(r.action, Action::Note);
+        if self.done.is_empty() && !next.iter().any(|r| acts(&r)) {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.dirty) {
+            self.set.root.sync_all().at("sync", &self.set.name)?;
+        }
+        let done = std::mem::take(&mut self.done);
+        self.applied.done += done.len() as u64;
+        self.index.write(|batch| {
+            for (path, entry) in &done {
+                batch.note(path, entry, None, self.now)?;
+            }
+            for ready in next.iter().filter(acts) {
+                batch.intend(&ready.operation.path, &ready.operation.entry)?;
+                for (path, entry) in &ready.links {
+                    batch.intend(path, entry)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Checks an operation and makes ready what it brings.
+    fn prepare(&mut self, operation: Operation) -> Result<Ready, Refusal> {
+        let path = &operation.path;
+        if reserved(path) {
+            return Err(Refusal::PutOff("the name is standin's own"));
+        }
+        let row = self.index.row(path)?;
+        if row.as_ref().map(|r| &r.entry) != operation.was.as_ref() {
+            return Err(Refusal::PutOff("the index knows something else by now"));
+        }
+        let moved = matches!(operation.source, Source::Move(_)) && operation.entry.node.is_none();
+        let before = self.standing(path, row.as_ref(), moved)?;
+        if operation.keep {
+            self.keep(&operation)?;
+        }
+        let mut links = Vec::new();
+        let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
+        let action = match &operation.entry.node {
+            _ if operation.is_note() => Action::Note,
+            None => Action::Remove,
+            Some(Node {
+                kind: Kind::HardLink { to },
+                ..
+            }) => Action::Link(to.clone()),
+            Some(node) if node.is_directory() && was.is_some_and(Node::is_directory) => {
+                Action::Give
+            }
+            Some(node) => match self.movable(&operation, node)? {
+                Some((from, stat)) => Action::Move(from, stat),
+                None => {
+                    if matches!(node.kind, Kind::File { .. }) {
+                        links = self.links(path)?;
+                    }
+                    let local = self.local(&operation);
+                    self.dirty = true;
+                    let stage = &self.set.stage;
+                    let temp = stage::make(stage, path, node, local, self.contents);
+                    Action::Put(temp.at("make ready", path)?)
+                }
+            },
+        };
+        Ok(Ready {
+            operation,
+            before,
+            action,
+            links,
+        })
+    }
+
+    /// What is at a path, if it is what the index says; `moved`: or nothing.
+    fn standing(
+        &self,
+        path: &Path,
+        row: Option<&Row>,
+        moved: bool,
+    ) -> Result<Option<Stat>, Refusal> {
+        let known = row.and_then(|r| r.entry.node.as_ref());
+        let otherwise = Refusal::PutOff("something else is there by now");
+        let (dir, name) = match self.set.root.place(path) {
+            Err(e) if is_no_way(&e) && (known.is_none() || moved) => return Ok(None),
+            Err(e) if is_no_way(&e) => return Err(otherwise),
+            other => other.at("open the directory of", path)?,
+        };
+        let stat = dir
+            .stat_of(name)
+            .at("stat", path)?
+            .map(|raw| sight::stat(&raw));
+        let (known, stat) = match (known, stat) {
+            (None, None) => return Ok(None),
+            (Some(_), None) if moved => return Ok(None),
+            (Some(known), Some(stat)) => (known, stat),
+            (None, Some(_)) | (Some(_), None) => return Err(otherwise),
+        };
+        if let Kind::HardLink { to } = &known.kind {
+            let first = self.stat(to).at("stat", to)?;
+            let one = first.is_some_and(|first| same_inode(&first, &stat));
+            return if one { Ok(Some(stat)) } else { Err(otherwise) };
+        }
+        if row
+            .and_then(|r| r.proof)
+            .is_some_and(|proof| proof.holds(&stat))
+        {
+            return Ok(Some(stat));
+        }
+        match sight::see(&dir, name).at("read", path)? {
+            Found::Node(node, stat) if node == *known => Ok(Some(stat)),
+            Found::Busy => Err(Refusal::PutOff("it changes while it is read")),
+            Found::Node(..) | Found::Socket | Found::Nothing => Err(otherwise),
+        }
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<Option<Stat>> {
+        let (dir, name) = match self.set.root.place(path) {
+            Err(e) if is_no_way(&e) => return Ok(None),
+            other => other?,
+        };
+        Ok(dir.stat_of(name)?.map(|raw| sight::stat(&raw)))
+    }
+
+    /// Keeps what is there now.
+    fn keep(&mut self, operation: &Operation) -> Result<(), Refusal> {
+        let path = &operation.path;
+        let (dir, name) = self
+            .set
+            .root
+            .place(path)
+            .at("open the directory of", path)?;
+        let Found::Node(node, _) = sight::see(&dir, name).at("read", path)? else {
+            return Err(Refusal::PutOff("it changes while it is kept aside"));
+        };
+        let file = match node.kind {
+            Kind::File { .. } => Some(dir.open(name).at("open", path)?),
+            _ => None,
+        };
+        let winner = &operation.entry;
+        let what = if winner.node.is_some() {
+            "a version"
+        } else {
+            "a removal"
+        };
+        let why = format!("gave way to {what} of {:?}", winner.rank.replica);
+        let kept = Kept {
+            path: path.clone(),
+            node,
+            at: self.now,
+            why,
+        };
+        self.set.aside.keep(&kept, file.as_ref())?;
+        self.applied.kept += 1;
+        Ok(())
+    }
+
+    /// Where a file can be moved from as it is: no contents, no metadata, no other name changes.
+    fn movable(&self, operation: &Operation, node: &Node) -> Result<Option<(Path, Stat)>, Refusal> {
+        let Source::Move(from) = &operation.source else {
+            return Ok(None);
+        };
+        if operation.was.as_ref().is_some_and(|w| w.node.is_some()) {
+            return Ok(None);
+        }
+        let row = self.index.row(from)?;
+        if row.as_ref().and_then(|r| r.entry.node.as_ref()) != Some(node)
+            || !self.links(from)?.is_empty()
+        {
+            return Ok(None);
+        }
+        match self.standing(from, row.as_ref(), false) {
+            Ok(Some(stat)) => Ok(Some((from.clone(), stat))),
+            Ok(None) | Err(Refusal::PutOff(_)) => Ok(None),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    /// A file here that should have the contents; they are checked, and it need not be there.
+    fn local(&self, operation: &Operation) -> Option<File> {
+        let from = match &operation.source {
+            Source::Nothing => &operation.path,
+            Source::Copy(from) | Source::Move(from) => from,
+            Source::Fetch => return None,
+        };
+        self.set.read(from).ok()
+    }
+
+    fn links(&self, path: &Path) -> Result<Vec<(Path, Entry)>, Error> {
+        let names = self.index.links_to(path)?.into_iter();
+        let rows = names.filter_map(|name| match self.index.row(&name) {
+            Ok(row) => row.map(|row| Ok((name, row.entry))),
+            Err(e) => Some(Err(e)),
+        });
+        rows.collect()
+    }
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+/// There is no such directory, or something that is none or a symbolic link stands there.
+fn is_no_way(error: &io::Error) -> bool {
+    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP]
+        .iter()
+        .any(|e| is(error, *e))
+}
+
+fn same_inode(a: &Stat, b: &Stat) -> bool {
+    (a.device, a.inode) == (b.device, b.inode)
+}

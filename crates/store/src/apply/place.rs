@@ -1,0 +1,274 @@
+//! The last step of each operation: one rename, which is done only if what goes is what should.
+
+use super::{Action, Ready, Refusal, Run, is, is_no_way, same_inode};
+use crate::{
+    attributes,
+    dir::{Dir, Name},
+    error::At,
+    sight,
+    stage::Temp,
+};
+use filesync::{Entry, Kind, Operation, Path, Source, Stat};
+use rustix::{
+    fs::{FileType, RenameFlags},
+    io::Errno,
+};
+use std::io;
+
+impl Run<'_> {
+    /// The last step: one rename. Returns what is there now.
+    pub(super) fn carry_out(&mut self, ready: Ready) -> Result<Entry, Refusal> {
+        let Ready {
+            operation,
+            before,
+            action,
+            links,
+        } = ready;
+        let path = &operation.path;
+        let before = self.still_linked(&operation)?.or(before);
+        self.dirty |= !matches!(action, Action::Note);
+        match &action {
+            Action::Note => {}
+            Action::Remove => {
+                let moved = matches!(operation.source, Source::Move(_));
+                let gone = moved && self.stat(path).at("stat", path)?.is_none();
+                self.remove(path, before.filter(|_| !gone))?;
+            }
+            Action::Give => self.give(&operation, before)?,
+            Action::Move(from, stat) => {
+                let (source, old) = self
+                    .set
+                    .root
+                    .place(from)
+                    .at("open the directory of", from)?;
+                let now = source.stat_of(old).at("stat", from)?;
+                if !now.is_some_and(|now| alike(&sight::stat(&now), stat)) {
+                    return Err(Refusal::PutOff(
+                        "what was to be moved is not there any more",
+                    ));
+                }
+                let (dir, name) = self.place(path)?;
+                into_nothing(&source, old, &dir, name).at_path("move", path)?;
+            }
+            Action::Link(to) => {
+                let temp = self.link(to)?;
+                self.put(&temp, path, before)?;
+            }
+            Action::Put(temp) => {
+                self.put(temp, path, before)?;
+                if let Some(old) = before {
+                    self.relink(path, &old, &links);
+                }
+            }
+        }
+        Ok(operation.entry)
+    }
+
+    /// A further name may have followed its file since the check.
+    fn still_linked(&self, operation: &Operation) -> Result<Option<Stat>, Refusal> {
+        let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
+        let Some(Kind::HardLink { to }) = was.map(|w| &w.kind) else {
+            return Ok(None);
+        };
+        let first = self.stat(to).at("stat", to)?;
+        let own = self.stat(&operation.path).at("stat", &operation.path)?;
+        Ok(own.filter(|own| first.is_some_and(|first| same_inode(&first, own))))
+    }
+
+    fn place<'p>(&self, path: &'p Path) -> Result<(Dir, Name<'p>), Refusal> {
+        match self.set.root.place(path) {
+            Err(e) if is_no_way(&e) => Err(Refusal::PutOff("its directory is not there")),
+            other => Ok(other.at("open the directory of", path)?),
+        }
+    }
+
+    /// One more name for a file of the set, in the stage.
+    fn link(&self, to: &Path) -> Result<Temp, Refusal> {
+        let (dir, name) = self.place(to)?;
+        let temp = Temp::new().at("name", to)?;
+        match dir
+            .stat_of(name)
+            .at("stat", to)?
+            .map(|raw| sight::stat(&raw))
+        {
+            Some(stat) if is_kind(&stat, FileType::RegularFile) => {}
+            _ => {
+                return Err(Refusal::PutOff(
+                    "the file that it is a name of is not there",
+                ));
+            }
+        }
+        dir.link(name, &self.set.stage, temp.name())
+            .at("link", to)?;
+        Ok(temp)
+    }
+
+    /// What is staged takes its place; if that cannot be, nothing has happened.
+    fn put(&self, temp: &Temp, path: &Path, before: Option<Stat>) -> Result<(), Refusal> {
+        let stage = &self.set.stage;
+        let put = || {
+            let (dir, name) = self.place(path)?;
+            match before {
+                None => into_nothing(stage, temp.name(), &dir, name).at_path("put in place", path),
+                Some(before) => self.exchange(temp, &dir, name, path, &before),
+            }
+        };
+        put().inspect_err(|_| {
+            let _ = temp.discard(stage); // the next run sweeps
+        })
+    }
+
+    /// Swaps what is staged with what is there, and removes that if it is what it should be.
+    fn exchange(
+        &self,
+        temp: &Temp,
+        dir: &Dir,
+        name: Name,
+        path: &Path,
+        before: &Stat,
+    ) -> Result<(), Refusal> {
+        const OTHER: Refusal = Refusal::PutOff("something else is there by now");
+        let stage = &self.set.stage;
+        let directory = is_kind(before, FileType::Directory);
+        if directory
+            && !dir
+                .child(name)
+                .and_then(|d| d.names())
+                .at("read", path)?
+                .is_empty()
+        {
+            return Err(Refusal::PutOff("there is something in it"));
+        }
+        match stage.rename(temp.name(), dir, name, RenameFlags::EXCHANGE) {
+            Err(e) if is(&e, Errno::NOENT) => return Err(OTHER),
+            Err(e) if is(&e, Errno::INVAL) && !directory => {
+                // A file system that cannot: the next best.
+                let now = dir.stat_of(name).at("stat", path)?;
+                if !now.is_some_and(|now| alike(&sight::stat(&now), before)) {
+                    return Err(OTHER);
+                }
+                stage
+                    .rename(temp.name(), dir, name, RenameFlags::empty())
+                    .at("replace", path)?;
+                // A rename of one name of a file to another one does nothing.
+                return Ok(temp.discard(stage).at("replace", path)?);
+            }
+            other => other.at("replace", path)?,
+        }
+        let displaced = stage.stat_of(temp.name()).at("stat", path)?;
+        let fine = displaced.is_some_and(|now| alike(&sight::stat(&now), before));
+        let gone = match fine {
+            true => temp.discard(stage),
+            false => Err(Errno::NOTEMPTY.into()),
+        };
+        match gone {
+            Err(e) if is(&e, Errno::NOTEMPTY) => {
+                stage
+                    .rename(temp.name(), dir, name, RenameFlags::EXCHANGE)
+                    .at("put back", path)?;
+                Err(OTHER)
+            }
+            other => Ok(other.at("replace", path)?),
+        }
+    }
+
+    fn remove(&self, path: &Path, before: Option<Stat>) -> Result<(), Refusal> {
+        let Some(before) = before else {
+            return Ok(()); // it was moved
+        };
+        let (dir, name) = self.place(path)?;
+        if is_kind(&before, FileType::Directory) {
+            return match dir.remove_directory(name) {
+                Err(e) if is(&e, Errno::NOTEMPTY) => {
+                    Err(Refusal::PutOff("there is something in it"))
+                }
+                other => Ok(other.at("remove", path)?),
+            };
+        }
+        let (stage, temp) = (&self.set.stage, Temp::new().at("remove", path)?);
+        dir.rename(name, stage, temp.name(), RenameFlags::empty())
+            .at("remove", path)?;
+        let displaced = stage.stat_of(temp.name()).at("stat", path)?;
+        if !displaced.is_some_and(|now| alike(&sight::stat(&now), &before)) {
+            into_nothing(stage, temp.name(), &dir, name).at_path("put back", path)?;
+            return Err(Refusal::PutOff("something else is there by now"));
+        }
+        Ok(stage.unlink(temp.name()).at("remove", path)?)
+    }
+
+    /// A directory that stays gets what it is to have; what a cut leaves half done, the next look finishes.
+    fn give(&self, operation: &Operation, before: Option<Stat>) -> Result<(), Refusal> {
+        let path = &operation.path;
+        let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
+        let (Some(node), Some(was), Some(before)) = (&operation.entry.node, was, before) else {
+            return Err(Refusal::PutOff("no directory is there"));
+        };
+        let (dir, name) = self.place(path)?;
+        let child = dir.child(name).at("open", path)?;
+        if child.stat().at("stat", path)?.st_ino != before.inode {
+            return Err(Refusal::PutOff("something else is there by now"));
+        }
+        attributes::give(&child, node, child.calls())
+            .inspect_err(|_| {
+                let _ = attributes::give(&child, was, child.calls());
+            })
+            .at("change", path)?;
+        Ok(())
+    }
+
+    /// The further names of what was replaced follow. Whichever cannot is told by the next look as a file of its own.
+    fn relink(&mut self, path: &Path, old: &Stat, links: &[(Path, Entry)]) {
+        for (name, _) in links {
+            let follow = || -> Result<(), Refusal> {
+                let now = self.stat(name).at("stat", name)?;
+                let Some(now) = now.filter(|now| same_inode(now, old)) else {
+                    return Ok(());
+                };
+                let temp = self.link(path)?;
+                self.put(&temp, name, Some(now))
+            };
+            if let Err(refusal) = follow() {
+                self.refuse(name, refusal);
+            }
+        }
+    }
+}
+
+/// A rename that replaces nothing.
+fn into_nothing(from: &Dir, old: Name, to: &Dir, new: Name) -> io::Result<()> {
+    match from.rename(old, to, new, RenameFlags::NOREPLACE) {
+        // A file system that cannot: the next best.
+        Err(e) if is(&e, Errno::INVAL) && to.stat_of(new)?.is_none() => {
+            from.rename(old, to, new, RenameFlags::empty())
+        }
+        other => other,
+    }
+}
+
+/// A rename that found something in its way is put off.
+trait AtPath {
+    fn at_path(self, what: &'static str, path: &Path) -> Result<(), Refusal>;
+}
+
+impl AtPath for io::Result<()> {
+    fn at_path(self, what: &'static str, path: &Path) -> Result<(), Refusal> {
+        match self {
+            Err(e) if is(&e, Errno::EXIST) => {
+                Err(Refusal::PutOff("something came there meanwhile"))
+            }
+            other => Ok(other.at(what, path)?),
+        }
+    }
+}
+
+fn is_kind(stat: &Stat, kind: rustix::fs::FileType) -> bool {
+    FileType::from_raw_mode(stat.mode) == kind
+}
+
+/// The same file, unchanged: a rename or a link moves its change time, and what is in a directory is no part of it.
+fn alike(now: &Stat, before: &Stat) -> bool {
+    let directory = is_kind(before, FileType::Directory);
+    let own = |s: &Stat| (s.mode, s.uid, s.gid);
+    let data = |s: &Stat| (s.size, s.mtime);
+    same_inode(now, before) && own(now) == own(before) && (directory || data(now) == data(before))
+}

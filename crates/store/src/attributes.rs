@@ -1,0 +1,141 @@
+//! Owner, mode, extended attributes and times: read, and given to what is made ready.
+
+use crate::{
+    calls::Calls,
+    dir::{Dir, Name},
+};
+use filesync::Node;
+use rustix::{
+    fs::{
+        AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
+        fchmod, fchown, fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, futimens, utimensat,
+    },
+    io::Errno,
+};
+use std::{collections::BTreeMap, io, os::fd::AsFd};
+
+/// Attributes of one file may have so many bytes, names and all: what a record of the index has room for.
+const MOST: usize = 96 * 1024;
+
+type Attributes = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// The others belong to the machine: labels of its security policy, or a file system's own notes.
+fn carried(name: &[u8]) -> bool {
+    let single: [&[u8]; 3] = [
+        b"security.capability",
+        b"system.posix_acl_access",
+        b"system.posix_acl_default",
+    ];
+    name.starts_with(b"user.") || single.contains(&name)
+}
+
+/// Calls again with more room until it is enough.
+fn whole(
+    mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 256];
+    loop {
+        match call(&mut buffer) {
+            Ok(length) => {
+                buffer.truncate(length);
+                return Ok(buffer);
+            }
+            Err(Errno::RANGE) if buffer.len() < 2 * MOST => buffer = vec![0; 4 * buffer.len()],
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The extended attributes that go along.
+pub(crate) fn read(fd: impl AsFd) -> io::Result<Attributes> {
+    let fd = fd.as_fd();
+    let names = match whole(|buffer| flistxattr(fd, buffer)) {
+        Err(Errno::OPNOTSUPP) => return Ok(Attributes::new()),
+        other => other?,
+    };
+    let mut attributes = Attributes::new();
+    let mut bytes = 0;
+    for name in names.split(|b| *b == 0).filter(|n| carried(n)) {
+        let value = match whole(|buffer| fgetxattr(fd, name, buffer)) {
+            Err(Errno::NODATA) => continue, // removed meanwhile; its change time tells
+            other => other?,
+        };
+        bytes += name.len() + value.len();
+        attributes.insert(name.to_vec(), value);
+    }
+    if bytes > MOST {
+        return Err(io::Error::other("too many extended attributes"));
+    }
+    Ok(attributes)
+}
+
+fn times(mtime: i64) -> Timestamps {
+    const SECOND: i64 = 1_000_000_000;
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: mtime.div_euclid(SECOND),
+            tv_nsec: mtime.rem_euclid(SECOND) as _,
+        },
+    }
+}
+
+/// Gives an open file or directory all that `node` has. The order matters: a new owner takes set-user-id bits and
+/// capabilities away, and all of it changes the times.
+pub(crate) fn give(fd: impl AsFd, node: &Node, calls: &Calls) -> io::Result<()> {
+    let fd = fd.as_fd();
+    let stat = fstat(fd)?;
+    if (stat.st_uid, stat.st_gid) != (node.uid, node.gid) {
+        calls.one("fchown")?;
+        fchown(
+            fd,
+            Some(Uid::from_raw(node.uid)),
+            Some(Gid::from_raw(node.gid)),
+        )?;
+    }
+    calls.one("fchmod")?;
+    fchmod(fd, Mode::from_raw_mode(node.mode.into()))?;
+    let there = read(fd)?;
+    for name in there.keys().filter(|n| !node.attributes.contains_key(*n)) {
+        calls.one("removexattr")?;
+        fremovexattr(fd, name.as_slice())?;
+    }
+    for (name, value) in &node.attributes {
+        if there.get(name) != Some(value) {
+            calls.one("setxattr")?;
+            fsetxattr(fd, name.as_slice(), value, XattrFlags::empty())?;
+        }
+    }
+    if !node.is_directory() {
+        calls.one("utimens")?;
+        futimens(fd, &times(node.mtime))?;
+    }
+    Ok(())
+}
+
+/// Gives what cannot be opened without consequences what `node` has: a symbolic link, a pipe, a device.
+pub(crate) fn give_unopened(dir: &Dir, name: Name, node: &Node) -> io::Result<()> {
+    let (calls, bytes) = (dir.calls(), dir.bytes(name));
+    let link = matches!(node.kind, filesync::Kind::Symlink { .. });
+    let stat = dir.stat_of(name)?.ok_or(Errno::NOENT)?;
+    if (stat.st_uid, stat.st_gid) != (node.uid, node.gid) {
+        calls.one("chown")?;
+        let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+        chownat(dir, bytes, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    if !link {
+        calls.one("chmod")?;
+        chmodat(
+            dir,
+            bytes,
+            Mode::from_raw_mode(node.mode.into()),
+            AtFlags::empty(),
+        )?;
+    }
+    calls.one("utimens")?;
+    utimensat(dir, bytes, &times(node.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(())
+}

@@ -1,0 +1,251 @@
+//! Directories as capabilities: who holds one can reach what is beneath it, and nothing else.
+//!
+//! Every path is resolved by the kernel from an open directory, with no symbolic link followed and no mount point
+//! crossed; everything else works on a single name in an open directory. Nobody who can write in a set can thereby make
+//! syncd read or write outside of it.
+
+use crate::calls::Calls;
+use filesync::Path;
+use rustix::{
+    fs::{
+        AtFlags, Dev, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fstat, fsync,
+        linkat, makedev, mkdirat, mknodat, open, openat2, readlinkat, renameat_with, statat,
+        symlinkat, syncfs, unlinkat,
+    },
+    io::Errno,
+};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+/// Other mounts count as outside: they come and go.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// One name in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name<'a>(&'a [u8]);
+
+impl<'a> Name<'a> {
+    /// None if it could mean anything but an entry of the directory itself.
+    pub fn new(bytes: &'a [u8]) -> Option<Self> {
+        let fine = !bytes.is_empty() && bytes != b"." && bytes != b"..";
+        (fine && !bytes.contains(&b'/') && !bytes.contains(&0)).then_some(Self(bytes))
+    }
+
+    /// A name of standin's own making.
+    pub(crate) fn made(text: &'a str) -> Self {
+        debug_assert!(Self::new(text.as_bytes()).is_some());
+        Self(text.as_bytes())
+    }
+
+    /// The last component of a path.
+    pub fn last(path: &'a Path) -> Self {
+        let bytes = path.as_bytes();
+        let start = bytes.iter().rposition(|b| *b == b'/').map_or(0, |s| s + 1);
+        Self(bytes.get(start..).unwrap_or_default())
+    }
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+    calls: Arc<Calls>,
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A kernel may ask to try again when something was renamed meanwhile.
+fn resolve(dir: &OwnedFd, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY;
+    for _ in 0..16 {
+        match openat2(dir, path, flags, Mode::empty(), BENEATH) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+    Err(Errno::AGAIN.into())
+}
+
+impl Dir {
+    /// The one place where a path of the machine is taken, as the operator wrote it.
+    pub fn root(path: &std::path::Path, calls: Arc<Calls>) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = open(path, flags, Mode::empty())?;
+        Ok(Self { fd, calls })
+    }
+
+    /// A directory beneath it.
+    pub fn beneath(&self, path: &Path) -> io::Result<Self> {
+        self.directory(path.as_bytes())
+    }
+
+    /// A directory in it.
+    pub fn child(&self, name: Name) -> io::Result<Self> {
+        self.directory(name.0)
+    }
+
+    /// Itself, opened once more.
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        self.directory(b".")
+    }
+
+    /// The directory that a path is in, and its name there.
+    pub fn place<'p>(&self, path: &'p Path) -> io::Result<(Self, Name<'p>)> {
+        let parent = path.parent();
+        let parent = parent.as_ref().map_or(&b"."[..], Path::as_bytes);
+        Ok((self.directory(parent)?, Name::last(path)))
+    }
+
+    fn directory(&self, path: &[u8]) -> io::Result<Self> {
+        let fd = resolve(&self.fd, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let calls = Arc::clone(&self.calls);
+        Ok(Self { fd, calls })
+    }
+
+    /// A regular file in it, to be read.
+    pub fn open(&self, name: Name) -> io::Result<File> {
+        // Not to wait for a writer if somebody just put a pipe there.
+        let fd = resolve(&self.fd, name.0, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        if FileType::from_raw_mode(fstat(&fd)?.st_mode) != FileType::RegularFile {
+            return Err(io::Error::other("no regular file any more"));
+        }
+        Ok(File::from(fd))
+    }
+
+    /// What is in it, sorted.
+    pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if Name::new(&name).is_some() {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Itself.
+    pub fn stat(&self) -> io::Result<Stat> {
+        Ok(fstat(&self.fd)?)
+    }
+
+    /// What is at a name; none if there is nothing.
+    pub fn stat_of(&self, name: Name) -> io::Result<Option<Stat>> {
+        match statat(&self.fd, name.0, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            other => Ok(Some(other?)),
+        }
+    }
+
+    /// Where a symbolic link points.
+    pub fn target(&self, name: Name) -> io::Result<Vec<u8>> {
+        Ok(readlinkat(&self.fd, name.0, Vec::new())?.into_bytes())
+    }
+
+    /// Names as they go to the kernel, for what [`Dir`] has no word for.
+    pub(crate) fn bytes<'n>(&self, name: Name<'n>) -> &'n [u8] {
+        name.0
+    }
+
+    /// See [`Calls`].
+    pub(crate) fn calls(&self) -> &Arc<Calls> {
+        &self.calls
+    }
+
+    /// A new, empty file that nobody else may open.
+    pub fn create(&self, name: Name) -> io::Result<File> {
+        self.calls.one("create")?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat(&self.fd, name.0, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(File::from(fd))
+    }
+
+    /// A new directory that nobody else may enter.
+    pub fn create_directory(&self, name: Name) -> io::Result<()> {
+        self.calls.one("mkdir")?;
+        Ok(mkdirat(&self.fd, name.0, Mode::RWXU)?)
+    }
+
+    /// A new symbolic link.
+    pub fn create_symlink(&self, name: Name, target: &[u8]) -> io::Result<()> {
+        self.calls.one("symlink")?;
+        Ok(symlinkat(target, &self.fd, name.0)?)
+    }
+
+    /// A new named pipe.
+    pub fn create_fifo(&self, name: Name) -> io::Result<()> {
+        self.node(name, FileType::Fifo, 0)
+    }
+
+    /// A new device.
+    pub fn create_device(&self, name: Name, block: bool, major: u32, minor: u32) -> io::Result<()> {
+        let kind = if block {
+            FileType::BlockDevice
+        } else {
+            FileType::CharacterDevice
+        };
+        self.node(name, kind, makedev(major, minor))
+    }
+
+    fn node(&self, name: Name, kind: FileType, device: Dev) -> io::Result<()> {
+        self.calls.one("mknod")?;
+        Ok(mknodat(&self.fd, name.0, kind, Mode::RUSR, device)?)
+    }
+
+    /// One more name for what is at `name`, which must be no directory.
+    pub fn link(&self, name: Name, to: &Self, new: Name) -> io::Result<()> {
+        self.calls.one("link")?;
+        Ok(linkat(&self.fd, name.0, &to.fd, new.0, AtFlags::empty())?)
+    }
+
+    /// Moves what is at `name`.
+    pub fn rename(&self, name: Name, to: &Self, new: Name, flags: RenameFlags) -> io::Result<()> {
+        self.calls.one("rename")?;
+        Ok(renameat_with(&self.fd, name.0, &to.fd, new.0, flags)?)
+    }
+
+    /// Removes a name of anything but a directory.
+    pub fn unlink(&self, name: Name) -> io::Result<()> {
+        self.calls.one("unlink")?;
+        Ok(unlinkat(&self.fd, name.0, AtFlags::empty())?)
+    }
+
+    /// Removes an empty directory.
+    pub fn remove_directory(&self, name: Name) -> io::Result<()> {
+        self.calls.one("rmdir")?;
+        Ok(unlinkat(&self.fd, name.0, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Its names are on the disk when this returns.
+    pub fn sync(&self) -> io::Result<()> {
+        self.calls.one("fsync")?;
+        Ok(fsync(&self.fd)?)
+    }
+
+    /// All of its file system is on the disk when this returns.
+    pub fn sync_all(&self) -> io::Result<()> {
+        self.calls.one("syncfs")?;
+        Ok(syncfs(&self.fd)?)
+    }
+}
+
+/// Makes a directory of standin's own with those above it, for standin alone.
+pub(crate) fn own_directory(path: &std::path::Path, calls: Arc<Calls>) -> io::Result<Dir> {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path)?;
+    Dir::root(path, calls)
+}

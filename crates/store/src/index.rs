@@ -1,0 +1,454 @@
+//! What is known of each path, and of the set: an index on the disk that outlives a kill at any moment.
+
+use crate::{
+    calls::Calls,
+    dir::own_directory,
+    error::{At, Error},
+    rows::{
+        self, DIGESTS, INTENTS, LINKS, PATHS, Row, SEQUENCES, STATE, State, beginning, decode,
+        encode, key,
+    },
+};
+use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Tree};
+use protocol::ServerName;
+use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+/// Bytes of the file kept in memory.
+const CACHE: usize = 16 << 20;
+/// So many changes are sorted in memory; for more the whole index is read in order.
+const FEW: usize = 8192;
+
+/// See the module.
+pub struct Index {
+    db: Database,
+    calls: Arc<Calls>,
+}
+
+/// An index, and where it comes from.
+pub struct Opened {
+    /// It.
+    pub index: Index,
+    /// Nothing is known yet.
+    pub new: bool,
+    /// The file that was there before and could not be read.
+    pub damaged: Option<PathBuf>,
+}
+
+/// Rows in the order of paths.
+type Rows = Box<dyn Iterator<Item = Result<(Path, Row), Error>>>;
+
+impl Index {
+    /// Opens the index in `file`. One that cannot be read is set aside, not deleted; then, and if there is none, a new
+    /// one is made for the replica that `new` gives: with an incarnation drawn for it.
+    pub fn open(
+        file: &std::path::Path,
+        new: impl FnOnce() -> Replica,
+        calls: Arc<Calls>,
+    ) -> Result<Opened, Error> {
+        let shown = file.display();
+        let folder = file.parent().filter(|f| !f.as_os_str().is_empty());
+        let folder = folder.unwrap_or(std::path::Path::new("."));
+        let folder =
+            own_directory(folder, Arc::clone(&calls)).at("open the directory of", &shown)?;
+        let there = file.try_exists().at("find", &shown)?;
+        if there {
+            match Self::existing(file, Arc::clone(&calls)) {
+                Ok(index) => {
+                    return Ok(Opened {
+                        index,
+                        new: false,
+                        damaged: None,
+                    });
+                }
+                Err(e) if is_damage(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let damaged = there
+            .then(|| set_aside(file))
+            .transpose()
+            .at("set aside", &shown)?;
+        let db = Builder::new().set_cache_size(CACHE).create(file)?;
+        let index = Self { db, calls };
+        let state = State {
+            replica: new(),
+            count: 0,
+            sequence: 0,
+            live: 0,
+            looked: 0,
+            root: None,
+        };
+        index.begin(&state)?;
+        // The file's name is as durable as what is in it.
+        folder.sync().at("sync the directory of", &shown)?;
+        Ok(Opened {
+            index,
+            new: true,
+            damaged,
+        })
+    }
+
+    fn existing(file: &std::path::Path, calls: Arc<Calls>) -> Result<Self, Error> {
+        let db = Builder::new().set_cache_size(CACHE).open(file)?;
+        let index = Self { db, calls };
+        index.state()?;
+        for table in [PATHS, INTENTS] {
+            index.table(table)?;
+        }
+        Ok(index)
+    }
+
+    fn begin(&self, state: &State) -> Result<(), Error> {
+        let tx = self.db.begin_write()?;
+        {
+            tx.open_table(PATHS)?;
+            tx.open_table(SEQUENCES)?;
+            tx.open_table(DIGESTS)?;
+            tx.open_table(LINKS)?;
+            tx.open_table(INTENTS)?;
+            tx.open_table(STATE)?
+                .insert("state", encode(state)?.as_slice())?;
+        }
+        Ok(tx.commit()?)
+    }
+
+    fn table<K: redb::Key + 'static, V: redb::Value + 'static>(
+        &self,
+        table: redb::TableDefinition<'_, K, V>,
+    ) -> Result<ReadOnlyTable<K, V>, Error> {
+        Ok(self.db.begin_read()?.open_table(table)?)
+    }
+
+    /// Of the set as a whole.
+    pub fn state(&self) -> Result<State, Error> {
+        state_in(&self.table(STATE)?)
+    }
+
+    /// How far the others have got.
+    pub fn ledger(&self) -> Result<Ledger, Error> {
+        let table = self.table(STATE)?;
+        let bytes = table.get("ledger")?;
+        bytes.map_or(Ok(Ledger::default()), |bytes| decode(bytes.value()))
+    }
+
+    /// Of one path.
+    pub fn row(&self, path: &Path) -> Result<Option<Row>, Error> {
+        let table = self.table(PATHS)?;
+        let bytes = table.get(key(path).as_slice())?;
+        bytes.map(|bytes| decode(bytes.value())).transpose()
+    }
+
+    /// All paths in order, as they are now, one after another.
+    pub fn rows(&self) -> Result<Rows, Error> {
+        let range = self.table(PATHS)?.range::<&[u8]>(..)?;
+        Ok(Box::new(range.map(|item| {
+            let (key, row) = item?;
+            Ok((rows::path(key.value())?, decode(row.value())?))
+        })))
+    }
+
+    /// What changed after this sequence number, in the order of paths.
+    pub fn since(&self, sequence: u64) -> Result<Rows, Error> {
+        let fresh = self.table(SEQUENCES)?.range(sequence.saturating_add(1)..)?;
+        let mut keys = Vec::new();
+        for item in fresh.take(FEW + 1) {
+            keys.push(item?.1.value().to_vec());
+        }
+        if keys.len() > FEW {
+            let fresh = move |row: &Result<(Path, Row), Error>| {
+                row.as_ref()
+                    .map_or(true, |(_, row)| row.sequence > sequence)
+            };
+            return Ok(Box::new(self.rows()?.filter(fresh)));
+        }
+        keys.sort_unstable();
+        let table = self.table(PATHS)?;
+        Ok(Box::new(keys.into_iter().filter_map(move |key| {
+            let read = || -> Result<_, Error> {
+                let Some(row) = table.get(key.as_slice())? else {
+                    return Ok(None);
+                };
+                Ok(Some((rows::path(&key)?, decode(row.value())?)))
+            };
+            read().transpose()
+        })))
+    }
+
+    /// What was about to be done when the last run ended.
+    pub fn intents(&self) -> Result<Vec<(Path, Entry)>, Error> {
+        let all = self.table(INTENTS)?.range::<&[u8]>(..)?;
+        all.map(|item| {
+            let (key, entry) = item?;
+            Ok((rows::path(key.value())?, decode(entry.value())?))
+        })
+        .collect()
+    }
+
+    /// The further names of a file.
+    pub fn links_to(&self, to: &Path) -> Result<Vec<Path>, Error> {
+        let start = rows::link(to);
+        let (from, until) = beginning(&start);
+        let all = self
+            .table(LINKS)?
+            .range(from.as_slice()..until.as_slice())?;
+        all.map(|item| rows::path(item?.0.value().get(start.len()..).unwrap_or_default()))
+            .collect()
+    }
+
+    /// Changes it: all of what `change` does is on the disk when this returns, or none of it.
+    pub fn write<T>(
+        &self,
+        change: impl FnOnce(&mut Batch<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let tx = self.db.begin_write()?;
+        let done = {
+            let states = tx.open_table(STATE)?;
+            let mut batch = Batch {
+                state: state_in(&states)?,
+                states,
+                paths: tx.open_table(PATHS)?,
+                sequences: tx.open_table(SEQUENCES)?,
+                digests: tx.open_table(DIGESTS)?,
+                links: tx.open_table(LINKS)?,
+                intents: tx.open_table(INTENTS)?,
+            };
+            let done = change(&mut batch)?;
+            let state = encode(&batch.state)?;
+            batch.states.insert("state", state.as_slice())?;
+            done
+        };
+        self.calls.one("commit").at("write", "the index")?;
+        tx.commit()?;
+        Ok(done)
+    }
+
+    /// Forgets tombstones that all `others` have and that are older than any backup. Returns how many.
+    pub fn forget(&self, others: &[ServerName], now: u64, horizon: Duration) -> Result<u64, Error> {
+        let ledger = self.ledger()?;
+        let mut count = 0;
+        let mut rows = self.rows()?.filter_map(|item| match item {
+            Ok((path, row)) => {
+                let age = Duration::from_nanos(now.saturating_sub(row.at));
+                let may = row.entry.node.is_none()
+                    && ledger.may_forget(others, row.sequence, age, horizon);
+                may.then_some(Ok(path))
+            }
+            Err(e) => Some(Err(e)),
+        });
+        loop {
+            let paths: Vec<_> = rows.by_ref().take(FEW).collect::<Result<_, _>>()?;
+            if paths.is_empty() {
+                return Ok(count);
+            }
+            count += paths.len() as u64;
+            self.write(|batch| paths.iter().try_for_each(|path| batch.forget(path)))?;
+        }
+    }
+
+    fn first_holder(&self, digest: &Digest) -> Result<Option<Path>, Error> {
+        let (from, until) = beginning(&digest.0);
+        let table = self.table(DIGESTS)?;
+        let mut range = match until.is_empty() {
+            true => table.range(from.as_slice()..)?,
+            false => table.range(from.as_slice()..until.as_slice())?,
+        };
+        let first = range.next().transpose()?;
+        first
+            .map(|(k, _)| rows::path(k.value().get(digest.0.len()..).unwrap_or_default()))
+            .transpose()
+    }
+
+    fn below(&self, directory: &Path) -> Result<Vec<Path>, Error> {
+        let (from, until) = beginning(&rows::pair(&key(directory), &[0]));
+        let mut live = Vec::new();
+        for item in self
+            .table(PATHS)?
+            .range(from.as_slice()..until.as_slice())?
+        {
+            let (key, row) = item?;
+            let row: Row = decode(row.value())?;
+            if row.entry.node.is_some() {
+                live.push(rows::path(key.value())?);
+            }
+        }
+        Ok(live)
+    }
+}
+
+/// An index that cannot be read answers as if it knew nothing: a plan made of that is carried out by nobody, for every
+/// operation is checked against the index again, and that check fails with the reason.
+impl Tree for Index {
+    fn entry(&self, path: &Path) -> Option<Entry> {
+        self.row(path).ok().flatten().map(|row| row.entry)
+    }
+
+    fn live_below(&self, directory: &Path) -> Vec<Path> {
+        self.below(directory).unwrap_or_default()
+    }
+
+    fn holder(&self, digest: &Digest) -> Option<Path> {
+        self.first_holder(digest).ok().flatten()
+    }
+}
+
+fn state_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<State, Error> {
+    let bytes = table.get("state")?;
+    decode(bytes.as_ref().map_or(&[][..], |b| b.value()))
+}
+
+/// Whether the file itself is to blame, not the machine and not another process that has it open.
+fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::Record(_) | Error::Version(_) => true,
+        Error::Index(e) => match &**e {
+            redb::Error::Corrupted(_)
+            | redb::Error::UpgradeRequired(_)
+            | redb::Error::RepairAborted
+            | redb::Error::TableDoesNotExist(_)
+            | redb::Error::TableTypeMismatch { .. } => true,
+            redb::Error::Io(e) => matches!(
+                e.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ),
+            _ => false,
+        },
+        Error::At { .. } | Error::Root { .. } => false,
+    }
+}
+
+/// Renames a damaged file to the first name that is free.
+fn set_aside(file: &std::path::Path) -> io::Result<PathBuf> {
+    for n in 1..1000 {
+        let mut name = file.as_os_str().to_owned();
+        name.push(format!(".damaged-{n}"));
+        let aside = PathBuf::from(name);
+        if !aside.try_exists()? {
+            std::fs::rename(file, &aside)?;
+            return Ok(aside);
+        }
+    }
+    Err(io::Error::other("too many damaged files are kept already"))
+}
+
+/// Changes of an index that are made together or not at all.
+pub struct Batch<'t> {
+    /// Of the set as a whole; written with the rest.
+    pub state: State,
+    paths: Table<'t, &'static [u8], &'static [u8]>,
+    sequences: Table<'t, u64, &'static [u8]>,
+    digests: Table<'t, &'static [u8], ()>,
+    links: Table<'t, &'static [u8], ()>,
+    intents: Table<'t, &'static [u8], &'static [u8]>,
+    states: Table<'t, &'static str, &'static [u8]>,
+}
+
+impl Batch<'_> {
+    /// This is at `path` now.
+    pub fn note(
+        &mut self,
+        path: &Path,
+        entry: &Entry,
+        proof: Option<Proof>,
+        at: u64,
+    ) -> Result<(), Error> {
+        let key = key(path);
+        self.forget(path)?;
+        self.intents.remove(key.as_slice())?;
+        self.count(entry);
+        self.state.sequence += 1;
+        let sequence = self.state.sequence;
+        self.sequences.insert(sequence, key.as_slice())?;
+        for (table, row) in [&mut self.digests, &mut self.links]
+            .into_iter()
+            .zip(extra(&key, entry))
+        {
+            if let Some(row) = row {
+                table.insert(row.as_slice(), ())?;
+            }
+        }
+        self.state.live += u64::from(entry.node.is_some());
+        let entry = entry.clone();
+        let row = Row {
+            entry,
+            sequence,
+            at,
+            proof,
+        };
+        self.paths
+            .insert(key.as_slice(), encode(&row)?.as_slice())?;
+        Ok(())
+    }
+
+    /// What is known of `path` was looked at and is still so.
+    pub fn prove(&mut self, path: &Path, proof: Proof) -> Result<(), Error> {
+        let key = key(path);
+        let Some(mut row) = self.row(&key)? else {
+            return Ok(());
+        };
+        row.proof = Some(proof);
+        self.paths
+            .insert(key.as_slice(), encode(&row)?.as_slice())?;
+        Ok(())
+    }
+
+    /// This is about to be at `path`.
+    pub fn intend(&mut self, path: &Path, entry: &Entry) -> Result<(), Error> {
+        self.count(entry);
+        self.intents
+            .insert(key(path).as_slice(), encode(entry)?.as_slice())?;
+        Ok(())
+    }
+
+    /// Nothing is about to be at `path` any more.
+    pub fn drop_intent(&mut self, path: &Path) -> Result<(), Error> {
+        self.intents.remove(key(path).as_slice())?;
+        Ok(())
+    }
+
+    /// How far the others have got.
+    pub fn ledger(&mut self, ledger: &Ledger) -> Result<(), Error> {
+        self.states.insert("ledger", encode(ledger)?.as_slice())?;
+        Ok(())
+    }
+
+    /// Knows nothing of `path` any more.
+    fn forget(&mut self, path: &Path) -> Result<(), Error> {
+        let key = key(path);
+        let Some(row) = self.row(&key)? else {
+            return Ok(());
+        };
+        self.sequences.remove(row.sequence)?;
+        for (table, row) in [&mut self.digests, &mut self.links]
+            .into_iter()
+            .zip(extra(&key, &row.entry))
+        {
+            if let Some(row) = row {
+                table.remove(row.as_slice())?;
+            }
+        }
+        self.state.live -= u64::from(row.entry.node.is_some());
+        self.paths.remove(key.as_slice())?;
+        Ok(())
+    }
+
+    fn row(&self, key: &[u8]) -> Result<Option<Row>, Error> {
+        let bytes = self.paths.get(key)?;
+        bytes.map(|bytes| decode(bytes.value())).transpose()
+    }
+
+    /// No number of an event is used twice.
+    fn count(&mut self, entry: &Entry) {
+        let own = entry.vector.count(&self.state.replica);
+        self.state.count = self.state.count.max(own);
+    }
+}
+
+/// The row of `digests` and that of `links` that belong to an entry.
+fn extra(key: &[u8], entry: &Entry) -> [Option<Vec<u8>>; 2] {
+    match entry.node.as_ref().map(|n| &n.kind) {
+        Some(Kind::File { digest, .. }) => [Some(rows::pair(&digest.0, key)), None],
+        Some(Kind::HardLink { to }) => [None, Some(rows::pair(&rows::link(to), key))],
+        _ => [None, None],
+    }
+}

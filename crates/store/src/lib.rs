@@ -1,0 +1,59 @@
+//! The disk side and the index of syncd: the only crate that reads and writes synced files.
+//!
+//! What changed and what is to be done, [`filesync`] decides; this finds out what is there and does it, so that at
+//! every moment, power cuts included, a path is as it was or as it shall be, and the index never tells of what the
+//! disk has not got.
+//!
+//! ```text
+//!   look     sweep ▶ recover ▶ walk ▶ Difference ▶ index
+//!   apply    check ▶ keep the loser ▶ stage ▶ barrier ▶ intents ▶ rename ▶ barrier ▶ index
+//! ```
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `dir` | directories as capabilities: nothing beneath them can lead out |
+//! | `calls` | every call that changes something, counted, so that a test can cut after each |
+//! | `contents` | bytes of files: digests, copies, holes |
+//! | `attributes` | owner, mode, extended attributes and times |
+//! | `sight` | what is at a name |
+//! | `walk` | what is in a set, in order |
+//! | `rows` | how the index is laid out in its file |
+//! | `index` | what is known of each path, and of the set |
+//! | `set` | a set: root, stage and what is kept aside |
+//! | `aside` | what lost, kept |
+//! | `recover` | what a run that was cut off left half done |
+//! | `look` | from the disk to the index |
+//! | `stage` | a file made ready out of sight |
+//! | `apply` | operations checked, staged and brought to the index together |
+//! | `apply/place` | the one rename that carries an operation out |
+//!
+//! It opens no connection: contents come through [`Contents`]. It starts no thread and reads no clock; of randomness
+//! it draws temporary names only.
+
+mod apply;
+mod aside;
+mod attributes;
+mod calls;
+mod contents;
+mod dir;
+mod error;
+mod index;
+mod look;
+mod recover;
+mod rows;
+mod set;
+mod sight;
+mod stage;
+mod walk;
+
+pub use apply::{Applied, apply};
+pub use aside::{Aside, Kept};
+pub use calls::Calls;
+pub use dir::{Dir, Name};
+pub use error::{Error, Listing};
+pub use index::{Batch, Index, Opened};
+pub use look::{Look, Summary, look};
+pub use rows::{Row, State};
+pub use set::{MARKER, STAGE, Set};
+pub use stage::Contents;
+pub use walk::{Counts, Step, Walk};

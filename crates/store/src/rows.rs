@@ -1,0 +1,113 @@
+//! How the index is laid out in its file.
+//!
+//! | table | from | to |
+//! |---|---|---|
+//! | `paths` | path | [`Row`] |
+//! | `sequences` | sequence number | path |
+//! | `digests` | digest, path of a file that has it | |
+//! | `links` | path of a file, path of a further name | |
+//! | `intents` | path | what is about to be there |
+//! | `state` | `state`, `ledger` | [`State`], [`filesync::Ledger`] |
+//!
+//! A path is written with NUL for its slashes: so the order of bytes is the order of paths, and no path is the beginning
+//! of another one followed by two NULs. Each record begins with the version of its form.
+
+use crate::error::Error;
+use filesync::{Entry, Path, Proof, Replica, guard::Root};
+use protocol::codec;
+use redb::TableDefinition;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Version of the form of records.
+const VERSION: u8 = 1;
+
+type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
+type Set = TableDefinition<'static, &'static [u8], ()>;
+
+pub(crate) const PATHS: Bytes = TableDefinition::new("paths");
+pub(crate) const SEQUENCES: TableDefinition<'static, u64, &'static [u8]> =
+    TableDefinition::new("sequences");
+pub(crate) const DIGESTS: Set = TableDefinition::new("digests");
+pub(crate) const LINKS: Set = TableDefinition::new("links");
+pub(crate) const INTENTS: Bytes = TableDefinition::new("intents");
+pub(crate) const STATE: TableDefinition<'static, &'static str, &'static [u8]> =
+    TableDefinition::new("state");
+
+/// One path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// What is known.
+    pub entry: Entry,
+    /// Number of the change of this index that it came with.
+    pub sequence: u64,
+    /// When that was, in nanoseconds since 1970.
+    pub at: u64,
+    /// When it was last looked at.
+    pub proof: Option<Proof>,
+}
+
+/// The set as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Who keeps this index.
+    pub replica: Replica,
+    /// Number of its last event.
+    pub count: u64,
+    /// Number of the index's last change.
+    pub sequence: u64,
+    /// So many paths have something there.
+    pub live: u64,
+    /// When the last look began, in nanoseconds since 1970.
+    pub looked: u64,
+    /// How the root is recognised; none before the first time.
+    pub root: Option<Root>,
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
+    let mut bytes = codec::encode_record(value).map_err(Error::Record)?;
+    bytes.insert(0, VERSION);
+    Ok(bytes)
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    match bytes.split_first() {
+        Some((&VERSION, record)) => codec::decode_record(record).map_err(Error::Record),
+        other => Err(Error::Version(other.map(|(version, _)| *version))),
+    }
+}
+
+pub(crate) fn key(path: &Path) -> Vec<u8> {
+    let nul = |b: &u8| if *b == b'/' { 0 } else { *b };
+    path.as_bytes().iter().map(nul).collect()
+}
+
+pub(crate) fn path(key: &[u8]) -> Result<Path, Error> {
+    let slash = |b: &u8| if *b == 0 { b'/' } else { *b };
+    let bytes: Vec<_> = key.iter().map(slash).collect();
+    Path::try_from(bytes).map_err(|_| {
+        let what = "a path of the index is none".to_owned();
+        redb::StorageError::Corrupted(what).into()
+    })
+}
+
+/// Keys that begin with `start`, given that the last byte of that is not 255.
+pub(crate) fn beginning(start: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut end = start.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    (start.to_vec(), end)
+}
+
+pub(crate) fn pair(first: &[u8], path: &[u8]) -> Vec<u8> {
+    [first, path].concat()
+}
+
+pub(crate) fn link(to: &Path) -> Vec<u8> {
+    let mut bytes = key(to);
+    bytes.extend([0, 0]);
+    bytes
+}

@@ -1,0 +1,166 @@
+//! A set: the root that is kept alike, the stage in it and what is kept aside.
+
+use crate::{
+    aside::Aside,
+    calls::Calls,
+    dir::{Dir, Name, own_directory},
+    error::{At, Error},
+    index::Index,
+};
+use filesync::{
+    Path, Replica,
+    guard::{self, Root},
+};
+use rustix::{
+    fs::{Mode, RenameFlags, fchmod, fsync},
+    process::geteuid,
+};
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    sync::Arc,
+};
+
+/// Directory in the root where files are made ready.
+pub const STAGE: &str = ".standin-stage";
+/// File in the root by which it is recognised.
+pub const MARKER: &str = ".standin-set";
+
+/// Longer than any marker.
+const MARKER_MAX: u64 = 4096;
+
+/// Whether a path is standin's own and part of no set.
+pub(crate) fn reserved(path: &Path) -> bool {
+    let first = path.as_bytes().split(|b| *b == b'/').next();
+    [STAGE, MARKER]
+        .iter()
+        .any(|own| first == Some(own.as_bytes()))
+}
+
+/// See the module. To be opened for each run: it holds on to the file system that is mounted now.
+pub struct Set {
+    /// Where everything is.
+    pub(crate) root: Dir,
+    /// Beneath it, for standin alone.
+    pub(crate) stage: Dir,
+    /// As an operator knows it.
+    pub(crate) name: String,
+    /// As it is now.
+    pub(crate) seen: Root,
+    /// What lost.
+    pub aside: Aside,
+}
+
+impl Set {
+    /// Opens the set at `root`, with the directory `state` for what belongs to it. Nothing is touched at a root that
+    /// is not the one that `index` knows, unless an operator said to `adopt` it; a new index knows none.
+    pub fn open(
+        root: &std::path::Path,
+        state: &std::path::Path,
+        index: &Index,
+        adopt: bool,
+        calls: Arc<Calls>,
+    ) -> Result<Self, Error> {
+        let name = root.display().to_string();
+        let dir = Dir::root(root, Arc::clone(&calls)).at("open", &name)?;
+        let known = index.state()?;
+        let mut seen = Root {
+            marker: read_marker(&dir).at("read the marker in", &name)?,
+            device: dir.stat().at("stat", &name)?.st_dev,
+        };
+        if let (Some(known), false) = (&known.root, adopt) {
+            guard::recognise(known, &seen, 0, 0).map_err(|doubt| Error::Root {
+                root: name.clone(),
+                doubt,
+            })?;
+        }
+        let stage = open_stage(&dir).at("prepare the stage in", &name)?;
+        if known.root.is_none() || adopt {
+            seen.marker = Some(known.replica.clone());
+            write_marker(&dir, &stage, &known.replica).at("write the marker in", &name)?;
+            index.write(|batch| {
+                batch.state.root = Some(seen.clone());
+                Ok(())
+            })?;
+        }
+        let aside = state.join("aside");
+        let shown = aside.display().to_string();
+        let aside = own_directory(&aside, calls)
+            .and_then(Aside::open)
+            .at("open", &shown)?;
+        Ok(Self {
+            root: dir,
+            stage,
+            name,
+            seen,
+            aside,
+        })
+    }
+
+    /// A regular file of the set, to be read.
+    pub fn read(&self, path: &Path) -> io::Result<File> {
+        let (dir, name) = self.root.place(path)?;
+        dir.open(name)
+    }
+}
+
+/// Opens the stage, made if need be and swept: whatever a former run left there is of no use.
+fn open_stage(root: &Dir) -> io::Result<Dir> {
+    let name = Name::made(STAGE);
+    if root.stat_of(name)?.is_none() {
+        root.create_directory(name)?;
+    }
+    let stage = root.child(name)?;
+    if stage.stat()?.st_uid != geteuid().as_raw() {
+        return Err(io::Error::other(format!(
+            "{STAGE} belongs to somebody else"
+        )));
+    }
+    fchmod(&stage, Mode::RWXU)?;
+    for left in stage.names()? {
+        let Some(name) = Name::new(&left) else {
+            continue;
+        };
+        let directory = stage.stat_of(name)?.is_some_and(|s| {
+            rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Directory
+        });
+        match directory {
+            // Somebody put something in it just before it was swapped out: it stays, in nobody's way.
+            true => drop(stage.remove_directory(name)),
+            false => stage.unlink(name)?,
+        }
+    }
+    Ok(stage)
+}
+
+/// The replica named in the marker; none if there is no marker, or none that names one.
+fn read_marker(root: &Dir) -> io::Result<Option<Replica>> {
+    let name = Name::made(MARKER);
+    if root.stat_of(name)?.is_none() {
+        return Ok(None);
+    }
+    let mut text = Vec::new();
+    root.open(name)?.take(MARKER_MAX).read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find(|line| !line.starts_with('#'));
+    Ok(line.and_then(|line| {
+        let (server, incarnation) = line.split_once(' ')?;
+        Some(Replica {
+            server: server.parse().ok()?,
+            incarnation: u64::from_str_radix(incarnation, 16).ok()?,
+        })
+    }))
+}
+
+fn write_marker(root: &Dir, stage: &Dir, replica: &Replica) -> io::Result<()> {
+    let name = Name::made(MARKER);
+    let mut file = stage.create(name)?;
+    writeln!(
+        file,
+        "# standin: this directory is kept alike with other servers. Do not copy this file.\n{} {:x}",
+        replica.server, replica.incarnation
+    )?;
+    fsync(&file)?;
+    stage.rename(name, root, name, RenameFlags::empty())?;
+    root.sync()
+}

@@ -1,0 +1,126 @@
+//! A file made ready out of sight: contents, then all it has, then looked at once more.
+
+use crate::{
+    attributes, contents,
+    dir::{Dir, Name},
+    sight::{self, Found},
+};
+use filesync::{Kind, Node, Path};
+use rustix::fs::{FileType, fstat, ftruncate};
+use std::{fs::File, io};
+
+/// Where contents come from that are not here.
+pub trait Contents {
+    /// Writes the contents of the file `node`, which the other replica has at `path`, `into` an empty file. They are
+    /// checked afterwards, and whatever is wrong with them the file here stays as it is.
+    fn bring(&mut self, path: &Path, node: &Node, into: &File) -> io::Result<()>;
+}
+
+/// Something in the stage, under a random name of always the same length.
+pub(crate) struct Temp(String);
+
+impl Temp {
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+        Ok(Self(format!("{:032x}", u128::from_ne_bytes(bytes))))
+    }
+
+    pub(crate) fn name(&self) -> Name<'_> {
+        Name::made(&self.0)
+    }
+
+    /// Not needed any more.
+    pub(crate) fn discard(&self, stage: &Dir) -> io::Result<()> {
+        match stage.stat_of(self.name())? {
+            None => Ok(()),
+            Some(s) if FileType::from_raw_mode(s.st_mode) == FileType::Directory => {
+                stage.remove_directory(self.name())
+            }
+            Some(_) => stage.unlink(self.name()),
+        }
+    }
+}
+
+/// Makes `node` ready, with contents from a file here, if there is one, or else from `contents`.
+pub(crate) fn make(
+    stage: &Dir,
+    path: &Path,
+    node: &Node,
+    local: Option<File>,
+    contents: &mut dyn Contents,
+) -> io::Result<Temp> {
+    let temp = Temp::new()?;
+    match fill(stage, &temp, path, node, local, contents) {
+        Ok(()) => Ok(temp),
+        Err(e) => {
+            let _ = temp.discard(stage); // the next run sweeps
+            Err(e)
+        }
+    }
+}
+
+fn fill(
+    stage: &Dir,
+    temp: &Temp,
+    path: &Path,
+    node: &Node,
+    local: Option<File>,
+    contents: &mut dyn Contents,
+) -> io::Result<()> {
+    let name = temp.name();
+    let made = match &node.kind {
+        Kind::File { size, digest } => {
+            let file = stage.create(name)?;
+            let wanted = (*size, *digest);
+            let copied = match local {
+                None => false,
+                Some(from) => {
+                    contents::copy(&from, &file, stage.calls())?;
+                    contents::digest_and_punch(&file)? == wanted
+                }
+            };
+            if !copied {
+                ftruncate(&file, 0)?;
+                stage.calls().one("bring")?;
+                contents.bring(path, node, &file)?;
+                if contents::digest_and_punch(&file)? != wanted {
+                    return Err(io::Error::other("other contents came than were announced"));
+                }
+            }
+            attributes::give(&file, node, stage.calls())?;
+            let stat = sight::stat(&fstat(&file)?);
+            sight::node(node.kind.clone(), &stat, attributes::read(&file)?)
+        }
+        Kind::HardLink { .. } => return Err(io::Error::other("a further name of no file")),
+        other => {
+            match other {
+                Kind::Symlink { target } => stage.create_symlink(name, target)?,
+                Kind::Device {
+                    block,
+                    major,
+                    minor,
+                } => {
+                    stage.create_device(name, *block, *major, *minor)?;
+                }
+                Kind::Directory => stage.create_directory(name)?,
+                _ => stage.create_fifo(name)?,
+            }
+            match other {
+                Kind::Directory => attributes::give(stage.child(name)?, node, stage.calls())?,
+                _ => attributes::give_unopened(stage, name, node)?,
+            }
+            match sight::see(stage, name)? {
+                Found::Node(node, _) => node,
+                _ => return Err(io::Error::other("it is gone from the stage")),
+            }
+        }
+    };
+    if made == *node {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            "the file system cannot hold all that it has",
+        ))
+    }
+}

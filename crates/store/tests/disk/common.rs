@@ -1,0 +1,321 @@
+//! Stores in directories of their own, and what the tests see of them without the crate's help.
+
+use filesync::{Node, Path, Planner, Replica};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::MetadataExt,
+    },
+    path::PathBuf,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use store::{Applied, Calls, Contents, Error, Index, Look, Set, Summary, apply, look};
+
+/// Ten seconds from now: whatever a test has written is old by then, and can be proven.
+pub fn later() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_nanos()).unwrap() + 10_000_000_000
+}
+
+pub fn path(text: &str) -> Path {
+    Path::try_from(text.as_bytes().to_vec()).unwrap()
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A set with its index, opened anew for each run as syncd does.
+pub struct Store {
+    pub name: &'static str,
+    pub root: PathBuf,
+    pub state: PathBuf,
+}
+
+pub struct Open {
+    pub set: Set,
+    pub index: Index,
+}
+
+impl Store {
+    pub fn new(dir: &std::path::Path, name: &'static str) -> Self {
+        let (root, state) = (dir.join(name), dir.join(format!("{name}-state")));
+        fs::create_dir_all(&root).unwrap();
+        fs::create_dir_all(&state).unwrap();
+        Self { name, root, state }
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        fs::write(self.at(name), contents).unwrap();
+    }
+
+    pub fn index(&self, calls: Arc<Calls>) -> Result<Index, Error> {
+        let replica = || Replica {
+            server: self.name.parse().unwrap(),
+            incarnation: 7,
+        };
+        Ok(Index::open(&self.state.join("index"), replica, calls)?.index)
+    }
+
+    pub fn open_with(&self, calls: Arc<Calls>) -> Result<Open, Error> {
+        let index = self.index(Arc::clone(&calls))?;
+        let set = Set::open(&self.root, &self.state, &index, false, calls)?;
+        Ok(Open { set, index })
+    }
+
+    pub fn open(&self) -> Open {
+        self.open_with(Calls::unlimited()).unwrap()
+    }
+
+    /// Looks, as a run of its own.
+    pub fn look(&self) -> Summary {
+        self.open().look().unwrap()
+    }
+
+    /// A copy of everything, as a machine that was restored.
+    pub fn copy(&self, dir: &std::path::Path) -> Self {
+        let copy = Self::new(dir, self.name);
+        for (from, to) in [(&self.root, &copy.root), (&self.state, &copy.state)] {
+            fs::remove_dir(to).unwrap();
+            let done = std::process::Command::new("cp")
+                .arg("-a")
+                .arg(from)
+                .arg(to)
+                .status();
+            assert!(done.unwrap().success());
+        }
+        copy
+    }
+}
+
+impl Open {
+    pub fn look(&self) -> Result<Summary, Error> {
+        self.look_but(&|_, _| false)
+    }
+
+    pub fn look_but(&self, excluded: &dyn Fn(&Path, bool) -> bool) -> Result<Summary, Error> {
+        let how = Look {
+            now: later(),
+            held: false,
+            unit: 100_000_000,
+            excluded,
+            may_be_empty: false,
+        };
+        look(&self.set, &self.index, &how)
+    }
+
+    /// What is known to be there.
+    pub fn known(&self) -> BTreeMap<String, Node> {
+        let rows = self.index.rows().unwrap().map(Result::unwrap);
+        rows.filter_map(|(p, row)| Some((p.to_string(), row.entry.node?)))
+            .collect()
+    }
+
+    /// Takes what the other has; both have looked.
+    pub fn pull(&self, other: &Self) -> Result<Pulled, Error> {
+        let state = self.index.state()?;
+        let mut planner = Planner::default();
+        let mut pulled = Pulled::default();
+        let told = other.index.ledger()?.told(&state.replica);
+        let last = other.index.state()?.sequence;
+        let mut offers = other
+            .index
+            .since(told)?
+            .map(|row| row.map(|(p, row)| (p, row.entry)));
+        let mut contents = Peer(&other.set);
+        loop {
+            let batch: Vec<_> = offers.by_ref().take(7).collect::<Result<_, _>>()?;
+            if batch.is_empty() {
+                break;
+            }
+            let operations = planner.batch(&self.index, batch);
+            pulled.add(self, operations, &mut contents)?;
+        }
+        pulled.add(self, planner.removals(), &mut contents)?;
+        let mut author = filesync::Author {
+            replica: state.replica.clone(),
+            count: self.index.state()?.count,
+            held: false,
+            unit: 100_000_000,
+        };
+        let operations = planner.directories(&self.index, &mut author, later());
+        pulled.add(self, operations, &mut contents)?;
+        pulled.conflicts = planner.conflicts.len();
+        if pulled.applied.iter().all(Applied::is_complete) {
+            let mut ledger = other.index.ledger()?;
+            ledger.acknowledged(&state.replica, last, later());
+            other.index.write(|batch| batch.ledger(&ledger))?;
+        }
+        Ok(pulled)
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Pulled {
+    pub operations: usize,
+    pub conflicts: usize,
+    pub applied: Vec<Applied>,
+}
+
+impl Pulled {
+    fn add(
+        &mut self,
+        to: &Open,
+        operations: Vec<filesync::Operation>,
+        contents: &mut dyn Contents,
+    ) -> Result<(), Error> {
+        self.operations += operations.len();
+        self.applied
+            .push(apply(&to.set, &to.index, operations, contents, later())?);
+        Ok(())
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.applied.iter().all(Applied::is_complete)
+    }
+}
+
+/// Contents straight from the other store.
+pub struct Peer<'a>(pub &'a Set);
+
+impl Contents for Peer<'_> {
+    fn bring(&mut self, path: &Path, _: &Node, mut into: &File) -> io::Result<()> {
+        io::copy(&mut self.0.read(path)?, &mut into)?;
+        Ok(())
+    }
+}
+
+/// All that can be seen of one path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seen {
+    pub mode: u32,
+    pub owner: (u32, u32),
+    pub device: u64,
+    pub mtime: (i64, i64),
+    pub contents: Vec<u8>,
+    pub attributes: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// All names of the same file in the tree.
+    pub names: BTreeSet<PathBuf>,
+}
+
+pub type Tree = BTreeMap<PathBuf, Seen>;
+
+/// All beneath a directory but what is standin's own.
+pub fn tree(root: &std::path::Path) -> Tree {
+    let mut all = BTreeMap::new();
+    let mut inodes: BTreeMap<u64, BTreeSet<PathBuf>> = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let at = entry.unwrap().path();
+            let name = at.strip_prefix(root).unwrap().to_owned();
+            if name.as_os_str() == store::STAGE || name.as_os_str() == store::MARKER {
+                continue;
+            }
+            let meta = fs::symlink_metadata(&at).unwrap();
+            let kind = meta.file_type();
+            let contents = if kind.is_file() {
+                inodes.entry(meta.ino()).or_default().insert(name.clone());
+                fs::read(&at).unwrap()
+            } else if kind.is_symlink() {
+                fs::read_link(&at).unwrap().into_os_string().into_vec()
+            } else {
+                Vec::new()
+            };
+            let timed = !kind.is_dir();
+            let seen = Seen {
+                mode: meta.mode(),
+                owner: (meta.uid(), meta.gid()),
+                device: meta.rdev(),
+                mtime: if timed {
+                    (meta.mtime(), meta.mtime_nsec())
+                } else {
+                    (0, 0)
+                },
+                contents,
+                attributes: if kind.is_symlink() {
+                    BTreeMap::new()
+                } else {
+                    attributes(&at)
+                },
+                names: BTreeSet::new(),
+            };
+            if kind.is_dir() {
+                folders.push(at.clone());
+            }
+            all.insert(name, seen);
+        }
+    }
+    for names in inodes.into_values() {
+        for name in &names {
+            all.get_mut(name).unwrap().names.clone_from(&names);
+        }
+    }
+    all
+}
+
+fn attributes(at: &std::path::Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut list = vec![0; 65536];
+    let n = rustix::fs::llistxattr(at, &mut list[..]).unwrap_or(0);
+    let names = list[..n].split(|b| *b == 0).filter(|n| !n.is_empty());
+    let mut all = BTreeMap::new();
+    for name in names {
+        let mut value = vec![0; 65536];
+        let n = rustix::fs::lgetxattr(at, name, &mut value[..]).unwrap();
+        value.truncate(n);
+        all.insert(name.to_vec(), value);
+    }
+    all
+}
+
+/// Which paths differ, and how.
+pub fn differing(one: &Tree, other: &Tree) -> String {
+    let paths: BTreeSet<_> = one.keys().chain(other.keys()).collect();
+    let short = |seen: Option<&Seen>| {
+        seen.map(|s| Seen {
+            contents: s.contents.iter().take(32).copied().collect(),
+            ..s.clone()
+        })
+    };
+    let differ = paths.into_iter().filter(|p| one.get(*p) != other.get(*p));
+    let each = differ.map(|p| {
+        let name = p.as_os_str().as_bytes().escape_ascii();
+        format!(
+            "{name}:\n  {:?}\n  {:?}",
+            short(one.get(p)),
+            short(other.get(p))
+        )
+    });
+    each.collect::<Vec<_>>().join("\n")
+}
+
+/// splitmix64 (Steele et al. 2014).
+#[derive(Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+
+    pub fn of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[usize::try_from(self.below(all.len() as u64)).unwrap()]
+    }
+}
+
+/// A directory in memory, where there is one, for what calls for many barriers.
+pub fn fast() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}

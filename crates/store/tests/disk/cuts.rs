@@ -1,0 +1,229 @@
+//! A run that is cut off after any call: every path is old or new, the index is never ahead, and the next run ends it.
+
+use crate::common::{Seen, Store, Tree, differing, fast, is_root, path, tree};
+use rustix::fs::{XattrFlags, setxattr};
+use std::{
+    collections::BTreeSet,
+    fs::{self, Permissions},
+    io::Read,
+    os::unix::fs::{PermissionsExt, symlink},
+    sync::Arc,
+};
+use store::Calls;
+
+/// What both have to begin with.
+fn common(store: &Store) {
+    for name in ["c", "fd", "g1", "h1", "k", "m", "mv", "p", "r", "t"] {
+        store.write(name, format!("old {name}"));
+    }
+    for name in ["df", "dm", "rd"] {
+        fs::create_dir(store.at(name)).unwrap();
+    }
+    for name in ["df/x", "rd/x", "dm/x"] {
+        store.write(name, format!("old {name}"));
+    }
+    fs::hard_link(store.at("g1"), store.at("g2")).unwrap();
+    fs::hard_link(store.at("h1"), store.at("h2")).unwrap();
+    fs::hard_link(store.at("h1"), store.at("dm/h3")).unwrap();
+    symlink("old", store.at("s")).unwrap();
+}
+
+/// What the other makes of it.
+fn script(store: &Store) {
+    store.write("c", "of beta");
+    store.write("m", vec![b'm'; 300_000]);
+    fs::set_permissions(store.at("p"), Permissions::from_mode(0o600)).unwrap();
+    setxattr(store.at("p"), "user.p", b"1", XattrFlags::empty()).unwrap();
+    store.write("n", "new");
+    fs::create_dir_all(store.at("nd/e")).unwrap();
+    store.write("nd/x", "new");
+    store.write("nd/copy", "old k");
+    fs::remove_file(store.at("r")).unwrap();
+    fs::remove_dir_all(store.at("rd")).unwrap();
+    fs::rename(store.at("mv"), store.at("mw")).unwrap();
+    fs::remove_file(store.at("s")).unwrap();
+    symlink("new", store.at("s")).unwrap();
+    store.write("h2", "new h");
+    fs::set_permissions(store.at("dm"), Permissions::from_mode(0o2750)).unwrap();
+    setxattr(store.at("dm"), "user.dm", b"1", XattrFlags::empty()).unwrap();
+    fs::remove_file(store.at("fd")).unwrap();
+    fs::create_dir(store.at("fd")).unwrap();
+    store.write("fd/x", "new");
+    fs::remove_dir_all(store.at("df")).unwrap();
+    store.write("df", "new");
+    fs::remove_file(store.at("g2")).unwrap();
+    store.write("g2", "new g");
+    fs::hard_link(store.at("t"), store.at("nd/t")).unwrap();
+    if is_root() {
+        rustix::fs::chown(store.at("dm"), Some(rustix::fs::Uid::from_raw(3)), None).unwrap();
+    }
+}
+
+/// Both, each having looked.
+fn scene(dir: &std::path::Path) -> (Store, Store) {
+    let (alpha, beta) = (Store::new(dir, "alpha"), Store::new(dir, "beta"));
+    common(&beta);
+    beta.look();
+    alpha.look();
+    assert!(alpha.open().pull(&beta.open()).unwrap().is_complete());
+    alpha.write("c", "of alpha");
+    alpha.look();
+    script(&beta);
+    beta.look();
+    (alpha, beta)
+}
+
+fn run(alpha: &Store, beta: &Store, calls: Arc<Calls>) -> Result<bool, store::Error> {
+    let open = alpha.open_with(calls)?;
+    open.look()?;
+    Ok(open.pull(&beta.open())?.is_complete())
+}
+
+fn alone(seen: Option<&Seen>) -> Option<Seen> {
+    seen.map(|s| Seen {
+        names: BTreeSet::new(),
+        ..s.clone()
+    })
+}
+
+/// Each path is as it was or as it shall be.
+fn old_or_new(now: &Tree, old: &Tree, new: &Tree) {
+    for name in old.keys().chain(new.keys()).chain(now.keys()) {
+        let (is, was, will) = (
+            alone(now.get(name)),
+            alone(old.get(name)),
+            alone(new.get(name)),
+        );
+        let directory =
+            |s: &Option<Seen>| s.as_ref().is_some_and(|s| s.mode & 0o170_000 == 0o040_000);
+        // A directory that stays may have half of what it gets until the next look.
+        let stays = directory(&is) && directory(&was) && directory(&will);
+        assert!(
+            stays || is == was || is == will,
+            "{name:?} is {is:?}, was {was:?}, will be {will:?}"
+        );
+    }
+}
+
+#[test]
+fn cut_off_after_any_call_it_is_old_or_new_and_the_next_run_ends_it() {
+    let dir = fast();
+    let (alpha, beta) = scene(dir.path());
+    let (old, new) = (tree(&alpha.root), tree(&beta.root));
+    let own = alpha.open().index.state().unwrap().count;
+    for most in 0.. {
+        let again = dir.path().join("again");
+        // It has told nobody anything yet.
+        let ledger = filesync::Ledger::default();
+        beta.open()
+            .index
+            .write(|batch| batch.ledger(&ledger))
+            .unwrap();
+        let copy = alpha.copy(&again);
+        let done = run(&copy, &beta, Calls::only(most));
+
+        let now = tree(&copy.root);
+        old_or_new(&now, &old, &new);
+        {
+            let (here, there) = (copy.index(Calls::unlimited()).unwrap(), beta.open().index);
+            let before = alpha.open().index;
+            for row in here.rows().unwrap() {
+                let (at, row) = row.unwrap();
+                let theirs = there.row(&at).unwrap().map(|r| r.entry.node);
+                let name = std::path::PathBuf::from(at.to_string());
+                let news = before.row(&at).unwrap().map(|r| r.entry) != Some(row.entry.clone());
+                if news && theirs == Some(row.entry.node) {
+                    assert_eq!(
+                        alone(now.get(&name)),
+                        alone(new.get(&name)),
+                        "{at}: index ahead after {most}"
+                    );
+                }
+            }
+        }
+
+        assert!(
+            run(&copy, &beta, Calls::unlimited()).unwrap(),
+            "the next run, after {most}"
+        );
+        let end = tree(&copy.root);
+        assert_eq!(end, new, "after {most}: {}", differing(&end, &new));
+        let open = copy.open();
+        let looked = open.look().unwrap();
+        assert_eq!((looked.changed, looked.removed), (0, 0), "after {most}");
+        let state = open.index.state().unwrap();
+        for row in open.index.rows().unwrap() {
+            let (at, row) = row.unwrap();
+            let count = row.entry.vector.count(&state.replica);
+            // Of what was moved away only the removal may be its own, which it shares with the other.
+            assert!(
+                count <= own || at == path("mv"),
+                "an event of nobody at {at} after {most}"
+            );
+        }
+        let kept = open.set.aside.list(10).unwrap();
+        assert_eq!(kept.len(), 1, "after {most}");
+        let mut text = String::new();
+        open.set
+            .aside
+            .contents(&kept[0].0)
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "of alpha", "after {most}");
+        assert_eq!(fs::read_dir(copy.at(store::STAGE)).unwrap().count(), 0);
+        drop(open);
+        fs::remove_dir_all(&again).unwrap();
+        if done.is_ok_and(|complete| complete) {
+            assert!(most > 100, "there is something to cut: {most}");
+            return;
+        }
+    }
+}
+
+#[test]
+fn whatever_the_index_tells_is_on_the_disk_before() {
+    let dir = fast();
+    let (alpha, beta) = scene(dir.path());
+    let calls = Calls::only(u64::MAX);
+    assert!(run(&alpha, &beta, Arc::clone(&calls)).unwrap());
+    let (mut data, mut names, mut intended, mut renames) = (false, false, false, 0);
+    let made = calls.made();
+    // What is kept aside has barriers of its own.
+    let mut aside = 0;
+    for (i, call) in made.iter().enumerate() {
+        match *call {
+            "create" if made[i..].iter().take(4).any(|c| *c == "fsync") => aside = 4,
+            _ if aside > 0 => {
+                aside -= 1;
+                continue;
+            }
+            _ => {}
+        }
+        match *call {
+            "syncfs" => (data, names) = (false, false),
+            "commit" => {
+                assert!(
+                    !data && !names,
+                    "call {i}: index before disk: {:?}",
+                    &made[..=i]
+                );
+                intended = true;
+            }
+            "rename" | "rmdir" | "link" => {
+                assert!(
+                    !data,
+                    "call {i}: in place before it is on the disk: {:?}",
+                    &made[..=i]
+                );
+                assert!(intended, "call {i}: in place before it is intended");
+                (names, renames) = (true, renames + 1);
+            }
+            "unlink" | "fsync" => {}
+            "create" | "mkdir" | "symlink" | "mknod" => (data, intended) = (true, false),
+            // Of what is being made, or of a directory that stays.
+            _ => names = true,
+        }
+    }
+    assert!(renames > 20, "{renames}");
+}

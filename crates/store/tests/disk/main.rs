@@ -1,0 +1,13 @@
+//! The store on real directories: as root with all that only root can make, else without.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+mod conflict;
+mod converge;
+mod cuts;
+mod escape;
+mod faults;
+mod index;
+mod look;
+mod metadata;

@@ -1,0 +1,375 @@
+//! The side that asks.
+
+use crate::{
+    chunks::{self, FINE},
+    frame::{self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Range, Request, Response, VERSION},
+};
+use filesync::{Digest, Entry, Path, Replica};
+use protocol::codec;
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::fs::FileExt,
+};
+
+/// Requests for contents under way at once; each is a few kilobytes.
+const AHEAD: usize = 8;
+
+/// Who answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// The other replica.
+    pub replica: Replica,
+    /// Sequence number of its last entry.
+    pub last: u64,
+    /// Up to where it believes this side has all.
+    pub told: u64,
+}
+
+/// A file whose contents are wanted.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// Where the other has it.
+    pub path: &'a Path,
+    /// What it must be.
+    pub digest: &'a Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// Asks another replica over a byte stream.
+#[derive(Debug)]
+pub struct Puller<S> {
+    stream: S,
+    blob: Vec<u8>,
+}
+
+impl<S: Read + Write> Puller<S> {
+    /// Over this stream; nothing is said yet.
+    pub fn new(stream: S) -> Self {
+        Self {
+            stream,
+            blob: Vec::new(),
+        }
+    }
+
+    /// The stream, for what comes next.
+    pub fn into_stream(self) -> S {
+        self.stream
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<(), Error> {
+        frame::write(&mut self.stream, request, &[])
+    }
+
+    fn hear(&mut self) -> Result<Response, Error> {
+        match frame::read(&mut self.stream, &mut self.blob)? {
+            Response::Refused(why) => Err(Error::Refused(why)),
+            response => Ok(response),
+        }
+    }
+
+    /// Who this side is and what it wants to talk about.
+    pub fn greet(&mut self, cluster: &str, set: &str, own: &Replica) -> Result<Greeting, Error> {
+        self.ask(&Request::Hello {
+            version: VERSION,
+            chunker: chunks::CHUNKER,
+            cluster: cluster.to_owned(),
+            set: set.to_owned(),
+            replica: own.clone(),
+        })?;
+        self.stream.flush()?;
+        match self.hear()? {
+            Response::Hello {
+                version: VERSION,
+                replica,
+                last,
+                told,
+            } => Ok(Greeting {
+                replica,
+                last,
+                told,
+            }),
+            _ => Err(Error::Unexpected("no greeting")),
+        }
+    }
+
+    /// The first page of the entries newer than `after`, sorted by path; empty: there are none.
+    pub fn changes(&mut self, after: u64) -> Result<Vec<(Path, Entry)>, Error> {
+        self.page(&Request::Changes { after })
+    }
+
+    /// The next page; empty: that was all.
+    pub fn more(&mut self) -> Result<Vec<(Path, Entry)>, Error> {
+        self.page(&Request::More)
+    }
+
+    fn page(&mut self, request: &Request) -> Result<Vec<(Path, Entry)>, Error> {
+        self.ask(request)?;
+        self.stream.flush()?;
+        match self.hear()? {
+            Response::Entries => records(&self.blob),
+            _ => Err(Error::Unexpected("no entries")),
+        }
+    }
+
+    /// The whole contents of these files, several requests ahead: `part` gets each file's number, a place in it and
+    /// what is there. For each in turn whether it came; it may not be there any more. Whether it is what it should be
+    /// is for the caller to see.
+    pub fn files(
+        &mut self,
+        wanted: &[Wanted<'_>],
+        mut part: impl FnMut(usize, u64, &[u8]) -> io::Result<()>,
+    ) -> Result<Vec<bool>, Error> {
+        let mut came = vec![false; wanted.len()];
+        let mut groups = group(wanted).into_iter();
+        let mut under_way = VecDeque::new();
+        loop {
+            while under_way.len() < AHEAD
+                && let Some(next) = groups.next()
+            {
+                let list = wanted[next.clone()].iter();
+                let list = list.map(|w| (w.path.clone(), *w.digest)).collect();
+                self.ask(&Request::Files(list))?;
+                under_way.push_back(next);
+            }
+            self.stream.flush()?;
+            let Some(first) = under_way.pop_front() else {
+                return Ok(came);
+            };
+            for i in first {
+                came[i] = self.whole(&wanted[i], |at, bytes| part(i, at, bytes))?;
+            }
+        }
+    }
+
+    /// The parts of one whole file.
+    fn whole(
+        &mut self,
+        wanted: &Wanted<'_>,
+        mut part: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> Result<bool, Error> {
+        let mut at = 0;
+        loop {
+            match self.hear()? {
+                Response::Bytes { length, packed } => {
+                    let plain = self.unpack(length, packed)?;
+                    if at + plain.len() as u64 > wanted.size {
+                        return Err(Error::Unexpected("more than the file has"));
+                    }
+                    part(at, &plain)?;
+                    at += plain.len() as u64;
+                }
+                Response::Done => return Ok(true),
+                Response::Gone if at == 0 => return Ok(false),
+                _ => return Err(Error::Unexpected("no contents")),
+            }
+        }
+    }
+
+    fn unpack(&mut self, length: u32, packed: bool) -> Result<Vec<u8>, Error> {
+        frame::unpack(std::mem::take(&mut self.blob), length, packed)
+    }
+
+    /// A file of which something `like` it is here, in no more bytes than it takes, `into` an empty one. Whether it
+    /// came.
+    pub fn alike(&mut self, wanted: &Wanted<'_>, like: &File, into: &File) -> Result<bool, Error> {
+        let all = Range {
+            offset: 0,
+            length: wanted.size,
+        };
+        let average = chunks::coarse(wanted.size);
+        self.ask_recipe(wanted, all, average)?;
+        // Cut here while the other cuts there.
+        let own = Range {
+            offset: 0,
+            length: like.metadata()?.len(),
+        };
+        let mut places = chunks::places(like, own, average)?;
+        let Some(recipe) = self.recipe(all)? else {
+            return Ok(false);
+        };
+        let kept: HashSet<_> = recipe.iter().map(|(_, chunk)| *chunk).collect();
+        let missing = joined(reuse(recipe, &places, like, into)?);
+        // What of the former chunks is in none of the new file may have much in common with the new ones: cut once
+        // more, smaller, a change of a few bytes is few bytes on the way.
+        places.retain(|chunk, _| !kept.contains(chunk));
+        let mut left = HashMap::new();
+        for range in places.values() {
+            left.extend(chunks::places(like, *range, FINE)?);
+        }
+        let mut new = Vec::new();
+        for range in missing {
+            if left.is_empty() {
+                new.push(range);
+                continue;
+            }
+            self.ask_recipe(wanted, range, FINE)?;
+            let Some(recipe) = self.recipe(range)? else {
+                return Ok(false);
+            };
+            new.extend(reuse(recipe, &left, like, into)?);
+        }
+        self.pieces(wanted, into, joined(new))
+    }
+
+    fn ask_recipe(&mut self, wanted: &Wanted<'_>, range: Range, average: u32) -> Result<(), Error> {
+        self.ask(&Request::Recipe {
+            path: wanted.path.clone(),
+            digest: *wanted.digest,
+            range,
+            average,
+        })?;
+        Ok(self.stream.flush()?)
+    }
+
+    /// The chunks of a part of a file; none if it is not there any more.
+    fn recipe(&mut self, range: Range) -> Result<Option<Vec<(Range, Chunk)>>, Error> {
+        let (mut recipe, mut offset) = (Vec::new(), range.offset);
+        loop {
+            match self.hear()? {
+                Response::Chunks(chunks) => {
+                    for chunk in chunks {
+                        let length = u64::from(chunk.length);
+                        if length == 0 || offset + length > range.offset + range.length {
+                            return Err(Error::Unexpected("chunks beyond the file"));
+                        }
+                        recipe.push((Range { offset, length }, chunk));
+                        offset += length;
+                    }
+                }
+                Response::Done => return Ok(Some(recipe)),
+                Response::Gone => return Ok(None),
+                _ => return Err(Error::Unexpected("no recipe")),
+            }
+        }
+    }
+
+    fn pieces(
+        &mut self,
+        wanted: &Wanted<'_>,
+        into: &File,
+        ranges: Vec<Range>,
+    ) -> Result<bool, Error> {
+        for ranges in ranges.chunks(LIST_MAX) {
+            self.ask(&Request::Pieces {
+                path: wanted.path.clone(),
+                digest: *wanted.digest,
+                ranges: ranges.to_vec(),
+            })?;
+            self.stream.flush()?;
+            for range in ranges {
+                match self.hear()? {
+                    Response::Bytes { length, packed } => {
+                        let plain = self.unpack(length, packed)?;
+                        if plain.len() as u64 > range.length {
+                            return Err(Error::Unexpected("more than was asked for"));
+                        }
+                        into.write_all_at(&plain, range.offset)?;
+                    }
+                    Response::Gone => return Ok(false),
+                    _ => return Err(Error::Unexpected("no contents")),
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// All up to there is here now, and on the disk.
+    pub fn took(&mut self, sequence: u64) -> Result<(), Error> {
+        self.ask(&Request::Took { sequence })?;
+        self.stream.flush()?;
+        match self.hear()? {
+            Response::Done => Ok(()),
+            _ => Err(Error::Unexpected("no acknowledgement")),
+        }
+    }
+
+    /// Now the other asks.
+    pub fn your_turn(&mut self) -> Result<(), Error> {
+        self.ask(&Request::YourTurn)?;
+        Ok(self.stream.flush()?)
+    }
+
+    /// Nothing more.
+    pub fn bye(&mut self, farewell: Farewell) -> Result<(), Error> {
+        self.ask(&Request::Bye(farewell))?;
+        Ok(self.stream.flush()?)
+    }
+}
+
+/// As many neighbours in one request as make a megabyte.
+fn group(wanted: &[Wanted<'_>]) -> Vec<std::ops::Range<usize>> {
+    let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut size = 0;
+    for (i, one) in wanted.iter().enumerate() {
+        let bytes = one.size.saturating_add(one.path.as_bytes().len() as u64);
+        let fits = |g: &&mut std::ops::Range<usize>| {
+            g.len() < LIST_MAX / 4 && bytes.saturating_add(size) <= BLOB_MAX as u64
+        };
+        match groups.last_mut().filter(fits) {
+            Some(group) => group.end = i + 1,
+            None => {
+                groups.push(i..i + 1);
+                size = 0;
+            }
+        }
+        size = size.saturating_add(bytes);
+    }
+    groups
+}
+
+/// Neighbours made one, none longer than a blob.
+fn joined(ranges: Vec<Range>) -> Vec<Range> {
+    let mut joined: Vec<Range> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last)
+                if last.offset + last.length == range.offset
+                    && last.length + range.length <= BLOB_MAX as u64 =>
+            {
+                last.length += range.length;
+            }
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// Puts in place what is here; the ranges that are not.
+fn reuse(
+    recipe: Vec<(Range, Chunk)>,
+    places: &HashMap<Chunk, Range>,
+    from: &File,
+    into: &File,
+) -> Result<Vec<Range>, Error> {
+    let mut missing = Vec::new();
+    for (range, chunk) in recipe {
+        match places.get(&chunk) {
+            Some(place) => copy(from, *place, into, range.offset)?,
+            None => missing.push(range),
+        }
+    }
+    Ok(missing)
+}
+
+fn copy(from: &File, range: Range, into: &File, at: u64) -> Result<(), Error> {
+    let mut data = Vec::new();
+    chunks::Part::of(from, range).read_to_end(&mut data)?;
+    Ok(into.write_all_at(&data, at)?)
+}
+
+/// Entries as the other wrote them.
+fn records(mut blob: &[u8]) -> Result<Vec<(Path, Entry)>, Error> {
+    let mut entries = Vec::new();
+    while let Some((length, rest)) = blob.split_first_chunk() {
+        let length = u32::from_le_bytes(*length) as usize;
+        let Some((record, rest)) = rest.split_at_checked(length) else {
+            return Err(Error::Unexpected("a cut entry"));
+        };
+        entries.push(codec::decode_record(record)?);
+        blob = rest;
+    }
+    Ok(entries)
+}

@@ -1,0 +1,220 @@
+//! The side that answers.
+
+use crate::{
+    chunks,
+    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Range, Request, Response, VERSION},
+};
+use filesync::{Digest, Entry, Path, Replica};
+use protocol::codec;
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+};
+
+/// Entries in order of path.
+pub type Changes = Box<dyn Iterator<Item = io::Result<(Path, Entry)>>>;
+
+/// What a server of contents has.
+pub trait Origin {
+    /// Whose greeting it is, or why it is not let in: cluster, set, replica. Answers with the own replica, the last
+    /// sequence number, and up to where the other has been told.
+    fn greet(
+        &mut self,
+        cluster: &str,
+        set: &str,
+        other: &Replica,
+    ) -> Result<(Replica, u64, u64), String>;
+    /// The entries with a sequence number above `after`, in order of path.
+    fn changes(&mut self, after: u64) -> io::Result<Changes>;
+    /// The file at a path, if it has these contents by what is known of it.
+    fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>>;
+    /// The other has all up to here.
+    fn took(&mut self, sequence: u64) -> io::Result<()>;
+}
+
+/// Answers until the other says goodbye, and how it fared; none: it wants to be asked now.
+pub fn serve<S: Read + Write>(
+    stream: &mut S,
+    origin: &mut impl Origin,
+) -> Result<Option<Farewell>, Error> {
+    let mut answers = Answers {
+        stream,
+        packed: Vec::new(),
+        plain: Vec::new(),
+    };
+    let mut greeted = false;
+    let mut changes: Option<Changes> = None;
+    loop {
+        let request = frame::read(answers.stream, &mut Vec::new())?;
+        if !greeted && !matches!(request, Request::Hello { .. }) {
+            return Err(Error::Unexpected("no greeting"));
+        }
+        match request {
+            Request::Hello {
+                version,
+                chunker,
+                cluster,
+                set,
+                replica,
+            } => {
+                let welcome = if (version, chunker) == (VERSION, chunks::CHUNKER) {
+                    origin.greet(&cluster, &set, &replica)
+                } else {
+                    Err(format!(
+                        "this server speaks version {VERSION} and cuts files by {:x}, not {version} and {chunker:x}: \
+                         the same release is needed on all servers",
+                        chunks::CHUNKER
+                    ))
+                };
+                match welcome {
+                    Ok((replica, last, told)) => answers.say(&Response::Hello {
+                        version: VERSION,
+                        replica,
+                        last,
+                        told,
+                    })?,
+                    Err(why) => {
+                        answers.say(&Response::Refused(why.clone()))?;
+                        answers.stream.flush()?;
+                        return Err(Error::Refused(why));
+                    }
+                }
+                greeted = true;
+            }
+            Request::Changes { after } => {
+                let first = changes.insert(origin.changes(after)?);
+                answers.entries(first)?;
+            }
+            Request::More => match &mut changes {
+                Some(changes) => answers.entries(changes)?,
+                None => return Err(Error::Unexpected("more of nothing")),
+            },
+            Request::Files(files) => {
+                within(files.len())?;
+                for (path, digest) in files {
+                    answers.file(origin, &path, &digest)?;
+                }
+            }
+            Request::Recipe {
+                path,
+                digest,
+                range,
+                average,
+            } => answers.recipe(origin, &path, &digest, range, average)?,
+            Request::Pieces {
+                path,
+                digest,
+                ranges,
+            } => {
+                within(ranges.len())?;
+                match origin.open(&path, &digest)? {
+                    Some(file) => {
+                        for range in ranges {
+                            answers.bytes(&file, range)?;
+                        }
+                    }
+                    None => answers.say(&Response::Gone)?,
+                }
+            }
+            Request::Took { sequence } => {
+                origin.took(sequence)?;
+                answers.say(&Response::Done)?;
+            }
+            Request::YourTurn => return Ok(None),
+            Request::Bye(farewell) => return Ok(Some(farewell)),
+        }
+        answers.stream.flush()?;
+    }
+}
+
+fn within(length: usize) -> Result<(), Error> {
+    if length > LIST_MAX {
+        return Err(Error::Unexpected("too many at once"));
+    }
+    Ok(())
+}
+
+struct Answers<'a, S> {
+    stream: &'a mut S,
+    packed: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl<S: Read + Write> Answers<'_, S> {
+    fn say(&mut self, response: &Response) -> Result<(), Error> {
+        frame::write(self.stream, response, &[])
+    }
+
+    /// As many as fill a page.
+    fn entries(&mut self, changes: &mut Changes) -> Result<(), Error> {
+        let mut blob = Vec::new();
+        while blob.len() < BLOB_MAX - codec::RECORD_MAX - 4
+            && let Some(entry) = changes.next()
+        {
+            let record = codec::encode_record(&entry?)?;
+            let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
+            blob.extend_from_slice(&length.to_le_bytes());
+            blob.extend_from_slice(&record);
+        }
+        frame::write(self.stream, &Response::Entries, &blob)
+    }
+
+    /// All of a file, in as many parts as it takes, then `Done`.
+    fn file(
+        &mut self,
+        origin: &mut impl Origin,
+        path: &Path,
+        digest: &Digest,
+    ) -> Result<(), Error> {
+        let Some(file) = origin.open(path, digest)? else {
+            return self.say(&Response::Gone);
+        };
+        let mut range = Range {
+            offset: 0,
+            length: BLOB_MAX as u64,
+        };
+        while self.bytes(&file, range)? {
+            range.offset += BLOB_MAX as u64;
+        }
+        self.say(&Response::Done)
+    }
+
+    /// A part of a file; false if the file ends in it or before it.
+    fn bytes(&mut self, file: &File, range: Range) -> Result<bool, Error> {
+        if range.length > BLOB_MAX as u64 {
+            return Err(Error::Unexpected("too much at once"));
+        }
+        self.plain.clear();
+        chunks::Part::of(file, range).read_to_end(&mut self.plain)?;
+        let packed = frame::pack(&self.plain, &mut self.packed)?;
+        let header = Response::Bytes {
+            length: u32::try_from(self.plain.len()).unwrap_or(u32::MAX),
+            packed,
+        };
+        let blob = if packed { &self.packed } else { &self.plain };
+        frame::write(self.stream, &header, blob)?;
+        Ok(self.plain.len() == BLOB_MAX)
+    }
+
+    fn recipe(
+        &mut self,
+        origin: &mut impl Origin,
+        path: &Path,
+        digest: &Digest,
+        range: Range,
+        average: u32,
+    ) -> Result<(), Error> {
+        let Some(file) = origin.open(path, digest)? else {
+            return self.say(&Response::Gone);
+        };
+        let mut list = Vec::new();
+        for one in chunks::cut(&file, range, average) {
+            list.push(one?.1);
+            if list.len() == LIST_MAX {
+                self.say(&Response::Chunks(std::mem::take(&mut list)))?;
+            }
+        }
+        self.say(&Response::Chunks(list))?;
+        self.say(&Response::Done)
+    }
+}

@@ -1,0 +1,291 @@
+//! A puller and a server at the two ends of a socket.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use filesync::{Author, Digest, Entry, Kind, Node, Path, Replica};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::{fs::FileExt, net::UnixStream},
+    rc::Rc,
+    thread,
+};
+use transfer::{Changes, Error, Farewell, Origin, Puller, Wanted, serve};
+
+fn path(text: &str) -> Path {
+    Path::try_from(text.as_bytes().to_vec()).unwrap()
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    Digest(*blake3::hash(bytes).as_bytes())
+}
+
+fn noise(seed: &str, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new()
+        .update(seed.as_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+fn contents(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn replica(name: &str) -> Replica {
+    Replica {
+        server: name.parse().unwrap(),
+        incarnation: 5,
+    }
+}
+
+/// Files in memory.
+struct Memory {
+    files: BTreeMap<Path, (Vec<u8>, Entry)>,
+    took: u64,
+}
+
+impl Memory {
+    fn new(files: &[(&str, Vec<u8>)]) -> Self {
+        let mut author = Author {
+            replica: replica("beta"),
+            count: 0,
+            held: false,
+            unit: 1,
+        };
+        let entry = |(name, bytes): &(&str, Vec<u8>)| {
+            let node = Node {
+                kind: Kind::File {
+                    size: bytes.len() as u64,
+                    digest: digest(bytes),
+                },
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                mtime: 0,
+                attributes: BTreeMap::new(),
+            };
+            (
+                path(name),
+                (bytes.clone(), author.change(None, Some(node), 7)),
+            )
+        };
+        Self {
+            files: files.iter().map(entry).collect(),
+            took: 0,
+        }
+    }
+}
+
+impl Origin for Memory {
+    fn greet(
+        &mut self,
+        cluster: &str,
+        set: &str,
+        _: &Replica,
+    ) -> Result<(Replica, u64, u64), String> {
+        match (cluster, set) {
+            ("web", "etc") => Ok((replica("beta"), self.files.len() as u64, self.took)),
+            _ => Err(format!("no set {set} in cluster {cluster}")),
+        }
+    }
+
+    fn changes(&mut self, after: u64) -> io::Result<Changes> {
+        let new =
+            |(_, (_, e)): &(&Path, &(Vec<u8>, Entry))| e.vector.count(&replica("beta")) > after;
+        let new = self.files.iter().filter(new);
+        let new: Vec<_> = new.map(|(p, (_, e))| Ok((p.clone(), e.clone()))).collect();
+        Ok(Box::new(new.into_iter()))
+    }
+
+    fn open(&mut self, path: &Path, wanted: &Digest) -> io::Result<Option<File>> {
+        let known = self
+            .files
+            .get(path)
+            .filter(|(bytes, _)| digest(bytes) == *wanted);
+        Ok(known.map(|(bytes, _)| file(bytes)))
+    }
+
+    fn took(&mut self, sequence: u64) -> io::Result<()> {
+        self.took = sequence;
+        Ok(())
+    }
+}
+
+/// A stream that counts.
+struct Counted(UnixStream, Rc<Cell<usize>>);
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer)?;
+        self.1.set(self.1.get() + read);
+        Ok(read)
+    }
+}
+
+impl Write for Counted {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.0.write(buffer)?;
+        self.1.set(self.1.get() + written);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Plays against a server of these files; what the server came to, and the bytes that went to and fro.
+fn with<T>(
+    files: &[(&str, Vec<u8>)],
+    play: impl FnOnce(&mut Puller<Counted>) -> T,
+) -> (T, Result<Option<Farewell>, Error>, usize, u64) {
+    let (here, mut there) = UnixStream::pair().unwrap();
+    let mut memory = Memory::new(files);
+    thread::scope(|scope| {
+        let server = scope.spawn(move || (serve(&mut there, &mut memory), memory.took));
+        let count = Rc::new(Cell::new(0));
+        let mut puller = Puller::new(Counted(here, count.clone()));
+        let result = play(&mut puller);
+        drop(puller);
+        let (end, took) = server.join().unwrap();
+        (result, end, count.get(), took)
+    })
+}
+
+#[test]
+fn entries_come_in_order_and_only_those_that_are_new() {
+    let files: Vec<_> = (0..10)
+        .map(|i| {
+            (
+                ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"][i],
+                vec![0; i],
+            )
+        })
+        .collect();
+    let (names, end, _, took) = with(&files, |puller| {
+        let greeting = puller.greet("web", "etc", &replica("alpha")).unwrap();
+        assert_eq!(
+            (greeting.replica, greeting.last, greeting.told),
+            (replica("beta"), 10, 0)
+        );
+        let names = puller.changes(4).unwrap();
+        assert_eq!(puller.more().unwrap(), []);
+        puller.took(10).unwrap();
+        puller.your_turn().unwrap();
+        names
+    });
+    let names: Vec<_> = names.iter().map(|(p, _)| p.to_string()).collect();
+    assert_eq!(names, ["e", "f", "g", "h", "i", "j"]);
+    assert_eq!(end.unwrap(), None, "it is asked to ask now");
+    assert_eq!(took, 10);
+}
+
+#[test]
+fn files_of_every_size_come_whole_and_what_has_changed_meanwhile_is_told() {
+    let sizes = [0, 1, 63, 64, 5000, 1 << 20, (1 << 20) + 1, 3_000_000];
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let files: Vec<_> = names
+        .iter()
+        .zip(sizes)
+        .map(|(name, size)| (*name, noise(name, size)))
+        .collect();
+    let (results, end, ..) = with(&files, |puller| {
+        puller.greet("web", "etc", &replica("alpha")).unwrap();
+        let targets: Vec<_> = files
+            .iter()
+            .map(|_| tempfile::tempfile().unwrap())
+            .collect();
+        let paths: Vec<_> = names.iter().map(|n| path(n)).collect();
+        let mut digests: Vec<_> = files.iter().map(|(_, bytes)| digest(bytes)).collect();
+        digests[4] = digest(b"as it was before");
+        let wanted: Vec<_> = (0..files.len())
+            .map(|i| Wanted {
+                path: &paths[i],
+                digest: &digests[i],
+                size: files[i].1.len() as u64,
+            })
+            .collect();
+        let write = |i: usize, at, bytes: &[u8]| targets[i].write_all_at(bytes, at);
+        let came = puller.files(&wanted, write).unwrap();
+        puller.bye(Farewell::default()).unwrap();
+        let same = targets
+            .iter()
+            .zip(&files)
+            .map(|(t, (_, bytes))| contents(t) == *bytes);
+        came.into_iter().zip(same).collect::<Vec<_>>()
+    });
+    for (i, result) in results.into_iter().enumerate() {
+        assert_eq!(result, (i != 4, i != 4), "{}", names[i]);
+    }
+    assert_eq!(end.unwrap(), Some(Farewell::default()));
+}
+
+/// Bytes on the wire for a file of which an older version is here.
+fn delta(old: &[u8], new: &[u8]) -> usize {
+    let (same, end, bytes, _) = with(&[("big", new.to_vec())], |puller| {
+        puller.greet("web", "etc", &replica("alpha")).unwrap();
+        let (into, like) = (tempfile::tempfile().unwrap(), file(old));
+        let wanted = Wanted {
+            path: &path("big"),
+            digest: &digest(new),
+            size: new.len() as u64,
+        };
+        let came = puller.alike(&wanted, &like, &into).unwrap();
+        puller.bye(Farewell::default()).unwrap();
+        came && contents(&into) == new
+    });
+    assert!(same && end.unwrap().is_some());
+    bytes
+}
+
+#[test]
+fn of_a_large_file_only_what_is_new_is_on_the_wire() {
+    let old = noise("big", 32 << 20);
+    let inserted = [&b"x"[..], &old].concat();
+    let bytes = delta(&old, &inserted);
+    assert!(bytes < 40_000, "one byte in front: {bytes} bytes");
+    let mut changed = old.clone();
+    changed[20_000_000] ^= 1;
+    let bytes = delta(&old, &changed);
+    assert!(bytes < 40_000, "one byte changed: {bytes} bytes");
+    let cut = old[..20 << 20].to_vec();
+    assert!(delta(&old, &cut) < 40_000);
+    let other = noise("other", 2 << 20);
+    assert!(
+        delta(&old, &other) < other.len() * 11 / 10,
+        "nothing in common costs little more than all"
+    );
+}
+
+#[test]
+fn another_set_is_refused_in_words_and_before_a_greeting_nothing_is_said() {
+    let (refusal, ..) = with(&[], |puller| {
+        puller.greet("web", "home", &replica("alpha")).unwrap_err()
+    });
+    assert!(refusal.to_string().contains("no set home"), "{refusal}");
+    let (result, end, ..) = with(&[("a", vec![1])], |puller| puller.changes(0));
+    assert!(result.is_err() && end.is_err());
+}
+
+#[test]
+fn garbage_ends_the_conversation_and_nothing_else() {
+    for seed in 0..200 {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let bytes = noise(&format!("garbage {seed}"), 200);
+        here.write_all(&bytes).unwrap();
+        drop(here);
+        assert!(serve(&mut there, &mut Memory::new(&[])).is_err());
+    }
+}
