@@ -12,11 +12,15 @@ macro_rules! kept {
 
 kept! {
     "deaf_master_without_links"
+    "floor_told"
     "former_answer"
     "invited_of_five"
     "invited_of_three"
+    "lease_lowered_while_blank"
+    "mute_master"
     "paused_master"
     "paused_voter"
     "power_of_a_slave"
+    "rough_start"
     "stalled_voter"
 }

@@ -4,7 +4,7 @@
 use crate::{
     clock::Time,
     judge::{NO_FLAP, RELEASE_BEFORE_GRANT},
-    schedule::{NAMES, Part},
+    schedule::{Kind, NAMES, Part},
     world::{Event, Gate, INTERFACE, Job, Wire, World},
 };
 use detector::{Detector, Input as Seen, Params};
@@ -557,9 +557,11 @@ impl World {
             gates: gates().collect(),
         };
         let silent = server.memory.is_none();
-        // A blank one learns at least its own lease.
-        let own = server.settings.lease;
-        let longest = server.disk.as_ref().map_or(own, |r| r.promise_max);
+        // A blank one learns at least the lease that it has then.
+        let leases = self.schedule.acts.iter();
+        let leases = leases.filter(|a| a.kind == Kind::Lease).map(|a| a.n);
+        let least = Duration::from_micros(leases.fold(self.schedule.lease, u64::min));
+        let longest = server.disk.as_ref().map_or(least, |r| r.promise_max);
         self.judge.killed(i, &open); // gates may have closed since
         self.judge.started(i, silent.then(|| local + longest));
         match &server.disk {
