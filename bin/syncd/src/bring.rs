@@ -21,8 +21,8 @@ const BY_PARTS: u64 = 1 << 20;
 
 /// See the module.
 pub struct Bring<'a, S> {
-    pub puller: &'a mut Puller<S>,
-    pub set: &'a Set,
+    puller: &'a mut Puller<S>,
+    set: &'a Set,
     /// What will be asked for, in order.
     queue: VecDeque<(Path, Digest, u64)>,
     ready: HashMap<Path, Vec<u8>>,

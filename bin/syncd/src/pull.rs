@@ -30,10 +30,8 @@ pub struct Report {
 impl Report {
     /// Nothing was left undone.
     pub fn is_complete(&self) -> bool {
-        let open = |c: &&Conflict| matches!(c.outcome, Outcome::Undecided | Outcome::Impossible);
-        self.applied.is_complete()
-            && self.refused_removals == 0
-            && self.conflicts.iter().find(open).is_none()
+        let open = |c: &Conflict| matches!(c.outcome, Outcome::Undecided | Outcome::Impossible);
+        self.applied.is_complete() && self.refused_removals == 0 && !self.conflicts.iter().any(open)
     }
 
     /// As it is told to the other.
@@ -104,8 +102,7 @@ pub fn pull<S: Read + Write>(
         report.removed = removals;
         let operations = planner.removals();
         carry_out(local, puller, operations, dry, &mut report)?;
-        let mut author = local.author();
-        author.count = local.index.state().map_err(failed)?.count;
+        let mut author = local.author().map_err(failed)?;
         let operations = planner.directories(&local.index, &mut author, daemon::real_now_ns());
         carry_out(local, puller, operations, dry, &mut report)?;
     } else {

@@ -11,7 +11,7 @@ use protocol::{
     },
 };
 use std::{fs::File, io, time::Duration};
-use store::{Calls, Index, Look, Opened, Set, State, Summary};
+use store::{Calls, Index, Look, Opened, Set, Summary};
 use transfer::{Changes, Origin};
 
 /// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
@@ -28,7 +28,7 @@ pub struct Local {
     pub unit: Unit,
     pub index: Index,
     pub set: Set,
-    pub state: State,
+    pub replica: Replica,
     /// What the look at it gave.
     pub summary: Summary,
     held: bool,
@@ -86,25 +86,25 @@ impl Local {
             may_be_empty: allowed.deletes,
         };
         let summary = store::look(&set, &index, &look).map_err(told)?;
-        let state = index.state().map_err(told)?;
+        let replica = index.state().map_err(told)?.replica;
         Ok(Self {
             unit,
             index,
             set,
-            state,
+            replica,
             summary,
             held,
         })
     }
 
     /// Who makes changes here now.
-    pub fn author(&self) -> Author {
-        Author {
-            replica: self.state.replica.clone(),
-            count: self.state.count,
+    pub fn author(&self) -> Result<Author, store::Error> {
+        Ok(Author {
+            replica: self.replica.clone(),
+            count: self.index.state()?.count,
             held: self.held,
             unit: UNIT,
-        }
+        })
     }
 }
 

@@ -97,7 +97,7 @@ fn answer(
         };
         let mut puller = Puller::new(&mut *stream);
         let (cluster, name) = (&config.cluster.name, local.unit.name.clone());
-        let greeting = puller.greet(cluster, &name, &local.state.replica)?;
+        let greeting = puller.greet(cluster, &name, &local.replica)?;
         let report = pull(
             &local,
             &mut puller,
