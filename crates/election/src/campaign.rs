@@ -20,6 +20,9 @@ use std::{
     time::Duration,
 };
 
+/// What stands in the way of standing while this server stands already, or its gate is not shut yet.
+pub(crate) const BUSY: &str = "busy";
+
 /// Failed attempts after which the back-off no longer grows (R15).
 const TRIES_MAX: u32 = 3;
 
@@ -76,7 +79,7 @@ impl Elector {
             majority && !listed,
             "not in the roster (standin server add)",
         )?;
-        stands_in_the_way(v.gate != Gate::Shut || !v.is_idle(), "busy")?;
+        stands_in_the_way(v.gate != Gate::Shut || !v.is_idle(), BUSY)?;
         stands_in_the_way(!v.voter.free_for(me, now), "promised to another")?;
         let unknown = |p: &Peer| p.health.is_none_or(|h| h == HealthState::Unknown);
         stands_in_the_way(

@@ -14,6 +14,7 @@ kept! {
     "deaf_master_without_links"
     "floor_told"
     "former_answer"
+    "former_successor"
     "invited_of_five"
     "invited_of_three"
     "lease_lowered_while_blank"
