@@ -22,6 +22,7 @@ kept! {
     "paused_master"
     "paused_voter"
     "power_of_a_slave"
+    "roster_changes_in_a_campaign"
     "rough_start"
     "stalled_voter"
 }

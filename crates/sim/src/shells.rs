@@ -789,10 +789,10 @@ impl World {
             Output::Shut(v) => self.shut(i, &v, 0),
             Output::HandOver(v, _) => self.shut(i, &v, DRAIN),
             Output::Succeeded(v) => {
-                if self
+                let open = self
                     .place(&v)
-                    .is_some_and(|v| self.servers[i].answers(v, now))
-                {
+                    .is_some_and(|v| self.servers[i].answers(v, now));
+                if open && self.schedule.none == 0 {
                     let what = format!(
                         "{} is told of a successor while its gate is open",
                         NAMES[i]
