@@ -1,15 +1,20 @@
 //! syncd, the file daemon: keeps files alike on all servers (syncd(8)).
 
 mod bring;
+mod fresh;
+mod jobs;
 mod pull;
 mod replica;
 mod run;
 mod serve;
+mod shell;
 mod ssh;
+mod triggers;
 mod units;
 
 use clap::Command;
 use daemon::Args;
+use protocol::Role;
 use std::process::ExitCode;
 
 fn command() -> Command {
@@ -17,8 +22,6 @@ fn command() -> Command {
         .about("standin's file daemon: keeps files alike on all servers")
         .version(env!("CARGO_PKG_VERSION"))
         .args(Args::definitions())
-        .arg_required_else_help(true)
-        .subcommand_required(true)
         .after_help(
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
@@ -30,7 +33,7 @@ fn main() -> ExitCode {
     match matches.subcommand() {
         Some(("run", matches)) => run::run(matches),
         Some(("serve", matches)) => serve::run(matches),
-        _ => ExitCode::from(2),
+        _ => daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run),
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{
     pull::{Report, pull},
     replica::{Allowed, Answering, BUSY, Local},
+    serve::tell_daemon,
     ssh::{self, Connection},
     units::{self, Unit},
 };
@@ -66,6 +67,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             root: matches.get_flag("trust-root"),
         },
         quiet: false,
+        until: None,
     };
     let (config, me) = match daemon::load_config(&args) {
         Ok(loaded) => loaded,
@@ -82,6 +84,9 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     let peers: Vec<_> = peers.collect();
     let mut fine = true;
     match sync(&config, &me, &args, &wanted, &peers, &mut |ended| {
+        if let Ok(done) = &ended.outcome {
+            tell_daemon(&args, ended.unit, done.taken);
+        }
         fine &= ended.outcome.is_ok_and(|done| done.complete);
     }) {
         Ok(()) if fine => ExitCode::SUCCESS,
@@ -128,7 +133,11 @@ pub fn sync(
     let mut connections = BTreeMap::new();
     for unit in &units::of(config, |set| wanted.set(set.name.as_str()))? {
         for peer in peers {
-            let outcome = run.with(unit, peer, &mut connections);
+            let late = wanted.until.is_some_and(|until| until <= Instant::now());
+            let outcome = match late {
+                true => Err("not reached in time".to_owned()),
+                false => run.with(unit, peer, &mut connections),
+            };
             told(Ended {
                 unit,
                 peer: &peer.name,
@@ -150,6 +159,8 @@ pub struct Wanted {
     pub allowed: Allowed,
     /// Nobody reads along: what changed nothing is not told.
     pub quiet: bool,
+    /// Nothing is begun later.
+    pub until: Option<Instant>,
 }
 
 impl Wanted {
@@ -259,11 +270,10 @@ impl Run<'_> {
         let cluster = &self.config.cluster.name;
         let mut puller = Puller::new(&mut *stream);
         let greeting = puller.greet(cluster, &local.unit.name, &local.replica)?;
-        let span = (greeting.told, greeting.last);
         let report = pull(
             local,
             &mut puller,
-            span,
+            &greeting,
             self.wanted.allowed,
             self.wanted.dry,
         )?;
