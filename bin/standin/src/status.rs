@@ -480,7 +480,7 @@ fn clients_json(clients: &ClientsView) -> Value {
     })
 }
 
-fn uptime(span: Duration) -> String {
+pub(crate) fn uptime(span: Duration) -> String {
     let seconds = span.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
@@ -492,22 +492,22 @@ fn uptime(span: Duration) -> String {
 }
 
 /// Left-aligned columns, two blanks apart.
-struct Table<const N: usize> {
+pub(crate) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
 }
 
 impl<const N: usize> Table<N> {
-    fn new(head: [&str; N]) -> Self {
+    pub(crate) fn new(head: [&str; N]) -> Self {
         Self {
             rows: vec![head.map(str::to_owned)],
         }
     }
 
-    fn row(&mut self, row: [String; N]) {
+    pub(crate) fn row(&mut self, row: [String; N]) {
         self.rows.push(row);
     }
 
-    fn write(&self, out: &mut String) -> std::fmt::Result {
+    pub(crate) fn write(&self, out: &mut String) -> std::fmt::Result {
         if self.rows.len() == 1 {
             return Ok(());
         }

@@ -1,6 +1,7 @@
 //! syncd, the file daemon: keeps files alike on all servers (syncd(8)).
 
 mod bring;
+mod conflicts;
 mod fresh;
 mod jobs;
 mod pull;
@@ -25,13 +26,14 @@ fn command() -> Command {
         .after_help(
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
-        .subcommands([run::command(), serve::command()])
+        .subcommands([run::command(), serve::command(), conflicts::command()])
 }
 
 fn main() -> ExitCode {
     let matches = command().get_matches();
     match matches.subcommand() {
         Some(("run", matches)) => run::run(matches),
+        Some(("conflicts", matches)) => conflicts::run(matches),
         Some(("serve", matches)) => serve::run(matches),
         _ => daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run),
     }

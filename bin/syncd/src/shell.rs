@@ -1,7 +1,7 @@
 //! `syncd` as a daemon: carries words between the plan, the threads that do its jobs, electd and the operator.
 
 use crate::{
-    fresh,
+    conflicts, fresh,
     jobs::{self, Ground},
     triggers::change::{self, Watch, Word},
     units,
@@ -410,6 +410,7 @@ impl Shell {
             SetStatus {
                 name: name.clone(),
                 running: running.map(|j| j.why.to_string()),
+                aside: conflicts::count(&self.boot.config, &self.boot.args, name),
                 next: self.plan.next_of(name, &daemon::sys::local_offset),
                 peers: self.peers(name),
             }

@@ -655,6 +655,7 @@ fn replies() -> Vec<CtlReply> {
             name: "www".parse().unwrap(),
             running: None,
             next: Some(1_767_236_400),
+            aside: 2,
             peers: vec![peer],
         }],
     };

@@ -199,6 +199,8 @@ pub struct SetStatus {
     pub running: Option<String>,
     /// When its schedule comes next.
     pub next: Option<u64>,
+    /// So many versions that lost a conflict are kept aside.
+    pub aside: u64,
     /// How it fares with each other server.
     pub peers: Vec<SetPeer>,
 }
