@@ -17,8 +17,9 @@ mod place;
 
 use crate::{
     aside::Kept,
+    dir::{Dir, Name},
     error::{At, Error, Listing},
-    index::Index,
+    index::{Index, Reader},
     rows::Row,
     set::{Set, reserved},
     sight::{self, Found},
@@ -26,10 +27,10 @@ use crate::{
 };
 use filesync::{Entry, Kind, Node, Operation, Path, Source, Stat};
 use rustix::io::Errno;
-use std::{fs::File, io};
+use std::{cell::RefCell, fs::File, io, rc::Rc};
 
 /// So many operations have one barrier,
-const TOGETHER: usize = 256;
+const TOGETHER: usize = 4096;
 /// or those that bring so many bytes.
 const BYTES: u64 = 64 << 20;
 
@@ -88,6 +89,10 @@ struct Ready {
 struct Run<'a> {
     set: &'a Set,
     index: &'a Index,
+    /// As it was after the last commit.
+    reader: Reader,
+    /// The directory that was asked for last: the next path is often in it, too.
+    last: RefCell<Option<(Option<Path>, Rc<Dir>)>>,
     contents: &'a mut dyn Contents,
     now: u64,
     applied: Applied,
@@ -110,6 +115,8 @@ pub fn apply(
     let mut run = Run {
         set,
         index,
+        reader: index.reader()?,
+        last: RefCell::default(),
         contents,
         now,
         applied,
@@ -169,6 +176,7 @@ impl Run<'_> {
         }
         let done = std::mem::take(&mut self.done);
         self.applied.done += done.len() as u64;
+        self.last.take();
         self.index.write(|batch| {
             for (path, entry) in &done {
                 batch.note(path, entry, None, self.now)?;
@@ -180,7 +188,23 @@ impl Run<'_> {
                 }
             }
             Ok(())
-        })
+        })?;
+        self.reader = self.index.reader()?;
+        Ok(())
+    }
+
+    /// The directory that a path is in, and its name there.
+    fn at<'p>(&self, path: &'p Path) -> io::Result<(Rc<Dir>, Name<'p>)> {
+        let (parent, name) = (path.parent(), Name::last(path));
+        let mut last = self.last.borrow_mut();
+        if let Some((known, dir)) = &*last
+            && *known == parent
+        {
+            return Ok((Rc::clone(dir), name));
+        }
+        let dir = Rc::new(self.set.root.place(path)?.0);
+        *last = Some((parent, Rc::clone(&dir)));
+        Ok((dir, name))
     }
 
     /// Checks an operation and makes ready what it brings.
@@ -189,7 +213,7 @@ impl Run<'_> {
         if reserved(path) {
             return Err(Refusal::PutOff("the name is standin's own"));
         }
-        let row = self.index.row(path)?;
+        let row = self.reader.row(path)?;
         if row.as_ref().map(|r| &r.entry) != operation.was.as_ref() {
             return Err(Refusal::PutOff("the index knows something else by now"));
         }
@@ -241,7 +265,7 @@ impl Run<'_> {
     ) -> Result<Option<Stat>, Refusal> {
         let known = row.and_then(|r| r.entry.node.as_ref());
         let otherwise = Refusal::PutOff("something else is there by now");
-        let (dir, name) = match self.set.root.place(path) {
+        let (dir, name) = match self.at(path) {
             Err(e) if is_no_way(&e) && (known.is_none() || moved) => return Ok(None),
             Err(e) if is_no_way(&e) => return Err(otherwise),
             other => other.at("open the directory of", path)?,
@@ -275,7 +299,7 @@ impl Run<'_> {
     }
 
     fn stat(&self, path: &Path) -> io::Result<Option<Stat>> {
-        let (dir, name) = match self.set.root.place(path) {
+        let (dir, name) = match self.at(path) {
             Err(e) if is_no_way(&e) => return Ok(None),
             other => other?,
         };
@@ -285,11 +309,7 @@ impl Run<'_> {
     /// Keeps what is there now.
     fn keep(&mut self, operation: &Operation) -> Result<(), Refusal> {
         let path = &operation.path;
-        let (dir, name) = self
-            .set
-            .root
-            .place(path)
-            .at("open the directory of", path)?;
+        let (dir, name) = self.at(path).at("open the directory of", path)?;
         let Found::Node(node, _) = sight::see(&dir, name).at("read", path)? else {
             return Err(Refusal::PutOff("it changes while it is kept aside"));
         };
@@ -323,7 +343,7 @@ impl Run<'_> {
         if operation.was.as_ref().is_some_and(|w| w.node.is_some()) {
             return Ok(None);
         }
-        let row = self.index.row(from)?;
+        let row = self.reader.row(from)?;
         if row.as_ref().and_then(|r| r.entry.node.as_ref()) != Some(node)
             || !self.links(from)?.is_empty()
         {
@@ -347,8 +367,8 @@ impl Run<'_> {
     }
 
     fn links(&self, path: &Path) -> Result<Vec<(Path, Entry)>, Error> {
-        let names = self.index.links_to(path)?.into_iter();
-        let rows = names.filter_map(|name| match self.index.row(&name) {
+        let names = self.reader.links_to(path)?.into_iter();
+        let rows = names.filter_map(|name| match self.reader.row(&name) {
             Ok(row) => row.map(|row| Ok((name, row.entry))),
             Err(e) => Some(Err(e)),
         });

@@ -132,11 +132,19 @@ impl Index {
         bytes.map_or(Ok(Ledger::default()), |bytes| decode(bytes.value()))
     }
 
+    /// It as it is now, for many questions one after another.
+    pub fn reader(&self) -> Result<Reader, Error> {
+        let tx = self.db.begin_read()?;
+        Ok(Reader {
+            paths: tx.open_table(PATHS)?,
+            digests: tx.open_table(DIGESTS)?,
+            links: tx.open_table(LINKS)?,
+        })
+    }
+
     /// Of one path.
     pub fn row(&self, path: &Path) -> Result<Option<Row>, Error> {
-        let table = self.table(PATHS)?;
-        let bytes = table.get(key(path).as_slice())?;
-        bytes.map(|bytes| decode(bytes.value())).transpose()
+        self.reader()?.row(path)
     }
 
     /// All paths in order, as they are now, one after another.
@@ -183,17 +191,6 @@ impl Index {
             Ok((rows::path(key.value())?, decode(entry.value())?))
         })
         .collect()
-    }
-
-    /// The further names of a file.
-    pub fn links_to(&self, to: &Path) -> Result<Vec<Path>, Error> {
-        let start = rows::link(to);
-        let (from, until) = beginning(&start);
-        let all = self
-            .table(LINKS)?
-            .range(from.as_slice()..until.as_slice())?;
-        all.map(|item| rows::path(item?.0.value().get(start.len()..).unwrap_or_default()))
-            .collect()
     }
 
     /// Changes it: all of what `change` does is on the disk when this returns, or none of it.
@@ -245,13 +242,36 @@ impl Index {
             self.write(|batch| paths.iter().try_for_each(|path| batch.forget(path)))?;
         }
     }
+}
+
+/// An index as it was at one moment.
+pub struct Reader {
+    paths: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    digests: ReadOnlyTable<&'static [u8], ()>,
+    links: ReadOnlyTable<&'static [u8], ()>,
+}
+
+impl Reader {
+    /// Of one path.
+    pub fn row(&self, path: &Path) -> Result<Option<Row>, Error> {
+        let bytes = self.paths.get(key(path).as_slice())?;
+        bytes.map(|bytes| decode(bytes.value())).transpose()
+    }
+
+    /// The further names of a file.
+    pub fn links_to(&self, to: &Path) -> Result<Vec<Path>, Error> {
+        let start = rows::link(to);
+        let (from, until) = beginning(&start);
+        let all = self.links.range(from.as_slice()..until.as_slice())?;
+        all.map(|item| rows::path(item?.0.value().get(start.len()..).unwrap_or_default()))
+            .collect()
+    }
 
     fn first_holder(&self, digest: &Digest) -> Result<Option<Path>, Error> {
         let (from, until) = beginning(&digest.0);
-        let table = self.table(DIGESTS)?;
         let mut range = match until.is_empty() {
-            true => table.range(from.as_slice()..)?,
-            false => table.range(from.as_slice()..until.as_slice())?,
+            true => self.digests.range(from.as_slice()..)?,
+            false => self.digests.range(from.as_slice()..until.as_slice())?,
         };
         let first = range.next().transpose()?;
         first
@@ -262,10 +282,7 @@ impl Index {
     fn below(&self, directory: &Path) -> Result<Vec<Path>, Error> {
         let (from, until) = beginning(&rows::pair(&key(directory), &[0]));
         let mut live = Vec::new();
-        for item in self
-            .table(PATHS)?
-            .range(from.as_slice()..until.as_slice())?
-        {
+        for item in self.paths.range(from.as_slice()..until.as_slice())? {
             let (key, row) = item?;
             let row: Row = decode(row.value())?;
             if row.entry.node.is_some() {
@@ -278,7 +295,7 @@ impl Index {
 
 /// An index that cannot be read answers as if it knew nothing: a plan made of that is carried out by nobody, for every
 /// operation is checked against the index again, and that check fails with the reason.
-impl Tree for Index {
+impl Tree for Reader {
     fn entry(&self, path: &Path) -> Option<Entry> {
         self.row(path).ok().flatten().map(|row| row.entry)
     }

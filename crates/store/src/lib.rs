@@ -51,7 +51,7 @@ pub use aside::{Aside, Kept};
 pub use calls::Calls;
 pub use dir::{Dir, Name};
 pub use error::{Error, Listing};
-pub use index::{Batch, Index, Opened};
+pub use index::{Batch, Index, Opened, Reader};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State};
 pub use set::{MARKER, STAGE, Set};

@@ -11,6 +11,11 @@ use std::{fs::File, io};
 
 /// Where contents come from that are not here.
 pub trait Contents {
+    /// All of a small file in memory, if this one is small; they are checked before anything is written.
+    fn small(&mut self, _path: &Path, _node: &Node) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
     /// Writes the contents of the file `node`, which the other replica has at `path`, `into` an empty file. They are
     /// checked afterwards, and whatever is wrong with them the file here stays as it is.
     fn bring(&mut self, path: &Path, node: &Node, into: &File) -> io::Result<()>;
@@ -60,6 +65,8 @@ pub(crate) fn make(
     }
 }
 
+const OTHER: fn() -> io::Error = || io::Error::other("other contents came than were announced");
+
 fn fill(
     stage: &Dir,
     temp: &Temp,
@@ -71,21 +78,36 @@ fn fill(
     let name = temp.name();
     let made = match &node.kind {
         Kind::File { size, digest } => {
-            let file = stage.create(name)?;
             let wanted = (*size, *digest);
-            let copied = match local {
-                None => false,
-                Some(from) => {
-                    contents::copy(&from, &file, stage.calls())?;
-                    contents::digest_and_punch(&file)? == wanted
-                }
+            let small = match local {
+                None => contents.small(path, node)?,
+                Some(_) => None,
             };
-            if !copied {
-                ftruncate(&file, 0)?;
-                stage.calls().one("bring")?;
-                contents.bring(path, node, &file)?;
-                if contents::digest_and_punch(&file)? != wanted {
-                    return Err(io::Error::other("other contents came than were announced"));
+            if small
+                .as_ref()
+                .is_some_and(|bytes| contents::digest_of(bytes) != wanted)
+            {
+                return Err(OTHER());
+            }
+            let file = stage.create(name)?;
+            if let Some(bytes) = small {
+                stage.calls().one("write")?;
+                contents::write(&file, &bytes)?;
+            } else {
+                let copied = match local {
+                    None => false,
+                    Some(from) => {
+                        contents::copy(&from, &file, stage.calls())?;
+                        contents::digest_and_punch(&file)? == wanted
+                    }
+                };
+                if !copied {
+                    ftruncate(&file, 0)?;
+                    stage.calls().one("bring")?;
+                    contents.bring(path, node, &file)?;
+                    if contents::digest_and_punch(&file)? != wanted {
+                        return Err(OTHER());
+                    }
                 }
             }
             attributes::give(&file, node, stage.calls())?;
