@@ -57,7 +57,8 @@ impl<'a, S: Read + Write> Bring<'a, S> {
 
     fn ask_ahead(&mut self) -> Result<(), Error> {
         while self.asked.len() < AHEAD && !self.queue.is_empty() {
-            let wanted = |(path, digest, size): &'_ (Path, Digest, u64)| (path.clone(), *digest, *size);
+            let wanted =
+                |(path, digest, size): &'_ (Path, Digest, u64)| (path.clone(), *digest, *size);
             let next: Vec<_> = self.queue.iter().take(MOST).map(wanted).collect();
             let wanted: Vec<_> = next
                 .iter()

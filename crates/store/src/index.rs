@@ -5,14 +5,14 @@ use crate::{
     dir::own_directory,
     error::{At, Error},
     rows::{
-        self, DIGESTS, INTENTS, LINKS, PATHS, Row, SEQUENCES, STATE, State, beginning, decode,
-        encode, key,
+        self, DIGESTS, INTENTS, LINKS, PATHS, Row, SEQUENCES, STATE, State, beginning, compare,
+        decode, decode_row, encode, encode_row, key,
     },
 };
 use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Tree};
 use protocol::ServerName;
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table};
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, iter::Peekable, path::PathBuf, sync::Arc, time::Duration};
 
 /// Bytes of the file kept in memory.
 const CACHE: usize = 16 << 20;
@@ -152,8 +152,14 @@ impl Index {
         let range = self.table(PATHS)?.range::<&[u8]>(..)?;
         Ok(Box::new(range.map(|item| {
             let (key, row) = item?;
-            Ok((rows::path(key.value())?, decode(row.value())?))
+            Ok((rows::path(key.value())?, decode_row(row.value())?))
         })))
+    }
+
+    /// The same, for who wants to know little of most of them.
+    pub(crate) fn cursor(&self) -> Result<Cursor, Error> {
+        let range = self.table(PATHS)?.range::<&[u8]>(..)?;
+        Ok(Cursor(range.peekable()))
     }
 
     /// What changed after this sequence number, in the order of paths.
@@ -177,7 +183,7 @@ impl Index {
                 let Some(row) = table.get(key.as_slice())? else {
                     return Ok(None);
                 };
-                Ok(Some((rows::path(&key)?, decode(row.value())?)))
+                Ok(Some((rows::path(&key)?, decode_row(row.value())?)))
             };
             read().transpose()
         })))
@@ -244,6 +250,38 @@ impl Index {
     }
 }
 
+/// The rows of an index, in order, as they stand there.
+pub(crate) struct Cursor(Peekable<redb::Range<'static, &'static [u8], &'static [u8]>>);
+
+/// The key and the bytes of a row.
+type Raw = (
+    redb::AccessGuard<'static, &'static [u8]>,
+    redb::AccessGuard<'static, &'static [u8]>,
+);
+
+impl Cursor {
+    /// The next row whose path is before this one; of none, the next one at all.
+    pub(crate) fn before(&mut self, path: Option<&Path>) -> Option<Result<(Path, Row), Error>> {
+        let before = |key: &[u8]| path.is_none_or(|path| compare(key, path).is_lt());
+        let next = self.next_if(before)?;
+        Some(next.and_then(|(key, row)| Ok((rows::path(key.value())?, decode_row(row.value())?))))
+    }
+
+    /// The row of this path, if all before it were asked for.
+    pub(crate) fn of(&mut self, path: &Path) -> Option<Result<Raw, Error>> {
+        self.next_if(|key| compare(key, path).is_eq())
+    }
+
+    /// An error is due at once.
+    fn next_if(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Option<Result<Raw, Error>> {
+        let next = self.0.next_if(|item| match item {
+            Ok((key, _)) => wanted(key.value()),
+            Err(_) => true,
+        })?;
+        Some(next.map_err(Error::from))
+    }
+}
+
 /// An index as it was at one moment.
 pub struct Reader {
     paths: ReadOnlyTable<&'static [u8], &'static [u8]>,
@@ -255,7 +293,7 @@ impl Reader {
     /// Of one path.
     pub fn row(&self, path: &Path) -> Result<Option<Row>, Error> {
         let bytes = self.paths.get(key(path).as_slice())?;
-        bytes.map(|bytes| decode(bytes.value())).transpose()
+        bytes.map(|bytes| decode_row(bytes.value())).transpose()
     }
 
     /// The further names of a file.
@@ -284,7 +322,7 @@ impl Reader {
         let mut live = Vec::new();
         for item in self.paths.range(from.as_slice()..until.as_slice())? {
             let (key, row) = item?;
-            let row: Row = decode(row.value())?;
+            let row = decode_row(row.value())?;
             if row.entry.node.is_some() {
                 live.push(rows::path(key.value())?);
             }
@@ -393,7 +431,7 @@ impl Batch<'_> {
             proof,
         };
         self.paths
-            .insert(key.as_slice(), encode(&row)?.as_slice())?;
+            .insert(key.as_slice(), encode_row(&row)?.as_slice())?;
         Ok(())
     }
 
@@ -405,7 +443,7 @@ impl Batch<'_> {
         };
         row.proof = Some(proof);
         self.paths
-            .insert(key.as_slice(), encode(&row)?.as_slice())?;
+            .insert(key.as_slice(), encode_row(&row)?.as_slice())?;
         Ok(())
     }
 
@@ -451,7 +489,7 @@ impl Batch<'_> {
 
     fn row(&self, key: &[u8]) -> Result<Option<Row>, Error> {
         let bytes = self.paths.get(key)?;
-        bytes.map(|bytes| decode(bytes.value())).transpose()
+        bytes.map(|bytes| decode_row(bytes.value())).transpose()
     }
 
     /// No number of an event is used twice.

@@ -3,8 +3,7 @@
 use crate::{
     chunks::{self, FINE},
     frame::{
-        self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response,
-        VERSION,
+        self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
     },
 };
 use filesync::{Digest, Entry, Path, Replica};

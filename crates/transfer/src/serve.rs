@@ -2,9 +2,7 @@
 
 use crate::{
     chunks,
-    frame::{
-        self, BLOB_MAX, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
-    },
+    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION},
 };
 use filesync::{Digest, Entry, Path, Replica};
 use protocol::codec;
@@ -160,16 +158,14 @@ impl<S: Read + Write> Answers<'_, S> {
     }
 
     /// Small files as many at once as fit in a blob, each large one on its own.
-    fn files(
-        &mut self,
-        origin: &mut impl Origin,
-        files: &[(Path, Digest)],
-    ) -> Result<(), Error> {
+    fn files(&mut self, origin: &mut impl Origin, files: &[(Path, Digest)]) -> Result<(), Error> {
         let mut lengths = Vec::new();
         self.plain.clear();
         for (path, digest) in files {
             let file = origin.open(path, digest)?;
-            let size = file.as_ref().map_or(Ok(0), |f| f.metadata().map(|m| m.len()))?;
+            let size = file
+                .as_ref()
+                .map_or(Ok(0), |f| f.metadata().map(|m| m.len()))?;
             if size > (BLOB_MAX - self.plain.len()) as u64 {
                 self.together(&mut lengths)?;
             }

@@ -40,8 +40,7 @@ impl Run<'_> {
             }
             Action::Give => self.give(&operation, before)?,
             Action::Move(from, stat) => {
-                let (source, old) = self.at(from)
-                    .at("open the directory of", from)?;
+                let (source, old) = self.at(from).at("open the directory of", from)?;
                 let now = source.stat_of(old).at("stat", from)?;
                 if !now.is_some_and(|now| alike(&sight::stat(&now), stat)) {
                     return Err(Refusal::PutOff(

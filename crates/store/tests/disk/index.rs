@@ -69,7 +69,14 @@ fn consistent(index: &Index) {
         }) = &row.entry.node
         {
             let holder = index.reader().unwrap().holder(digest).unwrap();
-            let held = index.row(&holder).unwrap().unwrap().entry.node.unwrap().kind;
+            let held = index
+                .row(&holder)
+                .unwrap()
+                .unwrap()
+                .entry
+                .node
+                .unwrap()
+                .kind;
             assert!(matches!(held, Kind::File { digest: d, .. } if d == *digest));
         }
     }
@@ -251,6 +258,10 @@ fn tombstones_go_when_all_have_them_and_no_backup_is_older() {
     index.write(|batch| batch.ledger(&ledger)).unwrap();
     assert_eq!(index.forget(&others, now, day).unwrap(), 1);
     assert_eq!(index.row(&path("gone")).unwrap(), None);
-    assert!(["untold", "young"].iter().all(|p| index.row(&path(p)).unwrap().is_some()));
+    assert!(
+        ["untold", "young"]
+            .iter()
+            .all(|p| index.row(&path(p)).unwrap().is_some())
+    );
     consistent(&index);
 }
