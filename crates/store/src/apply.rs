@@ -11,7 +11,9 @@
 //!   index     it is there
 //! ```
 //!
-//! That is done for many operations at once, and the second barrier of some is the first one of the next.
+//! That is done for many operations at once, and the second barrier of some is the first one of the next. While a
+//! barrier is waited for, the next operations are checked and staged: that they are still right is seen once more at
+//! the rename.
 
 mod place;
 
@@ -24,15 +26,18 @@ use crate::{
     set::{Set, reserved},
     sight::{self, Found},
     stage::{self, Contents, Temp},
+    threads,
 };
 use filesync::{Entry, Kind, Node, Operation, Path, Source, Stat};
 use rustix::io::Errno;
-use std::{cell::RefCell, fs::File, io, rc::Rc};
+use std::{cell::RefCell, fs::File, io, rc::Rc, thread};
 
 /// So many operations have one barrier,
 const TOGETHER: usize = 4096;
 /// or those that bring so many bytes.
 const BYTES: u64 = 64 << 20;
+/// So many are staged side by side.
+const STAGED: usize = 256;
 
 /// What came of a run's operations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,6 +74,8 @@ impl From<Error> for Refusal {
 /// What is left to do once all is staged.
 enum Action {
     Note,
+    /// The contents of a small file that is to be staged.
+    Make(Vec<u8>),
     Put(Temp),
     Move(Path, Stat),
     Link(Path),
@@ -111,6 +118,18 @@ pub fn apply(
     contents: &mut dyn Contents,
     now: u64,
 ) -> Result<Applied, Error> {
+    apply_by(TOGETHER, set, index, operations, contents, now)
+}
+
+/// Likewise, with so many operations to a barrier.
+pub fn apply_by(
+    together: usize,
+    set: &Set,
+    index: &Index,
+    operations: Vec<Operation>,
+    contents: &mut dyn Contents,
+    now: u64,
+) -> Result<Applied, Error> {
     let applied = Applied::default();
     let mut run = Run {
         set,
@@ -124,25 +143,10 @@ pub fn apply(
         dirty: false,
     };
     let mut operations = operations.into_iter().peekable();
-    while operations.peek().is_some() {
-        let (mut ready, mut bytes) = (Vec::new(), 0);
-        while ready.len() < TOGETHER && bytes < BYTES {
-            let Some(operation) = operations.next() else {
-                break;
-            };
-            let path = operation.path.clone();
-            let size = match operation.entry.node.as_ref().map(|n| &n.kind) {
-                Some(Kind::File { size, .. }) => *size,
-                _ => 0,
-            };
-            match run.prepare(operation) {
-                Ok(one) => {
-                    bytes = bytes.saturating_add(size);
-                    ready.push(one);
-                }
-                Err(refusal) => run.refuse(&path, refusal),
-            }
-        }
+    let mut ready = run.make_ready(&mut operations, together);
+    while !ready.is_empty() || operations.peek().is_some() {
+        // What is ready goes to the disk while the next is made ready.
+        let next = run.barrier(|run| run.make_ready(&mut operations, together))?;
         run.commit(&ready)?;
         for one in ready {
             let path = one.operation.path.clone();
@@ -151,7 +155,9 @@ pub fn apply(
                 Err(refusal) => run.refuse(&path, refusal),
             }
         }
+        ready = next;
     }
+    run.barrier(|_| ())?;
     run.commit(&[])?;
     Ok(run.applied)
 }
@@ -164,15 +170,83 @@ impl Run<'_> {
         }
     }
 
-    /// What was done goes to the index, and what is to be done now as well; all that either relies on is on the disk
-    /// before.
+    /// The next operations, checked, with what they bring staged.
+    fn make_ready(
+        &mut self,
+        operations: &mut dyn Iterator<Item = Operation>,
+        together: usize,
+    ) -> Vec<Ready> {
+        let (mut ready, mut bytes) = (Vec::new(), 0);
+        self.last.take();
+        while ready.len() < together && bytes < BYTES {
+            let mut checked = Vec::new();
+            let mut count = 0;
+            while count < STAGED.min(together - ready.len()) && bytes < BYTES {
+                let Some(operation) = operations.next() else {
+                    break;
+                };
+                count += 1;
+                let path = operation.path.clone();
+                let size = match operation.entry.node.as_ref().map(|n| &n.kind) {
+                    Some(Kind::File { size, .. }) => *size,
+                    _ => 0,
+                };
+                match self.prepare(operation) {
+                    Ok(one) => {
+                        bytes = bytes.saturating_add(size);
+                        checked.push(one);
+                    }
+                    Err(refusal) => self.refuse(&path, refusal),
+                }
+            }
+            if count == 0 {
+                break;
+            }
+            let stage = &self.set.stage;
+            let staged = threads::map(checked, |mut one| {
+                let (Action::Make(bytes), Some(node)) = (&one.action, &one.operation.entry.node)
+                else {
+                    return Ok(one);
+                };
+                match stage::make_small(stage, node, bytes).at("make ready", &one.operation.path) {
+                    Ok(temp) => {
+                        one.action = Action::Put(temp);
+                        Ok(one)
+                    }
+                    Err(e) => Err((one.operation.path, e)),
+                }
+            });
+            for one in staged {
+                match one {
+                    Ok(one) => ready.push(one),
+                    Err((path, e)) => self.refuse(&path, Refusal::Failed(e)),
+                }
+            }
+        }
+        ready
+    }
+
+    /// All that was written up to now is on the disk when this returns, and `meanwhile` was done.
+    fn barrier<T>(&mut self, meanwhile: impl FnOnce(&mut Self) -> T) -> Result<T, Error> {
+        if !std::mem::take(&mut self.dirty) {
+            return Ok(meanwhile(self));
+        }
+        let set = self.set;
+        let (synced, done) = thread::scope(|scope| {
+            let synced = scope.spawn(|| set.root.sync_all());
+            let done = meanwhile(self);
+            (synced.join(), done)
+        });
+        let died = |_| Err(io::Error::other("the thread that waits for the disk died"));
+        synced.unwrap_or_else(died).at("sync", &self.set.name)?;
+        Ok(done)
+    }
+
+    /// What was done goes to the index, and what is to be done now as well; a barrier came before.
     fn commit(&mut self, next: &[Ready]) -> Result<(), Error> {
         let acts = |r: &&Ready| !matches!(r.action, Action::Note);
         if self.done.is_empty() && !next.iter().any(|r| acts(&r)) {
             return Ok(());
-        }
-        if std::mem::take(&mut self.dirty) {
-            self.set.root.sync_all().at("sync", &self.set.name)?;
         }
         let done = std::mem::take(&mut self.done);
         self.applied.done += done.len() as u64;
@@ -184,7 +258,10 @@ impl Run<'_> {
             for ready in next.iter().filter(acts) {
                 batch.intend(&ready.operation.path, &ready.operation.entry)?;
                 for (path, entry) in &ready.links {
-                    batch.intend(path, entry)?;
+                    // Not if it has become something else since.
+                    if batch.entry(path)?.as_ref() == Some(entry) {
+                        batch.intend(path, entry)?;
+                    }
                 }
             }
             Ok(())
@@ -240,11 +317,20 @@ impl Run<'_> {
                     if matches!(node.kind, Kind::File { .. }) {
                         links = self.links(path)?;
                     }
-                    let local = self.local(&operation);
                     self.dirty = true;
-                    let stage = &self.set.stage;
-                    let temp = stage::make(stage, path, node, local, self.contents);
-                    Action::Put(temp.at("make ready", path)?)
+                    let local = self.local(&operation);
+                    let small = match local {
+                        None => self.contents.small(path, node).at("make ready", path)?,
+                        Some(_) => None,
+                    };
+                    match small {
+                        Some(bytes) => Action::Make(bytes),
+                        None => {
+                            let stage = &self.set.stage;
+                            let temp = stage::make(stage, path, node, local, self.contents);
+                            Action::Put(temp.at("make ready", path)?)
+                        }
+                    }
                 }
             },
         };

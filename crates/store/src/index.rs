@@ -461,6 +461,11 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// What is known of a path, with what was changed here.
+    pub(crate) fn entry(&self, path: &Path) -> Result<Option<Entry>, Error> {
+        Ok(self.row(&key(path))?.map(|row| row.entry))
+    }
+
     /// How far the others have got.
     pub fn ledger(&mut self, ledger: &Ledger) -> Result<(), Error> {
         self.states.insert("ledger", encode(ledger)?.as_slice())?;

@@ -48,7 +48,7 @@ mod stage;
 mod threads;
 mod walk;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, apply_by};
 pub use aside::{Aside, Kept};
 pub use calls::Calls;
 pub use dir::{Dir, Name};

@@ -65,6 +65,7 @@ pub(crate) fn make(
     }
 }
 
+const LESS: fn() -> io::Error = || io::Error::other("the file system cannot hold all that it has");
 const OTHER: fn() -> io::Error = || io::Error::other("other contents came than were announced");
 
 fn fill(
@@ -79,40 +80,24 @@ fn fill(
     let made = match &node.kind {
         Kind::File { size, digest } => {
             let wanted = (*size, *digest);
-            let small = match local {
-                None => contents.small(path, node)?,
-                Some(_) => None,
-            };
-            if small
-                .as_ref()
-                .is_some_and(|bytes| contents::digest_of(bytes) != wanted)
-            {
-                return Err(OTHER());
-            }
             let file = stage.create(name)?;
-            if let Some(bytes) = small {
-                stage.calls().one("write")?;
-                contents::write(&file, &bytes)?;
-            } else {
-                let copied = match local {
-                    None => false,
-                    Some(from) => {
-                        contents::copy(&from, &file, stage.calls())?;
-                        contents::digest_and_punch(&file)? == wanted
-                    }
-                };
-                if !copied {
-                    ftruncate(&file, 0)?;
-                    stage.calls().one("bring")?;
-                    contents.bring(path, node, &file)?;
-                    if contents::digest_and_punch(&file)? != wanted {
-                        return Err(OTHER());
-                    }
+            let copied = match local {
+                None => false,
+                Some(from) => {
+                    contents::copy(&from, &file, stage.calls())?;
+                    contents::digest_and_punch(&file)? == wanted
+                }
+            };
+            if !copied {
+                ftruncate(&file, 0)?;
+                stage.calls().one("bring")?;
+                contents.bring(path, node, &file)?;
+                if contents::digest_and_punch(&file)? != wanted {
+                    return Err(OTHER());
                 }
             }
             attributes::give(&file, node, stage.calls())?;
-            let stat = sight::stat(&fstat(&file)?);
-            sight::node(node.kind.clone(), &stat, attributes::read(&file)?)
+            made(&file, node)?
         }
         Kind::HardLink { .. } => return Err(io::Error::other("a further name of no file")),
         other => {
@@ -138,11 +123,47 @@ fn fill(
             }
         }
     };
-    if made == *node {
+    if made == *node { Ok(()) } else { Err(LESS()) }
+}
+
+/// What a staged file has become.
+fn made(file: &File, node: &Node) -> io::Result<Node> {
+    let stat = sight::stat(&fstat(file)?);
+    Ok(sight::node(
+        node.kind.clone(),
+        &stat,
+        attributes::read(file)?,
+    ))
+}
+
+/// Makes a file ready whose contents are these, in as few calls as it takes.
+pub(crate) fn make_small(stage: &Dir, node: &Node, bytes: &[u8]) -> io::Result<Temp> {
+    let (size, digest) = contents::digest_of(bytes);
+    if node.kind != (Kind::File { size, digest }) {
+        return Err(OTHER());
+    }
+    let temp = Temp::new()?;
+    let fill = || -> io::Result<()> {
+        let file = stage.create_as(temp.name(), node.mode)?;
+        if !bytes.is_empty() {
+            stage.calls().one("write")?;
+            contents::write(&file, bytes)?;
+        }
+        // Most files have nothing that a new one has not.
+        attributes::give_time(&file, node, stage.calls())?;
+        if made(&file, node)? != *node {
+            attributes::give(&file, node, stage.calls())?;
+            if made(&file, node)? != *node {
+                return Err(LESS());
+            }
+        }
         Ok(())
-    } else {
-        Err(io::Error::other(
-            "the file system cannot hold all that it has",
-        ))
+    };
+    match fill() {
+        Ok(()) => Ok(temp),
+        Err(e) => {
+            let _ = temp.discard(stage); // the next run sweeps
+            Err(e)
+        }
     }
 }

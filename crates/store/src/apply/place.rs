@@ -32,7 +32,7 @@ impl Run<'_> {
             self.last.take(); // it may be the one
         }
         match &action {
-            Action::Note => {}
+            Action::Note | Action::Make(_) => {}
             Action::Remove => {
                 let moved = matches!(operation.source, Source::Move(_));
                 let gone = moved && self.stat(path).at("stat", path)?.is_none();

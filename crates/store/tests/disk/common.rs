@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
-use store::{Applied, Calls, Contents, Error, Index, Look, Set, Summary, apply, look};
+use store::{Applied, Calls, Contents, Error, Index, Look, Set, Summary, apply_by, look};
 
 /// Ten seconds from now: whatever a test has written is old by then, and can be proven.
 pub fn later() -> u64 {
@@ -39,6 +39,8 @@ pub struct Store {
 pub struct Open {
     pub set: Set,
     pub index: Index,
+    /// Operations with one barrier.
+    pub together: usize,
 }
 
 impl Store {
@@ -68,7 +70,12 @@ impl Store {
     pub fn open_with(&self, calls: Arc<Calls>) -> Result<Open, Error> {
         let index = self.index(Arc::clone(&calls))?;
         let set = Set::open(&self.root, &self.state, &index, false, calls)?;
-        Ok(Open { set, index })
+        let together = 4096;
+        Ok(Open {
+            set,
+            index,
+            together,
+        })
     }
 
     pub fn open(&self) -> Open {
@@ -173,8 +180,9 @@ impl Pulled {
         contents: &mut dyn Contents,
     ) -> Result<(), Error> {
         self.operations += operations.len();
-        self.applied
-            .push(apply(&to.set, &to.index, operations, contents, later())?);
+        let (set, index) = (&to.set, &to.index);
+        let applied = apply_by(to.together, set, index, operations, contents, later());
+        self.applied.push(applied?);
         Ok(())
     }
 
