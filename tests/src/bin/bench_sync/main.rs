@@ -83,11 +83,11 @@ fn run(options: &Options) -> Result<(), String> {
         .filter(|t| named(&options.tools, t.key, true))
         .collect();
     println!(
-        "median (minimum..maximum) of {}; times in seconds, bytes over loopback with all headers, memory of the \
+        "median (minimum..maximum) of {}; times in seconds, CPU of both sides, bytes over loopback with all headers, memory of the \
          calling side; ratio = rsync's median : this one's\n",
         options.runs
     );
-    println!("| work | tool | s | ratio | kB | MB |\n|---|---|---|---|---|---|");
+    println!("| work | tool | s | ratio | CPU s | kB | MB |\n|---|---|---|---|---|---|---|");
     for work in WORKS
         .iter()
         .filter(|w| named(&options.works, w.key, w.usual))
@@ -135,6 +135,7 @@ fn row(work: &Work, tool: &Tool, outcomes: &[Outcome], first: &mut Option<f64>) 
     let _ = write!(line, "| {:.3} ", seconds.median);
     let _ = write!(line, "({:.3}..{:.3}) ", seconds.min, seconds.max);
     let _ = write!(line, "| {:.2} ", rsync / seconds.median.max(0.000_001));
+    let _ = write!(line, "| {:.2} ", of(&|o| o.processor).median);
     let _ = write!(line, "| {:.1} ", of(&|o| o.kilobytes).median);
     let _ = write!(line, "| {:.0} |", of(&|o| o.megabytes).max);
     line

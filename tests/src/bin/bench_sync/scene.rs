@@ -3,7 +3,11 @@
 use crate::tools::Tool;
 use nix::{
     sched::{CloneFlags, unshare},
-    sys::statvfs::statvfs,
+    sys::{
+        resource::{UsageWho, getrusage},
+        statvfs::statvfs,
+        time::TimeVal,
+    },
 };
 use std::{
     fs,
@@ -23,6 +27,8 @@ pub struct Outcome {
     pub seconds: f64,
     pub kilobytes: f64,
     pub megabytes: f64,
+    /// Seconds of processors, of all processes on both sides: what others do on the machine matters less to it.
+    pub processor: f64,
 }
 
 /// See the module.
@@ -213,7 +219,7 @@ impl Scene {
     pub fn measure(&self, command: &mut Command) -> Result<Outcome, String> {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let log = fs::File::create(self.at("said")).map_err(told("said"))?;
-        let before = over_loopback()?;
+        let (before, used) = (over_loopback()?, self.processor()?);
         let start = Instant::now();
         let mut child = command.stderr(log).spawn().map_err(told("spawn"))?;
         let id = child.id();
@@ -227,7 +233,27 @@ impl Scene {
             seconds,
             kilobytes: (over_loopback()? - before) / 1e3,
             megabytes: watch.join().unwrap_or(0.0),
+            processor: self.processor()? - used,
         })
+    }
+
+    /// What all children that have ended took, once the SSH server has none left.
+    fn processor(&self) -> Result<f64, String> {
+        let own = getrusage(UsageWho::RUSAGE_CHILDREN).map_err(|e| e.to_string())?;
+        let seconds = |t: TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
+        let id = self.sshd.as_ref().map_or(0, Child::id);
+        let children = format!("/proc/{id}/task/{id}/children");
+        let start = Instant::now();
+        while fs::read_to_string(&children).is_ok_and(|c| !c.is_empty())
+            && start.elapsed() < Duration::from_secs(5)
+        {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).map_err(told("sshd"))?;
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = fields.split_whitespace().skip(13).take(2);
+        let ticks: f64 = ticks.filter_map(|t| t.parse::<f64>().ok()).sum();
+        Ok(seconds(own.user_time()) + seconds(own.system_time()) + ticks / 100.0)
     }
 
     /// Both sides have the same, or what differs first.
