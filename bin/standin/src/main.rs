@@ -9,6 +9,7 @@ mod lab;
 mod restart;
 mod run;
 mod status;
+mod sync;
 
 use clap::{ArgMatches, Command};
 use daemon::{Args, Error};
@@ -26,7 +27,7 @@ fn command() -> Command {
         .subcommands([status::command(), check::command()])
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
-        .subcommand(lab::command())
+        .subcommands([sync::command(), lab::command()])
 }
 
 fn main() -> ExitCode {
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         "status" => status::run(matches),
         "check" => check::run(matches),
         "keygen" => end(keygen::run(matches)),
+        "sync" => sync::run(matches),
         "lab" => lab::run(matches),
         "init" => end(init::run(matches)),
         _ => control::run(name, matches),

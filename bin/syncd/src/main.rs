@@ -1,15 +1,21 @@
 //! syncd, the file daemon: keeps files alike on all servers (syncd(8)).
 
 mod bring;
+mod conflicts;
+mod fresh;
+mod jobs;
 mod pull;
 mod replica;
 mod run;
 mod serve;
+mod shell;
 mod ssh;
+mod triggers;
 mod units;
 
 use clap::Command;
 use daemon::Args;
+use protocol::Role;
 use std::process::ExitCode;
 
 fn command() -> Command {
@@ -17,20 +23,19 @@ fn command() -> Command {
         .about("standin's file daemon: keeps files alike on all servers")
         .version(env!("CARGO_PKG_VERSION"))
         .args(Args::definitions())
-        .arg_required_else_help(true)
-        .subcommand_required(true)
         .after_help(
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
-        .subcommands([run::command(), serve::command()])
+        .subcommands([run::command(), serve::command(), conflicts::command()])
 }
 
 fn main() -> ExitCode {
     let matches = command().get_matches();
     match matches.subcommand() {
         Some(("run", matches)) => run::run(matches),
+        Some(("conflicts", matches)) => conflicts::run(matches),
         Some(("serve", matches)) => serve::run(matches),
-        _ => ExitCode::from(2),
+        _ => daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run),
     }
 }
 

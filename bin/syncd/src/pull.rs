@@ -2,6 +2,7 @@
 
 use crate::{
     bring::Bring,
+    fresh,
     replica::{Allowed, Local},
 };
 use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, guard::Limit};
@@ -10,7 +11,7 @@ use std::{
     io::{Read, Write},
 };
 use store::Applied;
-use transfer::{Error, Farewell, Puller};
+use transfer::{Error, Farewell, Greeting, Puller};
 
 /// So few removals are never too many.
 const FEW: u64 = 20;
@@ -73,14 +74,15 @@ impl fmt::Display for Report {
     }
 }
 
-/// Asks `puller`, who has greeted already, for all that is newer than `told`, up to `last`.
+/// Asks `puller`, who was greeted with `greeting`, for all that is new to this side.
 pub fn pull<S: Read + Write>(
     local: &Local,
     puller: &mut Puller<S>,
-    (told, last): (u64, u64),
+    greeting: &Greeting,
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
+    let (told, last) = (greeting.told, greeting.last);
     let mut report = Report::default();
     let mut planner = Planner::default();
     let mut page = puller.changes(told)?;
@@ -113,6 +115,10 @@ pub fn pull<S: Read + Write>(
     report.conflicts = planner.conflicts;
     if report.is_complete() && !dry && last > told {
         puller.took(last)?;
+    }
+    if report.is_complete() && !dry {
+        let raised = fresh::raise(&local.state, &local.replica, greeting.fresh);
+        raised.map_err(|why| Error::Io(std::io::Error::other(why)))?;
     }
     Ok(report)
 }

@@ -1,6 +1,6 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::units::Unit;
+use crate::{fresh, units::Unit};
 use daemon::Args;
 use filesync::{Author, Digest, Path, Replica};
 use protocol::{
@@ -9,8 +9,9 @@ use protocol::{
         ctl::{CtlReply, CtlRequest},
         status::Detail,
     },
+    wire::beat::Freshness,
 };
-use std::{fs::File, io, time::Duration};
+use std::{fs::File, io, path::PathBuf, time::Duration};
 use store::{Calls, Index, Look, Opened, Set, Summary};
 use transfer::{Changes, Origin};
 
@@ -29,6 +30,8 @@ pub struct Local {
     pub index: Index,
     pub set: Set,
     pub replica: Replica,
+    /// Where what belongs to it is.
+    pub state: PathBuf,
     /// What the look at it gave.
     pub summary: Summary,
     held: bool,
@@ -92,9 +95,15 @@ impl Local {
             index,
             set,
             replica,
+            state: state_dir,
             summary,
             held,
         })
+    }
+
+    /// How fresh it is, by completed runs.
+    pub fn fresh(&self) -> Freshness {
+        fresh::of(&self.state, &self.replica)
     }
 
     /// Who makes changes here now.
@@ -147,6 +156,10 @@ impl Origin for Answering<'_> {
         let state = self.local.index.state().map_err(|e| e.to_string())?;
         self.other = Some(other.clone());
         Ok((state.replica, state.sequence, ledger.told(other)))
+    }
+
+    fn fresh(&self) -> Freshness {
+        self.local.fresh()
     }
 
     fn changes(&mut self, after: u64) -> io::Result<Changes> {

@@ -6,20 +6,24 @@ use crate::{
     pull::pull,
     replica::{Allowed, Answering, Local},
     ssh::BANNER,
-    units,
+    units::{self, Unit},
 };
 use clap::{ArgMatches, Command};
 use config::Config;
 use daemon::Args;
 use filesync::{Digest, Path, Replica};
-use protocol::ServerName;
+use protocol::{Role, ServerName, local::ctl::CtlRequest, wire::beat::Freshness};
 use std::{
     fs::File,
     io::{self, Read, Write},
     os::fd::AsFd,
     process::ExitCode,
+    time::Duration,
 };
 use transfer::{Buffered, Changes, Error, Origin, Puller, serve};
+
+/// How long this server's daemon may take to listen.
+const DAEMON: Duration = Duration::from_millis(500);
 
 pub fn command() -> Command {
     Command::new("serve").about("Answer another server over standard input and output")
@@ -107,14 +111,18 @@ fn answer(
         let mut puller = Puller::new(&mut *stream)?;
         let (cluster, name) = (&config.cluster.name, local.unit.name.clone());
         let greeting = puller.greet(cluster, &name, &local.replica)?;
-        let report = pull(
-            &local,
-            &mut puller,
-            (greeting.told, greeting.last),
-            Allowed::default(),
-            false,
-        )?;
+        let report = pull(&local, &mut puller, &greeting, Allowed::default(), false)?;
+        tell_daemon(args, &local.unit, report.applied.done);
         puller.bye(report.farewell())?;
+    }
+}
+
+/// Tells the daemon of this server what came here, if it runs.
+pub fn tell_daemon(args: &Args, unit: &Unit, changes: u64) {
+    if let Some(set) = unit.set() {
+        let told = CtlRequest::SyncTook { set, changes };
+        // Without it nobody needs to know.
+        let _ = daemon::ctl::call(&args.run_dir, Role::Syncd, &told, DAEMON);
     }
 }
 
@@ -168,6 +176,12 @@ impl Origin for Asked<'_> {
         self.local = Some(Local::open(unit, self.me, self.args, Allowed::default())?);
         let greeted = self.with(|a| a.greet(cluster, set, other));
         greeted.unwrap_or_else(|| Err("no set was named".into()))
+    }
+
+    fn fresh(&self) -> Freshness {
+        self.local
+            .as_ref()
+            .map_or_else(Freshness::default, Local::fresh)
     }
 
     fn changes(&mut self, after: u64) -> io::Result<Changes> {

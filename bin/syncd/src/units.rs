@@ -3,6 +3,7 @@
 use config::{Config, SyncSet};
 use filesync::Path;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use protocol::ServerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
@@ -32,6 +33,11 @@ impl Unit {
         }
         let path = FsPath::new(OsStr::from_bytes(path.as_bytes()));
         self.excludes.matched(path, directory).is_ignore()
+    }
+
+    /// The set that it belongs to.
+    pub fn set(&self) -> Option<ServerName> {
+        self.name.split(':').next()?.parse().ok()
     }
 
     /// Where what belongs to it is kept.

@@ -5,7 +5,7 @@ use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
     LEASE_MAX, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum,
     SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server, SyncSet,
-    VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
+    Triggers, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
     raw::{Section, Source},
     sync,
 };
@@ -592,9 +592,14 @@ fn hash(
         paths,
         excludes,
         delete_limit,
+        on,
     } in sets
     {
         parts.add(format!("set {name} {paths:?} {excludes:?} {delete_limit}"));
+        // As before this key was known, where it is not used.
+        if *on != Triggers::default() {
+            parts.add(format!("on {on:?}"));
+        }
     }
     parts.finish()
 }

@@ -19,6 +19,7 @@ pub use key::{ClusterKeys, parse_key};
 pub use mac::MacAddress;
 
 use protocol::{ServerName, VirtualServerName};
+use schedule::Cron;
 use std::{
     collections::BTreeMap,
     fmt,
@@ -170,6 +171,19 @@ pub struct SyncSet {
     pub excludes: Vec<String>,
     /// How much of a path a run may remove without being told to, in percent.
     pub delete_limit: u8,
+    /// When it is made alike; by hand always.
+    pub on: Triggers,
+}
+
+/// When syncd makes a set alike by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Triggers {
+    /// When a server has become master. How fresh it is counts in the next election.
+    pub election: bool,
+    /// When something in it has changed.
+    pub change: bool,
+    /// At these moments of local time.
+    pub cron: Vec<Cron>,
 }
 
 /// One virtual server.
@@ -238,6 +252,11 @@ impl Config {
     /// The server of that name.
     pub fn server(&self, name: &ServerName) -> Option<&Server> {
         self.servers.iter().find(|s| s.name == *name)
+    }
+
+    /// Whether there is anything for syncd to do.
+    pub fn runs_syncd(&self) -> bool {
+        !self.sets.is_empty()
     }
 
     /// All servers but `me`.

@@ -1,6 +1,8 @@
 //! Which files are kept alike, and how the servers reach one another for it.
 
-use crate::{DELETE_LIMIT, SSH_KEY, SSH_PORT, SSH_USER, Server, SshConfig, SyncSet, raw::Section};
+use crate::{
+    DELETE_LIMIT, SSH_KEY, SSH_PORT, SSH_USER, Server, SshConfig, SyncSet, Triggers, raw::Section,
+};
 use protocol::ServerName;
 use std::{
     collections::BTreeSet,
@@ -72,7 +74,7 @@ pub(crate) fn sets(root: &Section<'_>, servers: &[Server]) -> Vec<SyncSet> {
 }
 
 fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSet> {
-    for later in ["on", "rate", "keep", "merge"] {
+    for later in ["rate", "keep", "merge"] {
         if section.has(later) {
             let what = "not part of this version; remove it, and let cron call `syncd run`";
             section.report(later, what);
@@ -115,6 +117,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
     }
     let excludes = section.texts("exclude");
     let limit = section.number("delete_limit", 0..=100);
+    let on = triggers(section);
     Some(SyncSet {
         name: name?,
         paths,
@@ -125,7 +128,32 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         delete_limit: limit
             .and_then(|l| u8::try_from(l).ok())
             .unwrap_or(DELETE_LIMIT),
+        on,
     })
+}
+
+/// `on = ["election", "change", "cron: 0 3 * * 0"]`
+fn triggers(section: &Section<'_>) -> Triggers {
+    let mut on = Triggers::default();
+    for text in section.texts("on") {
+        match text.get_ref().trim() {
+            "election" => on.election = true,
+            "change" => on.change = true,
+            other => match other.strip_prefix("cron:").map(str::parse) {
+                Some(Ok(cron)) => on.cron.push(cron),
+                Some(Err(why)) => section.report_at(text.span(), "on", format!("cron: {why}")),
+                None => {
+                    let what = format!(
+                        "\"{}\" is no reason to run; write \"election\", \"change\", or \"cron: MINUTE HOUR DAY \
+                         MONTH WEEKDAY\"",
+                        other.escape_debug()
+                    );
+                    section.report_at(text.span(), "on", what);
+                }
+            },
+        }
+    }
+    on
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {

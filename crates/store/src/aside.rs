@@ -1,6 +1,7 @@
 //! What lost a conflict, kept outside of the set: each version once, with its contents and all it had.
 
 use crate::{
+    calls::Calls,
     contents,
     dir::{Dir, Name},
     error::{At, Error},
@@ -49,6 +50,11 @@ impl Aside {
         Ok(Self(dir))
     }
 
+    /// The directory as it is, for who only reads, while others may be at work on it.
+    pub fn read(path: &std::path::Path) -> io::Result<Self> {
+        Dir::root(path, Calls::unlimited()).map(Self)
+    }
+
     /// Keeps a version, with its contents if it is a file. It is on the disk when this returns.
     pub(crate) fn keep(&self, kept: &Kept, contents: Option<&File>) -> Result<(), Error> {
         let identity = encode(&(&kept.path, &kept.node))?;
@@ -91,6 +97,15 @@ impl Aside {
         fsync(&file)?;
         self.0
             .rename(unfinished, &self.0, Name::made(to), RenameFlags::empty())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> io::Result<u64> {
+        let names = self.0.names()?;
+        Ok(names
+            .iter()
+            .filter(|n| n.ends_with(RECORD.as_bytes()))
+            .count() as u64)
     }
 
     /// The last ones, at most so many, youngest first, each with the name to ask for it.

@@ -5,7 +5,10 @@
 //! ```
 
 use filesync::{Digest, Path, Replica};
-use protocol::codec::{self, CodecError, MESSAGE_MAX};
+use protocol::{
+    codec::{self, CodecError, MESSAGE_MAX},
+    wire::beat::Freshness,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fmt,
@@ -147,6 +150,8 @@ pub(crate) enum Response {
         last: u64,
         /// Up to where it believes the puller has all.
         told: u64,
+        /// How fresh it is.
+        fresh: Freshness,
     },
     /// In the blob: entries as records; none: that was all.
     Entries,

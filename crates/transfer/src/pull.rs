@@ -7,7 +7,7 @@ use crate::{
     },
 };
 use filesync::{Digest, Entry, Path, Replica};
-use protocol::codec;
+use protocol::{codec, wire::beat::Freshness};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs::File,
@@ -30,6 +30,8 @@ pub struct Greeting {
     pub last: u64,
     /// Up to where it believes this side has all.
     pub told: u64,
+    /// How fresh what it has is; whoever takes all of it is as fresh.
+    pub fresh: Freshness,
 }
 
 /// A file whose contents are wanted.
@@ -98,10 +100,12 @@ impl<S: Read + Write> Puller<S> {
                 replica,
                 last,
                 told,
+                fresh,
             } => Ok(Greeting {
                 replica,
                 last,
                 told,
+                fresh,
             }),
             _ => Err(Error::Unexpected("no greeting")),
         }

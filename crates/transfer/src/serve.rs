@@ -5,7 +5,7 @@ use crate::{
     frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION},
 };
 use filesync::{Digest, Entry, Path, Replica};
-use protocol::codec;
+use protocol::{codec, wire::beat::Freshness};
 use std::{
     fs::File,
     io::{self, Read, Write},
@@ -24,6 +24,8 @@ pub trait Origin {
         set: &str,
         other: &Replica,
     ) -> Result<(Replica, u64, u64), String>;
+    /// How fresh what is here is, once greeted.
+    fn fresh(&self) -> Freshness;
     /// The entries with a sequence number above `after`, in order of path.
     fn changes(&mut self, after: u64) -> io::Result<Changes>;
     /// The file at a path, if it has these contents by what is known of it.
@@ -72,6 +74,7 @@ pub fn serve<S: Read + Write>(
                         replica,
                         last,
                         told,
+                        fresh: origin.fresh(),
                     })?,
                     Err(why) => {
                         answers.say(&Response::Refused(why.clone()))?;
