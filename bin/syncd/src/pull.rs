@@ -90,7 +90,8 @@ pub fn pull<S: Read + Write>(
         // What is left out here is nobody's business here, whatever the other's configuration says.
         let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
         let offered = page.into_iter().filter(ours).collect();
-        let operations = planner.batch(&local.index, offered);
+        let index = local.index.reader().map_err(failed)?;
+        let operations = planner.batch(&index, offered);
         carry_out(local, puller, operations, dry, &mut report)?;
         page = puller.more()?;
     }
@@ -105,7 +106,8 @@ pub fn pull<S: Read + Write>(
         let operations = planner.removals();
         carry_out(local, puller, operations, dry, &mut report)?;
         let mut author = local.author().map_err(failed)?;
-        let operations = planner.directories(&local.index, &mut author, daemon::real_now_ns());
+        let index = local.index.reader().map_err(failed)?;
+        let operations = planner.directories(&index, &mut author, daemon::real_now_ns());
         carry_out(local, puller, operations, dry, &mut report)?;
     } else {
         report.refused_removals = removals;
@@ -141,5 +143,5 @@ fn carry_out<S: Read + Write>(
     let applied =
         store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;
     report.add(applied);
-    Ok(())
+    bring.finish()
 }

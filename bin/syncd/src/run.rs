@@ -268,7 +268,7 @@ impl Run<'_> {
         stream: &mut Connection,
     ) -> Result<(Report, Farewell), Error> {
         let cluster = &self.config.cluster.name;
-        let mut puller = Puller::new(&mut *stream);
+        let mut puller = Puller::new(&mut *stream)?;
         let greeting = puller.greet(cluster, &local.unit.name, &local.replica)?;
         let report = pull(
             local,
