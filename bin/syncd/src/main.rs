@@ -1,11 +1,15 @@
 //! syncd, the file daemon: keeps files alike on all servers (syncd(8)).
 
 mod bring;
+#[allow(dead_code, reason = "the daemon starts it")]
+mod machine;
 mod pull;
 mod replica;
 mod run;
 mod serve;
 mod ssh;
+#[allow(dead_code, reason = "the daemon starts it")]
+mod steer;
 mod units;
 
 use clap::Command;

@@ -52,9 +52,9 @@ pub struct Reading {
     pub rate_ppb: i64,
     /// CLOCK_REALTIME minus CLOCK_BOOTTIME: changes only when the clock is set, for both are slewed alike.
     pub since_boot_ns: i64,
-    /// This server is master of something, or about to be.
+    /// This server is master of something, or about to be: its clock is not set.
     pub holds: bool,
-    /// The master, if it is another server and its clock is known.
+    /// The master whose clock all follow, if it is another server and its clock is known.
     pub source: Option<Source>,
     /// The clocks of the other slaves, as far as known, minus this server's.
     pub others: Vec<Interval>,
@@ -155,15 +155,20 @@ pub struct Discipline {
 }
 
 impl Discipline {
-    /// With what was remembered, or else the rate that the kernel has.
-    pub fn new(remembered: Option<i64>, kernel: i64, skew_ns: u64) -> Self {
-        let own = remembered.unwrap_or(kernel).clamp(-RATE_SANE, RATE_SANE);
+    /// With what was remembered, or else the rate that the kernel has, unless that is rather what a slew has left.
+    /// `fresh` if the clock may still be set.
+    pub fn new(remembered: Option<i64>, kernel: i64, skew_ns: u64, fresh: bool) -> Self {
+        let sane = |rate: &i64| rate.abs() <= RATE_SANE;
+        let own = remembered
+            .filter(sane)
+            .or(Some(kernel).filter(sane))
+            .unwrap_or(0);
         Self {
             skew_ns,
             own,
             wrote: None,
             since_boot: None,
-            started: false,
+            started: !fresh,
             stopped: false,
             followed: 0,
             remembered,
@@ -191,13 +196,13 @@ impl Discipline {
             self.stopped = true;
             return vec![Action::Alarm(alarm)];
         }
-        // Whoever is master goes on at its own rate, unmoved.
         self.started |= reading.holds;
-        let source = reading.source.as_ref().filter(|_| !reading.holds);
+        let source = reading.source.as_ref();
         let alarm = source.and_then(|s| self.objection(s, &reading.others));
         let follow = source.filter(|_| alarm.is_none());
         let far = follow.and_then(|s| self.step_or_far(s, &mut actions));
         self.tell(source.is_some(), alarm.or(far), &mut actions);
+        // Without a master to follow, being it, the clock goes on at its own rate, unmoved.
         let mut rate = self.own;
         if let Some(source) = follow {
             self.started = true;
@@ -325,8 +330,15 @@ mod tests {
         }
     }
 
+    fn master() -> Reading {
+        Reading {
+            source: None,
+            ..holding(0)
+        }
+    }
+
     fn new() -> Discipline {
-        Discipline::new(None, 0, SKEW)
+        Discipline::new(None, 0, SKEW, true)
     }
 
     fn alarm(actions: &[Action]) -> Option<&Alarm> {
@@ -354,7 +366,7 @@ mod tests {
     #[test]
     fn nothing_is_set_under_a_held_address_nor_after_one() {
         let mut discipline = new();
-        assert_eq!(discipline.handle(&holding(9_000 * MS)), [Action::Rate(0)]);
+        assert_eq!(discipline.handle(&master()), [Action::Rate(0)]);
         let after = discipline.handle(&reading(9_000 * MS));
         assert!(
             !after.iter().any(|a| matches!(a, Action::Step(_))),
@@ -363,16 +375,30 @@ mod tests {
     }
 
     #[test]
+    fn master_of_one_and_slave_of_the_first_slews_and_is_not_set() {
+        let mut discipline = new();
+        let actions = discipline.handle(&holding(9_000 * MS));
+        assert_eq!(actions.last(), Some(&Action::Rate(RATE_MAX)));
+        assert!(!actions.iter().any(|a| matches!(a, Action::Step(_))));
+    }
+
+    #[test]
+    fn later_than_the_start_and_after_a_crash_in_a_slew_nothing_is_taken_for_granted() {
+        let mut discipline = Discipline::new(None, RATE_MAX, SKEW, false);
+        let actions = discipline.handle(&reading(500 * MS));
+        assert_eq!(actions, [Action::Rate(RATE_MAX)]);
+        assert_eq!(discipline.own_rate(), 0);
+    }
+
+    #[test]
     fn a_new_master_keeps_its_own_rate_whatever_it_was_slewing() {
-        let mut discipline = Discipline::new(Some(7_000), 0, SKEW);
+        let mut discipline = Discipline::new(Some(7_000), 0, SKEW, true);
         let mut now = reading(90 * MS);
         now.source.as_mut().unwrap().rate_ppb = 7_000;
         assert_eq!(discipline.handle(&now), [Action::Rate(RATE_MAX)]);
         let master = Reading {
             rate_ppb: RATE_MAX,
-            holds: true,
-            source: None,
-            ..reading(0)
+            ..master()
         };
         assert_eq!(discipline.handle(&master), [Action::Rate(7_000)]);
     }
@@ -437,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_remembered_rate_is_the_first_one_and_a_learned_one_is_remembered() {
-        let mut discipline = Discipline::new(Some(-20_000), 123, SKEW);
+        let mut discipline = Discipline::new(Some(-20_000), 123, SKEW, true);
         let mut now = reading(0);
         now.source = None;
         assert_eq!(discipline.handle(&now), [Action::Rate(-20_000)]);

@@ -149,7 +149,7 @@ impl World {
             me,
             peers: [master, other],
             seen: Default::default(),
-            discipline: Discipline::new(None, 0, SKEW),
+            discipline: Discipline::new(None, 0, SKEW, true),
             holds: false,
             steer: true,
             lie: 0.0,
@@ -241,11 +241,13 @@ impl World {
             rate_ppb: self.me.rate,
             since_boot_ns: self.me.set,
             holds: self.holds,
-            source: master.map(|(interval, rate_ppb)| Source {
-                server: "master".parse().unwrap(),
-                interval,
-                rate_ppb,
-            }),
+            source: master
+                .filter(|_| !self.holds)
+                .map(|(interval, rate_ppb)| Source {
+                    server: "master".parse().unwrap(),
+                    interval,
+                    rate_ppb,
+                }),
             others: others.into_iter().collect(),
         };
         for action in self.discipline.handle(&reading) {
