@@ -9,6 +9,7 @@ mod lab;
 mod restart;
 mod run;
 mod status;
+mod time;
 
 use clap::{ArgMatches, Command};
 use daemon::{Args, Error};
@@ -23,7 +24,7 @@ fn command() -> Command {
         .subcommand_required(true)
         .after_help("Exit codes: 0 fine, 1 says no, 2 wrong usage or configuration.")
         .subcommands([run::command(), restart::command()])
-        .subcommands([status::command(), check::command()])
+        .subcommands([status::command(), check::command(), time::command()])
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
         .subcommand(lab::command())
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         "restart" => end(restart::run(matches)),
         "status" => status::run(matches),
         "check" => check::run(matches),
+        "time" => time::run(matches),
         "keygen" => end(keygen::run(matches)),
         "lab" => lab::run(matches),
         "init" => end(init::run(matches)),
