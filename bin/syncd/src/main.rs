@@ -4,12 +4,16 @@ mod bring;
 mod conflicts;
 mod fresh;
 mod jobs;
+#[allow(dead_code, reason = "the daemon starts it")]
+mod machine;
 mod pull;
 mod replica;
 mod run;
 mod serve;
 mod shell;
 mod ssh;
+#[allow(dead_code, reason = "the daemon starts it")]
+mod steer;
 mod triggers;
 mod units;
 

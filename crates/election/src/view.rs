@@ -70,7 +70,8 @@ impl Elector {
                     })
                 }
             });
-            let idle = ["", BUSY].contains(&v.obstacle) || v.mastership.is_some() || master.is_some();
+            let idle =
+                ["", BUSY].contains(&v.obstacle) || v.mastership.is_some() || master.is_some();
             let waits = if idle {
                 v.reason.clone()
             } else {

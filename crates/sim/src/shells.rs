@@ -431,12 +431,7 @@ impl World {
                                 at,
                                 beat,
                             });
-                            Seen::Beat {
-                                from,
-                                at,
-                                lease,
-                                times: arrival.times,
-                            }
+                            Seen::Beat { from, at, lease }
                         }
                         HbdToDoctord::Ack { arrival, ack } => {
                             let (from, at) = (arrival.from.clone(), arrival.at);
@@ -445,11 +440,7 @@ impl World {
                                 at,
                                 ack,
                             });
-                            Seen::Ack {
-                                from,
-                                at,
-                                times: arrival.times,
-                            }
+                            Seen::Ack { from, at }
                         }
                         HbdToDoctord::Listening => Seen::HbdListens,
                     };
@@ -793,10 +784,8 @@ impl World {
                     .place(&v)
                     .is_some_and(|v| self.servers[i].answers(v, now));
                 if open && self.schedule.none == 0 {
-                    let what = format!(
-                        "{} is told of a successor while its gate is open",
-                        NAMES[i]
-                    );
+                    let what =
+                        format!("{} is told of a successor while its gate is open", NAMES[i]);
                     self.judge.fail(RELEASE_BEFORE_GRANT, what);
                 }
             }
