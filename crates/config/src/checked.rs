@@ -592,9 +592,19 @@ fn hash(
         paths,
         excludes,
         delete_limit,
+        keep,
+        merge_accounts,
+        lines: _,
     } in sets
     {
         parts.add(format!("set {name} {paths:?} {excludes:?} {delete_limit}"));
+        // As before these keys were known, where they are not used.
+        if let Some(keep) = keep {
+            parts.add(format!("keep {keep:?}"));
+        }
+        if *merge_accounts {
+            parts.add("merge accounts");
+        }
     }
     parts.finish()
 }
