@@ -21,6 +21,7 @@
 //! | `index` | what is known of each path, and of the set |
 //! | `set` | a set: root, stage and what is kept aside |
 //! | `aside` | what lost, kept |
+//! | `archive` | former versions, kept as chunks |
 //! | `recover` | what a run that was cut off left half done |
 //! | `look` | from the disk to the index |
 //! | `stage` | a file made ready out of sight |
@@ -31,6 +32,7 @@
 //! it draws temporary names only.
 
 mod apply;
+mod archive;
 mod aside;
 mod attributes;
 mod calls;
@@ -47,6 +49,7 @@ mod stage;
 mod walk;
 
 pub use apply::{Applied, apply};
+pub use archive::{Archive, Keep, Stored, Version};
 pub use aside::{Aside, Kept};
 pub use calls::Calls;
 pub use dir::{Dir, Name};
