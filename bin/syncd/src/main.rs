@@ -1,6 +1,8 @@
 //! syncd, the file daemon: keeps files alike on all servers (syncd(8)).
 
+mod accounts;
 mod bring;
+mod locks;
 mod pull;
 mod replica;
 mod run;

@@ -17,6 +17,10 @@ pub struct Unit {
     pub name: String,
     /// Of what is there how much a run may remove without being told to, in percent.
     pub delete_limit: u8,
+    /// Which former versions are kept.
+    pub keep: Option<store::Keep>,
+    /// It is of account files, merged record by record.
+    pub accounts: bool,
     /// The directory.
     pub root: PathBuf,
     /// These files of it only.
@@ -32,6 +36,11 @@ impl Unit {
         }
         let path = FsPath::new(OsStr::from_bytes(path.as_bytes()));
         self.excludes.matched(path, directory).is_ignore()
+    }
+
+    /// The files, if it is of single ones.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.only.iter().flatten().map(Vec::as_slice)
     }
 
     /// Where what belongs to it is kept.
@@ -57,6 +66,13 @@ pub fn of(config: &Config, wanted: impl Fn(&SyncSet) -> bool) -> Result<Vec<Unit
         for path in &set.paths {
             let kind = std::fs::symlink_metadata(path);
             match (kind, path.parent(), path.file_name()) {
+                (Ok(m), ..) if m.is_dir() && set.merge_accounts => {
+                    return Err(format!(
+                        "set {}: {} is a directory, and an account file is to be merged",
+                        set.name,
+                        path.display()
+                    ));
+                }
                 (Ok(m), ..) if m.is_dir() => directories.push(path.clone()),
                 (Ok(_), Some(parent), Some(name)) => {
                     let names = files.entry(parent.to_owned()).or_default();
@@ -87,6 +103,8 @@ pub fn of(config: &Config, wanted: impl Fn(&SyncSet) -> bool) -> Result<Vec<Unit
                 units.push(Unit {
                     name: format!("{}:{}", set.name, root.display()),
                     delete_limit: set.delete_limit,
+                    keep: set.keep.map(kept),
+                    accounts: set.merge_accounts,
                     root,
                     only,
                     excludes: excludes.clone(),
@@ -95,6 +113,13 @@ pub fn of(config: &Config, wanted: impl Fn(&SyncSet) -> bool) -> Result<Vec<Unit
         }
     }
     Ok(units)
+}
+
+fn kept(keep: config::Keep) -> store::Keep {
+    match keep {
+        config::Keep::Versions(most) => store::Keep::Versions(most),
+        config::Keep::For(span) => store::Keep::For(span),
+    }
 }
 
 fn excludes(set: &SyncSet) -> Result<Gitignore, String> {

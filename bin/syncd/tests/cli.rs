@@ -19,6 +19,8 @@ const SERVERS: [&str; 3] = ["alpha", "beta", "gamma"];
 /// Three servers. Only root may give each its own view of the file system.
 struct Scene {
     dir: TempDir,
+    /// The configured `[[sync]]`.
+    set: &'static str,
     sshds: Vec<Child>,
 }
 
@@ -45,10 +47,24 @@ fn done(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
+/// A directory with all that is in it.
+const DATA: &str = "[[sync]]\nname = \"data\"\npath = [\"DATA\"]\nexclude = [\"*.tmp\"]\n";
+/// The same, and former versions.
+const KEPT: &str =
+    "[[sync]]\nname = \"data\"\npath = [\"DATA\"]\nexclude = [\"*.tmp\", \"/cache/\"]\nkeep = 3\n";
+/// Password files in it.
+const ACCOUNTS: &str = "[[sync]]\nname = \"accounts\"\nmerge = \"accounts\"\n\
+                        path = [\"DATA/passwd\", \"DATA/shadow\", \"DATA/group\"]\n";
+
 impl Scene {
     fn new() -> Self {
+        Self::of(DATA)
+    }
+
+    fn of(set: &'static str) -> Self {
         let scene = Self {
             dir: TempDir::new().unwrap(),
+            set,
             sshds: Vec::new(),
         };
         // sshd looks at who owns the way to its keys.
@@ -100,10 +116,7 @@ impl Scene {
                 i + 1
             );
         }
-        text += &format!(
-            "[[sync]]\nname = \"data\"\npath = [\"{}\"]\nexclude = [\"*.tmp\"]\n",
-            at("data")
-        );
+        text += &self.set.replace("DATA", &at("data"));
         fs::write(self.at("standin.toml"), text).unwrap();
         fs::write(self.at("port"), port.to_string()).unwrap();
     }
@@ -212,9 +225,34 @@ impl Scene {
         fs::read_to_string(self.data(server).join(name)).ok()
     }
 
+    /// Makes account files on a server: root and these users, with their passwords.
+    fn accounts(&self, server: &str, users: &[(&str, &str)]) {
+        let all = || {
+            [("root", "*")]
+                .into_iter()
+                .chain(users.iter().copied())
+                .enumerate()
+        };
+        let passwd =
+            all().map(|(i, (user, _))| format!("{user}:x:{}:{}::/:/bin/sh\n", i * 1000, i * 1000));
+        let shadow = all().map(|(_, (user, word))| format!("{user}:{word}:1:0:99999:7:::\n"));
+        let group = all().map(|(i, (user, _))| format!("{user}:x:{}:\n", i * 1000));
+        self.write(server, "passwd", &passwd.collect::<String>());
+        self.write(server, "shadow", &shadow.collect::<String>());
+        self.write(server, "group", &group.collect::<String>());
+        let shadow = self.data(server).join("shadow");
+        fs::set_permissions(shadow, fs::Permissions::from_mode(0o640)).unwrap();
+    }
+
+    fn edit(&self, server: &str, name: &str, from: &str, to: &str) {
+        let text = self.read(server, name).unwrap();
+        assert!(text.contains(from), "{text}");
+        self.write(server, name, &text.replace(from, to));
+    }
+
     /// What is in a server's directory that is kept alike, with all that stat(2) tells of it.
     fn tree(&self, server: &str) -> Vec<String> {
-        let list = "find . -mindepth 1 -name .standin-stage -prune -o ! -name .standin-set ! -name '*.tmp' \
+        let list = "find . -mindepth 1 -name .standin-stage -prune -o ! -name .standin-set ! -name '*.tmp' ! -name .pwd.lock \
                     -printf '%P %y %m %U %G %s %T@ %l\\n' | sed '/ d /s/[0-9]* [0-9.]* $//' | sort";
         let output = done(
             Command::new("sh")
@@ -478,6 +516,154 @@ fn runs_of_all_servers_at_once_end_alike() {
     scene.fine("alpha", &[]);
     scene.fine("alpha", &[]);
     scene.assert_alike();
+}
+
+#[test]
+fn a_password_changed_on_each_of_three_servers_is_kept_by_all_in_any_order_of_meetings() {
+    if !may_run() {
+        return;
+    }
+    let users = [("ann", "a0"), ("ben", "b0"), ("carl", "c0")];
+    for order in [
+        ["alpha", "beta", "gamma"],
+        ["gamma", "alpha", "beta"],
+        ["beta", "gamma", "alpha"],
+    ] {
+        let scene = Scene::of(ACCOUNTS);
+        for server in SERVERS {
+            scene.accounts(server, &users);
+        }
+        for server in ["alpha", "beta", "alpha"] {
+            scene.fine(server, &[]);
+        }
+        scene.edit("alpha", "shadow", "ann:a0", "ann:a1");
+        scene.edit("beta", "shadow", "ben:b0", "ben:b1");
+        scene.edit("gamma", "shadow", "carl:c0", "carl:c1");
+        // And users come and go, each with two files.
+        scene.edit(
+            "alpha",
+            "passwd",
+            "carl:x",
+            "dora:x:4000:4000::/:/bin/sh\ncarl:x",
+        );
+        scene.edit(
+            "alpha",
+            "shadow",
+            "carl:c0",
+            "dora:d0:1:0:99999:7:::\ncarl:c0",
+        );
+        scene.edit("beta", "group", "ann:x:1000:", "ann:x:1000:ben");
+        scene.edit("gamma", "group", "ann:x:1000:", "ann:x:1000:carl");
+        let [first, second, third] = order;
+        let said = scene.fine(first, &["--peer", second]);
+        assert!(
+            said.contains("shadow: changed on both servers, merged record by record"),
+            "{said}"
+        );
+        scene.fine(second, &["--peer", third]);
+        // A change of what came merged: whoever has it only within the merged file must know which is older.
+        let letter = ["a", "b", "c"][SERVERS.iter().position(|s| *s == second).unwrap()];
+        let [before, after] = ["1", "2"].map(|n| format!(":{letter}{n}:"));
+        scene.edit(first, "shadow", &before, &after);
+        scene.fine(third, &["--peer", first]);
+        scene.fine(first, &[]);
+        let said = scene.fine(second, &[]);
+        assert_eq!(said.matches(" 0 taken; 0 given").count(), 2, "{said}");
+        scene.assert_alike();
+        let shadow = scene.read("alpha", "shadow").unwrap();
+        for word in ["ann:a1:", "ben:b1:", "carl:c1:", "dora:d0:", "root:*:"] {
+            let word = word.replace(&before, &after);
+            assert!(shadow.contains(&word), "{order:?}: {word}: {shadow}");
+        }
+        assert!(
+            scene
+                .read("gamma", "passwd")
+                .unwrap()
+                .contains("dora:x:4000")
+        );
+        let group = scene.read("beta", "group").unwrap();
+        assert!(
+            group.contains("ann:x:1000:ben,carl\n") || group.contains("ann:x:1000:carl,ben\n"),
+            "{group}"
+        );
+        assert_eq!(
+            fs::metadata(scene.data("gamma").join("shadow"))
+                .unwrap()
+                .mode()
+                & 0o7777,
+            0o640
+        );
+        for server in SERVERS {
+            assert!(!scene.data(server).join("shadow.lock").exists());
+            let aside = scene.at(server).join("state/sync");
+            let kept = done(Command::new("find").arg(aside).args(["-path", "*aside/*"]));
+            assert_eq!(String::from_utf8_lossy(&kept.stdout), "", "nobody lost");
+        }
+    }
+}
+
+#[test]
+fn account_files_that_nobody_could_log_in_with_are_not_taken() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(ACCOUNTS);
+    for server in SERVERS {
+        scene.accounts(server, &[("ann", "a0"), ("ben", "b0")]);
+    }
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    let good = scene.read("alpha", "passwd").unwrap();
+    for (bad, why) in [
+        (
+            good.replace("root:x:0:0", "root:x:7:0"),
+            "nobody would have user id 0",
+        ),
+        (
+            good.replace(":/bin/sh\nben", "\nben"),
+            "line 2 has not the number of fields",
+        ),
+        (
+            good.clone() + "ann:x:5:5::/:/bin/sh\n",
+            "line 4 is a second record of the same name",
+        ),
+        (
+            "root:x:0:0::/:/bin/sh\n".into(),
+            "only 1 of 3 records would be left",
+        ),
+        (String::new(), "only 0 of 3 records would be left"),
+    ] {
+        scene.write("beta", "passwd", &bad);
+        let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            said.contains(&format!("passwd: not taken: {why}")),
+            "{why}: {said}"
+        );
+        assert_eq!(scene.read("alpha", "passwd").unwrap(), good);
+    }
+    scene.write("beta", "passwd", &good);
+    scene.fine("alpha", &["--peer", "beta"]);
+    fs::remove_file(scene.data("gamma").join("shadow")).unwrap();
+    let (said, code) = scene.run("gamma", &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("if it shall be there, make it"), "{said}");
+    // Somebody is at work on them.
+    let mut vipw = Command::new("sleep").arg("1000").spawn().unwrap();
+    fs::write(
+        scene.data("beta").join("passwd.lock"),
+        format!("{}\0", vipw.id()),
+    )
+    .unwrap();
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    vipw.kill().unwrap();
+    vipw.wait().unwrap();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains(&format!("passwd.lock: process {} has it", vipw.id())),
+        "{said}"
+    );
+    scene.fine("alpha", &["--peer", "beta"]);
 }
 
 #[test]
