@@ -9,6 +9,8 @@ mod lab;
 mod restart;
 mod run;
 mod status;
+mod sync;
+mod versions;
 
 use clap::{ArgMatches, Command};
 use daemon::{Args, Error};
@@ -27,6 +29,7 @@ fn command() -> Command {
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
         .subcommand(lab::command())
+        .subcommand(sync::command())
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         "check" => check::run(matches),
         "keygen" => end(keygen::run(matches)),
         "lab" => lab::run(matches),
+        "sync" => sync::run(matches),
         "init" => end(init::run(matches)),
         _ => control::run(name, matches),
     }

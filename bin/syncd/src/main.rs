@@ -5,10 +5,13 @@ mod bring;
 mod locks;
 mod pull;
 mod replica;
+mod restore;
 mod run;
 mod serve;
 mod ssh;
 mod units;
+mod when;
+mod why;
 
 use clap::Command;
 use daemon::Args;
@@ -25,6 +28,7 @@ fn command() -> Command {
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
         .subcommands([run::command(), serve::command()])
+        .subcommands([restore::command(), why::command()])
 }
 
 fn main() -> ExitCode {
@@ -32,6 +36,8 @@ fn main() -> ExitCode {
     match matches.subcommand() {
         Some(("run", matches)) => run::run(matches),
         Some(("serve", matches)) => serve::run(matches),
+        Some(("restore", matches)) => restore::run(matches),
+        Some(("why", matches)) => why::run(matches),
         _ => ExitCode::from(2),
     }
 }

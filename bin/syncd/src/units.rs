@@ -2,7 +2,10 @@
 
 use config::{Config, SyncSet};
 use filesync::Path;
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use ignore::{
+    Match,
+    gitignore::{Gitignore, GitignoreBuilder},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
@@ -45,18 +48,82 @@ impl Unit {
 
     /// Where what belongs to it is kept.
     pub fn state(&self, state_dir: &FsPath) -> PathBuf {
-        let mut name = self.name.replace('%', "%25").replace('/', "%2f");
-        // No name of a file is longer.
-        if name.len() > 200 {
-            let digest = blake3::hash(self.name.as_bytes()).to_hex();
-            name = format!("{}-{digest}", name.chars().take(100).collect::<String>());
-        }
-        state_dir.join("sync").join(name)
+        state_of(&self.name, state_dir)
     }
+
+    /// Where in it a path is, what is excluded, too; `Some(None)`: it is its directory.
+    pub fn inner(&self, path: &FsPath) -> Option<Option<Path>> {
+        let inner = path.strip_prefix(&self.root).ok()?.as_os_str().as_bytes();
+        if inner.is_empty() {
+            return self.only.is_none().then_some(None);
+        }
+        let inner = Path::try_from(inner.to_vec()).ok()?;
+        let named = |only: &BTreeSet<Vec<u8>>| only.contains(inner.as_bytes());
+        self.only.as_ref().is_none_or(named).then_some(Some(inner))
+    }
+
+    /// Whether it is one of this set's.
+    pub fn is_of(&self, set: &SyncSet) -> bool {
+        let (name, _) = self.name.split_once(':').unwrap_or_default();
+        name == set.name.as_str()
+    }
+
+    /// The pattern that a path, or a directory above it, is left out by.
+    pub fn excluded_by(&self, path: &Path, directory: bool) -> Option<(Path, String)> {
+        let above = std::iter::successors(path.parent(), Path::parent);
+        let mut all: Vec<_> = above.map(|p| (p, true)).collect();
+        all.reverse();
+        all.push((path.clone(), directory));
+        all.into_iter().find_map(|(path, directory)| {
+            let shown = FsPath::new(OsStr::from_bytes(path.as_bytes()));
+            match self.excludes.matched(shown, directory) {
+                Match::Ignore(glob) => Some((path.clone(), glob.original().to_owned())),
+                Match::None | Match::Whitelist(_) => None,
+            }
+        })
+    }
+}
+
+fn state_of(name: &str, state_dir: &FsPath) -> PathBuf {
+    let mut file = name.replace('%', "%25").replace('/', "%2f");
+    // No name of a file is longer.
+    if file.len() > 200 {
+        let digest = blake3::hash(name.as_bytes()).to_hex();
+        file = format!("{}-{digest}", file.chars().take(100).collect::<String>());
+    }
+    state_dir.join("sync").join(file)
 }
 
 /// The units of these sets, or what is wrong with them.
 pub fn of(config: &Config, wanted: impl Fn(&SyncSet) -> bool) -> Result<Vec<Unit>, String> {
+    units(config, wanted, |set, path, e| {
+        Err(format!(
+            "set {}: {}: {e}; if it shall be there, make it, empty (mkdir or touch): what is missing might only not \
+             be mounted",
+            set.name,
+            path.display()
+        ))
+    })
+}
+
+/// The same where something is missing: it is taken for the directory that it was, as what is kept of it tells, or else
+/// for a file.
+pub fn former(config: &Config, state_dir: &FsPath) -> Result<Vec<Unit>, String> {
+    units(
+        config,
+        |_| true,
+        |set, path, _| {
+            let name = format!("{}:{}", set.name, path.display());
+            Ok(state_of(&name, state_dir).is_dir())
+        },
+    )
+}
+
+fn units(
+    config: &Config,
+    wanted: impl Fn(&SyncSet) -> bool,
+    missing: impl Fn(&SyncSet, &FsPath, std::io::Error) -> Result<bool, String>,
+) -> Result<Vec<Unit>, String> {
     let mut units = Vec::new();
     let mut roots = BTreeMap::new();
     for set in &config.sets {
@@ -64,29 +131,24 @@ pub fn of(config: &Config, wanted: impl Fn(&SyncSet) -> bool) -> Result<Vec<Unit
         let mut files: BTreeMap<PathBuf, BTreeSet<Vec<u8>>> = BTreeMap::new();
         let mut directories = Vec::new();
         for path in &set.paths {
-            let kind = std::fs::symlink_metadata(path);
-            match (kind, path.parent(), path.file_name()) {
-                (Ok(m), ..) if m.is_dir() && set.merge_accounts => {
+            let is_directory = match std::fs::symlink_metadata(path) {
+                Ok(found) => found.is_dir(),
+                Err(e) => missing(set, path, e)?,
+            };
+            match (is_directory, path.parent(), path.file_name()) {
+                (true, ..) if set.merge_accounts => {
                     return Err(format!(
                         "set {}: {} is a directory, and an account file is to be merged",
                         set.name,
                         path.display()
                     ));
                 }
-                (Ok(m), ..) if m.is_dir() => directories.push(path.clone()),
-                (Ok(_), Some(parent), Some(name)) => {
+                (true, ..) => directories.push(path.clone()),
+                (false, Some(parent), Some(name)) => {
                     let names = files.entry(parent.to_owned()).or_default();
                     names.insert(name.as_bytes().to_vec());
                 }
-                (Ok(_), ..) => return Err(format!("{}: no name", path.display())),
-                (Err(e), ..) => {
-                    return Err(format!(
-                        "set {}: {}: {e}; if it shall be there, make it, empty (mkdir or touch): what is missing \
-                         might only not be mounted",
-                        set.name,
-                        path.display()
-                    ));
-                }
+                (false, ..) => return Err(format!("{}: no name", path.display())),
             }
         }
         let directories = directories.into_iter().map(|root| (root, None));

@@ -667,6 +667,190 @@ fn account_files_that_nobody_could_log_in_with_are_not_taken() {
 }
 
 #[test]
+fn former_versions_come_back_and_spread() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(KEPT);
+    let at = |name: &str| scene.at("data").join(name).display().to_string();
+    let restore = |server: &str, arguments: &[&str]| {
+        let output = done(
+            scene
+                .syncd(server, &[&["restore"], arguments].concat())
+                .stderr(Stdio::piped()),
+        );
+        let said = [output.stdout, output.stderr].concat();
+        (String::from_utf8(said).unwrap(), output.status.code())
+    };
+    let large: String = (0..200_000).map(|i| format!("line {i}\n")).collect();
+    scene.write("alpha", "dir/file", "first");
+    scene.write("alpha", "dir/large", &large);
+    scene.write("alpha", "dir/gone", "gone");
+    fs::hard_link(
+        scene.data("alpha").join("dir/gone"),
+        scene.data("alpha").join("dir/linked"),
+    )
+    .unwrap();
+    fs::set_permissions(
+        scene.data("alpha").join("dir/file"),
+        fs::Permissions::from_mode(0o2750),
+    )
+    .unwrap();
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    // A local change on alpha, where no other server's version replaces it, and one that beta takes.
+    scene.write("alpha", "dir/file", "second");
+    scene.write("alpha", "dir/large", &("front\n".to_owned() + &large));
+    scene.fine("alpha", &[]);
+    let before_removal = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    fs::remove_dir_all(scene.data("alpha").join("dir")).unwrap();
+    scene.write("alpha", "other", "so that it is not empty");
+    thread::sleep(Duration::from_millis(1100));
+    scene.fine("alpha", &[]);
+    scene.assert_alike();
+    for server in SERVERS {
+        let (said, code) = restore(server, &[&at("dir/file"), "--list"]);
+        assert_eq!(code, Some(0), "{said}");
+        let lines: Vec<_> = said.lines().collect();
+        assert_eq!(lines.len(), 3, "{said}");
+        assert!(
+            lines[0].contains("2750 0:0  file of 5 bytes, by alpha"),
+            "{said}"
+        );
+        assert!(
+            lines[1].contains("file of 6 bytes") && lines[2].contains("removed"),
+            "{said}"
+        );
+    }
+    // On another server than the one that removed it: only what is asked for, with all it had.
+    let (said, _) = restore("gamma", &[&at("dir/file"), "--list"]);
+    let first = said.split_whitespace().nth(2).unwrap();
+    let copy = scene.at("copy").display().to_string();
+    let (said, code) = restore("gamma", &[&at("dir/file"), "--id", first, "--to", &copy]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read_to_string(&copy).unwrap(), "first");
+    assert_eq!(fs::metadata(&copy).unwrap().mode() & 0o7777, 0o2750);
+    let (said, code) = restore("gamma", &[&at("dir/file"), "--to", &copy]);
+    assert_eq!(code, Some(1), "nothing is overwritten: {said}");
+    let (said, code) = restore("gamma", &[&at("dir/file")]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(scene.read("gamma", "dir/file").unwrap(), "second");
+    scene.fine("gamma", &[]);
+    assert_eq!(scene.read("alpha", "dir/file").unwrap(), "second");
+    assert_eq!(scene.read("beta", "dir/large"), None);
+    // The whole directory as it was then.
+    let then = format!("@{}", before_removal.as_secs() + 1);
+    let (said, code) = restore("beta", &[&at("dir"), "--at", &then]);
+    assert_eq!(code, Some(0), "{said}");
+    scene.fine("beta", &[]);
+    scene.fine("beta", &[]);
+    scene.assert_alike();
+    assert_eq!(
+        scene.read("alpha", "dir/large").unwrap(),
+        "front\n".to_owned() + &large
+    );
+    let inode = |name: &str| fs::metadata(scene.data("alpha").join(name)).unwrap().ino();
+    assert_eq!(inode("dir/gone"), inode("dir/linked"));
+    let said = scene.fine("gamma", &[]);
+    assert_eq!(said.matches(" 0 taken; 0 given").count(), 2, "{said}");
+    // What is wanted and not there is told.
+    let (said, code) = restore("beta", &[&at("dir/file"), "--at", "2001-01-01"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("the oldest version is of"), "{said}");
+    let (said, code) = restore("beta", &[&at("dir/file"), "--at", "teatime"]);
+    assert_eq!(code, Some(2), "{said}");
+    let (said, code) = restore("beta", &["/etc/motd", "--list"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("is in no set"), "{said}");
+    // Chunks are there once: of two large versions that differ in a line.
+    let kept = fs::metadata(scene.at("alpha").join("state/sync")).unwrap();
+    assert!(kept.is_dir());
+}
+
+#[test]
+fn what_lost_a_conflict_comes_back() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(DATA);
+    scene.write("alpha", "file", "before");
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    scene.write("alpha", "file", "of alpha");
+    thread::sleep(Duration::from_millis(1100));
+    scene.write("beta", "file", "of beta!");
+    scene.fine("alpha", &["--peer", "beta"]);
+    assert_eq!(scene.read("alpha", "file").unwrap(), "of beta!");
+    let path = scene.at("data").join("file").display().to_string();
+    let restored = done(&mut scene.syncd("alpha", &["restore", &path]));
+    assert!(restored.status.success(), "{restored:?}");
+    assert_eq!(scene.read("alpha", "file").unwrap(), "of alpha");
+    scene.fine("alpha", &[]);
+    assert_eq!(scene.read("gamma", "file").unwrap(), "of alpha");
+    // What it took the place of is kept in turn.
+    let list = done(&mut scene.syncd("alpha", &["restore", &path, "--list"]));
+    assert_eq!(
+        String::from_utf8_lossy(&list.stdout).lines().count(),
+        2,
+        "{list:?}"
+    );
+}
+
+#[test]
+fn why_names_the_rule_and_its_line() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(KEPT);
+    scene.write("alpha", "a.tmp", "");
+    scene.write("alpha", "cache/x", "");
+    scene.write("alpha", "kept", "");
+    scene.fine("alpha", &["--peer", "beta"]);
+    let why = |path: &Path| {
+        let output = done(&mut scene.syncd("alpha", &["why", path.to_str().unwrap()]));
+        (
+            String::from_utf8(output.stdout).unwrap(),
+            output.status.code(),
+        )
+    };
+    let text = fs::read_to_string(scene.at("standin.toml")).unwrap();
+    let line = |start: &str| {
+        let place = text.lines().position(|l| l.starts_with(start)).unwrap();
+        format!("standin.toml:{}", place + 1)
+    };
+    let data = scene.at("data");
+    let (said, code) = why(&data.join("kept"));
+    assert_eq!(code, Some(0), "{said}");
+    for what in [
+        "set data",
+        &line("[[sync]]"),
+        &line("path"),
+        "kept alike with beta, gamma",
+        "keep = 3",
+        "1 versions kept",
+    ] {
+        assert!(said.contains(what), "{what}: {said}");
+    }
+    for (path, pattern) in [("a.tmp", "*.tmp"), ("cache/x", "/cache/")] {
+        let (said, code) = why(&data.join(path));
+        assert_eq!(code, Some(1), "{said}");
+        let told = format!("not kept alike: exclude \"{pattern}\", ");
+        assert!(
+            said.contains(&told) && said.contains(&line("exclude")),
+            "{said}"
+        );
+    }
+    let (said, code) = why(&data.join(".standin-stage/x"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("standin's own"), "{said}");
+    let (said, code) = why(Path::new("/etc/motd"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("/etc/motd is in no set"), "{said}");
+}
+
+#[test]
 fn a_dry_run_tells_and_does_nothing() {
     if !may_run() {
         return;

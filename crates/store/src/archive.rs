@@ -238,13 +238,8 @@ impl Archive {
     }
 
     fn sweep(&self, trim: &Trim<'_>) -> Result<u64, Error> {
-        let mut paths = BTreeSet::new();
-        let read = self.db.begin_read()?.open_table(VERSIONS)?;
-        for item in read.range::<&[u8]>(..)? {
-            paths.insert(path_of(item?.0.value())?);
-        }
         let mut dropped = 0;
-        let mut paths = paths.into_iter().peekable();
+        let mut paths = self.below(None)?.into_iter().peekable();
         while paths.peek().is_some() {
             let tx = self.db.begin_write()?;
             let mut tables = Tables::open(&tx)?;
@@ -263,18 +258,21 @@ impl Archive {
         Ok(of(&table, path)?.into_iter().map(|(_, v)| v).collect())
     }
 
-    /// All paths in a directory that there are versions of, in order.
-    pub fn below(&self, directory: &Path) -> Result<Vec<Path>, Error> {
-        let (from, until) = beginning(&rows::pair(&key(directory), &[0]));
+    /// All paths in a directory, or in the set, that there are versions of, in order.
+    pub fn below(&self, directory: Option<&Path>) -> Result<BTreeSet<Path>, Error> {
+        let (from, until) = match directory {
+            Some(directory) => beginning(&rows::pair(&key(directory), &[0])),
+            None => (Vec::new(), vec![u8::MAX; 256]),
+        };
         let table = self.db.begin_read()?.open_table(VERSIONS)?;
         let mut paths = BTreeSet::new();
         for item in table.range(from.as_slice()..until.as_slice())? {
             let path = path_of(item?.0.value())?;
-            if path.is_below(directory) {
+            if directory.is_none_or(|directory| path.is_below(directory)) {
                 paths.insert(path);
             }
         }
-        Ok(paths.into_iter().collect())
+        Ok(paths)
     }
 
     /// Gives the contents of a file piece by piece; false if they are not here.

@@ -1,8 +1,9 @@
 //! What lost a conflict, kept outside of the set: each version once, with its contents and all it had.
 
 use crate::{
+    calls::Calls,
     contents,
-    dir::{Dir, Name},
+    dir::{Dir, Name, own_directory},
     error::{At, Error},
     rows::{decode, encode},
 };
@@ -40,6 +41,13 @@ type Fill<'a> = dyn Fn(&File) -> io::Result<()> + 'a;
 pub struct Aside(Dir);
 
 impl Aside {
+    /// Those of a set whose directory cannot be opened now.
+    pub fn at(directory: &std::path::Path) -> Result<Self, Error> {
+        let shown = directory.display();
+        let dir = own_directory(directory, Calls::unlimited());
+        dir.map(Self).at("open", &shown)
+    }
+
     /// Takes the directory over, without what was not finished.
     pub(crate) fn open(dir: Dir) -> io::Result<Self> {
         for name in dir.names()? {

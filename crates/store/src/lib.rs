@@ -22,6 +22,7 @@
 //! | `set` | a set: root, stage and what is kept aside |
 //! | `aside` | what lost, kept |
 //! | `archive` | former versions, kept as chunks |
+//! | `export` | a version written outside of any set |
 //! | `recover` | what a run that was cut off left half done |
 //! | `look` | from the disk to the index |
 //! | `stage` | a file made ready out of sight |
@@ -39,6 +40,7 @@ mod calls;
 mod contents;
 mod dir;
 mod error;
+mod export;
 mod index;
 mod look;
 mod recover;
@@ -54,9 +56,10 @@ pub use aside::{Aside, Kept};
 pub use calls::Calls;
 pub use dir::{Dir, Name};
 pub use error::{Error, Listing};
+pub use export::export;
 pub use index::{Batch, Index, Opened};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State};
-pub use set::{MARKER, STAGE, Set};
+pub use set::{MARKER, STAGE, Set, reserved as is_own};
 pub use stage::Contents;
 pub use walk::{Counts, Step, Walk};

@@ -30,7 +30,7 @@ pub const MARKER: &str = ".standin-set";
 const MARKER_MAX: u64 = 4096;
 
 /// Whether a path is standin's own and part of no set.
-pub(crate) fn reserved(path: &Path) -> bool {
+pub fn reserved(path: &Path) -> bool {
     let first = path.as_bytes().split(|b| *b == b'/').next();
     [STAGE, MARKER]
         .iter()
