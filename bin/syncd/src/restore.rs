@@ -434,12 +434,12 @@ impl Restore<'_> {
                 return Err("it is a directory: give --at, or name a file in it".into());
             }
             for path in path.cloned().into_iter().chain(kept.below(path)?) {
-                let all = kept.of(&path)?.into_iter();
+                let mut all = kept.of(&path)?.into_iter();
                 let former = match &self.wanted {
                     // What is there stays.
                     Wanted::Last if there(&path)?.is_some() => None,
-                    Wanted::At(at) => all.filter(|f| f.at <= *at).last(),
-                    _ => all.filter(|f| f.node.is_some()).last(),
+                    Wanted::At(at) => all.rfind(|f| f.at <= *at),
+                    _ => all.rfind(|f| f.node.is_some()),
                 };
                 chosen.extend(former.map(|former| (path, former)));
             }
@@ -495,7 +495,7 @@ fn operations(
                 break;
             }
             let last = kept.of(&above)?.into_iter().filter_map(|f| f.node);
-            let last = last.filter(Node::is_directory).last();
+            let last = last.rev().find(Node::is_directory);
             let made = || Node {
                 kind: Kind::Directory,
                 mode: 0o755,

@@ -211,13 +211,13 @@ impl Archive {
             _ => {}
         }
         let mut bytes = 0;
-        if let Some((size, digest)) = file_of(&version.entry) {
-            if !tables.take(&digest)? {
-                self.has_room(size)?;
-                let file = set.read(path).map_err(|e| Failure::File(e.to_string()))?;
-                tables.fill(&file, &digest)?;
-                bytes = size;
-            }
+        if let Some((size, digest)) = file_of(&version.entry)
+            && !tables.take(&digest)?
+        {
+            self.has_room(size)?;
+            let file = set.read(path).map_err(|e| Failure::File(e.to_string()))?;
+            tables.fill(&file, &digest)?;
+            bytes = size;
         }
         *number += 1;
         let record = encode(version)?;
