@@ -11,7 +11,7 @@ use protocol::{
     },
 };
 use std::{fs::File, io, path::PathBuf, time::Duration};
-use store::{Archive, Calls, Index, Keep, Listing, Look, Opened, Set, Summary};
+use store::{Archive, Calls, Index, Keep, Listing, Look, Opened, Own, Set, Summary};
 use transfer::{Changes, Origin};
 
 /// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
@@ -84,7 +84,12 @@ impl Local {
                 file.display()
             );
         }
-        let set = Set::open(&unit.root, &state_dir, &index, allowed.root, calls).map_err(told)?;
+        let own = match unit.accounts {
+            true => Own::ACCOUNTS,
+            false => Own::FILES,
+        };
+        let set = Set::open_with(own, &unit.root, &state_dir, &index, allowed.root, calls)
+            .map_err(told)?;
         let held = holds_an_address(args, me);
         let look = Look {
             now: daemon::real_now_ns(),

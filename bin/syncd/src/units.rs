@@ -125,7 +125,7 @@ fn units(
     missing: impl Fn(&SyncSet, &FsPath, std::io::Error) -> Result<bool, String>,
 ) -> Result<Vec<Unit>, String> {
     let mut units = Vec::new();
-    let mut roots = BTreeMap::new();
+    let mut roots = BTreeMap::<_, Vec<_>>::new();
     for set in &config.sets {
         let excludes = excludes(set)?;
         let mut files: BTreeMap<PathBuf, BTreeSet<Vec<u8>>> = BTreeMap::new();
@@ -154,13 +154,25 @@ fn units(
         let directories = directories.into_iter().map(|root| (root, None));
         let files = files.into_iter().map(|(root, only)| (root, Some(only)));
         for (root, only) in directories.chain(files) {
-            if let Some(other) = roots.insert(root.clone(), &set.name) {
+            let there: &mut Vec<(Option<BTreeSet<_>>, bool, _)> =
+                roots.entry(root.clone()).or_default();
+            // Account files have a stage of their own beside other files.
+            let apart = |(names, accounts, _): &(Option<BTreeSet<_>>, bool, _)| match (names, &only)
+            {
+                (Some(names), Some(only)) => {
+                    *accounts != set.merge_accounts && names.is_disjoint(only)
+                }
+                _ => false,
+            };
+            let other = there.iter().find(|other| !apart(other));
+            if let Some((_, _, other)) = other {
                 return Err(format!(
                     "{} belongs to the sets {other} and {}; put what is in it into one set",
                     root.display(),
                     set.name
                 ));
             }
+            there.push((only.clone(), set.merge_accounts, &set.name));
             if wanted(set) {
                 units.push(Unit {
                     name: format!("{}:{}", set.name, root.display()),

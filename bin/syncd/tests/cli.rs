@@ -54,7 +54,8 @@ const KEPT: &str =
     "[[sync]]\nname = \"data\"\npath = [\"DATA\"]\nexclude = [\"*.tmp\", \"/cache/\"]\nkeep = 3\n";
 /// Password files in it.
 const ACCOUNTS: &str = "[[sync]]\nname = \"accounts\"\nmerge = \"accounts\"\n\
-                        path = [\"DATA/passwd\", \"DATA/shadow\", \"DATA/group\"]\n";
+                        path = [\"DATA/passwd\", \"DATA/shadow\", \"DATA/group\"]\n\
+                        [[sync]]\nname = \"rest\"\npath = [\"DATA/hosts\"]\n";
 
 impl Scene {
     fn new() -> Self {
@@ -240,6 +241,7 @@ impl Scene {
         self.write(server, "passwd", &passwd.collect::<String>());
         self.write(server, "shadow", &shadow.collect::<String>());
         self.write(server, "group", &group.collect::<String>());
+        self.write(server, "hosts", "another set's");
         let shadow = self.data(server).join("shadow");
         fs::set_permissions(shadow, fs::Permissions::from_mode(0o640)).unwrap();
     }
@@ -252,7 +254,7 @@ impl Scene {
 
     /// What is in a server's directory that is kept alike, with all that stat(2) tells of it.
     fn tree(&self, server: &str) -> Vec<String> {
-        let list = "find . -mindepth 1 -name .standin-stage -prune -o ! -name .standin-set ! -name '*.tmp' ! -name .pwd.lock \
+        let list = "find . -mindepth 1 -name '.standin*-stage' -prune -o ! -name '.standin*-set' ! -name '*.tmp' ! -name .pwd.lock \
                     -printf '%P %y %m %U %G %s %T@ %l\\n' | sed '/ d /s/[0-9]* [0-9.]* $//' | sort";
         let output = done(
             Command::new("sh")
@@ -567,7 +569,7 @@ fn a_password_changed_on_each_of_three_servers_is_kept_by_all_in_any_order_of_me
         scene.edit(first, "shadow", &before, &after);
         scene.fine(third, &["--peer", first]);
         scene.fine(first, &[]);
-        let said = scene.fine(second, &[]);
+        let said = scene.fine(second, &["--set", "accounts"]);
         assert_eq!(said.matches(" 0 taken; 0 given").count(), 2, "{said}");
         scene.assert_alike();
         let shadow = scene.read("alpha", "shadow").unwrap();

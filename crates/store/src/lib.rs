@@ -60,6 +60,6 @@ pub use export::export;
 pub use index::{Batch, Index, Opened};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State};
-pub use set::{MARKER, STAGE, Set, reserved as is_own};
+pub use set::{MARKER, Own, STAGE, Set, reserved as is_own};
 pub use stage::Contents;
 pub use walk::{Counts, Step, Walk};
