@@ -800,6 +800,120 @@ fn what_lost_a_conflict_comes_back() {
     );
 }
 
+impl Scene {
+    /// A run on this server that is killed after so many milliseconds, wherever it is then.
+    fn killed(&self, server: &str, arguments: &[&str], wait: u64) {
+        let mut run = self.syncd(server, &[&["run"], arguments].concat());
+        let run = run.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut run = run.spawn().unwrap();
+        thread::sleep(Duration::from_millis(wait));
+        let _ = run.kill(); // unshare has become syncd
+        run.wait().unwrap();
+    }
+}
+
+#[test]
+fn account_files_are_whole_and_free_whenever_a_run_is_killed() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(ACCOUNTS);
+    let names: Vec<String> = (0..40).map(|i| format!("user{i}")).collect();
+    let users: Vec<_> = names.iter().map(|name| (name.as_str(), "w0")).collect();
+    for server in SERVERS {
+        scene.accounts(server, &users);
+    }
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    let accounts = ["--set", "accounts", "--peer", "beta"];
+    for round in 1..30u64 {
+        for (server, half) in [("alpha", 0), ("beta", 1)] {
+            let user = format!("user{}:", (round * 2 + half) % 40);
+            let text = scene.read(server, "shadow").unwrap();
+            let line = text.lines().find(|l| l.starts_with(&user)).unwrap();
+            let new = format!("{user}w{round}:1:0:99999:7:::");
+            scene.write(server, "shadow", &text.replace(line, &new));
+            let group = scene.read(server, "group").unwrap();
+            let all = ["alpha", "beta"].map(|server| format!("of{server}{round}"));
+            let own = &all[half as usize];
+            scene.write(
+                server,
+                "group",
+                &group.replace("root:x:0:", &format!("root:x:0:{own},")),
+            );
+        }
+        scene.killed("alpha", &accounts, round * 11 % 230);
+        for server in ["alpha", "beta"] {
+            let (passwd, shadow) = (scene.read(server, "passwd"), scene.read(server, "shadow"));
+            for text in [passwd, shadow] {
+                assert_eq!(text.unwrap().lines().count(), 41, "{server}, round {round}");
+            }
+        }
+    }
+    for server in ["alpha", "beta", "alpha"] {
+        scene.fine(server, &[]);
+    }
+    scene.assert_alike();
+    let (shadow, group) = (
+        scene.read("gamma", "shadow").unwrap(),
+        scene.read("gamma", "group").unwrap(),
+    );
+    for round in 10..30u64 {
+        for half in [0, 1] {
+            let user = format!("user{}:w{round}:", (round * 2 + half) % 40);
+            assert!(shadow.contains(&user), "{user} {shadow}");
+        }
+    }
+    let members: Vec<_> = group.split([':', ',', '\n']).collect();
+    for round in 1..30 {
+        for member in [format!("ofalpha{round}"), format!("ofbeta{round}")] {
+            assert!(members.contains(&member.as_str()), "{member} {group}");
+        }
+    }
+}
+
+#[test]
+fn former_versions_outlive_a_run_killed_at_any_moment() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(KEPT);
+    let contents = |name: &str, round: u64| format!("{name} {round}\n").repeat(40_000);
+    for i in 0..3 {
+        scene.write("beta", &format!("f{i}"), &contents(&format!("f{i}"), 0));
+    }
+    scene.fine("alpha", &["--peer", "beta"]);
+    for round in 1..12u64 {
+        for i in 0..3 {
+            let name = format!("f{i}");
+            scene.write("beta", &name, &contents(&name, round));
+        }
+        scene.killed("alpha", &["--peer", "beta"], round * 37 % 300);
+    }
+    scene.fine("alpha", &["--peer", "beta"]);
+    let out = scene.at("out");
+    let mut versions = 0;
+    for i in 0..3 {
+        let path = scene.at("data").join(format!("f{i}")).display().to_string();
+        let list = done(&mut scene.syncd("alpha", &["restore", &path, "--list"]));
+        for line in String::from_utf8(list.stdout).unwrap().lines() {
+            let id = line.split_whitespace().nth(2).unwrap();
+            let to = ["restore", &path, "--id", id, "--to", out.to_str().unwrap()];
+            let output = done(&mut scene.syncd("alpha", &to));
+            assert!(output.status.success(), "{line}: {output:?}");
+            let text = fs::read_to_string(&out).unwrap();
+            let first = text.lines().next().unwrap().to_owned() + "\n";
+            assert!(
+                first.starts_with(&format!("f{i} ")) && text == first.repeat(40_000),
+                "{first}"
+            );
+            fs::remove_file(&out).unwrap();
+            versions += 1;
+        }
+    }
+    assert!(versions >= 6, "{versions}");
+}
+
 #[test]
 fn why_names_the_rule_and_its_line() {
     if !may_run() {
