@@ -1,11 +1,11 @@
 //! A set of password files: each is merged record by record, all are put in place under the system's locks.
 //!
 //! ```text
-//!   look      under the locks: no program is half-way through them
+//!   look      under the lock of all: no program is half-way through them
 //!   history   which event each record is from, on the disk before anybody is told of the version
 //!   settle    what two changed, with what the other knows of its records
 //!   check     every record is one, somebody has user id 0, not half of them are gone
-//!   apply     under the locks: group, gshadow, subuid, subgid, passwd, shadow
+//!   apply     under all locks: group, gshadow, subuid, subgid, passwd, shadow
 //! ```
 
 use crate::{
@@ -39,7 +39,13 @@ fn digest(bytes: &[u8]) -> Digest {
     Digest(*blake3::hash(bytes).as_bytes())
 }
 
-/// The locks of a unit, if it is of account files.
+/// The lock under which a unit is looked at, if it is of account files: no program is half-way through them.
+pub fn quiet(unit: &Unit) -> Result<Option<Locks>, String> {
+    let locked = unit.accounts.then(|| Locks::take(&unit.root, []));
+    locked.transpose()
+}
+
+/// All locks of a unit, if it is of account files.
 pub fn lock(unit: &Unit) -> Result<Option<Locks>, String> {
     let locked = unit.accounts.then(|| Locks::take(&unit.root, unit.names()));
     locked.transpose()
@@ -497,7 +503,15 @@ impl<S: Read + Write> Merging<'_, S> {
         let texts = self.ready.iter();
         let texts = texts.map(|r| (&r.operation.path, r.text.as_slice()));
         let mut texts = Texts(texts.collect());
-        let locks = lock(&self.local.unit).map_err(io::Error::other)?;
+        let locks = match lock(&self.local.unit) {
+            Ok(locks) => locks,
+            Err(why) => {
+                for operation in &operations {
+                    self.report.applied.failed.add(&operation.path, &why);
+                }
+                return Ok(self.report);
+            }
+        };
         let now = daemon::real_now_ns();
         let (set, index) = (&self.local.set, &self.local.index);
         let applied = store::apply(set, index, operations, &mut texts, now);
@@ -510,4 +524,20 @@ impl<S: Read + Write> Merging<'_, S> {
 
 fn failed(e: store::Error) -> Error {
     Error::Io(io::Error::other(e))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_there_before_who_refers_to_it_and_the_password_comes_last() {
+        let mut names = ["subuid", "shadow", "passwd", "gshadow", "group", "subgid"];
+        names.sort_by_key(|name| place(&Path::try_from(name.as_bytes().to_vec()).unwrap()));
+        assert_eq!(
+            names,
+            ["group", "gshadow", "subuid", "subgid", "passwd", "shadow"]
+        );
+    }
 }

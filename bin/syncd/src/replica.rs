@@ -67,7 +67,7 @@ impl Local {
             incarnation,
         };
         let calls = Calls::unlimited();
-        let locks = accounts::lock(&unit)?;
+        let locks = accounts::quiet(&unit)?;
         let told = |e: store::Error| match e.is_busy() {
             true => BUSY.to_owned(),
             false if matches!(e, store::Error::Root { .. }) => {

@@ -650,21 +650,27 @@ fn account_files_that_nobody_could_log_in_with_are_not_taken() {
     let (said, code) = scene.run("gamma", &[]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("if it shall be there, make it"), "{said}");
-    // Somebody is at work on them.
+    // Somebody is at work on them, there and here.
     let mut vipw = Command::new("sleep").arg("1000").spawn().unwrap();
-    fs::write(
-        scene.data("beta").join("passwd.lock"),
-        format!("{}\0", vipw.id()),
-    )
-    .unwrap();
+    let lock = format!("{}\0", vipw.id());
+    fs::write(scene.data("beta").join("shadow.lock"), &lock).unwrap();
+    scene.edit("alpha", "shadow", "ann:a0", "ann:a1");
     let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("1 not taken there: run syncd on beta"),
+        "{said}"
+    );
+    let (said, code) = scene.run("beta", &["--peer", "alpha"]);
     vipw.kill().unwrap();
     vipw.wait().unwrap();
     assert_eq!(code, Some(1), "{said}");
+    let told = format!("shadow.lock: process {} has it", vipw.id());
     assert!(
-        said.contains(&format!("passwd.lock: process {} has it", vipw.id())),
+        said.contains("shadow: cannot lock") && said.contains(&told),
         "{said}"
     );
+    assert!(scene.read("beta", "shadow").unwrap().contains("ann:a0"));
     scene.fine("alpha", &["--peer", "beta"]);
 }
 
