@@ -186,3 +186,46 @@ fn an_index_made_anew_leaves_what_is_kept() {
     texts.dedup();
     assert_eq!(texts, ["1", "2", "3"]);
 }
+
+#[test]
+fn what_could_not_be_read_is_kept_by_the_next_even_if_it_is_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = Kept::new(dir.path());
+    kept.store.write("a", "1");
+    kept.store.write("b", "1");
+    let open = kept.store.open();
+    open.look().unwrap();
+    let away = dir.path().join("away");
+    fs::rename(kept.store.at("a"), &away).unwrap();
+    let keep = Keep::Versions(5);
+    let stored = kept
+        .archive
+        .keep(&open.set, &open.index, keep, later())
+        .unwrap();
+    drop(open);
+    assert_eq!((stored.versions, stored.failed.count), (1, 1), "{stored:?}");
+    fs::rename(&away, kept.store.at("a")).unwrap();
+    assert_eq!(kept.keep(keep).versions, 1);
+    assert_eq!(kept.texts("a"), ["1"]);
+}
+
+#[test]
+fn the_last_version_that_another_server_has_is_kept_however_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = Kept::new(dir.path());
+    for i in 0..6 {
+        kept.store.write("a", format!("{i}"));
+        kept.keep(Keep::Versions(1));
+        if i == 2 {
+            let open = kept.store.open();
+            let beta = filesync::Replica {
+                server: "beta".parse().unwrap(),
+                incarnation: 1,
+            };
+            let mut ledger = open.index.ledger().unwrap();
+            ledger.acknowledged(&beta, open.index.state().unwrap().sequence, 1);
+            open.index.write(|batch| batch.ledger(&ledger)).unwrap();
+        }
+    }
+    assert_eq!(kept.texts("a"), ["2", "4", "5"]);
+}
