@@ -28,8 +28,7 @@ fn command() -> Command {
         .subcommands([status::command(), check::command()])
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
-        .subcommand(lab::command())
-        .subcommand(sync::command())
+        .subcommands([sync::command(), lab::command()])
 }
 
 fn main() -> ExitCode {
@@ -43,8 +42,8 @@ fn main() -> ExitCode {
         "status" => status::run(matches),
         "check" => check::run(matches),
         "keygen" => end(keygen::run(matches)),
-        "lab" => lab::run(matches),
         "sync" => sync::run(matches),
+        "lab" => lab::run(matches),
         "init" => end(init::run(matches)),
         _ => control::run(name, matches),
     }

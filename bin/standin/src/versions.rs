@@ -2,6 +2,7 @@
 
 use clap::{Arg, ArgMatches, Command};
 use daemon::Error;
+use protocol::Role;
 use std::{ffi::OsString, os::unix::process::CommandExt, process};
 
 pub fn commands() -> [Command; 2] {
@@ -30,9 +31,9 @@ pub fn commands() -> [Command; 2] {
 
 /// Becomes syncd; returns only if that cannot be.
 pub fn run(name: &str, matches: &ArgMatches) -> Error {
-    let syncd = match std::env::current_exe() {
-        Ok(own) => own.with_file_name("syncd"),
-        Err(e) => return Error::io("cannot find this executable", e),
+    let syncd = match crate::child::executable(Role::Syncd) {
+        Ok(syncd) => syncd,
+        Err(e) => return e,
     };
     let arguments: Vec<&OsString> = matches
         .get_many("arguments")

@@ -237,7 +237,8 @@ pub fn pull<S: Read + Write>(
     let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
     let offered = offered.into_iter().filter(ours).collect();
     let mut planner = Planner::default();
-    let mut operations = planner.batch(&local.index, offered);
+    let index = local.index.reader().map_err(failed)?;
+    let mut operations = planner.batch(&index, offered);
     operations.extend(planner.removals());
     let mut run = Merging {
         local,

@@ -2,19 +2,25 @@
 
 mod accounts;
 mod bring;
+mod conflicts;
+mod fresh;
+mod jobs;
 mod locks;
 mod pull;
 mod replica;
 mod restore;
 mod run;
 mod serve;
+mod shell;
 mod ssh;
+mod triggers;
 mod units;
 mod when;
 mod why;
 
 use clap::Command;
 use daemon::Args;
+use protocol::Role;
 use std::process::ExitCode;
 
 fn command() -> Command {
@@ -22,12 +28,10 @@ fn command() -> Command {
         .about("standin's file daemon: keeps files alike on all servers")
         .version(env!("CARGO_PKG_VERSION"))
         .args(Args::definitions())
-        .arg_required_else_help(true)
-        .subcommand_required(true)
         .after_help(
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
-        .subcommands([run::command(), serve::command()])
+        .subcommands([run::command(), serve::command(), conflicts::command()])
         .subcommands([restore::command(), why::command()])
 }
 
@@ -35,10 +39,11 @@ fn main() -> ExitCode {
     let matches = command().get_matches();
     match matches.subcommand() {
         Some(("run", matches)) => run::run(matches),
+        Some(("conflicts", matches)) => conflicts::run(matches),
         Some(("serve", matches)) => serve::run(matches),
         Some(("restore", matches)) => restore::run(matches),
         Some(("why", matches)) => why::run(matches),
-        _ => ExitCode::from(2),
+        _ => daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run),
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{
     accounts,
     bring::Bring,
+    fresh,
     replica::{Allowed, Local},
 };
 use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, guard::Limit};
@@ -11,7 +12,7 @@ use std::{
     io::{Read, Write},
 };
 use store::{Applied, Listing};
-use transfer::{Error, Farewell, Puller};
+use transfer::{Error, Farewell, Greeting, Puller};
 
 /// So few removals are never too many.
 const FEW: u64 = 20;
@@ -81,14 +82,15 @@ impl fmt::Display for Report {
     }
 }
 
-/// Asks `puller`, who has greeted already, for all that is newer than `told`, up to `last`.
+/// Asks `puller`, who was greeted with `greeting`, for all that is new to this side.
 pub fn pull<S: Read + Write>(
     local: &Local,
     puller: &mut Puller<S>,
-    (told, last): (u64, u64),
+    greeting: &Greeting,
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
+    let (told, last) = (greeting.told, greeting.last);
     let mut unkept = if dry {
         Listing::default()
     } else {
@@ -100,8 +102,12 @@ pub fn pull<S: Read + Write>(
     };
     if !dry {
         unkept.join(local.keep().map_err(failed)?);
-        if report.is_complete() && last > told {
-            puller.took(last)?;
+        if report.is_complete() {
+            if last > told {
+                puller.took(last)?;
+            }
+            let raised = fresh::raise(&local.state, &local.replica, greeting.fresh);
+            raised.map_err(|why| Error::Io(std::io::Error::other(why)))?;
         }
     }
     report.unkept = unkept;
@@ -122,7 +128,8 @@ fn take<S: Read + Write>(
         // What is left out here is nobody's business here, whatever the other's configuration says.
         let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
         let offered = page.into_iter().filter(ours).collect();
-        let operations = planner.batch(&local.index, offered);
+        let index = local.index.reader().map_err(failed)?;
+        let operations = planner.batch(&index, offered);
         carry_out(local, puller, operations, dry, &mut report)?;
         page = puller.more()?;
     }
@@ -137,7 +144,8 @@ fn take<S: Read + Write>(
         let operations = planner.removals();
         carry_out(local, puller, operations, dry, &mut report)?;
         let mut author = local.author().map_err(failed)?;
-        let operations = planner.directories(&local.index, &mut author, daemon::real_now_ns());
+        let index = local.index.reader().map_err(failed)?;
+        let operations = planner.directories(&index, &mut author, daemon::real_now_ns());
         carry_out(local, puller, operations, dry, &mut report)?;
     } else {
         report.refused_removals = removals;
@@ -166,5 +174,5 @@ fn carry_out<S: Read + Write>(
     let applied =
         store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;
     report.add(applied);
-    Ok(())
+    bring.finish()
 }

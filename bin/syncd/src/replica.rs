@@ -1,6 +1,6 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::{accounts, units::Unit};
+use crate::{accounts, fresh, units::Unit};
 use daemon::Args;
 use filesync::{Author, Digest, Path, Replica};
 use protocol::{
@@ -9,6 +9,7 @@ use protocol::{
         ctl::{CtlReply, CtlRequest},
         status::Detail,
     },
+    wire::beat::Freshness,
 };
 use std::{fs::File, io, path::PathBuf, time::Duration};
 use store::{Archive, Calls, Index, Keep, Listing, Look, Opened, Own, Set, Summary};
@@ -128,6 +129,11 @@ impl Local {
         Ok(stored.failed)
     }
 
+    /// How fresh it is, by completed runs.
+    pub fn fresh(&self) -> Freshness {
+        fresh::of(&self.state, &self.replica)
+    }
+
     /// Who makes changes here now.
     pub fn author(&self) -> Result<Author, store::Error> {
         Ok(Author {
@@ -178,6 +184,10 @@ impl Origin for Answering<'_> {
         let state = self.local.index.state().map_err(|e| e.to_string())?;
         self.other = Some(other.clone());
         Ok((state.replica, state.sequence, ledger.told(other)))
+    }
+
+    fn fresh(&self) -> Freshness {
+        self.local.fresh()
     }
 
     fn changes(&mut self, after: u64) -> io::Result<Changes> {

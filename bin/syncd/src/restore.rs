@@ -198,13 +198,14 @@ pub fn kind(kind: &Kind) -> String {
 /// What is kept of a unit.
 struct Chest<'a> {
     archive: Option<&'a Archive>,
-    aside: &'a Aside,
+    aside: Option<&'a Aside>,
     lost: Vec<(String, Kept)>,
 }
 
 impl<'a> Chest<'a> {
-    fn new(archive: Option<&'a Archive>, aside: &'a Aside) -> Result<Self, String> {
-        let lost = aside.list(ASIDE_MAX).map_err(|e| e.to_string())?;
+    fn new(archive: Option<&'a Archive>, aside: Option<&'a Aside>) -> Result<Self, String> {
+        let lost = aside.map(|a| a.list(ASIDE_MAX)).transpose();
+        let lost = lost.map_err(|e| e.to_string())?.unwrap_or_default();
         Ok(Self {
             archive,
             aside,
@@ -264,8 +265,8 @@ impl Contents for Bytes<'_> {
         let Kind::File { digest, .. } = &node.kind else {
             return Ok(());
         };
-        if let Some(id) = self.aside.get(path) {
-            io::copy(&mut self.kept.aside.contents(id)?, &mut into)?;
+        if let (Some(id), Some(aside)) = (self.aside.get(path), self.kept.aside) {
+            io::copy(&mut aside.contents(id)?, &mut into)?;
             return Ok(());
         }
         let piece = |bytes: &[u8]| into.write_all(bytes);
@@ -329,8 +330,11 @@ impl Restore<'_> {
         let file = state.join("kept");
         let open = || file.exists().then(|| Archive::open(&file)).transpose();
         let archive = patiently(|| open().map_err(|e| (e.is_busy(), e.to_string())))?;
-        let aside = Aside::at(&state.join("aside")).map_err(|e| e.to_string())?;
-        ask(&Chest::new(archive.as_ref(), &aside)?)
+        let aside = match Aside::read(&state.join("aside")) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(|e| e.to_string())?),
+        };
+        ask(&Chest::new(archive.as_ref(), aside.as_ref())?)
     }
 
     fn list(&self, path: &Path) -> Result<String, String> {
@@ -384,7 +388,7 @@ impl Restore<'_> {
                 "what is there now could not be kept: {path}: {why}"
             ));
         }
-        let kept = Chest::new(local.archive.as_ref(), &local.set.aside)?;
+        let kept = Chest::new(local.archive.as_ref(), Some(&local.set.aside))?;
         let (nodes, aside) = self.nodes(&local, &kept, path)?;
         let count = nodes.len();
         let operations = operations(&local, &kept, nodes)?;

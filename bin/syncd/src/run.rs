@@ -3,6 +3,7 @@
 use crate::{
     pull::{Report, pull},
     replica::{Allowed, Answering, BUSY, Local},
+    serve::tell_daemon,
     ssh::{self, Connection},
     units::{self, Unit},
 };
@@ -65,6 +66,8 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             deletes: matches.get_flag("allow-deletes"),
             root: matches.get_flag("trust-root"),
         },
+        quiet: false,
+        until: None,
     };
     let (config, me) = match daemon::load_config(&args) {
         Ok(loaded) => loaded,
@@ -77,31 +80,17 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         eprintln!("syncd: {why}");
         return ExitCode::from(2);
     }
-    let run = Run {
-        config: &config,
-        me: &me,
-        args: &args,
-        wanted: &wanted,
-        peers: config
-            .peers(&me)
-            .filter(|s| !s.witness && wanted.peer(s))
-            .collect(),
-    };
-    match units::of(&config, |set| wanted.set(set.name.as_str())) {
-        Ok(units) => {
-            let mut fine = true;
-            let mut connections = BTreeMap::new();
-            for unit in &units {
-                for peer in &run.peers {
-                    fine &= run.with(unit, peer, &mut connections);
-                }
-            }
-            if fine {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
+    let peers = config.peers(&me).filter(|s| !s.witness && wanted.peer(s));
+    let peers: Vec<_> = peers.collect();
+    let mut fine = true;
+    match sync(&config, &me, &args, &wanted, &peers, &mut |ended| {
+        if let Ok(done) = &ended.outcome {
+            tell_daemon(&args, ended.unit, done.taken);
         }
+        fine &= ended.outcome.is_ok_and(|done| done.complete);
+    }) {
+        Ok(()) if fine => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
         Err(why) => {
             eprintln!("syncd: {why}");
             ExitCode::FAILURE
@@ -109,11 +98,69 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-struct Wanted {
-    sets: Vec<String>,
-    peers: Vec<String>,
-    dry: bool,
-    allowed: Allowed,
+/// What a run of one unit with one server came to.
+pub struct Ended<'a> {
+    pub unit: &'a Unit,
+    pub peer: &'a ServerName,
+    /// Or why it came to nothing.
+    pub outcome: Result<Done, String>,
+}
+
+/// What was done.
+pub struct Done {
+    /// Nothing was left undone.
+    pub complete: bool,
+    pub taken: u64,
+    pub given: u64,
+    pub conflicts: u64,
+}
+
+/// Makes the wanted sets alike with these servers, and tells how each unit fared with each.
+pub fn sync(
+    config: &Config,
+    me: &ServerName,
+    args: &Args,
+    wanted: &Wanted,
+    peers: &[&Server],
+    told: &mut dyn FnMut(Ended<'_>),
+) -> Result<(), String> {
+    let run = Run {
+        config,
+        me,
+        args,
+        wanted,
+    };
+    let mut connections = BTreeMap::new();
+    for unit in &units::of(config, |set| wanted.set(set.name.as_str()))? {
+        for peer in peers {
+            let late = wanted.until.is_some_and(|until| until <= Instant::now());
+            let outcome = match late {
+                true => Err("not reached in time".to_owned()),
+                false => run.with(unit, peer, &mut connections),
+            };
+            told(Ended {
+                unit,
+                peer: &peer.name,
+                outcome,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What an operator, or syncd itself, asks for.
+#[derive(Default)]
+pub struct Wanted {
+    /// None: all.
+    pub sets: Vec<String>,
+    /// None: all.
+    pub peers: Vec<String>,
+    pub dry: bool,
+    pub allowed: Allowed,
+    /// Nobody reads along: what changed nothing is not told.
+    pub quiet: bool,
+    /// Nothing is begun later.
+    pub until: Option<Instant>,
 }
 
 impl Wanted {
@@ -155,23 +202,30 @@ struct Run<'a> {
     me: &'a ServerName,
     args: &'a Args,
     wanted: &'a Wanted,
-    peers: Vec<&'a Server>,
 }
 
-type Connections = BTreeMap<String, Option<Connection>>;
+/// To each server, or why there is none.
+type Connections = BTreeMap<String, Result<Connection, String>>;
 
 impl Run<'_> {
-    /// One unit with one server. Whether all was done.
-    fn with(&self, unit: &Unit, peer: &Server, connections: &mut Connections) -> bool {
+    /// One unit with one server.
+    fn with(
+        &self,
+        unit: &Unit,
+        peer: &Server,
+        connections: &mut Connections,
+    ) -> Result<Done, String> {
         let name = &unit.name;
         let connection = connections.entry(peer.name.to_string()).or_insert_with(|| {
             let connected = ssh::connect(self.config, peer, COMMAND);
-            connected
-                .inspect_err(|why| eprintln!("{name}: cannot reach {why}"))
-                .ok()
+            connected.map_err(|why| {
+                eprintln!("{name}: cannot reach {why}");
+                format!("cannot reach {why}")
+            })
         });
-        let Some(stream) = connection else {
-            return false;
+        let stream = match connection {
+            Ok(stream) => stream,
+            Err(why) => return Err(why.clone()),
         };
         let start = Instant::now();
         let mut tries = 0;
@@ -188,7 +242,7 @@ impl Run<'_> {
             match ended {
                 Ok((local, (report, given))) => {
                     let seconds = start.elapsed().as_secs_f64();
-                    return self.tell(&local, peer, &report, given, seconds);
+                    return Ok(self.tell(&local, peer, &report, given, seconds));
                 }
                 Err(why) if why.contains(BUSY) && tries < TRIES => {
                     let random = daemon::random_u64().unwrap_or_default();
@@ -202,8 +256,9 @@ impl Run<'_> {
             }
         };
         eprintln!("{name} with {}: {why}", peer.name);
-        *connection = None; // nobody knows where in it we are
-        false
+        // Nobody knows where in it we are.
+        *connection = Err(format!("an earlier run with it broke off: {why}"));
+        Err(why)
     }
 
     /// Takes what is newer there, then gives what is newer here.
@@ -213,13 +268,12 @@ impl Run<'_> {
         stream: &mut Connection,
     ) -> Result<(Report, Farewell), Error> {
         let cluster = &self.config.cluster.name;
-        let mut puller = Puller::new(&mut *stream);
+        let mut puller = Puller::new(&mut *stream)?;
         let greeting = puller.greet(cluster, &local.unit.name, &local.replica)?;
-        let span = (greeting.told, greeting.last);
         let report = pull(
             local,
             &mut puller,
-            span,
+            &greeting,
             self.wanted.allowed,
             self.wanted.dry,
         )?;
@@ -237,7 +291,7 @@ impl Run<'_> {
         Ok((report, given))
     }
 
-    /// All that an operator should know. Whether nothing was left undone.
+    /// All that an operator should know.
     fn tell(
         &self,
         local: &Local,
@@ -245,9 +299,19 @@ impl Run<'_> {
         report: &Report,
         given: Farewell,
         seconds: f64,
-    ) -> bool {
+    ) -> Done {
         let name = &local.unit.name;
         let Farewell { taken, left, kept } = given;
+        let counts = &local.summary.counts;
+        let done = Done {
+            complete: report.is_complete() && left == 0 && counts.unreadable.count == 0,
+            taken: report.applied.done,
+            given: taken,
+            conflicts: report.conflicts.len() as u64,
+        };
+        if self.wanted.quiet && done.complete && done.taken + taken + done.conflicts == 0 {
+            return done;
+        }
         print!("{name} with {}: {report}; {taken} given", peer.name);
         if kept > 0 {
             print!(", {kept} former versions kept aside there");
@@ -259,7 +323,6 @@ impl Run<'_> {
             );
         }
         println!(" ({seconds:.1} s)");
-        let counts = &local.summary.counts;
         for (what, list) in [
             ("changing, left for the next run", &counts.busy),
             ("cannot be read", &counts.unreadable),
@@ -315,7 +378,7 @@ impl Run<'_> {
                 report.refused_removals, peer.name, local.unit.delete_limit
             );
         }
-        report.is_complete() && left == 0 && counts.unreadable.count == 0
+        done
     }
 }
 

@@ -6,19 +6,24 @@ use crate::{
     pull::pull,
     replica::{Allowed, Answering, Local},
     ssh::BANNER,
-    units,
+    units::{self, Unit},
 };
 use clap::{ArgMatches, Command};
 use config::Config;
 use daemon::Args;
 use filesync::{Digest, Path, Replica};
-use protocol::ServerName;
+use protocol::{Role, ServerName, local::ctl::CtlRequest, wire::beat::Freshness};
 use std::{
     fs::File,
-    io::{self, Read, Stdin, Stdout, Write},
+    io::{self, Read, Write},
+    os::fd::AsFd,
     process::ExitCode,
+    time::Duration,
 };
-use transfer::{Changes, Error, Origin, Puller, serve};
+use transfer::{Buffered, Changes, Error, Origin, Puller, serve};
+
+/// How long this server's daemon may take to listen.
+const DAEMON: Duration = Duration::from_millis(500);
 
 pub fn command() -> Command {
     Command::new("serve").about("Answer another server over standard input and output")
@@ -33,12 +38,12 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             return e.exit_code();
         }
     };
-    let mut stream = Standard(io::stdin(), io::stdout());
-    match stream
-        .write_all(BANNER)
-        .map_err(Error::Io)
-        .and_then(|()| answer(&mut stream, &config, &me, &args))
-    {
+    let answered = Standard::open().map_err(Error::Io).and_then(|mut stream| {
+        stream.write_all(BANNER)?;
+        stream.flush()?;
+        answer(&mut stream, &config, &me, &args)
+    });
+    match answered {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("syncd: {e}");
@@ -47,8 +52,16 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-/// Standard input and output.
-struct Standard(Stdin, Stdout);
+/// Standard input and output, without the lines that they are cut into otherwise.
+struct Standard(File, File);
+
+impl Standard {
+    fn open() -> io::Result<Buffered<Self>> {
+        let input = io::stdin().as_fd().try_clone_to_owned()?;
+        let output = io::stdout().as_fd().try_clone_to_owned()?;
+        Ok(Buffered::new(Self(input.into(), output.into())))
+    }
+}
 
 impl Read for Standard {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -68,7 +81,7 @@ impl Write for Standard {
 
 /// Unit after unit, until the other has no more.
 fn answer(
-    stream: &mut Standard,
+    stream: &mut Buffered<Standard>,
     config: &Config,
     me: &ServerName,
     args: &Args,
@@ -95,17 +108,21 @@ fn answer(
         let Some(local) = asked.local else {
             return Err(Error::Unexpected("a turn before a greeting"));
         };
-        let mut puller = Puller::new(&mut *stream);
+        let mut puller = Puller::new(&mut *stream)?;
         let (cluster, name) = (&config.cluster.name, local.unit.name.clone());
         let greeting = puller.greet(cluster, &name, &local.replica)?;
-        let report = pull(
-            &local,
-            &mut puller,
-            (greeting.told, greeting.last),
-            Allowed::default(),
-            false,
-        )?;
+        let report = pull(&local, &mut puller, &greeting, Allowed::default(), false)?;
+        tell_daemon(args, &local.unit, report.applied.done);
         puller.bye(report.farewell())?;
+    }
+}
+
+/// Tells the daemon of this server what came here, if it runs.
+pub fn tell_daemon(args: &Args, unit: &Unit, changes: u64) {
+    if let Some(set) = unit.set() {
+        let told = CtlRequest::SyncTook { set, changes };
+        // Without it nobody needs to know.
+        let _ = daemon::ctl::call(&args.run_dir, Role::Syncd, &told, DAEMON);
     }
 }
 
@@ -159,6 +176,12 @@ impl Origin for Asked<'_> {
         self.local = Some(Local::open(unit, self.me, self.args, Allowed::default())?);
         let greeted = self.with(|a| a.greet(cluster, set, other));
         greeted.unwrap_or_else(|| Err("no set was named".into()))
+    }
+
+    fn fresh(&self) -> Freshness {
+        self.local
+            .as_ref()
+            .map_or_else(Freshness::default, Local::fresh)
     }
 
     fn changes(&mut self, after: u64) -> io::Result<Changes> {

@@ -6,6 +6,7 @@ use ignore::{
     Match,
     gitignore::{Gitignore, GitignoreBuilder},
 };
+use protocol::ServerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
@@ -44,6 +45,11 @@ impl Unit {
     /// The files, if it is of single ones.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.only.iter().flatten().map(Vec::as_slice)
+    }
+
+    /// The set that it belongs to.
+    pub fn set(&self) -> Option<ServerName> {
+        self.name.split(':').next()?.parse().ok()
     }
 
     /// Where what belongs to it is kept.

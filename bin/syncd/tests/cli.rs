@@ -2,6 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use protocol::{
+    Role,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        status::{Detail, SetPeer},
+    },
+};
 use std::{
     fs,
     io::Read,
@@ -1022,4 +1029,128 @@ fn wrong_usage_is_told_with_the_mend() {
     let mut said = String::new();
     version.stdout.as_slice().read_to_string(&mut said).unwrap();
     assert!(said.starts_with("syncd "), "{said}");
+}
+
+/// A daemon of a server, ended with its last owner.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Scene {
+    fn start_daemon(&self, server: &str) -> Daemon {
+        fs::create_dir_all(self.at(server).join("run")).unwrap();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.at(server).join("daemon.log"))
+            .unwrap();
+        let mut command = self.syncd(server, &[]);
+        Daemon(command.stdin(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    fn ask(&self, server: &str, request: &CtlRequest) -> Option<CtlReply> {
+        let patience = Duration::from_secs(5);
+        daemon::ctl::call(&self.at(server).join("run"), Role::Syncd, request, patience).ok()
+    }
+
+    /// How a set of a server fares with another.
+    fn fares(&self, server: &str, with: &str) -> Option<SetPeer> {
+        let Some(CtlReply::Status(status)) = self.ask(server, &CtlRequest::Status) else {
+            return None;
+        };
+        let Detail::Syncd(syncd) = status.detail else {
+            panic!("no answer of syncd's: {:?}", status.detail);
+        };
+        let peers = syncd.sets.into_iter().flat_map(|s| s.peers);
+        peers.into_iter().find(|p| p.server.as_str() == with)
+    }
+
+    fn wait<T>(&self, what: &str, found: impl Fn() -> Option<T>) -> T {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
+            let log = fs::read_to_string(self.at("alpha").join("daemon.log"));
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}: {log:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_daemon_passes_changes_on_and_makes_up_for_who_was_away() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    let config = scene.at("standin.toml");
+    let text = fs::read_to_string(&config).unwrap() + "on = [\"change\"]\n";
+    fs::write(&config, text).unwrap();
+    scene.write("alpha", "before", "before");
+    let running = scene.start_daemon("alpha");
+    let has = |scene: &Scene, server: &str, name: &str, contents: &str| {
+        scene.wait(&format!("{server} has {name}"), || {
+            (scene.read(server, name).as_deref() == Some(contents)).then_some(())
+        });
+    };
+    has(&scene, "gamma", "before", "before");
+    scene.write("alpha", "new/deep/file", "1");
+    has(&scene, "beta", "new/deep/file", "1");
+    has(&scene, "gamma", "new/deep/file", "1");
+    // One is away, and the daemon itself is killed meanwhile.
+    let mut gone = scene.sshds.pop().unwrap();
+    gone.kill().unwrap();
+    gone.wait().unwrap();
+    scene.write("alpha", "new/deep/file", "two");
+    has(&scene, "beta", "new/deep/file", "two");
+    let owed = scene.wait("gamma is owed", || {
+        scene.fares("alpha", "gamma")?.debt.filter(|d| d.tries > 0)
+    });
+    assert_eq!(owed.why, "change");
+    drop(running);
+    let _running = scene.start_daemon("alpha");
+    let again = scene.wait("gamma is still owed", || {
+        scene.fares("alpha", "gamma")?.debt
+    });
+    assert_eq!(again.since, owed.since, "since the same moment");
+    scene.start_sshd("gamma", scene.port());
+    let now = CtlRequest::SyncNow {
+        sets: Vec::new(),
+        peers: vec!["gamma".parse().unwrap()],
+    };
+    assert!(matches!(scene.ask("alpha", &now), Some(CtlReply::Done(_))));
+    has(&scene, "gamma", "new/deep/file", "two");
+    scene.wait("nothing is owed", || {
+        scene.fares("alpha", "gamma")?.debt.is_none().then_some(())
+    });
+    scene.assert_alike();
+    // What came from elsewhere is passed on by nobody here: it would go round for ever. (The first time after its
+    // start the daemon does not know yet that nothing of its own is new.)
+    let last = |with: &str| scene.fares("alpha", with).unwrap().last.unwrap();
+    let rests = || {
+        let before = (last("beta"), last("gamma"));
+        thread::sleep(Duration::from_secs(4));
+        (last("beta"), last("gamma")) == before
+    };
+    scene.write("beta", "of beta", "3");
+    scene.fine("beta", &[]);
+    scene.wait("it comes to rest", || rests().then_some(()));
+    scene.write("beta", "of beta", "more");
+    scene.fine("beta", &[]);
+    has(&scene, "gamma", "of beta", "more");
+    assert!(rests());
+    let unknown = CtlRequest::SyncNow {
+        sets: vec!["date".parse().unwrap()],
+        peers: Vec::new(),
+    };
+    assert!(matches!(
+        scene.ask("alpha", &unknown),
+        Some(CtlReply::No(_))
+    ));
 }

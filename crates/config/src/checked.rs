@@ -5,7 +5,7 @@ use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
     LEASE_MAX, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum,
     SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server, SyncSet,
-    VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
+    Triggers, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
     raw::{Section, Source},
     sync,
 };
@@ -594,6 +594,7 @@ fn hash(
         delete_limit,
         keep,
         merge_accounts,
+        on,
         lines: _,
     } in sets
     {
@@ -604,6 +605,9 @@ fn hash(
         }
         if *merge_accounts {
             parts.add("merge accounts");
+        }
+        if *on != Triggers::default() {
+            parts.add(format!("on {on:?}"));
         }
     }
     parts.finish()

@@ -20,6 +20,7 @@ pub use mac::MacAddress;
 pub use sync::ACCOUNT_FILES;
 
 use protocol::{ServerName, VirtualServerName};
+use schedule::Cron;
 use std::{
     collections::BTreeMap,
     fmt,
@@ -179,6 +180,8 @@ pub struct SyncSet {
     pub keep: Option<Keep>,
     /// It is of password files, merged record by record.
     pub merge_accounts: bool,
+    /// When it is made alike; by hand always.
+    pub on: Triggers,
     /// Where it stands in the file.
     pub lines: SyncLines,
 }
@@ -201,6 +204,17 @@ pub struct SyncLines {
     pub paths: Vec<usize>,
     /// Of each exclude.
     pub excludes: Vec<usize>,
+}
+
+/// When syncd makes a set alike by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Triggers {
+    /// When a server has become master. How fresh it is counts in the next election.
+    pub election: bool,
+    /// When something in it has changed.
+    pub change: bool,
+    /// At these moments of local time.
+    pub cron: Vec<Cron>,
 }
 
 /// One virtual server.
@@ -269,6 +283,11 @@ impl Config {
     /// The server of that name.
     pub fn server(&self, name: &ServerName) -> Option<&Server> {
         self.servers.iter().find(|s| s.name == *name)
+    }
+
+    /// Whether there is anything for syncd to do.
+    pub fn runs_syncd(&self) -> bool {
+        !self.sets.is_empty()
     }
 
     /// All servers but `me`.

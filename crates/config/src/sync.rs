@@ -2,7 +2,7 @@
 
 use crate::{
     DELETE_LIMIT, KEEP_MAX, KEEP_VERSIONS_MAX, Keep, SSH_KEY, SSH_PORT, SSH_USER, Server,
-    SshConfig, SyncLines, SyncSet, raw::Section,
+    SshConfig, SyncLines, SyncSet, Triggers, raw::Section,
 };
 use protocol::ServerName;
 use std::{
@@ -80,7 +80,7 @@ pub(crate) fn sets(root: &Section<'_>, servers: &[Server]) -> Vec<SyncSet> {
 }
 
 fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSet> {
-    for later in ["on", "rate"] {
+    for later in ["rate"] {
         if section.has(later) {
             let what = "not part of this version; remove it, and let cron call `syncd run`";
             section.report(later, what);
@@ -130,6 +130,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         excludes: section.lines(&excludes),
     };
     let limit = section.number("delete_limit", 0..=100);
+    let on = triggers(section);
     Some(SyncSet {
         name: name?,
         paths,
@@ -142,6 +143,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
             .unwrap_or(DELETE_LIMIT),
         keep: keep(section),
         merge_accounts,
+        on,
         lines,
     })
 }
@@ -198,6 +200,30 @@ fn merges_accounts(
         section.report("exclude", what);
     }
     true
+}
+
+/// `on = ["election", "change", "cron: 0 3 * * 0"]`
+fn triggers(section: &Section<'_>) -> Triggers {
+    let mut on = Triggers::default();
+    for text in section.texts("on") {
+        match text.get_ref().trim() {
+            "election" => on.election = true,
+            "change" => on.change = true,
+            other => match other.strip_prefix("cron:").map(str::parse) {
+                Some(Ok(cron)) => on.cron.push(cron),
+                Some(Err(why)) => section.report_at(text.span(), "on", format!("cron: {why}")),
+                None => {
+                    let what = format!(
+                        "\"{}\" is no reason to run; write \"election\", \"change\", or \"cron: MINUTE HOUR DAY \
+                         MONTH WEEKDAY\"",
+                        other.escape_debug()
+                    );
+                    section.report_at(text.span(), "on", what);
+                }
+            },
+        }
+    }
+    on
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {

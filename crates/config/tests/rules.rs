@@ -90,8 +90,18 @@ fn every_mistake_is_named_with_line_key_and_mend() {
         ),
         (
             "[[virtual_server]]\nname = \"mail\"",
-            "[[sync]]\nname = \"www\"\npath = []\non = [\"change\"]\n[[virtual_server]]\nname = \"mail\"",
-            "standin.toml:33: [[sync]] www on: not part of this version; remove it, and let cron call `syncd run`",
+            "[[sync]]\nname = \"www\"\npath = []\nrate = \"1M\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www rate: not part of this version; remove it, and let cron call `syncd run`",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\non = [\"always\", \"cron: 61 * * * *\"]\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www on: \"always\" is no reason to run; write \"election\", \"change\", or",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\non = \"cron: 61 * * * *\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www on: cron: \"61\" must be within 0 and 59",
         ),
         (
             "[[virtual_server]]\nname = \"mail\"",

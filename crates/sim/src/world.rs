@@ -270,7 +270,7 @@ pub struct World {
     pub(crate) recorded: VecDeque<(usize, usize, usize, Wire)>,
     /// Answers to hellos, for the same, also those that were lost.
     pub(crate) answers: VecDeque<(usize, usize, usize, Wire)>,
-    pub(crate) signals: VecDeque<(usize, Signal)>,
+    pub(crate) signals: VecDeque<(ServerName, Signal)>,
     /// How connections began: from, to, and what was said first.
     pub(crate) opening: Vec<(usize, usize, Vec<u8>)>,
     /// Packets and signals are kept for that.

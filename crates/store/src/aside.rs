@@ -3,7 +3,7 @@
 use crate::{
     calls::Calls,
     contents,
-    dir::{Dir, Name, own_directory},
+    dir::{Dir, Name},
     error::{At, Error},
     rows::{decode, encode},
 };
@@ -41,13 +41,6 @@ type Fill<'a> = dyn Fn(&File) -> io::Result<()> + 'a;
 pub struct Aside(Dir);
 
 impl Aside {
-    /// Those of a set whose directory cannot be opened now.
-    pub fn at(directory: &std::path::Path) -> Result<Self, Error> {
-        let shown = directory.display();
-        let dir = own_directory(directory, Calls::unlimited());
-        dir.map(Self).at("open", &shown)
-    }
-
     /// Takes the directory over, without what was not finished.
     pub(crate) fn open(dir: Dir) -> io::Result<Self> {
         for name in dir.names()? {
@@ -58,6 +51,11 @@ impl Aside {
             }
         }
         Ok(Self(dir))
+    }
+
+    /// The directory as it is, for who only reads, while others may be at work on it.
+    pub fn read(path: &std::path::Path) -> io::Result<Self> {
+        Dir::root(path, Calls::unlimited()).map(Self)
     }
 
     /// Keeps a version, with its contents if it is a file. It is on the disk when this returns.
@@ -114,6 +112,15 @@ impl Aside {
         fsync(&file)?;
         self.0
             .rename(unfinished, &self.0, Name::made(to), RenameFlags::empty())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> io::Result<u64> {
+        let names = self.0.names()?;
+        Ok(names
+            .iter()
+            .filter(|n| n.ends_with(RECORD.as_bytes()))
+            .count() as u64)
     }
 
     /// The last ones, at most so many, youngest first, each with the name to ask for it.

@@ -5,7 +5,7 @@
 //! disk has not got.
 //!
 //! ```text
-//!   look     sweep ▶ recover ▶ walk ▶ Difference ▶ index
+//!   look     sweep ▶ recover ▶ walk ▶ Observer ▶ index
 //!   apply    check ▶ keep the loser ▶ stage ▶ barrier ▶ intents ▶ rename ▶ barrier ▶ index
 //! ```
 //!
@@ -17,6 +17,7 @@
 //! | `attributes` | owner, mode, extended attributes and times |
 //! | `sight` | what is at a name |
 //! | `walk` | what is in a set, in order |
+//! | `threads` | work for all processors |
 //! | `rows` | how the index is laid out in its file |
 //! | `index` | what is known of each path, and of the set |
 //! | `set` | a set: root, stage and what is kept aside |
@@ -29,7 +30,7 @@
 //! | `apply` | operations checked, staged and brought to the index together |
 //! | `apply/place` | the one rename that carries an operation out |
 //!
-//! It opens no connection: contents come through [`Contents`]. It starts no thread and reads no clock; of randomness
+//! It opens no connection: contents come through [`Contents`]. Its threads end with the call they work for, and it reads no clock; of randomness
 //! it draws temporary names only.
 
 mod apply;
@@ -48,18 +49,19 @@ mod rows;
 mod set;
 mod sight;
 mod stage;
+mod threads;
 mod walk;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, apply_by};
 pub use archive::{Archive, Keep, Stored, Version};
 pub use aside::{Aside, Kept};
 pub use calls::Calls;
 pub use dir::{Dir, Name};
 pub use error::{Error, Listing};
 pub use export::export;
-pub use index::{Batch, Index, Opened};
+pub use index::{Batch, Index, Opened, Reader};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State};
 pub use set::{MARKER, Own, STAGE, Set, reserved as is_own};
 pub use stage::Contents;
-pub use walk::{Counts, Step, Walk};
+pub use walk::Counts;
