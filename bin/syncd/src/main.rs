@@ -6,6 +6,8 @@ mod conflicts;
 mod fresh;
 mod jobs;
 mod locks;
+#[allow(dead_code, reason = "the daemon starts it")]
+mod machine;
 mod pull;
 mod replica;
 mod restore;
@@ -13,6 +15,8 @@ mod run;
 mod serve;
 mod shell;
 mod ssh;
+#[allow(dead_code, reason = "the daemon starts it")]
+mod steer;
 mod triggers;
 mod units;
 mod when;

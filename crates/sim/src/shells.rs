@@ -431,12 +431,7 @@ impl World {
                                 at,
                                 beat,
                             });
-                            Seen::Beat {
-                                from,
-                                at,
-                                lease,
-                                times: arrival.times,
-                            }
+                            Seen::Beat { from, at, lease }
                         }
                         HbdToDoctord::Ack { arrival, ack } => {
                             let (from, at) = (arrival.from.clone(), arrival.at);
@@ -445,11 +440,7 @@ impl World {
                                 at,
                                 ack,
                             });
-                            Seen::Ack {
-                                from,
-                                at,
-                                times: arrival.times,
-                            }
+                            Seen::Ack { from, at }
                         }
                         HbdToDoctord::Listening => Seen::HbdListens,
                     };

@@ -32,7 +32,7 @@ impl Kept {
     }
 
     fn keep_at(&self, keep: Keep, now: u64) -> Stored {
-        let Open { set, index } = self.store.open();
+        let Open { set, index, .. } = self.store.open();
         store::look(
             &set,
             &index,
@@ -152,8 +152,7 @@ fn a_file_that_changed_since_the_look_is_kept_by_the_next() {
     let kept = Kept::new(dir.path());
     kept.store.write("a", "seen");
     kept.store.write("b", "seen");
-    let Open { set, index } = kept.store.open();
-    let open = Open { set, index };
+    let open = kept.store.open();
     open.look().unwrap();
     kept.store.write("a", "changed");
     let stored = kept
