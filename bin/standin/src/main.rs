@@ -11,6 +11,7 @@ mod run;
 mod status;
 mod sync;
 mod time;
+mod versions;
 
 use clap::{ArgMatches, Command};
 use daemon::{Args, Error};
