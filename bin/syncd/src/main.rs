@@ -8,6 +8,7 @@ mod pull;
 mod replica;
 mod run;
 mod serve;
+mod sessions;
 mod shell;
 mod ssh;
 mod triggers;

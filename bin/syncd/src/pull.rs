@@ -9,6 +9,7 @@ use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, guard::Limit}
 use std::{
     fmt,
     io::{Read, Write},
+    sync::PoisonError,
 };
 use store::Applied;
 use transfer::{Error, Farewell, Greeting, Puller};
@@ -82,6 +83,7 @@ pub fn pull<S: Read + Write>(
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
+    let _turn = local.turn.lock().unwrap_or_else(PoisonError::into_inner);
     let (told, last) = (greeting.told, greeting.last);
     let mut report = Report::default();
     let mut planner = Planner::default();

@@ -11,8 +11,14 @@ use protocol::{
     },
     wire::beat::Freshness,
 };
-use std::{fs::File, io, path::PathBuf, time::Duration};
-use store::{Calls, Index, Look, Opened, Set, Summary};
+use std::{
+    fs::File,
+    io,
+    path::PathBuf,
+    sync::{Mutex, OnceLock},
+    time::Duration,
+};
+use store::{Calls, Counts, Index, Look, Opened, Set, Summary};
 use transfer::{Changes, Origin};
 
 /// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
@@ -33,8 +39,11 @@ pub struct Local {
     /// Where what belongs to it is.
     pub state: PathBuf,
     /// What the look at it gave.
-    pub summary: Summary,
+    summary: OnceLock<Summary>,
+    /// Taken by whoever changes what is here: from one server after another.
+    pub turn: Mutex<()>,
     held: bool,
+    allowed: Allowed,
 }
 
 /// What an operator may allow.
@@ -54,6 +63,18 @@ impl Local {
         args: &Args,
         allowed: Allowed,
     ) -> Result<Self, String> {
+        let local = Self::prepare(unit, me, args, allowed)?;
+        local.look()?;
+        Ok(local)
+    }
+
+    /// Opens a unit that is still to be looked at.
+    pub fn prepare(
+        unit: Unit,
+        me: &ServerName,
+        args: &Args,
+        allowed: Allowed,
+    ) -> Result<Self, String> {
         let state_dir = unit.state(&args.state_dir);
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
@@ -63,13 +84,6 @@ impl Local {
             incarnation,
         };
         let calls = Calls::unlimited();
-        let told = |e: store::Error| match e.is_busy() {
-            true => BUSY.to_owned(),
-            false if matches!(e, store::Error::Root { .. }) => {
-                format!("{e}; if all is as it should be, run syncd with --trust-root once")
-            }
-            false => e.to_string(),
-        };
         let Opened { index, damaged, .. } =
             Index::open(&state_dir.join("index"), new, calls.clone()).map_err(told)?;
         if let Some(file) = damaged {
@@ -81,14 +95,6 @@ impl Local {
         }
         let set = Set::open(&unit.root, &state_dir, &index, allowed.root, calls).map_err(told)?;
         let held = holds_an_address(args, me);
-        let look = Look {
-            now: daemon::real_now_ns(),
-            held,
-            unit: UNIT,
-            excluded: &|path, directory| unit.excludes(path, directory),
-            may_be_empty: allowed.deletes,
-        };
-        let summary = store::look(&set, &index, &look).map_err(told)?;
         let replica = index.state().map_err(told)?.replica;
         Ok(Self {
             unit,
@@ -96,9 +102,33 @@ impl Local {
             set,
             replica,
             state: state_dir,
-            summary,
+            summary: OnceLock::new(),
+            turn: Mutex::new(()),
             held,
+            allowed,
         })
+    }
+
+    /// Finds out what changed.
+    pub fn look(&self) -> Result<(), String> {
+        let look = Look {
+            now: daemon::real_now_ns(),
+            held: self.held,
+            unit: UNIT,
+            excluded: &|path, directory| self.unit.excludes(path, directory),
+            may_be_empty: self.allowed.deletes,
+        };
+        let summary = store::look(&self.set, &self.index, &look).map_err(told)?;
+        self.summary.get_or_init(|| summary);
+        Ok(())
+    }
+
+    /// What the look came by.
+    pub fn counts(&self) -> Counts {
+        self.summary
+            .get()
+            .map(|s| s.counts.clone())
+            .unwrap_or_default()
     }
 
     /// How fresh it is, by completed runs.
@@ -114,6 +144,16 @@ impl Local {
             held: self.held,
             unit: UNIT,
         })
+    }
+}
+
+fn told(e: store::Error) -> String {
+    match e.is_busy() {
+        true => BUSY.to_owned(),
+        false if matches!(e, store::Error::Root { .. }) => {
+            format!("{e}; if all is as it should be, run syncd with --trust-root once")
+        }
+        false => e.to_string(),
     }
 }
 
@@ -189,9 +229,8 @@ impl Origin for Answering<'_> {
         let Some(other) = &self.other else {
             return Ok(());
         };
-        let mut ledger = self.local.index.ledger().map_err(io::Error::other)?;
-        ledger.acknowledged(other, sequence, daemon::real_now_ns());
-        let write = |batch: &mut store::Batch<'_>| batch.ledger(&ledger);
+        let now = daemon::real_now_ns();
+        let write = |batch: &mut store::Batch<'_>| batch.acknowledged(other, sequence, now);
         self.local.index.write(write).map_err(io::Error::other)
     }
 }
