@@ -4,6 +4,8 @@ mod bring;
 mod conflicts;
 mod fresh;
 mod jobs;
+#[allow(dead_code, reason = "the daemon starts it")]
+mod machine;
 mod pull;
 mod replica;
 mod run;
@@ -11,6 +13,8 @@ mod serve;
 mod sessions;
 mod shell;
 mod ssh;
+#[allow(dead_code, reason = "the daemon starts it")]
+mod steer;
 mod triggers;
 mod units;
 

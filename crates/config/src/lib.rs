@@ -13,10 +13,12 @@ pub mod key;
 mod mac;
 mod raw;
 mod sync;
+mod time;
 
 pub use error::{ConfigError, Problem};
 pub use key::{ClusterKeys, parse_key};
 pub use mac::MacAddress;
+pub use time::TimeDiscipline;
 
 use protocol::{ServerName, VirtualServerName};
 use schedule::Cron;
@@ -24,6 +26,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::IpAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -67,6 +70,11 @@ pub const SSH_KEY: &str = "/etc/standin/ssh_key";
 pub const SSH_PORT: u16 = 22;
 /// `delete_limit` of a set that has none, in percent.
 pub const DELETE_LIMIT: u8 = 25;
+/// `[time] max_skew` if the file has none.
+pub const MAX_SKEW: Duration = Duration::from_secs(1);
+/// What `max_skew` may be.
+pub const MAX_SKEW_RANGE: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(3600);
 
 /// Checks the text of a configuration file; `file` is named in errors.
 pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
@@ -86,12 +94,14 @@ pub struct Config {
     pub virtual_servers: Vec<VirtualServer>,
     /// How role scripts are run on this server.
     pub scripts: ScriptsConfig,
+    /// How clocks are kept alike.
+    pub time: TimeConfig,
     /// How servers reach one another to keep files alike.
     pub ssh: SshConfig,
     /// The files that are kept alike, in the order of the file.
     pub sets: Vec<SyncSet>,
     /// Of the meaning, not of the text, and of nothing that may differ between servers (key file, real
-    /// time, scripts): equal on all servers of a well-kept cluster.
+    /// time, scripts, who steers the clock): equal on all servers of a well-kept cluster.
     pub hash: u64,
 }
 
@@ -147,6 +157,15 @@ pub struct Server {
     pub witness: bool,
     /// Public key of its SSH server: kind and contents. Nobody else is believed to be it.
     pub host_key: Option<String>,
+}
+
+/// How clocks are kept alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeConfig {
+    /// Who steers this server's clock.
+    pub discipline: TimeDiscipline,
+    /// What clocks may differ by: within it two times count as equal, beyond it no time decides anything.
+    pub max_skew: Duration,
 }
 
 /// How servers reach one another to keep files alike.

@@ -245,6 +245,22 @@ fn every_mistake_is_named_with_line_key_and_mend() {
             "realtime = \"no\"\nquorum = ",
             "standin.toml:7: [cluster] realtime: expected true or false; found a text",
         ),
+        // Clocks.
+        (
+            "[[server]]\nname = \"alpha\"",
+            "[time]\ndiscipline = \"ntp\"\n[[server]]\nname = \"alpha\"",
+            "standin.toml:10: [time] discipline: \"ntp\" is none; write \"auto\", \"builtin\" or \"observe\"",
+        ),
+        (
+            "[[server]]\nname = \"alpha\"",
+            "[time]\nmax_skew = \"2h\"\n[[server]]\nname = \"alpha\"",
+            "standin.toml:10: [time] max_skew: 2h is out of range; write 1ms to 1h",
+        ),
+        (
+            "[[server]]\nname = \"alpha\"",
+            "[time]\nmaxskew = \"2s\"\n[[server]]\nname = \"alpha\"",
+            "standin.toml:10: [time] maxskew: unknown key; did you mean \"max_skew\"?",
+        ),
         // Times.
         (
             "\"100ms\"",
@@ -568,12 +584,14 @@ fn the_hash_is_of_the_meaning() {
         GOOD.replace("quorum = ", "realtime = false\nquorum = "),
         GOOD.replace("\"198.51.100.10\"", "[\"198.51.100.10/32\"]"),
         GOOD.replace("preempt =", "mac = \"own\"\npreempt ="),
+        format!("{GOOD}[time]\ndiscipline = \"observe\"\nmax_skew = \"1s\"\n"),
         moved,
     ];
     for text in same {
         assert_eq!(hash(&text), good, "{text}");
     }
     let other = [
+        format!("{GOOD}[time]\nmax_skew = \"2s\"\n"),
         GOOD.replace("6946", "6947"),
         GOOD.replace("500ms", "600ms"),
         GOOD.replace("alpha = 50", "alpha = 51"),
