@@ -13,6 +13,7 @@ mod replica;
 mod restore;
 mod run;
 mod serve;
+mod sessions;
 mod shell;
 mod ssh;
 #[allow(dead_code, reason = "the daemon starts it")]

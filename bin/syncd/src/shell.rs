@@ -3,6 +3,7 @@
 use crate::{
     conflicts, fresh,
     jobs::{self, Ground},
+    sessions::Sessions,
     triggers::change::{self, Watch, Word},
     units,
 };
@@ -81,6 +82,7 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         config: Arc::clone(&boot.config),
         me: boot.me.clone(),
         args: boot.args.clone(),
+        sessions: Sessions::tended().map_err(|e| Error::io("start a thread", e))?,
         passed_on: Arc::new(Mutex::new(BTreeMap::new())),
     };
     let mut shell = Shell {
