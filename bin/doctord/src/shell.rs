@@ -5,7 +5,7 @@
 //!                        kernel (netlink) ──┘
 //! ```
 
-use crate::links::Links;
+use crate::{clocks::Clocks, links::Links};
 use config::Config;
 use daemon::{Boot, Error, Event, EventLoop, Keep};
 use detector::{Detector, Input, Output, Params};
@@ -45,6 +45,7 @@ struct Shell {
     boot: Boot,
     event_loop: EventLoop,
     detector: Detector,
+    clocks: Clocks,
     links: Links,
     /// The kernel may have more to tell than was read so far.
     links_unread: bool,
@@ -64,11 +65,13 @@ impl Shell {
         event_loop.register(&mut links, LINKS, Interest::READABLE)?;
         let mut notes = boot.realtime(PRIORITY);
         notes.extend(boot.drop_privileges(Keep::Doctor)?);
+        let clocks = Clocks::new(&boot.config, &boot.me);
         let detector = Detector::new(params(&boot.config, &boot.me), daemon::now());
         Ok(Self {
             boot,
             event_loop,
             detector,
+            clocks,
             links,
             links_unread: true,
             draining: false,
@@ -130,6 +133,7 @@ impl Shell {
             self.detector.handle(now, Input::Drained);
         }
         self.detector.handle_timeout(now);
+        self.clocks.look(now);
         self.carry_out(now);
         Ok(true)
     }
@@ -151,6 +155,7 @@ impl Shell {
         match message {
             HbdToDoctord::Beat { arrival, beat } => {
                 self.count("beats");
+                self.clocks.heard(&arrival);
                 let (from, at, lease) = (arrival.from.clone(), arrival.at, beat.lease);
                 let message = DoctordToElectd::Beat {
                     from: arrival.from,
@@ -158,15 +163,11 @@ impl Shell {
                     beat,
                 };
                 self.event_loop.queue(Role::Electd, &message);
-                Input::Beat {
-                    from,
-                    at,
-                    lease,
-                    times: arrival.times,
-                }
+                Input::Beat { from, at, lease }
             }
             HbdToDoctord::Ack { arrival, ack } => {
                 self.count("acks");
+                self.clocks.heard(&arrival);
                 let (from, at) = (arrival.from.clone(), arrival.at);
                 let message = DoctordToElectd::Ack {
                     from: arrival.from,
@@ -174,11 +175,7 @@ impl Shell {
                     ack,
                 };
                 self.event_loop.queue(Role::Electd, &message);
-                Input::Ack {
-                    from,
-                    at,
-                    times: arrival.times,
-                }
+                Input::Ack { from, at }
             }
             HbdToDoctord::Listening => Input::HbdListens,
         }
@@ -255,6 +252,7 @@ impl Shell {
         match self.boot.reload() {
             Ok(()) => {
                 log::info!("configuration read again");
+                self.clocks.configure(&self.boot.config, &self.boot.me);
                 // It may name an interface that was of no interest so far.
                 self.links_unread = true;
                 Some(Input::Params(params(&self.boot.config, &self.boot.me)))
@@ -276,9 +274,10 @@ impl Shell {
         if self.detector.listening_since().is_none() {
             notes.push("hbd is not heard: nobody is called dead".into());
         }
+        notes.extend(self.clocks.notes().cloned());
         let detail = Detail::Doctord {
             health: self.detector.health(),
-            offsets: self.detector.offsets(),
+            offsets: self.clocks.offsets(),
         };
         CtlReply::Status(Box::new(self.boot.status(self.counters(), notes, detail)))
     }

@@ -17,8 +17,8 @@ use protocol::{
     local::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
-        ring::{Arrival, DoctordToElectd, HbdToDoctord, Health, HealthState},
-        status::Detail,
+        ring::{Arrival, DoctordToElectd, FourTimes, HbdToDoctord, Health, HealthState},
+        status::{Detail, RoleStatus},
     },
     version,
     wire::beat::{Ack, Beat, Freshness, Participation, Roster},
@@ -363,6 +363,59 @@ fn garbage_of_hbd_is_counted_and_the_operator_is_answered() {
     assert!(matches!(status.detail, Detail::Doctord { health, .. } if health.servers.len() == 2));
     operator.say(&CtlRequest::Resign);
     assert!(matches!(operator.hear(), CtlReply::No(_)));
+}
+
+/// A beat whose timestamps say that the sender's clock is so much ahead; then doctord's status.
+fn beats_of_a_clock_ahead(stage: &Stage, operator: &Wire, ns: i64) -> RoleStatus {
+    for _ in 0..6 {
+        let (raw, lead) = daemon::raw_and_lead_ns();
+        let there = (raw - 30_000).checked_add_signed(lead + ns).unwrap();
+        let mut arrival = arrival("beta");
+        arrival.times = Some(FourTimes {
+            t1: raw - 60_000,
+            t2: there,
+            t3: there,
+            t4: raw,
+        });
+        stage.hbd.say(&HbdToDoctord::Beat {
+            arrival,
+            beat: beat(),
+        });
+        sleep(Duration::from_millis(2));
+    }
+    operator.say(&CtlRequest::Status);
+    match operator.hear() {
+        CtlReply::Status(status) => *status,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn clocks_are_compared_and_one_too_far_off_is_told() {
+    let stage = Stage::set();
+    let operator = Wire::dial(&stage.directory.path().join("doctord.sock"), Role::Standin);
+    for (ahead, far) in [
+        (-40_000_000, false),
+        (3_000_000_000, true),
+        (1_000_000, false),
+    ] {
+        let start = Instant::now();
+        loop {
+            let status = beats_of_a_clock_ahead(&stage, &operator, ahead);
+            let Detail::Doctord { offsets, .. } = &status.detail else {
+                panic!("{status:?}")
+            };
+            let off = offsets.iter().find(|(name, _)| name.as_str() == "beta");
+            let right = off.is_some_and(|(_, o)| {
+                o.offset_ns.abs_diff(ahead) <= o.bound_ns && o.bound_ns < 10_000_000
+            });
+            let told = status.notes.iter().any(|n| n.contains("beta is 3.0"));
+            if right && told == far {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "{ahead} ahead: {status:?}");
+        }
+    }
 }
 
 #[test]

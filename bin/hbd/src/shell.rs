@@ -9,14 +9,14 @@ use protocol::{
     BootTime, Role, ServerName, codec,
     local::{
         ctl::{CtlReply, CtlRequest},
-        ring::{ElectdToHbd, HbdToDoctord},
+        ring::{ElectdToHbd, FourTimes, HbdToDoctord},
         status::Detail,
     },
     seal::Sealer,
     wire::datagram::{DATAGRAM_MAX, Incarnation},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -29,6 +29,9 @@ const READ_BUDGET: usize = 64;
 
 /// Pause after that many from anybody at all; what comes from a peer's address and port has no pause.
 const STRANGERS_PAUSE: Duration = Duration::from_millis(1);
+
+/// Packets whose time of sending is known when they are echoed: of as many peers as there may be, the last few.
+const SENT: usize = 256;
 
 /// First and longest wait before a socket that could not be opened is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -51,6 +54,10 @@ pub struct Shell {
     /// doctord got a message in this turn.
     delivered: bool,
     buffer: Vec<u8>,
+    /// When the last packets were sent: CLOCK_REALTIME as they say, and CLOCK_MONOTONIC_RAW.
+    sent: VecDeque<(u64, u64)>,
+    /// When the datagram being read arrived, by CLOCK_MONOTONIC_RAW.
+    arrived: u64,
 }
 
 /// One address of this server and a socket there.
@@ -113,6 +120,8 @@ impl Shell {
             listening_at: BootTime(0),
             delivered: false,
             buffer: vec![0; DATAGRAM_MAX],
+            sent: VecDeque::new(),
+            arrived: 0,
         };
         shell.renew_slots(false)?;
         Ok(shell)
@@ -272,11 +281,15 @@ impl Shell {
             };
             let local = slot.address;
             let (now, real_now) = (daemon::now(), daemon::real_now_ns());
+            let (raw, lead) = daemon::raw_and_lead_ns();
             let real_ns = datagram.received_ns.unwrap_or(real_now);
             // Setting the wall clock in between must not move an arrival out of the time it can have had.
             let waited = Duration::from_nanos(real_now.saturating_sub(real_ns));
             let at = (now - waited).max(slot.drained.min(now));
             slot.read_to = at;
+            // A stamp from before the clock was set measures nothing.
+            let stamped = real_ns.wrapping_sub(lead as u64);
+            self.arrived = if stamped <= raw { stamped } else { 0 };
             let overflowed = datagram.overflowed.unwrap_or(slot.overflowed);
             let lost = overflowed.wrapping_sub(slot.overflowed);
             slot.overflowed = overflowed;
@@ -309,7 +322,8 @@ impl Shell {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Transmit(transmit) => self.transmit(transmit)?,
-                Output::Deliver(message) => {
+                Output::Deliver(mut message) => {
+                    self.by_the_raw_clock(&mut message);
                     self.delivered |= self.ring.queue(Role::Doctord, &message);
                 }
                 Output::Met(server) => log::info!("{server}: heard, its incarnation is proved"),
@@ -319,9 +333,26 @@ impl Shell {
         Ok(())
     }
 
+    /// Our two of the four timestamps leave as CLOCK_MONOTONIC_RAW has them: nobody has set or slewed it meanwhile.
+    fn by_the_raw_clock(&self, message: &mut HbdToDoctord) {
+        let (HbdToDoctord::Beat { arrival, .. } | HbdToDoctord::Ack { arrival, .. }) = message
+        else {
+            return;
+        };
+        arrival.times = arrival.times.and_then(|times| {
+            let (_, t1) = *self.sent.iter().find(|(real, _)| *real == times.t1)?;
+            let t4 = Some(self.arrived).filter(|at| *at >= t1)?;
+            Some(FourTimes { t1, t4, ..times })
+        });
+    }
+
     fn transmit(&mut self, mut transmit: Transmit) -> Result<(), Error> {
         let nonce = daemon::random()?;
-        let bytes = match self.core.seal(&mut transmit, nonce, daemon::real_now_ns()) {
+        let (raw, lead) = daemon::raw_and_lead_ns();
+        let real = raw.wrapping_add_signed(lead);
+        self.sent.truncate(SENT - 1);
+        self.sent.push_front((real, raw));
+        let bytes = match self.core.seal(&mut transmit, nonce, real) {
             Ok(bytes) => bytes,
             Err(e) => {
                 self.count("unsent_too_long");

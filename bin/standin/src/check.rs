@@ -10,7 +10,10 @@ use election::Reservation;
 use nix::unistd::{AccessFlags, access};
 use protocol::{
     Role, ServerName,
-    local::ctl::{CtlReply, CtlRequest},
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        status::Detail,
+    },
 };
 use std::{
     io::ErrorKind,
@@ -52,6 +55,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             scripts(&config, &mut report);
         }
         let running = roles(&config, &args.run_dir, &mut report);
+        clocks(&args, &config, &mut report);
         if !running {
             ports(server, config.cluster.port, &mut report);
         }
@@ -216,6 +220,31 @@ fn roles(config: &Config, run_dir: &Path, report: &mut Report) -> bool {
         }
     }
     running
+}
+
+/// How far the other servers' clocks are from this one's.
+fn clocks(args: &Args, config: &Config, report: &mut Report) {
+    let limit = config.time.max_skew;
+    let doctord = daemon::ctl::call(&args.run_dir, Role::Doctord, &CtlRequest::Status, TIMEOUT);
+    let Ok(CtlReply::Status(status)) = doctord else {
+        return;
+    };
+    let Detail::Doctord { offsets, .. } = status.detail else {
+        return;
+    };
+    for (name, offset) in &offsets {
+        let words = offset.in_words();
+        if u128::from(offset.least_ns()) <= limit.as_nanos() {
+            report.ok(format!("clock of {name}: {words}"));
+        } else {
+            report.wrong(format!(
+                "clock of {name}: {words}, more than max_skew = {:?}: what both have changed stays in conflict, for \
+                 no modification time decides; compare both with a third clock, set the one that is wrong (best while \
+                 it holds no address), and let a time daemon or [time] discipline keep it",
+                limit
+            ));
+        }
+    }
 }
 
 /// The port must be free on the server's own addresses, which must be on this host.

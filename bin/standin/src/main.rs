@@ -10,6 +10,8 @@ mod restart;
 mod run;
 mod status;
 mod sync;
+mod time;
+mod versions;
 
 use clap::{ArgMatches, Command};
 use daemon::{Args, Error};
@@ -24,7 +26,7 @@ fn command() -> Command {
         .subcommand_required(true)
         .after_help("Exit codes: 0 fine, 1 says no, 2 wrong usage or configuration.")
         .subcommands([run::command(), restart::command()])
-        .subcommands([status::command(), check::command()])
+        .subcommands([status::command(), check::command(), time::command()])
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
         .subcommands([sync::command(), lab::command()])
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         "restart" => end(restart::run(matches)),
         "status" => status::run(matches),
         "check" => check::run(matches),
+        "time" => time::run(matches),
         "keygen" => end(keygen::run(matches)),
         "sync" => sync::run(matches),
         "lab" => lab::run(matches),

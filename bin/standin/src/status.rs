@@ -106,8 +106,9 @@ impl Picture<'_> {
     fn offset(&self, server: &ServerName) -> Option<OffsetStatus> {
         if server == self.me {
             return Some(OffsetStatus {
-                offset_us: 0,
-                bound_us: 0,
+                offset_ns: 0,
+                bound_ns: 0,
+                rate_ppb: 0,
             });
         }
         let Detail::Doctord { offsets, .. } = &self.answers.get(&Role::Doctord)?.detail else {
@@ -208,8 +209,8 @@ impl Picture<'_> {
             "name": s.name.as_str(),
             "state": s.state.name(),
             "rank": s.rank,
-            "offset_us": offset.map(|o| o.offset_us),
-            "offset_bound_us": offset.map(|o| o.bound_us),
+            "offset_us": offset.map(|o| o.offset_ns / 1000),
+            "offset_bound_us": offset.map(|o| o.bound_ns.div_ceil(1000)),
             "last_heard_ms": self.last_heard_ms(s).map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
             "freshness": { "term": s.freshness.0.0, "run": s.freshness.1 },
             "config_differs": s.config_differs,
@@ -325,7 +326,7 @@ impl Picture<'_> {
                     .map_or_else(|| "never".into(), |ms| format!("{ms} ms ago")),
                 offset.map_or_else(
                     || "-".into(),
-                    |o| format!("{} us +- {}", o.offset_us, o.bound_us),
+                    |o| format!("{} us +- {}", o.offset_ns / 1000, o.bound_ns.div_ceil(1000)),
                 ),
                 format!("{}.{}", s.freshness.0, s.freshness.1),
             ]);
@@ -628,8 +629,9 @@ mod tests {
     #[test]
     fn json_has_the_stable_keys() {
         let offset = OffsetStatus {
-            offset_us: -12,
-            bound_us: 40,
+            offset_ns: -12_400,
+            bound_ns: 39_100,
+            rate_ppb: 5,
         };
         let offsets = vec![("beta".parse().unwrap(), offset)];
         let child = ChildStatus {
@@ -665,6 +667,7 @@ mod tests {
         assert_eq!(server["state"], "alive");
         assert_eq!(server["rank"], 1);
         assert_eq!(server["offset_us"], -12);
+        assert_eq!(server["offset_bound_us"], 40);
         assert_eq!(server["last_heard_ms"], 50);
         assert_eq!(server["freshness"], json!({"term": 7, "run": 2}));
         let web = &json["virtual_servers"][1];

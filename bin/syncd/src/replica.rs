@@ -1,6 +1,6 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::{fresh, units::Unit};
+use crate::{accounts, fresh, units::Unit};
 use daemon::Args;
 use filesync::{Author, Digest, Path, Replica};
 use protocol::{
@@ -12,11 +12,14 @@ use protocol::{
     wire::beat::Freshness,
 };
 use std::{fs::File, io, path::PathBuf, time::Duration};
-use store::{Calls, Index, Look, Opened, Set, Summary};
+use store::{Archive, Calls, Index, Keep, Listing, Look, Opened, Own, Set, Summary};
 use transfer::{Changes, Origin};
 
 /// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
 const UNIT: u64 = 1_000_000_000;
+
+/// So many former versions of account files there always are: they are merged against the last one that both had.
+const BASES: Keep = Keep::Versions(16);
 
 /// What is said while another run has the unit.
 pub const BUSY: &str = "another run is at work on it";
@@ -30,8 +33,10 @@ pub struct Local {
     pub index: Index,
     pub set: Set,
     pub replica: Replica,
-    /// Where what belongs to it is.
+    /// Where what belongs to it is kept.
     pub state: PathBuf,
+    /// Former versions, if any are kept.
+    pub archive: Option<Archive>,
     /// What the look at it gave.
     pub summary: Summary,
     held: bool,
@@ -63,6 +68,7 @@ impl Local {
             incarnation,
         };
         let calls = Calls::unlimited();
+        let locks = accounts::quiet(&unit)?;
         let told = |e: store::Error| match e.is_busy() {
             true => BUSY.to_owned(),
             false if matches!(e, store::Error::Root { .. }) => {
@@ -79,7 +85,12 @@ impl Local {
                 file.display()
             );
         }
-        let set = Set::open(&unit.root, &state_dir, &index, allowed.root, calls).map_err(told)?;
+        let own = match unit.accounts {
+            true => Own::ACCOUNTS,
+            false => Own::FILES,
+        };
+        let set = Set::open_with(own, &unit.root, &state_dir, &index, allowed.root, calls)
+            .map_err(told)?;
         let held = holds_an_address(args, me);
         let look = Look {
             now: daemon::real_now_ns(),
@@ -89,16 +100,33 @@ impl Local {
             may_be_empty: allowed.deletes,
         };
         let summary = store::look(&set, &index, &look).map_err(told)?;
+        drop(locks);
         let replica = index.state().map_err(told)?.replica;
-        Ok(Self {
+        let kept = unit.keep.is_some() || unit.accounts;
+        let archive = kept.then(|| Archive::open(&state_dir.join("kept")));
+        let local = Self {
             unit,
             index,
             set,
             replica,
             state: state_dir,
+            archive: archive.transpose().map_err(told)?,
             summary,
             held,
-        })
+        };
+        accounts::note(&local)?;
+        Ok(local)
+    }
+
+    /// Keeps what is here now, before anything takes its place; what could not be kept.
+    pub fn keep(&self) -> Result<Listing, store::Error> {
+        let Some(archive) = &self.archive else {
+            return Ok(Listing::default());
+        };
+        let keep = self.unit.keep.unwrap_or(BASES);
+        let now = daemon::real_now_ns();
+        let stored = archive.keep(&self.set, &self.index, keep, now)?;
+        Ok(stored.failed)
     }
 
     /// How fresh it is, by completed runs.
@@ -171,6 +199,9 @@ impl Origin for Answering<'_> {
     }
 
     fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>> {
+        if let Some(history) = accounts::asked(self.local, path, digest)? {
+            return Ok(Some(history));
+        }
         let row = self.local.index.row(path).map_err(io::Error::other)?;
         let node = row.and_then(|r| r.entry.node);
         let has = matches!(node.map(|n| n.kind), Some(filesync::Kind::File { digest: d, .. }) if d == *digest);

@@ -268,7 +268,7 @@ impl Run<'_> {
         stream: &mut Connection,
     ) -> Result<(Report, Farewell), Error> {
         let cluster = &self.config.cluster.name;
-        let mut puller = Puller::new(&mut *stream);
+        let mut puller = Puller::new(&mut *stream)?;
         let greeting = puller.greet(cluster, &local.unit.name, &local.replica)?;
         let report = pull(
             local,
@@ -341,6 +341,10 @@ impl Run<'_> {
         }
         tell(&format!("{name}: not done"), &report.applied.failed);
         tell(&format!("{name}: put off"), &report.applied.put_off);
+        tell(&format!("{name}: no former version kept"), &report.unkept);
+        for (path, note) in &report.notes {
+            println!("{name}: {path}: {note}");
+        }
         for Conflict { path, outcome, .. } in &report.conflicts {
             let what = match outcome {
                 Outcome::GaveWay => format!(

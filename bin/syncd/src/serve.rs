@@ -15,11 +15,12 @@ use filesync::{Digest, Path, Replica};
 use protocol::{Role, ServerName, local::ctl::CtlRequest, wire::beat::Freshness};
 use std::{
     fs::File,
-    io::{self, Read, Stdin, Stdout, Write},
+    io::{self, Read, Write},
+    os::fd::AsFd,
     process::ExitCode,
     time::Duration,
 };
-use transfer::{Changes, Error, Origin, Puller, serve};
+use transfer::{Buffered, Changes, Error, Origin, Puller, serve};
 
 /// How long this server's daemon may take to listen.
 const DAEMON: Duration = Duration::from_millis(500);
@@ -37,12 +38,12 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             return e.exit_code();
         }
     };
-    let mut stream = Standard(io::stdin(), io::stdout());
-    match stream
-        .write_all(BANNER)
-        .map_err(Error::Io)
-        .and_then(|()| answer(&mut stream, &config, &me, &args))
-    {
+    let answered = Standard::open().map_err(Error::Io).and_then(|mut stream| {
+        stream.write_all(BANNER)?;
+        stream.flush()?;
+        answer(&mut stream, &config, &me, &args)
+    });
+    match answered {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("syncd: {e}");
@@ -51,8 +52,16 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-/// Standard input and output.
-struct Standard(Stdin, Stdout);
+/// Standard input and output, without the lines that they are cut into otherwise.
+struct Standard(File, File);
+
+impl Standard {
+    fn open() -> io::Result<Buffered<Self>> {
+        let input = io::stdin().as_fd().try_clone_to_owned()?;
+        let output = io::stdout().as_fd().try_clone_to_owned()?;
+        Ok(Buffered::new(Self(input.into(), output.into())))
+    }
+}
 
 impl Read for Standard {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -72,7 +81,7 @@ impl Write for Standard {
 
 /// Unit after unit, until the other has no more.
 fn answer(
-    stream: &mut Standard,
+    stream: &mut Buffered<Standard>,
     config: &Config,
     me: &ServerName,
     args: &Args,
@@ -99,7 +108,7 @@ fn answer(
         let Some(local) = asked.local else {
             return Err(Error::Unexpected("a turn before a greeting"));
         };
-        let mut puller = Puller::new(&mut *stream);
+        let mut puller = Puller::new(&mut *stream)?;
         let (cluster, name) = (&config.cluster.name, local.unit.name.clone());
         let greeting = puller.greet(cluster, &name, &local.replica)?;
         let report = pull(&local, &mut puller, &greeting, Allowed::default(), false)?;

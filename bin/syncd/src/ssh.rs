@@ -12,6 +12,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     time::Duration,
 };
+use transfer::Buffered;
 
 /// What the other side says first.
 pub const BANNER: &[u8] = b"standin syncd\n";
@@ -41,25 +42,28 @@ impl fmt::Display for Unreachable {
 impl std::error::Error for Unreachable {}
 
 /// The stream.
-pub struct Connection {
+pub type Connection = Buffered<Ssh>;
+
+/// As SSH gives it.
+pub struct Ssh {
     channel: Channel,
     socket: TcpStream,
 }
 
-impl Drop for Connection {
+impl Drop for Ssh {
     fn drop(&mut self) {
         // libssh2 would say goodbye, and wait for ever to be heard.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
-impl Read for Connection {
+impl Read for Ssh {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.channel.read(buffer)
     }
 }
 
-impl Write for Connection {
+impl Write for Ssh {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         self.channel.write(buffer)
     }
@@ -145,7 +149,7 @@ fn open(
     channel
         .exec(command)
         .map_err(failed("it does not start syncd"))?;
-    let mut connection = Connection { channel, socket };
+    let mut connection = Buffered::new(Ssh { channel, socket });
     pass_over_noise(&mut connection)?;
     Ok(connection)
 }

@@ -3,11 +3,12 @@
 
 use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
-    LEASE_MAX, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum,
+    LEASE_MAX, MAX_SKEW, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum,
     SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server, SyncSet,
-    Triggers, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
+    TimeConfig, Triggers, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress,
+    VirtualServer,
     raw::{Section, Source},
-    sync,
+    sync, time,
 };
 use humantime::format_duration;
 use protocol::{ServerName, VirtualServerName};
@@ -44,6 +45,7 @@ fn read<'a>(source: &'a Source<'a>, table: &'a DeTable<'a>, file: &Path) -> Opti
         "server",
         "virtual_server",
         "scripts",
+        "time",
         "ssh",
         "sync",
     ]);
@@ -59,16 +61,18 @@ fn read<'a>(source: &'a Source<'a>, table: &'a DeTable<'a>, file: &Path) -> Opti
     let name = cluster.as_ref().map_or("", |(c, _)| c.name.as_str());
     let virtual_servers = virtual_servers(&root, &servers, name);
     let scripts = scripts(root.table("scripts"));
+    let time = time::time(root.table("time"));
     let ssh = sync::ssh(root.table("ssh"));
     let sets = sync::sets(&root, &servers);
     let (cluster, _) = cluster?;
-    let hash = hash(&cluster, &servers, &virtual_servers, &sets);
+    let hash = hash(&cluster, &servers, &virtual_servers, &sets, &time);
     Some(Config {
         file: file.to_owned(),
         cluster,
         servers,
         virtual_servers,
         scripts,
+        time,
         ssh,
         sets,
         hash,
@@ -556,6 +560,7 @@ fn hash(
     servers: &[Server],
     virtual_servers: &[VirtualServer],
     sets: &[SyncSet],
+    time: &TimeConfig,
 ) -> u64 {
     let mut parts = Parts(Sha256::new());
     let times = (cluster.heartbeat.as_nanos(), cluster.lease.as_nanos());
@@ -592,14 +597,26 @@ fn hash(
         paths,
         excludes,
         delete_limit,
+        keep,
+        merge_accounts,
         on,
+        lines: _,
     } in sets
     {
         parts.add(format!("set {name} {paths:?} {excludes:?} {delete_limit}"));
-        // As before this key was known, where it is not used.
+        // As before these keys were known, where they are not used.
+        if let Some(keep) = keep {
+            parts.add(format!("keep {keep:?}"));
+        }
+        if *merge_accounts {
+            parts.add("merge accounts");
+        }
         if *on != Triggers::default() {
             parts.add(format!("on {on:?}"));
         }
+    }
+    if time.max_skew != MAX_SKEW {
+        parts.add(format!("max_skew {}", time.max_skew.as_nanos()));
     }
     parts.finish()
 }

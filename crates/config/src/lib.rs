@@ -13,10 +13,13 @@ pub mod key;
 mod mac;
 mod raw;
 mod sync;
+mod time;
 
 pub use error::{ConfigError, Problem};
 pub use key::{ClusterKeys, parse_key};
 pub use mac::MacAddress;
+pub use sync::ACCOUNT_FILES;
+pub use time::TimeDiscipline;
 
 use protocol::{ServerName, VirtualServerName};
 use schedule::Cron;
@@ -24,6 +27,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::IpAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -52,6 +56,10 @@ pub const PATHS_MAX: usize = 8;
 pub const VIRTUAL_SERVERS_MAX: usize = 256;
 /// Most addresses of one virtual server.
 pub const VIRTUAL_ADDRESSES_MAX: usize = 16_384;
+/// Most former versions of a file that are kept by number.
+pub const KEEP_VERSIONS_MAX: u32 = 1000;
+/// Longest time that former versions are kept.
+pub const KEEP_MAX: Duration = Duration::from_secs(3650 * 86_400);
 /// `[scripts] directory` if the file has none.
 pub const SCRIPTS_DIRECTORY: &str = "/etc/standin";
 /// `[scripts] timeout` if the file has none.
@@ -67,6 +75,11 @@ pub const SSH_KEY: &str = "/etc/standin/ssh_key";
 pub const SSH_PORT: u16 = 22;
 /// `delete_limit` of a set that has none, in percent.
 pub const DELETE_LIMIT: u8 = 25;
+/// `[time] max_skew` if the file has none.
+pub const MAX_SKEW: Duration = Duration::from_secs(1);
+/// What `max_skew` may be.
+pub const MAX_SKEW_RANGE: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(3600);
 
 /// Checks the text of a configuration file; `file` is named in errors.
 pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
@@ -86,12 +99,14 @@ pub struct Config {
     pub virtual_servers: Vec<VirtualServer>,
     /// How role scripts are run on this server.
     pub scripts: ScriptsConfig,
+    /// How clocks are kept alike.
+    pub time: TimeConfig,
     /// How servers reach one another to keep files alike.
     pub ssh: SshConfig,
     /// The files that are kept alike, in the order of the file.
     pub sets: Vec<SyncSet>,
     /// Of the meaning, not of the text, and of nothing that may differ between servers (key file, real
-    /// time, scripts): equal on all servers of a well-kept cluster.
+    /// time, scripts, who steers the clock): equal on all servers of a well-kept cluster.
     pub hash: u64,
 }
 
@@ -149,6 +164,15 @@ pub struct Server {
     pub host_key: Option<String>,
 }
 
+/// How clocks are kept alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeConfig {
+    /// Who steers this server's clock.
+    pub discipline: TimeDiscipline,
+    /// What clocks may differ by: within it two times count as equal, beyond it no time decides anything.
+    pub max_skew: Duration,
+}
+
 /// How servers reach one another to keep files alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SshConfig {
@@ -171,8 +195,34 @@ pub struct SyncSet {
     pub excludes: Vec<String>,
     /// How much of a path a run may remove without being told to, in percent.
     pub delete_limit: u8,
+    /// Which former versions are kept.
+    pub keep: Option<Keep>,
+    /// It is of password files, merged record by record.
+    pub merge_accounts: bool,
     /// When it is made alike; by hand always.
     pub on: Triggers,
+    /// Where it stands in the file.
+    pub lines: SyncLines,
+}
+
+/// Which former versions of a file are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// So many.
+    Versions(u32),
+    /// Those that were there within this time.
+    For(Duration),
+}
+
+/// Lines of the file, counted from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncLines {
+    /// Of `[[sync]]`.
+    pub set: usize,
+    /// Of each path.
+    pub paths: Vec<usize>,
+    /// Of each exclude.
+    pub excludes: Vec<usize>,
 }
 
 /// When syncd makes a set alike by itself.

@@ -14,6 +14,20 @@ pub fn real_now_ns() -> u64 {
     read(ClockId::CLOCK_REALTIME)
 }
 
+/// CLOCK_MONOTONIC_RAW, which nobody sets or slews, and by how much CLOCK_REALTIME is ahead of it, in nanoseconds.
+pub fn raw_and_lead_ns() -> (u64, i64) {
+    let reading = || {
+        let before = read(ClockId::CLOCK_MONOTONIC_RAW);
+        let real = real_now_ns();
+        let raw = read(ClockId::CLOCK_MONOTONIC_RAW);
+        let middle = before + (raw - before) / 2;
+        (raw - before, raw, real.wrapping_sub(middle) as i64)
+    };
+    // Of three the one that was least interrupted.
+    let best = [reading(), reading(), reading()].into_iter().min();
+    best.map_or((0, 0), |(_, raw, lead)| (raw, lead))
+}
+
 fn read(clock: ClockId) -> u64 {
     // The call cannot fail for a clock that the kernel knows (Linux 2.6.39 or later knows both).
     clock_gettime(clock).map_or(0, |t| {
@@ -78,6 +92,8 @@ mod tests {
         assert!(before.0 > 0 && real_now_ns() > 1_600_000_000_000_000_000);
         assert_ne!(random_u64().unwrap(), random_u64().unwrap());
         assert!(now() > before);
+        let (raw, lead) = raw_and_lead_ns();
+        assert!(raw > 0 && raw.wrapping_add_signed(lead) <= real_now_ns());
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub mod sys;
 
 pub use args::{Args, CONFIG, RUN_DIR, STATE_DIR};
 pub use boot::{Boot, load_config, main, run_as};
-pub use clock::{check as check_clock, now, random, random_u64, real_now_ns};
+pub use clock::{check as check_clock, now, random, random_u64, raw_and_lead_ns, real_now_ns};
 pub use error::Error;
 pub use event_loop::{ConnId, Event, EventLoop};
 pub use limiter::Limiter;

@@ -27,6 +27,8 @@ pub enum Capability {
     SysAdmin = 21,
     /// Real-time scheduling.
     SysNice = 23,
+    /// The clock.
+    SysTime = 25,
     /// Maps and programs of the kernel's virtual machine.
     Bpf = 39,
 }
@@ -156,6 +158,66 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
         )
     };
     Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// What the kernel says of its clock (adjtimex(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelClock {
+    /// By how much it is made to run faster, in parts of 10^9: frequency and tick together.
+    pub rate_ppb: i64,
+    /// What is left of a slew by the kernel itself.
+    pub offset: i64,
+    /// By how much it may be off, in microseconds.
+    pub maxerror_us: i64,
+}
+
+/// Length of a tick that slews nothing, in microseconds, and what one microsecond of it changes, in parts of 10^9.
+const TICK: (i64, i64) = (10_000, 100_000);
+
+fn clock_adjust(timex: &mut libc::timex) -> io::Result<()> {
+    // SAFETY: `timex` is a live, initialised timex.
+    let result = unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, timex) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+fn timex() -> libc::timex {
+    // SAFETY: a timex is made of numbers alone; all zero is one that asks for nothing.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Reads what the kernel does with its clock; changes nothing.
+pub fn kernel_clock() -> io::Result<KernelClock> {
+    let mut timex = timex();
+    clock_adjust(&mut timex)?;
+    // In parts of 10^6, of which the lower 16 bits are a fraction.
+    let frequency = (timex.freq * 1000 + (1 << 15)) >> 16;
+    Ok(KernelClock {
+        rate_ppb: frequency + (timex.tick - TICK.0) * TICK.1,
+        offset: timex.offset,
+        maxerror_us: timex.maxerror,
+    })
+}
+
+/// Makes CLOCK_REALTIME run so much faster, in parts of 10^9, at most 500,000 either way. The kernel's own
+/// loops are off, and it goes on calling the clock unsynchronised: nobody compares it with the world.
+pub fn set_clock_rate(ppb: i64) -> io::Result<()> {
+    let mut now = timex();
+    clock_adjust(&mut now)?;
+    let mut timex = timex();
+    timex.modes = libc::ADJ_FREQUENCY | libc::ADJ_TICK | libc::ADJ_STATUS;
+    timex.freq = ((ppb << 16) + 500) / 1000;
+    timex.tick = TICK.0;
+    timex.status = (now.status | libc::STA_UNSYNC) & !(libc::STA_PLL | libc::STA_FLL);
+    clock_adjust(&mut timex)
+}
+
+/// Sets CLOCK_REALTIME forward (back, if negative) by so many nanoseconds.
+pub fn step_clock(ns: i64) -> io::Result<()> {
+    let mut timex = timex();
+    timex.modes = libc::ADJ_SETOFFSET | libc::ADJ_NANO;
+    timex.time.tv_sec = ns.div_euclid(1_000_000_000);
+    timex.time.tv_usec = ns.rem_euclid(1_000_000_000);
+    clock_adjust(&mut timex)
 }
 
 /// Accepts a connection, non-blocking and close-on-exec; `WouldBlock` if none waits.

@@ -1,6 +1,6 @@
 //! What the detector is told.
 
-use protocol::{BootTime, ServerName, local::ring::FourTimes};
+use protocol::{BootTime, ServerName};
 use std::time::Duration;
 
 /// What the configuration says.
@@ -27,18 +27,14 @@ pub enum Input {
         at: BootTime,
         /// The sender's lease, for which it may be silent before it is called dead.
         lease: Duration,
-        /// For the offset of the sender's clock.
-        times: Option<FourTimes>,
     },
-    /// An acknowledgement arrived. It tells the time, but is no beat: a server whose beats do not get
+    /// An acknowledgement arrived. It is no beat: a server whose beats do not get
     /// through cannot hold a lease, however busily it acknowledges others.
     Ack {
         /// From whom.
         from: ServerName,
         /// When the kernel received it.
         at: BootTime,
-        /// For the offset of the sender's clock.
-        times: Option<FourTimes>,
     },
     /// hbd says that it is there and listens. Once it has said so it must go on, every heartbeat; beats and
     /// acknowledgements count as well.

@@ -33,7 +33,6 @@
 //! (1996); Dadgar et al., "Lifeguard: SWIM-ing with Situational Awareness" (2017).
 
 mod input;
-mod offset;
 mod output;
 mod state;
 

@@ -1,13 +1,10 @@
 //! The detector itself.
 
-use crate::{Input, Output, Params, offset::Offsets};
+use crate::{Input, Output, Params};
 use mutants::{Mutant, planted};
 use protocol::{
     BootTime, ServerName,
-    local::{
-        ring::{FourTimes, Health, HealthState, LinkHealth, ServerHealth},
-        status::OffsetStatus,
-    },
+    local::ring::{Health, HealthState, LinkHealth, ServerHealth},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -31,7 +28,6 @@ struct Server {
     last_heard: Option<BootTime>,
     /// As its last beat told.
     lease: Option<Duration>,
-    offsets: Offsets,
 }
 
 impl Server {
@@ -40,7 +36,6 @@ impl Server {
             state: HealthState::Unknown,
             last_heard: None,
             lease: None,
-            offsets: Offsets::default(),
         }
     }
 }
@@ -94,21 +89,15 @@ impl Detector {
         self.notice_deafness(now);
         let mut may_accuse = false;
         match input {
-            Input::Beat {
-                from,
-                at,
-                lease,
-                times,
-            } => {
+            Input::Beat { from, at, lease } => {
                 self.hbd_spoke(now, at);
                 self.notice_stall(now, at);
-                self.hear(now, &from, at, lease, times);
+                self.hear(now, &from, at, lease);
                 self.tick_early(now);
             }
-            Input::Ack { from, at, times } => {
+            Input::Ack { at, .. } => {
                 self.hbd_spoke(now, at);
                 self.notice_stall(now, at);
-                self.sample(&from, times);
                 self.tick_early(now);
             }
             Input::HbdListens => {
@@ -188,13 +177,6 @@ impl Detector {
         }
     }
 
-    /// Each server's clock minus this server's, where known.
-    pub fn offsets(&self) -> Vec<(ServerName, OffsetStatus)> {
-        let best =
-            |(name, server): (&ServerName, &Server)| Some((name.clone(), server.offsets.best()?));
-        self.servers.iter().filter_map(best).collect()
-    }
-
     /// How often this doctor found that it had been stalled.
     pub fn stalls(&self) -> u64 {
         self.stalls
@@ -205,14 +187,7 @@ impl Detector {
         self.listening
     }
 
-    fn hear(
-        &mut self,
-        now: BootTime,
-        from: &ServerName,
-        at: BootTime,
-        lease: Duration,
-        times: Option<FourTimes>,
-    ) {
+    fn hear(&mut self, now: BootTime, from: &ServerName, at: BootTime, lease: Duration) {
         let Some(server) = self.servers.get_mut(from) else {
             return;
         };
@@ -221,13 +196,6 @@ impl Detector {
         if server.last_heard <= Some(at) {
             server.last_heard = Some(at);
             server.lease = Some(lease.clamp(LEASE_MIN, LEASE_MAX));
-        }
-        self.sample(from, times);
-    }
-
-    fn sample(&mut self, from: &ServerName, times: Option<FourTimes>) {
-        if let (Some(server), Some(times)) = (self.servers.get_mut(from), times) {
-            server.offsets.add(times);
         }
     }
 
@@ -428,7 +396,6 @@ mod tests {
                 from: name(from),
                 at,
                 lease,
-                times: None,
             })
         }
 
@@ -438,7 +405,6 @@ mod tests {
                 from: name(from),
                 at: at(ms),
                 lease,
-                times: None,
             })
         }
 
@@ -446,7 +412,6 @@ mod tests {
             self.input(Input::Ack {
                 from: name(from),
                 at: self.now,
-                times: None,
             })
         }
 
@@ -739,23 +704,11 @@ mod tests {
     fn an_acknowledgement_is_no_sign_of_life() {
         let mut doctor = Doctor::listening();
         doctor.beat("beta").until(10_450);
-        let times = FourTimes {
-            t1: 1_000_000,
-            t2: 9_000_000,
-            t3: 9_000_000,
-            t4: 1_400_000,
-        };
         doctor.input(Input::Ack {
             from: name("beta"),
             at: at(10_450),
-            times: Some(times),
         });
         assert_eq!(doctor.until(10_500).state("beta"), Dead);
-        let offset = OffsetStatus {
-            offset_us: 7_800,
-            bound_us: 200,
-        };
-        assert_eq!(doctor.core.offsets(), [(name("beta"), offset)]);
     }
 
     #[test]

@@ -106,7 +106,8 @@ impl Spec {
         let ms = |span: Duration| format!("{}ms", span.as_millis());
         let mut text = format!(
             "[cluster]\nname = \"lab\"\nkey = \"{FOLDER}/cluster.key\"\nport = {PORT}\nheartbeat = \"{}\"\nlease = \"{}\"\n\
-             quorum = \"{}\"\n\n[scripts]\ndirectory = \"{FOLDER}/etc\"\n",
+             quorum = \"{}\"\n\n[scripts]\ndirectory = \"{FOLDER}/etc\"\n\n\
+             [time]\ndiscipline = \"observe\"\n",
             ms(self.profile.heartbeat),
             ms(self.profile.lease),
             self.quorum

@@ -584,8 +584,9 @@ fn replies() -> Vec<CtlReply> {
         last_heard: Some(BootTime(8)),
     };
     let offset = OffsetStatus {
-        offset_us: -5,
-        bound_us: 90,
+        offset_ns: -5,
+        bound_ns: 90,
+        rate_ppb: -6_000,
     };
     let child = ChildStatus {
         role: Role::Hbd,

@@ -681,10 +681,12 @@ fn detail() -> impl Strategy<Value = Detail> {
             last_heard,
         },
     );
-    let offset = any::<(i64, u64)>().prop_map(|(offset_us, bound_us)| OffsetStatus {
-        offset_us,
-        bound_us,
-    });
+    let offset =
+        any::<(i64, u64, i64)>().prop_map(|(offset_ns, bound_ns, rate_ppb)| OffsetStatus {
+            offset_ns,
+            bound_ns,
+            rate_ppb,
+        });
     let child = (role(), any::<Option<u32>>(), time(), any::<u64>()).prop_map(
         |(role, pid, started, restarts)| ChildStatus {
             role,

@@ -166,10 +166,16 @@ impl Dir {
 
     /// A new, empty file that nobody else may open.
     pub fn create(&self, name: Name) -> io::Result<File> {
+        self.create_as(name, 0o600)
+    }
+
+    /// A new, empty file with no more than these permissions.
+    pub(crate) fn create_as(&self, name: Name, mode: u16) -> io::Result<File> {
         self.calls.one("create")?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = rustix::fs::openat(&self.fd, name.0, flags, Mode::RUSR | Mode::WUSR)?;
+        let mode = Mode::from_raw_mode(u32::from(mode) & 0o777);
+        let fd = rustix::fs::openat(&self.fd, name.0, flags, mode)?;
         Ok(File::from(fd))
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     chunks,
-    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Range, Request, Response, VERSION},
+    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION},
 };
 use filesync::{Digest, Entry, Path, Replica};
 use protocol::{codec, wire::beat::Freshness};
@@ -41,7 +41,7 @@ pub fn serve<S: Read + Write>(
 ) -> Result<Option<Farewell>, Error> {
     let mut answers = Answers {
         stream,
-        packed: Vec::new(),
+        packer: Packer::new()?,
         plain: Vec::new(),
     };
     let mut greeted = false;
@@ -94,9 +94,7 @@ pub fn serve<S: Read + Write>(
             },
             Request::Files(files) => {
                 within(files.len())?;
-                for (path, digest) in files {
-                    answers.file(origin, &path, &digest)?;
-                }
+                answers.files(origin, &files)?;
             }
             Request::Recipe {
                 path,
@@ -139,7 +137,7 @@ fn within(length: usize) -> Result<(), Error> {
 
 struct Answers<'a, S> {
     stream: &'a mut S,
-    packed: Vec<u8>,
+    packer: Packer,
     plain: Vec<u8>,
 }
 
@@ -162,23 +160,60 @@ impl<S: Read + Write> Answers<'_, S> {
         frame::write(self.stream, &Response::Entries, &blob)
     }
 
-    /// All of a file, in as many parts as it takes, then `Done`.
-    fn file(
-        &mut self,
-        origin: &mut impl Origin,
-        path: &Path,
-        digest: &Digest,
-    ) -> Result<(), Error> {
-        let Some(file) = origin.open(path, digest)? else {
-            return self.say(&Response::Gone);
+    /// Small files as many at once as fit in a blob, each large one on its own.
+    fn files(&mut self, origin: &mut impl Origin, files: &[(Path, Digest)]) -> Result<(), Error> {
+        let mut lengths = Vec::new();
+        self.plain.clear();
+        for (path, digest) in files {
+            let file = origin.open(path, digest)?;
+            let size = file
+                .as_ref()
+                .map_or(Ok(0), |f| f.metadata().map(|m| m.len()))?;
+            if size > (BLOB_MAX - self.plain.len()) as u64 {
+                self.together(&mut lengths)?;
+            }
+            lengths.push(match file {
+                None => None,
+                Some(file) if size > BLOB_MAX as u64 => {
+                    self.large(&file)?;
+                    continue;
+                }
+                Some(file) => {
+                    let length = (BLOB_MAX - self.plain.len()) as u64;
+                    let read = chunks::Part::of(&file, Range { offset: 0, length })
+                        .read_to_end(&mut self.plain)?;
+                    u32::try_from(read).ok()
+                }
+            });
+        }
+        self.together(&mut lengths)
+    }
+
+    fn together(&mut self, lengths: &mut Vec<Option<u32>>) -> Result<(), Error> {
+        if lengths.is_empty() {
+            return Ok(());
+        }
+        let lengths = std::mem::take(lengths);
+        let packed = self.packer.pack(&self.plain);
+        let header = Response::Together {
+            lengths,
+            packed: packed.is_some(),
         };
+        frame::write(self.stream, &header, packed.unwrap_or(&self.plain))?;
+        self.plain.clear();
+        Ok(())
+    }
+
+    /// In as many parts as it takes, then `Done`.
+    fn large(&mut self, file: &File) -> Result<(), Error> {
         let mut range = Range {
             offset: 0,
             length: BLOB_MAX as u64,
         };
-        while self.bytes(&file, range)? {
+        while self.bytes(file, range)? {
             range.offset += BLOB_MAX as u64;
         }
+        self.plain.clear();
         self.say(&Response::Done)
     }
 
@@ -189,13 +224,12 @@ impl<S: Read + Write> Answers<'_, S> {
         }
         self.plain.clear();
         chunks::Part::of(file, range).read_to_end(&mut self.plain)?;
-        let packed = frame::pack(&self.plain, &mut self.packed)?;
+        let packed = self.packer.pack(&self.plain);
         let header = Response::Bytes {
             length: u32::try_from(self.plain.len()).unwrap_or(u32::MAX),
-            packed,
+            packed: packed.is_some(),
         };
-        let blob = if packed { &self.packed } else { &self.plain };
-        frame::write(self.stream, &header, blob)?;
+        frame::write(self.stream, &header, packed.unwrap_or(&self.plain))?;
         Ok(self.plain.len() == BLOB_MAX)
     }
 

@@ -166,7 +166,7 @@ fn with<T>(
     thread::scope(|scope| {
         let server = scope.spawn(move || (serve(&mut there, &mut memory), memory.took));
         let count = Rc::new(Cell::new(0));
-        let mut puller = Puller::new(Counted(here, count.clone()));
+        let mut puller = Puller::new(Counted(here, count.clone())).unwrap();
         let result = play(&mut puller);
         drop(puller);
         let (end, took) = server.join().unwrap();

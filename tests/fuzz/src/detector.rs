@@ -65,16 +65,10 @@ fn input(u: &mut Unstructured<'_>, now: BootTime) -> Result<Option<Input>> {
             from: messages::server(u)?,
             at: messages::time(u, now)?,
             lease: messages::span(u)?,
-            times: if u.arbitrary()? {
-                Some(messages::four_times(u)?)
-            } else {
-                None
-            },
         },
         5..=6 => Input::Ack {
             from: messages::server(u)?,
             at: messages::time(u, now)?,
-            times: Some(messages::four_times(u)?),
         },
         7 => Input::HbdListens,
         8 => Input::HbdGone,
@@ -127,6 +121,5 @@ fn carry_out(twins: &mut [Detector; 2]) -> bool {
         }
     }
     assert!(told <= OUTPUTS_MAX && twins[1].poll_output().is_none());
-    let _ = twins[0].offsets();
     drains
 }

@@ -4,7 +4,7 @@
 use arbitrary::{Result, Unstructured};
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term, VirtualServerName,
-    local::ring::{FourTimes, Health, HealthState, LinkHealth, ServerHealth},
+    local::ring::{Health, HealthState, LinkHealth, ServerHealth},
     wire::{
         beat::{
             Ack, Answer, Beat, Claim, Freshness, Heard, Participation, Roster, Standing, Verdict,
@@ -380,16 +380,5 @@ pub fn health(u: &mut Unstructured<'_>, now: BootTime) -> Result<Health> {
     Ok(Health {
         servers,
         links: vec![link],
-    })
-}
-
-/// Four readings of two clocks.
-pub fn four_times(u: &mut Unstructured<'_>) -> Result<FourTimes> {
-    let near: u64 = u.arbitrary()?;
-    Ok(FourTimes {
-        t1: number_near(u, near)?,
-        t2: number_near(u, near)?,
-        t3: number_near(u, near)?,
-        t4: number_near(u, near)?,
     })
 }

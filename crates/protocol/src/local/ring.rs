@@ -44,7 +44,8 @@ pub struct Arrival {
     pub times: Option<FourTimes>,
 }
 
-/// Four readings of CLOCK_REALTIME in nanoseconds since 1970 (RFC 5905, section 8).
+/// Four timestamps in nanoseconds (RFC 5905, section 8): the peer's by its CLOCK_REALTIME, since 1970, ours as hbd
+/// measured them, or by CLOCK_MONOTONIC_RAW, which nobody sets or slews, once it has told doctord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FourTimes {
     /// Sent by us.
@@ -55,22 +56,6 @@ pub struct FourTimes {
     pub t3: u64,
     /// Received by our kernel.
     pub t4: u64,
-}
-
-impl FourTimes {
-    /// The peer's clock minus ours, in nanoseconds.
-    pub fn offset_ns(&self) -> i64 {
-        let ahead = |a: u64, b: u64| i128::from(a) - i128::from(b);
-        let twice = ahead(self.t2, self.t1) + ahead(self.t3, self.t4);
-        i64::try_from(twice / 2).unwrap_or(if twice < 0 { i64::MIN } else { i64::MAX })
-    }
-
-    /// Time spent on the network, both ways, in nanoseconds; the offset is known to half of it.
-    pub fn delay_ns(&self) -> i64 {
-        let span = |a: u64, b: u64| i128::from(a) - i128::from(b);
-        let delay = span(self.t4, self.t1) - span(self.t3, self.t2);
-        i64::try_from(delay).unwrap_or(i64::MAX)
-    }
 }
 
 /// doctord to electd: the same, and the doctor's opinion.

@@ -69,10 +69,32 @@ pub struct PathStatus {
 /// Another server's clock minus this server's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffsetStatus {
-    /// Difference in microseconds.
-    pub offset_us: i64,
-    /// It is known to within this.
-    pub bound_us: u64,
+    /// Difference in nanoseconds.
+    pub offset_ns: i64,
+    /// It is off by this at most.
+    pub bound_ns: u64,
+    /// How much faster the other clock runs than this server's would by itself, in parts of 10^9.
+    pub rate_ppb: i64,
+}
+
+impl OffsetStatus {
+    /// The clocks are apart by so much at least.
+    pub fn least_ns(&self) -> u64 {
+        self.offset_ns.unsigned_abs().saturating_sub(self.bound_ns)
+    }
+
+    /// As "1.002 s ahead (+- 0.1 ms)".
+    pub fn in_words(&self) -> String {
+        let (sign, seconds) = (
+            self.offset_ns < 0,
+            self.offset_ns.unsigned_abs() as f64 / 1e9,
+        );
+        let way = if sign { "behind" } else { "ahead" };
+        format!(
+            "{seconds:.3} s {way} (+- {:.1} ms)",
+            self.bound_ns as f64 / 1e6
+        )
+    }
 }
 
 /// One child of the main daemon.

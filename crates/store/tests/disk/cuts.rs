@@ -73,8 +73,14 @@ fn scene(dir: &std::path::Path) -> (Store, Store) {
     (alpha, beta)
 }
 
-fn run(alpha: &Store, beta: &Store, calls: Arc<Calls>) -> Result<bool, store::Error> {
-    let open = alpha.open_with(calls)?;
+fn run(
+    alpha: &Store,
+    beta: &Store,
+    calls: Arc<Calls>,
+    together: usize,
+) -> Result<bool, store::Error> {
+    let mut open = alpha.open_with(calls)?;
+    open.together = together;
     open.look()?;
     Ok(open.pull(&beta.open())?.is_complete())
 }
@@ -107,6 +113,15 @@ fn old_or_new(now: &Tree, old: &Tree, new: &Tree) {
 
 #[test]
 fn cut_off_after_any_call_it_is_old_or_new_and_the_next_run_ends_it() {
+    cut_off_after_any_call(4096);
+}
+
+#[test]
+fn cut_off_while_the_next_is_made_ready_it_is_no_different() {
+    cut_off_after_any_call(2);
+}
+
+fn cut_off_after_any_call(together: usize) {
     let dir = fast();
     let (alpha, beta) = scene(dir.path());
     let (old, new) = (tree(&alpha.root), tree(&beta.root));
@@ -120,7 +135,7 @@ fn cut_off_after_any_call_it_is_old_or_new_and_the_next_run_ends_it() {
             .write(|batch| batch.ledger(&ledger))
             .unwrap();
         let copy = alpha.copy(&again);
-        let done = run(&copy, &beta, Calls::only(most));
+        let done = run(&copy, &beta, Calls::only(most), together);
 
         let now = tree(&copy.root);
         old_or_new(&now, &old, &new);
@@ -143,7 +158,7 @@ fn cut_off_after_any_call_it_is_old_or_new_and_the_next_run_ends_it() {
         }
 
         assert!(
-            run(&copy, &beta, Calls::unlimited()).unwrap(),
+            run(&copy, &beta, Calls::unlimited(), 4096).unwrap(),
             "the next run, after {most}"
         );
         let end = tree(&copy.root);
@@ -186,7 +201,7 @@ fn whatever_the_index_tells_is_on_the_disk_before() {
     let dir = fast();
     let (alpha, beta) = scene(dir.path());
     let calls = Calls::only(u64::MAX);
-    assert!(run(&alpha, &beta, Arc::clone(&calls)).unwrap());
+    assert!(run(&alpha, &beta, Arc::clone(&calls), 4096).unwrap());
     let (mut data, mut names, mut intended, mut renames) = (false, false, false, 0);
     let made = calls.made();
     // What is kept aside has barriers of its own.
