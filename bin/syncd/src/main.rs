@@ -6,7 +6,6 @@ mod conflicts;
 mod fresh;
 mod jobs;
 mod locks;
-#[allow(dead_code, reason = "the daemon starts it")]
 mod machine;
 mod pull;
 mod replica;
@@ -15,7 +14,6 @@ mod run;
 mod serve;
 mod shell;
 mod ssh;
-#[allow(dead_code, reason = "the daemon starts it")]
 mod steer;
 mod triggers;
 mod units;
