@@ -259,6 +259,39 @@ pub fn files_are_alike_after_an_election_and_a_server_that_missed_a_run_does_not
     })
 }
 
+pub fn a_master_that_loses_its_power_in_a_run_keeps_nothing_occupied() -> Outcome {
+    needs_root()?;
+    let all = [0, 1, 2];
+    judged(patient(), crate::scene::Two::Never, |cluster| {
+        prepare(cluster)?;
+        for server in all {
+            start_sshd(cluster, server)?;
+            cluster.start_server(server)?;
+        }
+        let master = cluster.settle()?;
+        let run = all_fresh(cluster, &all, (0, 0))?;
+        let left = crate::scene::others(cluster, master);
+        let noise = "head -c 100M /dev/urandom >\"$0\"";
+        let large = files(cluster, master).join("large");
+        let made = Command::new("sh").args(["-c", noise]).arg(&large).status();
+        ensure(system("a large file", made)?.success(), "no large file")?;
+        let mut asking = cluster.begin(master, &["sync", "now"])?;
+        // In the middle of it: one of the others has begun to write what comes.
+        wait_for("a file is on its way", PATIENCE, || {
+            let begun = |server: &usize| {
+                let stage = files(cluster, *server).join(".standin-stage");
+                fs::read_dir(stage).is_ok_and(|mut entries| entries.next().is_some())
+            };
+            left.iter().any(begun).then_some(())
+        })?;
+        cluster.power_loss(master)?;
+        let _ = asking.wait();
+        cluster.wait_master(0, Some(master))?;
+        all_fresh(cluster, &left, run)?;
+        Ok(())
+    })
+}
+
 /// `standin sync now` until nothing is left undone: a server that has just come back may not listen yet.
 fn synced(cluster: &Cluster, server: usize) -> Result<(), Error> {
     wait_for("all is alike", PATIENCE + Duration::from_secs(30), || {

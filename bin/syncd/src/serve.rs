@@ -12,18 +12,39 @@ use clap::{ArgMatches, Command};
 use config::Config;
 use daemon::Args;
 use filesync::{Digest, Path, Replica};
-use protocol::{Role, ServerName, local::ctl::CtlRequest, wire::beat::Freshness};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, poll},
+};
+use protocol::{
+    Role, ServerName,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        ring::HealthState,
+        status::Detail,
+    },
+    wire::beat::Freshness,
+};
 use std::{
+    cell::RefCell,
     fs::File,
     io::{self, Read, Write},
     os::fd::AsFd,
+    path::{Path as FsPath, PathBuf},
     process::ExitCode,
-    time::Duration,
+    rc::Rc,
+    time::{Duration, Instant},
 };
 use transfer::{Buffered, Changes, Error, Origin, Puller, serve};
 
 /// How long this server's daemon may take to listen.
 const DAEMON: Duration = Duration::from_millis(500);
+
+/// So often, while nothing comes, the doctor is asked whether the other lives.
+const LOOK_ROUND: u16 = 2000; // ms
+/// Whoever says nothing for so long is gone, whatever the doctor says: it may be busy with a large file, not longer.
+const SILENCE: Duration = Duration::from_secs(1200);
 
 pub fn command() -> Command {
     Command::new("serve").about("Answer another server over standard input and output")
@@ -38,10 +59,13 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             return e.exit_code();
         }
     };
-    let answered = Standard::open().map_err(Error::Io).and_then(|mut stream| {
+    let opened = Standard::open(&args.run_dir).map_err(Error::Io);
+    let answered = opened.and_then(|standard| {
+        let client = Rc::clone(&standard.client);
+        let mut stream = Buffered::new(standard);
         stream.write_all(BANNER)?;
         stream.flush()?;
-        answer(&mut stream, &config, &me, &args)
+        answer(&mut stream, &config, &me, &args, &client)
     });
     match answered {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,30 +76,91 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-/// Standard input and output, without the lines that they are cut into otherwise.
-struct Standard(File, File);
+/// Standard input and output, without the lines that they are cut into otherwise, and with an end to all waiting: a
+/// unit must not stay occupied because whoever asked for it lost its power.
+struct Standard {
+    input: File,
+    output: File,
+    run_dir: PathBuf,
+    client: Rc<RefCell<Option<ServerName>>>,
+}
 
 impl Standard {
-    fn open() -> io::Result<Buffered<Self>> {
+    fn open(run_dir: &FsPath) -> io::Result<Self> {
         let input = io::stdin().as_fd().try_clone_to_owned()?;
         let output = io::stdout().as_fd().try_clone_to_owned()?;
-        Ok(Buffered::new(Self(input.into(), output.into())))
+        for end in [&input, &output] {
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(Self {
+            input: input.into(),
+            output: output.into(),
+            run_dir: run_dir.to_owned(),
+            client: Rc::default(),
+        })
+    }
+
+    /// Until something can be done with this end.
+    fn wait(&self, end: &File, what: PollFlags) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            let mut ends = [PollFd::new(end.as_fd(), what)];
+            match poll(&mut ends, LOOK_ROUND) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
+            let client = self.client.borrow().clone();
+            let dead = client.is_some_and(|c| is_dead(&self.run_dir, &c));
+            if dead || start.elapsed() > SILENCE {
+                let why = "nothing is heard of the other server any more";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
+    }
+}
+
+/// Whether this server's doctor holds another one for dead; without a doctor nobody is.
+fn is_dead(run_dir: &FsPath, server: &ServerName) -> bool {
+    match daemon::ctl::call(run_dir, Role::Doctord, &CtlRequest::Status, DAEMON) {
+        Ok(CtlReply::Status(status)) => match status.detail {
+            Detail::Doctord { health, .. } => {
+                let mut servers = health.servers.iter();
+                servers.any(|s| s.server == *server && s.state == HealthState::Dead)
+            }
+            _ => false,
+        },
+        Ok(CtlReply::Done(_) | CtlReply::No(_)) | Err(_) => false,
     }
 }
 
 impl Read for Standard {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
+        loop {
+            match self.input.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(&self.input, PollFlags::POLLIN)?;
+                }
+                other => return other,
+            }
+        }
     }
 }
 
 impl Write for Standard {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.1.write(buffer)
+        loop {
+            match self.output.write(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(&self.output, PollFlags::POLLOUT)?;
+                }
+                other => return other,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.1.flush()
+        self.output.flush()
     }
 }
 
@@ -85,9 +170,11 @@ fn answer(
     config: &Config,
     me: &ServerName,
     args: &Args,
+    client: &Rc<RefCell<Option<ServerName>>>,
 ) -> Result<(), Error> {
     loop {
         let mut asked = Asked {
+            client,
             config,
             me,
             args,
@@ -128,6 +215,7 @@ pub fn tell_daemon(args: &Args, unit: &Unit, changes: u64) {
 
 /// A unit that is opened when it is named.
 struct Asked<'a> {
+    client: &'a Rc<RefCell<Option<ServerName>>>,
     config: &'a Config,
     me: &'a ServerName,
     args: &'a Args,
@@ -166,6 +254,7 @@ impl Origin for Asked<'_> {
                 other.server, self.config.cluster.name
             ));
         }
+        *self.client.borrow_mut() = Some(other.server.clone());
         let units = units::of(self.config, |_| true)?;
         let unit = units.into_iter().find(|u| u.name == set).ok_or_else(|| {
             format!(
