@@ -1111,7 +1111,8 @@ fn a_daemon_passes_changes_on_and_makes_up_for_who_was_away() {
     }
     let mut scene = Scene::new();
     let config = scene.at("standin.toml");
-    let text = fs::read_to_string(&config).unwrap() + "on = [\"change\"]\n";
+    let text = fs::read_to_string(&config).unwrap()
+        + "on = [\"change\"]\n[time]\ndiscipline = \"observe\"\n";
     fs::write(&config, text).unwrap();
     scene.write("alpha", "before", "before");
     let running = scene.start_daemon("alpha");
