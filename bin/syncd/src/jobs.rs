@@ -4,6 +4,7 @@ use crate::{
     fresh,
     replica::{Allowed, Local},
     run::{self, Wanted},
+    sessions::Sessions,
     units,
 };
 use config::{Config, Server};
@@ -25,6 +26,8 @@ pub struct Ground {
     pub config: Arc<Config>,
     pub me: ServerName,
     pub args: Args,
+    /// What is kept open between jobs.
+    pub sessions: Arc<Sessions>,
     /// How many changes of its own each unit had when they were last passed on.
     pub passed_on: Arc<Mutex<BTreeMap<String, u64>>>,
 }
@@ -94,6 +97,7 @@ impl Ground {
             &self.args,
             &wanted,
             &peers,
+            &self.sessions,
             &mut |one| {
                 let Some(set) = one.unit.set() else {
                     return;

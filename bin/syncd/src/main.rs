@@ -6,16 +6,15 @@ mod conflicts;
 mod fresh;
 mod jobs;
 mod locks;
-#[allow(dead_code, reason = "the daemon starts it")]
 mod machine;
 mod pull;
 mod replica;
 mod restore;
 mod run;
 mod serve;
+mod sessions;
 mod shell;
 mod ssh;
-#[allow(dead_code, reason = "the daemon starts it")]
 mod steer;
 mod triggers;
 mod units;

@@ -10,6 +10,7 @@ use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, guard::Limit}
 use std::{
     fmt,
     io::{Read, Write},
+    sync::PoisonError,
 };
 use store::{Applied, Listing};
 use transfer::{Error, Farewell, Greeting, Puller};
@@ -90,6 +91,7 @@ pub fn pull<S: Read + Write>(
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
+    let _turn = local.turn.lock().unwrap_or_else(PoisonError::into_inner);
     let (told, last) = (greeting.told, greeting.last);
     let mut unkept = if dry {
         Listing::default()

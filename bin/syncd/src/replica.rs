@@ -11,8 +11,14 @@ use protocol::{
     },
     wire::beat::Freshness,
 };
-use std::{fs::File, io, path::PathBuf, time::Duration};
-use store::{Calls, Index, Listing, Look, Opened, Own, Set, Summary};
+use std::{
+    fs::File,
+    io,
+    path::PathBuf,
+    sync::{Mutex, OnceLock},
+    time::Duration,
+};
+use store::{Calls, Counts, Index, Listing, Look, Opened, Own, Set, Summary};
 use transfer::{Changes, Origin};
 
 /// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
@@ -35,8 +41,11 @@ pub struct Local {
     /// Former versions.
     pub versions: Versions,
     /// What the look at it gave.
-    pub summary: Summary,
+    summary: OnceLock<Summary>,
+    /// Taken by whoever changes what is here: from one server after another.
+    pub turn: Mutex<()>,
     held: bool,
+    allowed: Allowed,
 }
 
 /// What an operator may allow.
@@ -56,6 +65,18 @@ impl Local {
         args: &Args,
         allowed: Allowed,
     ) -> Result<Self, String> {
+        let local = Self::prepare(unit, me, args, allowed)?;
+        local.look()?;
+        Ok(local)
+    }
+
+    /// Opens a unit that is still to be looked at.
+    pub fn prepare(
+        unit: Unit,
+        me: &ServerName,
+        args: &Args,
+        allowed: Allowed,
+    ) -> Result<Self, String> {
         let state_dir = unit.state(&args.state_dir);
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
@@ -65,14 +86,6 @@ impl Local {
             incarnation,
         };
         let calls = Calls::unlimited();
-        let locks = accounts::quiet(&unit)?;
-        let told = |e: store::Error| match e.is_busy() {
-            true => BUSY.to_owned(),
-            false if matches!(e, store::Error::Root { .. }) => {
-                format!("{e}; if all is as it should be, run syncd with --trust-root once")
-            }
-            false => e.to_string(),
-        };
         let Opened { index, damaged, .. } =
             Index::open(&state_dir.join("index"), new, calls.clone()).map_err(told)?;
         if let Some(file) = damaged {
@@ -89,33 +102,48 @@ impl Local {
         let set = Set::open_with(own, &unit.root, &state_dir, &index, allowed.root, calls)
             .map_err(told)?;
         let held = holds_an_address(args, me);
-        let look = Look {
-            now: daemon::real_now_ns(),
-            held,
-            unit: UNIT,
-            excluded: &|path, directory| unit.excludes(path, directory),
-            may_be_empty: allowed.deletes,
-        };
-        let summary = store::look(&set, &index, &look).map_err(told)?;
-        drop(locks);
         let replica = index.state().map_err(told)?.replica;
-        let local = Self {
+        Ok(Self {
             versions: Versions::new(&state_dir, unit.keep, unit.accounts),
             unit,
             index,
             set,
             replica,
             state: state_dir,
-            summary,
+            summary: OnceLock::new(),
+            turn: Mutex::new(()),
             held,
-        };
-        accounts::note(&local)?;
-        Ok(local)
+            allowed,
+        })
     }
 
     /// Keeps what is here now, before anything takes its place; what could not be kept.
     pub fn keep(&self) -> Result<Listing, store::Error> {
         self.versions.keep(&self.set, &self.index)
+    }
+
+    /// Finds out what changed.
+    pub fn look(&self) -> Result<(), String> {
+        let look = Look {
+            now: daemon::real_now_ns(),
+            held: self.held,
+            unit: UNIT,
+            excluded: &|path, directory| self.unit.excludes(path, directory),
+            may_be_empty: self.allowed.deletes,
+        };
+        let locks = accounts::quiet(&self.unit)?;
+        let summary = store::look(&self.set, &self.index, &look).map_err(told)?;
+        drop(locks);
+        self.summary.get_or_init(|| summary);
+        accounts::note(self)
+    }
+
+    /// What the look came by.
+    pub fn counts(&self) -> Counts {
+        self.summary
+            .get()
+            .map(|s| s.counts.clone())
+            .unwrap_or_default()
     }
 
     /// How fresh it is, by completed runs.
@@ -131,6 +159,16 @@ impl Local {
             held: self.held,
             unit: UNIT,
         })
+    }
+}
+
+fn told(e: store::Error) -> String {
+    match e.is_busy() {
+        true => BUSY.to_owned(),
+        false if matches!(e, store::Error::Root { .. }) => {
+            format!("{e}; if all is as it should be, run syncd with --trust-root once")
+        }
+        false => e.to_string(),
     }
 }
 
@@ -209,9 +247,8 @@ impl Origin for Answering<'_> {
         let Some(other) = &self.other else {
             return Ok(());
         };
-        let mut ledger = self.local.index.ledger().map_err(io::Error::other)?;
-        ledger.acknowledged(other, sequence, daemon::real_now_ns());
-        let write = |batch: &mut store::Batch<'_>| batch.ledger(&ledger);
+        let now = daemon::real_now_ns();
+        let write = |batch: &mut store::Batch<'_>| batch.acknowledged(other, sequence, now);
         self.local.index.write(write).map_err(io::Error::other)
     }
 }

@@ -4,7 +4,8 @@ use crate::{
     pull::{Report, pull},
     replica::{Allowed, Answering, BUSY, Local},
     serve::tell_daemon,
-    ssh::{self, Connection},
+    sessions::Sessions,
+    ssh::Connection,
     units::{self, Unit},
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -14,7 +15,9 @@ use filesync::{Conflict, Outcome};
 use protocol::ServerName;
 use std::{
     collections::BTreeMap,
+    fmt,
     process::ExitCode,
+    sync::{Barrier, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -22,9 +25,6 @@ use transfer::{Error, Farewell, Puller, serve};
 
 /// So often another run is waited for.
 const TRIES: u64 = 20;
-
-/// What runs on the other server; a forced command there runs the same whatever this says.
-const COMMAND: &str = "syncd serve";
 
 pub fn command() -> Command {
     let name = |id: &'static str, help: &'static str| {
@@ -83,12 +83,21 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     let peers = config.peers(&me).filter(|s| !s.witness && wanted.peer(s));
     let peers: Vec<_> = peers.collect();
     let mut fine = true;
-    match sync(&config, &me, &args, &wanted, &peers, &mut |ended| {
-        if let Ok(done) = &ended.outcome {
-            tell_daemon(&args, ended.unit, done.taken);
-        }
-        fine &= ended.outcome.is_ok_and(|done| done.complete);
-    }) {
+    let sessions = Sessions::default();
+    match sync(
+        &config,
+        &me,
+        &args,
+        &wanted,
+        &peers,
+        &sessions,
+        &mut |ended| {
+            if let Ok(done) = &ended.outcome {
+                tell_daemon(&args, ended.unit, done.taken);
+            }
+            fine &= ended.outcome.is_ok_and(|done| done.complete);
+        },
+    ) {
         Ok(()) if fine => ExitCode::SUCCESS,
         Ok(()) => ExitCode::FAILURE,
         Err(why) => {
@@ -122,6 +131,7 @@ pub fn sync(
     args: &Args,
     wanted: &Wanted,
     peers: &[&Server],
+    sessions: &Sessions,
     told: &mut dyn FnMut(Ended<'_>),
 ) -> Result<(), String> {
     let run = Run {
@@ -129,15 +139,11 @@ pub fn sync(
         me,
         args,
         wanted,
+        sessions,
     };
-    let mut connections = BTreeMap::new();
+    let mut lost = BTreeMap::new();
     for unit in &units::of(config, |set| wanted.set(set.name.as_str()))? {
-        for peer in peers {
-            let late = wanted.until.is_some_and(|until| until <= Instant::now());
-            let outcome = match late {
-                true => Err("not reached in time".to_owned()),
-                false => run.with(unit, peer, &mut connections),
-            };
+        for (peer, outcome) in run.unit(unit, peers, &mut lost) {
             told(Ended {
                 unit,
                 peer: &peer.name,
@@ -146,6 +152,34 @@ pub fn sync(
         }
     }
     Ok(())
+}
+
+/// Why one unit did not get through with one server.
+enum Stopped {
+    /// Another run is at work on it; it may be waiting for this one.
+    Busy,
+    /// The unit is of no use, here or there.
+    Unit(String),
+    /// The server is.
+    Lost(String),
+}
+
+impl Stopped {
+    fn of(why: String) -> Self {
+        match why.contains(BUSY) {
+            true => Self::Busy,
+            false => Self::Unit(why),
+        }
+    }
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str(BUSY),
+            Self::Unit(why) | Self::Lost(why) => f.write_str(why),
+        }
+    }
 }
 
 /// What an operator, or syncd itself, asks for.
@@ -157,7 +191,7 @@ pub struct Wanted {
     pub peers: Vec<String>,
     pub dry: bool,
     pub allowed: Allowed,
-    /// Nobody reads along: what changed nothing is not told.
+    /// Nobody reads along: it goes to the log, and what changed nothing is not told.
     pub quiet: bool,
     /// Nothing is begun later.
     pub until: Option<Instant>,
@@ -202,93 +236,164 @@ struct Run<'a> {
     me: &'a ServerName,
     args: &'a Args,
     wanted: &'a Wanted,
+    sessions: &'a Sessions,
 }
 
-/// To each server, or why there is none.
-type Connections = BTreeMap<String, Result<Connection, String>>;
+/// Whoever did not answer, or broke off, is not tried again in the same run, and why.
+type Lost = BTreeMap<String, String>;
+
+type Outcomes<'a> = Vec<(&'a Server, Result<Done, String>)>;
 
 impl Run<'_> {
+    /// One unit with all servers at once.
+    fn unit<'p>(&self, unit: &Unit, peers: &[&'p Server], lost: &mut Lost) -> Outcomes<'p> {
+        let mut outcomes = Vec::new();
+        let mut left = Vec::new();
+        for peer in peers {
+            match lost.get(peer.name.as_str()) {
+                Some(why) => outcomes.push((*peer, Err(why.clone()))),
+                None => left.push(*peer),
+            }
+        }
+        for tries in 1.. {
+            if self
+                .wanted
+                .until
+                .is_some_and(|until| until <= Instant::now())
+            {
+                let late = || Err("not reached in time".to_owned());
+                outcomes.extend(left.drain(..).map(|peer| (peer, late())));
+            }
+            if left.is_empty() {
+                break;
+            }
+            for (peer, outcome) in self.once(unit, &std::mem::take(&mut left)) {
+                match outcome {
+                    Err(Stopped::Busy) if tries < TRIES => left.push(peer),
+                    Err(stopped) => {
+                        let why = stopped.to_string();
+                        self.complain(&format!("{} with {}: {why}", unit.name, peer.name));
+                        if let Stopped::Lost(_) = stopped {
+                            lost.insert(peer.name.to_string(), why.clone());
+                        }
+                        outcomes.push((peer, Err(why)));
+                    }
+                    Ok(done) => outcomes.push((peer, Ok(done))),
+                }
+            }
+            if !left.is_empty() {
+                // The unit is let go meanwhile: the run that is in the way may be waiting for this one.
+                let random = daemon::random_u64().unwrap_or_default();
+                thread::sleep(Duration::from_millis(50 + random % (100 * tries)));
+            }
+        }
+        outcomes
+    }
+
+    /// The same, with no second try. The others make themselves ready while this side looks; what is new anywhere is
+    /// taken from all, and then given to all.
+    fn once<'p>(
+        &self,
+        unit: &Unit,
+        peers: &[&'p Server],
+    ) -> Vec<(&'p Server, Result<Done, Stopped>)> {
+        let all = |why: &str| {
+            let stopped = |peer: &&'p Server| (*peer, Err(Stopped::of(why.to_owned())));
+            peers.iter().map(stopped).collect()
+        };
+        let local = match Local::prepare(unit.clone(), self.me, self.args, self.wanted.allowed) {
+            Ok(local) => local,
+            Err(why) => return all(&why),
+        };
+        let start = Instant::now();
+        let (looked, taken) = (OnceLock::new(), Barrier::new(peers.len()));
+        let ended = thread::scope(|scope| {
+            let with = |peer: &'p Server| {
+                let (local, looked, taken) = (&local, &looked, &taken);
+                scope.spawn(move || self.with(local, peer, looked, taken))
+            };
+            let threads: Vec<_> = peers.iter().map(|peer| with(peer)).collect();
+            looked.get_or_init(|| local.look());
+            let died = |_| Err(Stopped::Lost("its thread died".into()));
+            let ended = threads.into_iter().map(|t| t.join().unwrap_or_else(died));
+            ended.collect::<Vec<_>>()
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        let told = peers.iter().zip(ended).map(|(peer, ended)| {
+            let done =
+                ended.map(|(report, given)| self.tell(&local, peer, &report, given, seconds));
+            (*peer, done)
+        });
+        told.collect()
+    }
+
     /// One unit with one server.
     fn with(
         &self,
-        unit: &Unit,
+        local: &Local,
         peer: &Server,
-        connections: &mut Connections,
-    ) -> Result<Done, String> {
-        let name = &unit.name;
-        let connection = connections.entry(peer.name.to_string()).or_insert_with(|| {
-            let connected = ssh::connect(self.config, peer, COMMAND);
-            connected.map_err(|why| {
-                eprintln!("{name}: cannot reach {why}");
-                format!("cannot reach {why}")
-            })
-        });
-        let stream = match connection {
-            Ok(stream) => stream,
-            Err(why) => return Err(why.clone()),
-        };
-        let start = Instant::now();
-        let mut tries = 0;
-        let why = loop {
-            // Given up while waiting: the run that is in the way may be waiting for this one.
-            let ended = match Local::open(unit.clone(), self.me, self.args, self.wanted.allowed) {
-                Ok(local) => {
-                    let ended = self.exchange(&local, stream);
-                    ended.map(|given| (local, given)).map_err(|e| e.to_string())
-                }
-                Err(why) => Err(why),
-            };
-            tries += 1;
-            match ended {
-                Ok((local, (report, given))) => {
-                    let seconds = start.elapsed().as_secs_f64();
-                    return Ok(self.tell(&local, peer, &report, given, seconds));
-                }
-                Err(why) if why.contains(BUSY) && tries < TRIES => {
-                    let random = daemon::random_u64().unwrap_or_default();
-                    thread::sleep(Duration::from_millis(50 + random % (100 * tries)));
-                    *stream = match ssh::connect(self.config, peer, COMMAND) {
-                        Ok(again) => again,
-                        Err(why) => break why.to_string(),
-                    };
-                }
-                Err(why) => break why,
+        looked: &OnceLock<Result<(), String>>,
+        taken: &Barrier,
+    ) -> Result<(Report, Farewell), Stopped> {
+        let (mut session, report) = match self.take(local, peer, looked) {
+            Ok(both) => both,
+            Err(stopped) => {
+                taken.wait();
+                return Err(stopped);
             }
         };
-        eprintln!("{name} with {}: {why}", peer.name);
-        // Nobody knows where in it we are.
-        *connection = Err(format!("an earlier run with it broke off: {why}"));
-        Err(why)
+        // What another server gives now can be given to this one.
+        taken.wait();
+        let given = self.give(local, &mut session);
+        let given = given.map_err(|e| Stopped::of(e.to_string()))?;
+        self.sessions.give_back(self.config, peer, session);
+        Ok((report, given))
     }
 
-    /// Takes what is newer there, then gives what is newer here.
-    fn exchange(
+    /// Takes what is newer there.
+    fn take(
         &self,
         local: &Local,
-        stream: &mut Connection,
-    ) -> Result<(Report, Farewell), Error> {
-        let cluster = &self.config.cluster.name;
-        let mut puller = Puller::new(&mut *stream)?;
-        let greeting = puller.greet(cluster, &local.unit.name, &local.replica)?;
-        let report = pull(
-            local,
-            &mut puller,
-            &greeting,
-            self.wanted.allowed,
-            self.wanted.dry,
-        )?;
+        peer: &Server,
+        looked: &OnceLock<Result<(), String>>,
+    ) -> Result<(Connection, Report), Stopped> {
+        let session = self.sessions.lend(self.config, peer);
+        let mut session = session.map_err(|why| Stopped::Lost(format!("cannot reach {why}")))?;
+        let broken = |e: Error| Stopped::of(e.to_string());
+        let mut puller = Puller::new(&mut session).map_err(|e| broken(e.into()))?;
+        let (cluster, name) = (&self.config.cluster.name, &local.unit.name);
+        puller.call(cluster, name, &local.replica).map_err(broken)?;
+        if let Err(why) = looked.wait() {
+            return Err(Stopped::of(why.clone()));
+        }
+        let greeting = match puller.answer() {
+            Err(Error::Refused(why)) => {
+                let refused = Error::Refused(why);
+                self.sessions.give_back(self.config, peer, session);
+                return Err(broken(refused));
+            }
+            other => other.map_err(broken)?,
+        };
+        let Wanted { allowed, dry, .. } = *self.wanted;
+        let report = pull(local, &mut puller, &greeting, allowed, dry).map_err(broken)?;
+        Ok((session, report))
+    }
+
+    /// Gives what is newer here.
+    fn give(&self, local: &Local, session: &mut Connection) -> Result<Farewell, Error> {
+        let mut puller = Puller::new(&mut *session)?;
         if self.wanted.dry {
             puller.bye(Farewell::default())?;
-            return Ok((report, Farewell::default()));
+            return Ok(Farewell::default());
         }
         puller.your_turn()?;
+        let cluster = &self.config.cluster.name;
         let mut answering = Answering {
             local,
             cluster,
             other: None,
         };
-        let given = serve(stream, &mut answering)?.ok_or(Error::Unexpected("no goodbye"))?;
-        Ok((report, given))
+        serve(session, &mut answering)?.ok_or(Error::Unexpected("no goodbye"))
     }
 
     /// All that an operator should know.
@@ -302,7 +407,7 @@ impl Run<'_> {
     ) -> Done {
         let name = &local.unit.name;
         let Farewell { taken, left, kept } = given;
-        let counts = &local.summary.counts;
+        let counts = &local.counts();
         let done = Done {
             complete: report.is_complete() && left == 0 && counts.unreadable.count == 0,
             taken: report.applied.done,
@@ -312,23 +417,23 @@ impl Run<'_> {
         if self.wanted.quiet && done.complete && done.taken + taken + done.conflicts == 0 {
             return done;
         }
-        print!("{name} with {}: {report}; {taken} given", peer.name);
+        let mut line = format!("{name} with {}: {report}; {taken} given", peer.name);
         if kept > 0 {
-            print!(", {kept} former versions kept aside there");
+            line += &format!(", {kept} former versions kept aside there");
         }
         if left > 0 {
-            print!(
+            line += &format!(
                 ", {left} not taken there: run syncd on {} to see why",
                 peer.name
             );
         }
-        println!(" ({seconds:.1} s)");
+        self.say(&format!("{line} ({seconds:.1} s)"));
         for (what, list) in [
             ("changing, left for the next run", &counts.busy),
             ("cannot be read", &counts.unreadable),
             ("not kept alike", &counts.skipped),
         ] {
-            tell(&format!("{name}: {what}"), list);
+            self.list(&format!("{name}: {what}"), list);
         }
         for operation in &report.planned {
             let what = match (&operation.was, &operation.entry.node) {
@@ -337,13 +442,13 @@ impl Run<'_> {
                 (Some(was), Some(_)) if was.node.is_some() => "would be changed",
                 (_, Some(_)) => "would be made",
             };
-            println!("{name}: {what}: {}", operation.path);
+            self.say(&format!("{name}: {what}: {}", operation.path));
         }
-        tell(&format!("{name}: not done"), &report.applied.failed);
-        tell(&format!("{name}: put off"), &report.applied.put_off);
-        tell(&format!("{name}: no former version kept"), &report.unkept);
+        self.list(&format!("{name}: not done"), &report.applied.failed);
+        self.list(&format!("{name}: put off"), &report.applied.put_off);
+        self.list(&format!("{name}: no former version kept"), &report.unkept);
         for (path, note) in &report.notes {
-            println!("{name}: {path}: {note}");
+            self.say(&format!("{name}: {path}: {note}"));
         }
         for Conflict { path, outcome, .. } in &report.conflicts {
             let what = match outcome {
@@ -369,25 +474,41 @@ impl Run<'_> {
                     peer.name
                 ),
             };
-            println!("{name}: {path}: {what}");
+            self.say(&format!("{name}: {path}: {what}"));
         }
         if report.refused_removals > 0 {
-            eprintln!(
+            self.complain(&format!(
                 "{name}: {} were removed on {} and stay here, more than {} %: if that is right, run syncd with \
                  --allow-deletes",
                 report.refused_removals, peer.name, local.unit.delete_limit
-            );
+            ));
         }
         done
     }
-}
 
-fn tell(what: &str, list: &store::Listing) {
-    for (path, why) in &list.first {
-        eprintln!("{what}: {path}: {why}");
+    fn list(&self, what: &str, list: &store::Listing) {
+        for (path, why) in &list.first {
+            self.complain(&format!("{what}: {path}: {why}"));
+        }
+        let more = list.count.saturating_sub(list.first.len() as u64);
+        if more > 0 {
+            self.complain(&format!("{what}: {more} more"));
+        }
     }
-    let more = list.count.saturating_sub(list.first.len() as u64);
-    if more > 0 {
-        eprintln!("{what}: {more} more");
+
+    fn say(&self, line: &str) {
+        if self.wanted.quiet {
+            log::info!("{line}");
+        } else {
+            println!("{line}");
+        }
+    }
+
+    fn complain(&self, line: &str) {
+        if self.wanted.quiet {
+            log::warn!("{line}");
+        } else {
+            eprintln!("{line}");
+        }
     }
 }

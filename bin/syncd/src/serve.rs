@@ -12,18 +12,41 @@ use clap::{ArgMatches, Command};
 use config::Config;
 use daemon::Args;
 use filesync::{Digest, Path, Replica};
-use protocol::{Role, ServerName, local::ctl::CtlRequest, wire::beat::Freshness};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, poll},
+};
+use protocol::{
+    Role, ServerName,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        ring::HealthState,
+        status::Detail,
+    },
+    wire::beat::Freshness,
+};
 use std::{
+    cell::RefCell,
     fs::File,
     io::{self, Read, Write},
     os::fd::AsFd,
+    path::{Path as FsPath, PathBuf},
     process::ExitCode,
-    time::Duration,
+    rc::Rc,
+    time::{Duration, Instant},
 };
 use transfer::{Buffered, Changes, Error, Origin, Puller, serve};
 
 /// How long this server's daemon may take to listen.
 const DAEMON: Duration = Duration::from_millis(500);
+
+/// So long a session may say nothing while nothing is under way.
+const IDLE: Duration = Duration::from_secs(5 * 60);
+/// So often, while nothing comes, the doctor is asked whether the other lives.
+const LOOK_ROUND: u16 = 2000; // ms
+/// Whoever says nothing for so long is gone, whatever the doctor says: it may be busy with a large file, not longer.
+const SILENCE: Duration = Duration::from_secs(1200);
 
 pub fn command() -> Command {
     Command::new("serve").about("Answer another server over standard input and output")
@@ -31,17 +54,17 @@ pub fn command() -> Command {
 
 pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = Args::from_matches(matches);
-    let (config, me) = match daemon::load_config(&args) {
-        Ok(loaded) => loaded,
-        Err(e) => {
-            eprintln!("syncd: {e}");
-            return e.exit_code();
-        }
-    };
-    let answered = Standard::open().map_err(Error::Io).and_then(|mut stream| {
+    if let Err(e) = daemon::load_config(&args) {
+        eprintln!("syncd: {e}");
+        return e.exit_code();
+    }
+    let opened = Standard::open(&args.run_dir).map_err(Error::Io);
+    let answered = opened.and_then(|standard| {
+        let client = Rc::clone(&standard.client);
+        let mut stream = Buffered::new(standard);
         stream.write_all(BANNER)?;
         stream.flush()?;
-        answer(&mut stream, &config, &me, &args)
+        answer(&mut stream, &args, &client)
     });
     match answered {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,60 +75,118 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-/// Standard input and output, without the lines that they are cut into otherwise.
-struct Standard(File, File);
+/// Whose unit is open here.
+type Client = Rc<RefCell<Option<ServerName>>>;
+
+/// Standard input and output, without the lines that they are cut into otherwise, and with an end to all waiting: a
+/// unit must not stay occupied because whoever asked for it lost its power.
+struct Standard {
+    input: File,
+    output: File,
+    run_dir: PathBuf,
+    client: Client,
+}
 
 impl Standard {
-    fn open() -> io::Result<Buffered<Self>> {
+    fn open(run_dir: &FsPath) -> io::Result<Self> {
         let input = io::stdin().as_fd().try_clone_to_owned()?;
         let output = io::stdout().as_fd().try_clone_to_owned()?;
-        Ok(Buffered::new(Self(input.into(), output.into())))
+        for end in [&input, &output] {
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(Self {
+            input: input.into(),
+            output: output.into(),
+            run_dir: run_dir.to_owned(),
+            client: Rc::default(),
+        })
+    }
+
+    /// Until something can be done with this end.
+    fn wait(&self, end: &File, what: PollFlags) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            let mut ends = [PollFd::new(end.as_fd(), what)];
+            match poll(&mut ends, LOOK_ROUND) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
+            let client = self.client.borrow().clone();
+            let most = if client.is_some() { SILENCE } else { IDLE };
+            let dead = client.is_some_and(|c| is_dead(&self.run_dir, &c));
+            if dead || start.elapsed() > most {
+                let why = "nothing is heard of the other server any more";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
+    }
+}
+
+/// Whether this server's doctor holds another one for dead; without a doctor nobody is.
+fn is_dead(run_dir: &FsPath, server: &ServerName) -> bool {
+    match daemon::ctl::call(run_dir, Role::Doctord, &CtlRequest::Status, DAEMON) {
+        Ok(CtlReply::Status(status)) => match status.detail {
+            Detail::Doctord { health, .. } => {
+                let mut servers = health.servers.iter();
+                servers.any(|s| s.server == *server && s.state == HealthState::Dead)
+            }
+            _ => false,
+        },
+        Ok(CtlReply::Done(_) | CtlReply::No(_)) | Err(_) => false,
     }
 }
 
 impl Read for Standard {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
+        loop {
+            match self.input.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(&self.input, PollFlags::POLLIN)?;
+                }
+                other => return other,
+            }
+        }
     }
 }
 
 impl Write for Standard {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.1.write(buffer)
+        loop {
+            match self.output.write(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(&self.output, PollFlags::POLLOUT)?;
+                }
+                other => return other,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.1.flush()
+        self.output.flush()
     }
 }
 
 /// Unit after unit, until the other has no more.
-fn answer(
-    stream: &mut Buffered<Standard>,
-    config: &Config,
-    me: &ServerName,
-    args: &Args,
-) -> Result<(), Error> {
+fn answer(stream: &mut Buffered<Standard>, args: &Args, client: &Client) -> Result<(), Error> {
     loop {
+        *client.borrow_mut() = None;
         let mut asked = Asked {
-            config,
-            me,
+            client,
             args,
-            local: None,
+            opened: None,
             other: None,
         };
         match serve(stream, &mut asked) {
             Ok(None) => {}
             Ok(Some(_)) => continue,
+            // It was told why, and may ask for something else.
+            Err(Error::Refused(_)) => continue,
             // It has gone, which is how a conversation ends.
-            Err(Error::Io(e))
-                if e.kind() == io::ErrorKind::UnexpectedEof && asked.local.is_none() =>
-            {
-                return Ok(());
-            }
+            Err(Error::Io(e)) if is_end(&e) && asked.opened.is_none() => return Ok(()),
             Err(e) => return Err(e),
         }
-        let Some(local) = asked.local else {
+        let Some((config, local)) = asked.opened else {
             return Err(Error::Unexpected("a turn before a greeting"));
         };
         let mut puller = Puller::new(&mut *stream)?;
@@ -117,6 +198,11 @@ fn answer(
     }
 }
 
+fn is_end(e: &io::Error) -> bool {
+    use io::ErrorKind::{TimedOut, UnexpectedEof};
+    matches!(e.kind(), UnexpectedEof | TimedOut)
+}
+
 /// Tells the daemon of this server what came here, if it runs.
 pub fn tell_daemon(args: &Args, unit: &Unit, changes: u64) {
     if let Some(set) = unit.set() {
@@ -126,20 +212,20 @@ pub fn tell_daemon(args: &Args, unit: &Unit, changes: u64) {
     }
 }
 
-/// A unit that is opened when it is named.
+/// A unit that is opened when it is named, by the configuration as it is then.
 struct Asked<'a> {
-    config: &'a Config,
-    me: &'a ServerName,
+    client: &'a Client,
     args: &'a Args,
-    local: Option<Local>,
+    opened: Option<(Config, Local)>,
     other: Option<Replica>,
 }
 
 impl Asked<'_> {
     fn with<T>(&mut self, ask: impl FnOnce(&mut Answering<'_>) -> T) -> Option<T> {
+        let (config, local) = self.opened.as_ref()?;
         let mut answering = Answering {
-            local: self.local.as_ref()?,
-            cluster: &self.config.cluster.name,
+            local,
+            cluster: &config.cluster.name,
             other: self.other.take(),
         };
         let answer = ask(&mut answering);
@@ -159,29 +245,27 @@ impl Origin for Asked<'_> {
         set: &str,
         other: &Replica,
     ) -> Result<(Replica, u64, u64), String> {
-        let listed = self.config.peers(self.me).any(|s| s.name == other.server);
-        if !listed {
+        let (config, me) = daemon::load_config(self.args).map_err(|e| e.to_string())?;
+        if !config.peers(&me).any(|s| s.name == other.server) {
             return Err(format!(
                 "{} is no other server of cluster {}",
-                other.server, self.config.cluster.name
+                other.server, config.cluster.name
             ));
         }
-        let units = units::of(self.config, |_| true)?;
+        *self.client.borrow_mut() = Some(other.server.clone());
+        let units = units::of(&config, |_| true)?;
         let unit = units.into_iter().find(|u| u.name == set).ok_or_else(|| {
-            format!(
-                "{} keeps no {set} alike: is the configuration the same on all servers?",
-                self.me
-            )
+            format!("{me} keeps no {set} alike: is the configuration the same on all servers?")
         })?;
-        self.local = Some(Local::open(unit, self.me, self.args, Allowed::default())?);
+        let local = Local::open(unit, &me, self.args, Allowed::default())?;
+        self.opened = Some((config, local));
         let greeted = self.with(|a| a.greet(cluster, set, other));
         greeted.unwrap_or_else(|| Err("no set was named".into()))
     }
 
     fn fresh(&self) -> Freshness {
-        self.local
-            .as_ref()
-            .map_or_else(Freshness::default, Local::fresh)
+        let local = self.opened.as_ref().map(|(_, local)| local);
+        local.map_or_else(Freshness::default, Local::fresh)
     }
 
     fn changes(&mut self, after: u64) -> io::Result<Changes> {

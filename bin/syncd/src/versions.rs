@@ -1,7 +1,7 @@
 //! Former versions of one unit: opened only when there is something to keep, or somebody asks.
 
 use filesync::Replica;
-use std::{cell::OnceCell, path::PathBuf};
+use std::{path::PathBuf, sync::OnceLock};
 use store::{Archive, Index, Keep, Listing, Set};
 
 /// So many former versions of account files there always are: they are merged against the last one that both had.
@@ -14,7 +14,7 @@ const DAY: u64 = 86_400 * 1_000_000_000;
 pub struct Versions {
     file: PathBuf,
     keep: Option<Keep>,
-    open: OnceCell<Archive>,
+    open: OnceLock<Archive>,
 }
 
 impl Versions {
@@ -23,7 +23,7 @@ impl Versions {
         Self {
             file: state.join("kept"),
             keep: keep.or(accounts.then_some(BASES)),
-            open: OnceCell::new(),
+            open: OnceLock::new(),
         }
     }
 

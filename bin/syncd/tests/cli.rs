@@ -1083,6 +1083,27 @@ impl Scene {
     }
 }
 
+/// An SSH server goes, with all its sessions.
+fn take_away(mut sshd: Child) {
+    let mut all = vec![sshd.id()];
+    let mut next = 0;
+    while let Some(id) = all.get(next) {
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        let children = children.unwrap_or_default();
+        all.extend(
+            children
+                .split_whitespace()
+                .map(|c| c.parse::<u32>().unwrap()),
+        );
+        next += 1;
+    }
+    for id in all {
+        let id = nix::unistd::Pid::from_raw(id.cast_signed());
+        let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
+    }
+    sshd.wait().unwrap();
+}
+
 #[test]
 fn a_daemon_passes_changes_on_and_makes_up_for_who_was_away() {
     if !may_run() {
@@ -1090,7 +1111,8 @@ fn a_daemon_passes_changes_on_and_makes_up_for_who_was_away() {
     }
     let mut scene = Scene::new();
     let config = scene.at("standin.toml");
-    let text = fs::read_to_string(&config).unwrap() + "on = [\"change\"]\n";
+    let text = fs::read_to_string(&config).unwrap()
+        + "on = [\"change\"]\n[time]\ndiscipline = \"observe\"\n";
     fs::write(&config, text).unwrap();
     scene.write("alpha", "before", "before");
     let running = scene.start_daemon("alpha");
@@ -1104,9 +1126,7 @@ fn a_daemon_passes_changes_on_and_makes_up_for_who_was_away() {
     has(&scene, "beta", "new/deep/file", "1");
     has(&scene, "gamma", "new/deep/file", "1");
     // One is away, and the daemon itself is killed meanwhile.
-    let mut gone = scene.sshds.pop().unwrap();
-    gone.kill().unwrap();
-    gone.wait().unwrap();
+    take_away(scene.sshds.pop().unwrap());
     scene.write("alpha", "new/deep/file", "two");
     has(&scene, "beta", "new/deep/file", "two");
     let owed = scene.wait("gamma is owed", || {

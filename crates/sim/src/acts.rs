@@ -104,6 +104,7 @@ impl World {
                 } else {
                     wall.wrapping_add(by)
                 };
+                self.clock_disturbed(i);
             }
             Kind::SlowDisk => {
                 self.servers[i].slow_disk = Some(act.n);

@@ -296,7 +296,10 @@ impl World {
         {
             match said {
                 Said::Transmit(transmit) => self.transmit(i, transmit),
-                Said::Deliver(message) => batch.push(message),
+                Said::Deliver(message) => {
+                    self.times_arrive(i, &message);
+                    batch.push(message);
+                }
                 Said::Met(_) => met = true,
                 Said::Refused { .. } => {}
             }

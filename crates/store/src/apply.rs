@@ -36,6 +36,8 @@ use std::{cell::RefCell, fs::File, io, rc::Rc, thread};
 const TOGETHER: usize = 4096;
 /// or those that bring so many bytes.
 const BYTES: u64 = 64 << 20;
+/// A file of so many bytes is not copied for the sake of its metadata.
+const LARGE: u64 = 1 << 20;
 /// So many are staged side by side.
 const STAGED: usize = 256;
 
@@ -79,7 +81,7 @@ enum Action {
     Put(Temp),
     Move(Path, Stat),
     Link(Path),
-    /// A directory stays and gets other metadata.
+    /// What is there stays and gets other metadata.
     Give,
     Remove,
 }
@@ -308,9 +310,7 @@ impl Run<'_> {
                 kind: Kind::HardLink { to },
                 ..
             }) => Action::Link(to.clone()),
-            Some(node) if node.is_directory() && was.is_some_and(Node::is_directory) => {
-                Action::Give
-            }
+            Some(node) if was.is_some_and(|was| stays(was, node)) => Action::Give,
             Some(node) => match self.movable(&operation, node)? {
                 Some((from, stat)) => Action::Move(from, stat),
                 None => {
@@ -459,6 +459,16 @@ impl Run<'_> {
             Err(e) => Some(Err(e)),
         });
         rows.collect()
+    }
+}
+
+/// A directory, or a large file with the same contents, gets what it is to have where it is; anything else at once with
+/// a copy of its contents.
+fn stays(was: &Node, node: &Node) -> bool {
+    match node.kind {
+        Kind::Directory => was.is_directory(),
+        Kind::File { size, .. } => size >= LARGE && was.kind == node.kind,
+        _ => false,
     }
 }
 

@@ -5,7 +5,7 @@
 //! syncd read or write outside of it.
 
 use crate::calls::Calls;
-use filesync::Path;
+use filesync::{Node, Path};
 use rustix::{
     fs::{
         AtFlags, Dev, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fstat, fsync,
@@ -121,6 +121,14 @@ impl Dir {
             return Err(io::Error::other("no regular file any more"));
         }
         Ok(File::from(fd))
+    }
+
+    /// A directory or regular file in it, whichever `node` is, to be given other metadata.
+    pub(crate) fn open_to_give(&self, name: Name, node: &Node) -> io::Result<OwnedFd> {
+        match node.is_directory() {
+            true => Ok(self.child(name)?.fd),
+            false => Ok(self.open(name)?.into()),
+        }
     }
 
     /// What is in it, sorted.

@@ -127,9 +127,7 @@ impl Index {
 
     /// How far the others have got.
     pub fn ledger(&self) -> Result<Ledger, Error> {
-        let table = self.table(STATE)?;
-        let bytes = table.get("ledger")?;
-        bytes.map_or(Ok(Ledger::default()), |bytes| decode(bytes.value()))
+        ledger_in(&self.table(STATE)?)
     }
 
     /// It as it is now, for many questions one after another.
@@ -352,6 +350,11 @@ fn state_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<S
     decode(bytes.as_ref().map_or(&[][..], |b| b.value()))
 }
 
+fn ledger_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Ledger, Error> {
+    let bytes = table.get("ledger")?;
+    bytes.map_or(Ok(Ledger::default()), |bytes| decode(bytes.value()))
+}
+
 /// Whether the file itself is to blame, not the machine and not another process that has it open.
 fn is_damage(error: &Error) -> bool {
     match error {
@@ -464,6 +467,13 @@ impl Batch<'_> {
     /// What is known of a path, with what was changed here.
     pub(crate) fn entry(&self, path: &Path) -> Result<Option<Entry>, Error> {
         Ok(self.row(&key(path))?.map(|row| row.entry))
+    }
+
+    /// This replica has taken all up to `sequence`.
+    pub fn acknowledged(&mut self, by: &Replica, sequence: u64, at: u64) -> Result<(), Error> {
+        let mut ledger = ledger_in(&self.states)?;
+        ledger.acknowledged(by, sequence, at);
+        self.ledger(&ledger)
     }
 
     /// How far the others have got.

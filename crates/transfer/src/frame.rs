@@ -110,6 +110,8 @@ pub(crate) enum Request {
     Took {
         sequence: u64,
     },
+    /// Whether anybody is there.
+    Ping,
     /// Now the other asks, on the same connection, until it says `Bye`.
     YourTurn,
     Bye(Farewell),

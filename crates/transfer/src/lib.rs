@@ -26,5 +26,5 @@ mod serve;
 pub use buffered::Buffered;
 pub use chunks::CHUNKER;
 pub use frame::{BLOB_MAX, Error, Farewell, VERSION};
-pub use pull::{Asked, Greeting, Puller, Wanted, together};
+pub use pull::{Asked, Greeting, Puller, Wanted, ping, together};
 pub use serve::{Changes, Origin, serve};

@@ -86,6 +86,12 @@ impl<S: Read + Write> Puller<S> {
 
     /// Who this side is and what it wants to talk about.
     pub fn greet(&mut self, cluster: &str, set: &str, own: &Replica) -> Result<Greeting, Error> {
+        self.call(cluster, set, own)?;
+        self.answer()
+    }
+
+    /// The same, without waiting for an answer: the other makes itself ready meanwhile.
+    pub fn call(&mut self, cluster: &str, set: &str, own: &Replica) -> Result<(), Error> {
         self.ask(&Request::Hello {
             version: VERSION,
             chunker: chunks::CHUNKER,
@@ -93,7 +99,11 @@ impl<S: Read + Write> Puller<S> {
             set: set.to_owned(),
             replica: own.clone(),
         })?;
-        self.stream.flush()?;
+        self.flush()
+    }
+
+    /// What the other answers to the call.
+    pub fn answer(&mut self) -> Result<Greeting, Error> {
         match self.hear()? {
             Response::Hello {
                 version: VERSION,
@@ -347,6 +357,16 @@ impl<S: Read + Write> Puller<S> {
     pub fn bye(&mut self, farewell: Farewell) -> Result<(), Error> {
         self.ask(&Request::Bye(farewell))?;
         Ok(self.stream.flush()?)
+    }
+}
+
+/// Asks whether anybody is there who could be greeted.
+pub fn ping<S: Read + Write>(stream: &mut S) -> Result<(), Error> {
+    frame::write(stream, &Request::Ping, &[])?;
+    stream.flush()?;
+    match frame::read(stream, &mut Vec::new())? {
+        Response::Done => Ok(()),
+        _ => Err(Error::Unexpected("no answer to a ping")),
     }
 }
 

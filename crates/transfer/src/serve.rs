@@ -48,7 +48,7 @@ pub fn serve<S: Read + Write>(
     let mut changes: Option<Changes> = None;
     loop {
         let request = frame::read(answers.stream, &mut Vec::new())?;
-        if !greeted && !matches!(request, Request::Hello { .. }) {
+        if !greeted && !matches!(request, Request::Hello { .. } | Request::Ping) {
             return Err(Error::Unexpected("no greeting"));
         }
         match request {
@@ -121,6 +121,7 @@ pub fn serve<S: Read + Write>(
                 origin.took(sequence)?;
                 answers.say(&Response::Done)?;
             }
+            Request::Ping => answers.say(&Response::Done)?,
             Request::YourTurn => return Ok(None),
             Request::Bye(farewell) => return Ok(Some(farewell)),
         }

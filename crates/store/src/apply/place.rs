@@ -10,7 +10,7 @@ use crate::{
 };
 use filesync::{Entry, Kind, Operation, Path, Source, Stat};
 use rustix::{
-    fs::{FileType, RenameFlags},
+    fs::{FileType, RenameFlags, fstat},
     io::Errno,
 };
 use std::{io, rc::Rc};
@@ -196,21 +196,22 @@ impl Run<'_> {
         Ok(stage.unlink(temp.name()).at("remove", path)?)
     }
 
-    /// A directory that stays gets what it is to have; what a cut leaves half done, the next look finishes.
+    /// What stays gets what it is to have; what a cut leaves half done, the next look finishes.
     fn give(&self, operation: &Operation, before: Option<Stat>) -> Result<(), Refusal> {
         let path = &operation.path;
         let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
         let (Some(node), Some(was), Some(before)) = (&operation.entry.node, was, before) else {
-            return Err(Refusal::PutOff("no directory is there"));
+            return Err(Refusal::PutOff("nothing is there"));
         };
         let (dir, name) = self.place(path)?;
-        let child = dir.child(name).at("open", path)?;
-        if child.stat().at("stat", path)?.st_ino != before.inode {
+        let there = dir.open_to_give(name, node).at("open", path)?;
+        let now = sight::stat(&fstat(&there).map_err(io::Error::from).at("stat", path)?);
+        if !alike(&now, &before) {
             return Err(Refusal::PutOff("something else is there by now"));
         }
-        attributes::give(&child, node, child.calls())
+        attributes::give(&there, node, dir.calls())
             .inspect_err(|_| {
-                let _ = attributes::give(&child, was, child.calls());
+                let _ = attributes::give(&there, was, dir.calls());
             })
             .at("change", path)?;
         Ok(())

@@ -9,7 +9,7 @@ mod works;
 
 use scene::{Outcome, Scene};
 use standin_tests::Summary;
-use std::{env, fmt::Write, process::ExitCode};
+use std::{env, fmt::Write, path::PathBuf, process::ExitCode};
 use tools::{TOOLS, Tool};
 use works::{WORKS, Work};
 
@@ -62,7 +62,15 @@ fn options() -> Result<Options, String> {
 }
 
 fn main() -> ExitCode {
+    let mut args = env::args().skip(1);
+    if args.next().as_deref() == Some("--now") {
+        return end(tools::now(&PathBuf::from(args.next().unwrap_or_default())));
+    }
     let told = options().and_then(|options| scene::own_network().and_then(|()| run(&options)));
+    end(told)
+}
+
+fn end(told: Result<(), String>) -> ExitCode {
     match told {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
@@ -96,7 +104,9 @@ fn run(options: &Options) -> Result<(), String> {
         for tool in &tools {
             let outcomes = play(work, tool, options)
                 .map_err(|why| format!("{} with {}: {why}", work.key, tool.key))?;
-            println!("{}", row(work, tool, &outcomes, &mut first));
+            if !outcomes.is_empty() {
+                println!("{}", row(work, tool, &outcomes, &mut first));
+            }
         }
     }
     Ok(())
@@ -104,14 +114,20 @@ fn run(options: &Options) -> Result<(), String> {
 
 /// One work with one tool, as often as asked for.
 fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, String> {
-    let scene = Scene::new()?;
+    let mut scene = Scene::new(work.others)?;
     let size = |usual: u64| (usual * options.scale / 100).max(1);
     (work.make)(&scene, &size)?;
+    if tool.warm && work.begin_alike {
+        scene.start_daemon()?;
+    }
     if work.begin_alike {
         tool.run(&scene)?;
         scene.settle(tool)?;
     }
     let mut outcomes = Vec::new();
+    if tool.warm && !work.begin_alike {
+        return Ok(outcomes); // the first time is cold
+    }
     for round in 0..options.runs {
         if work.begin_alike {
             (work.change)(&scene, round)?;

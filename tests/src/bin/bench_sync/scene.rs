@@ -14,11 +14,18 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 const PORT: u16 = 2222;
+/// Who may be there besides alpha, each with an address of its own.
+const OTHERS: [(&str, &str); 3] = [
+    ("beta", "127.0.0.1"),
+    ("gamma", "127.0.0.3"),
+    ("delta", "127.0.0.4"),
+];
 /// What syncd takes for too young to be trusted, and a little more.
 const YOUNG: Duration = Duration::from_millis(2500);
 
@@ -27,21 +34,25 @@ pub struct Outcome {
     pub seconds: f64,
     pub kilobytes: f64,
     pub megabytes: f64,
-    /// Seconds of processors, of all processes on both sides: what others do on the machine matters less to it.
+    /// Seconds of processors, of all processes on both sides that end with it: what others do on the machine matters
+    /// less to it.
     pub processor: f64,
 }
 
 /// See the module.
 pub struct Scene {
     dir: PathBuf,
-    sshd: Option<Child>,
+    others: &'static [(&'static str, &'static str)],
+    sshds: Vec<Child>,
+    /// syncd's daemon of alpha, if one is running.
+    daemon: Option<Child>,
 }
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        if let Some(sshd) = &mut self.sshd {
-            let _ = sshd.kill();
-            let _ = sshd.wait();
+        for child in self.daemon.iter_mut().chain(&mut self.sshds) {
+            let _ = child.kill();
+            let _ = child.wait();
         }
         let _ = fs::remove_dir_all(&self.dir);
     }
@@ -73,16 +84,23 @@ fn told(what: &str) -> impl Fn(std::io::Error) -> String {
 }
 
 impl Scene {
-    pub fn new() -> Result<Self, String> {
+    /// Alpha, and so many others.
+    pub fn new(others: usize) -> Result<Self, String> {
         let parent = std::env::temp_dir();
         let free = statvfs(&parent).map_err(|e| e.to_string())?;
         if (free.blocks_available() as u64).saturating_mul(free.fragment_size() as u64) < 8 << 30 {
             return Err(format!("{}: 8 GB are needed there", parent.display()));
         }
         let dir = parent.join(format!("standin-bench-sync-{}", std::process::id()));
-        let mut scene = Self { dir, sshd: None };
-        for name in ["data", "alpha/data", "beta/data"] {
-            fs::create_dir_all(scene.at(name)).map_err(told(name))?;
+        let mut scene = Self {
+            dir,
+            others: &OTHERS[..others],
+            sshds: Vec::new(),
+            daemon: None,
+        };
+        let sides = scene.others.iter().map(|(name, _)| *name);
+        for side in sides.chain(["alpha", "."]) {
+            fs::create_dir_all(scene.data(side)).map_err(told(side))?;
         }
         for key in ["host", "syncd", "others"] {
             let mut keygen = Command::new("ssh-keygen");
@@ -90,7 +108,9 @@ impl Scene {
             fine(keygen.arg(scene.at(key)))?;
         }
         scene.configure()?;
-        scene.start()?;
+        for (side, address) in scene.others {
+            scene.start(side, address)?;
+        }
         Ok(scene)
     }
 
@@ -120,7 +140,7 @@ impl Scene {
         let mut text = format!(
             "[cluster]\nname = \"bench\"\nquorum = \"none\"\n[ssh]\nport = {PORT}\nkey = \"{own}\"\n"
         );
-        for (name, address) in [("alpha", "127.0.0.2"), ("beta", "127.0.0.1")] {
+        for (name, address) in self.others.iter().chain(&[("alpha", "127.0.0.2")]) {
             text += &format!(
                 "[[server]]\nname = \"{name}\"\naddress = [\"{address}\"]\nhost_key = \"{key}\"\n"
             );
@@ -150,23 +170,24 @@ impl Scene {
         options
     }
 
-    fn start(&mut self) -> Result<(), String> {
+    fn start(&mut self, side: &str, address: &str) -> Result<(), String> {
         let syncd = crate::tools::syncd()?;
         let (own, others) = (self.read("syncd.pub")?, self.read("others.pub")?);
         let forced = format!(
             "restrict,command=\"{} serve {}\" {own}{others}",
             syncd.display(),
-            self.options("beta").join(" ")
+            self.options(side).join(" ")
         );
-        self.write("authorized", &forced)?;
+        let authorized = format!("{side}/authorized");
+        self.write(&authorized, &forced)?;
         let host = self.read("host.pub")?;
-        self.write("known", &format!("[127.0.0.1]:{PORT} {host}"))?;
-        let mut command = self.on("beta", Path::new("/usr/sbin/sshd"));
+        self.write("known", &format!("[127.0.0.*]:{PORT} {host}"))?;
+        let mut command = self.on(side, Path::new("/usr/sbin/sshd"));
         command.args(["-D", "-e", "-f", "/dev/null", "-p", &PORT.to_string()]);
         for option in [
-            "ListenAddress=127.0.0.1".to_owned(),
+            format!("ListenAddress={address}"),
             format!("HostKey={}", self.at("host").display()),
-            format!("AuthorizedKeysFile={}", self.at("authorized").display()),
+            format!("AuthorizedKeysFile={}", self.at(&authorized).display()),
             "StrictModes=no".into(),
             "PidFile=none".into(),
             "UsePAM=no".into(),
@@ -177,11 +198,34 @@ impl Scene {
         }
         let log = fs::File::create(self.at("sshd.log")).map_err(told("sshd.log"))?;
         let sshd = command.stdin(Stdio::null()).stderr(log).spawn();
-        self.sshd = Some(sshd.map_err(told("sshd"))?);
+        self.sshds.push(sshd.map_err(told("sshd"))?);
         let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", PORT)).is_err() {
+        while TcpStream::connect((address, PORT)).is_err() {
             if start.elapsed() > Duration::from_secs(30) {
                 return Err(format!("sshd: {}", self.read("sshd.log")?));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Where the others are: name and address.
+    pub fn others(&self) -> &'static [(&'static str, &'static str)] {
+        self.others
+    }
+
+    /// Starts alpha's daemon, which keeps its sessions.
+    pub fn start_daemon(&mut self) -> Result<(), String> {
+        fs::create_dir_all(self.at("alpha/run")).map_err(told("run"))?;
+        let mut command = self.on("alpha", &crate::tools::syncd()?);
+        command.args(self.options("alpha")).stdin(Stdio::null());
+        let log = fs::File::create(self.at("daemon.log")).map_err(told("daemon.log"))?;
+        let daemon = command.stdout(Stdio::null()).stderr(log).spawn();
+        self.daemon = Some(daemon.map_err(told("syncd"))?);
+        let start = Instant::now();
+        while !self.at("alpha/run/syncd.sock").exists() {
+            if start.elapsed() > Duration::from_secs(30) {
+                return Err(format!("syncd: {}", self.read("daemon.log")?));
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -199,7 +243,8 @@ impl Scene {
 
     /// Nothing of former runs is left, nor what beta has: the next one is the first.
     pub fn forget(&self) -> Result<(), String> {
-        let script = "rm -rf alpha/state beta/state unison alpha/data/.standin-* && find beta/data -mindepth 1 -delete";
+        let script =
+            "rm -rf */state unison alpha/data/.standin-* && find beta/data -mindepth 1 -delete";
         let mut command = Command::new("sh");
         fine(command.args(["-c", script]).current_dir(&self.dir)).map(drop)
     }
@@ -222,8 +267,10 @@ impl Scene {
         let (before, used) = (over_loopback()?, self.processor()?);
         let start = Instant::now();
         let mut child = command.stderr(log).spawn().map_err(told("spawn"))?;
-        let id = child.id();
-        let watch = thread::spawn(move || most_memory(id));
+        let id = self.daemon.as_ref().map_or(child.id(), Child::id);
+        let most = Arc::new(Mutex::new(0.0));
+        let watched = Arc::clone(&most);
+        thread::spawn(move || watch(id, &watched));
         let status = child.wait().map_err(told("wait"))?;
         let seconds = start.elapsed().as_secs_f64();
         if !status.success() {
@@ -232,7 +279,7 @@ impl Scene {
         Ok(Outcome {
             seconds,
             kilobytes: (over_loopback()? - before) / 1e3,
-            megabytes: watch.join().unwrap_or(0.0),
+            megabytes: *most.lock().unwrap_or_else(PoisonError::into_inner),
             processor: self.processor()? - used,
         })
     }
@@ -241,18 +288,21 @@ impl Scene {
     fn processor(&self) -> Result<f64, String> {
         let own = getrusage(UsageWho::RUSAGE_CHILDREN).map_err(|e| e.to_string())?;
         let seconds = |t: TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
-        let id = self.sshd.as_ref().map_or(0, Child::id);
-        let children = format!("/proc/{id}/task/{id}/children");
-        let start = Instant::now();
-        while fs::read_to_string(&children).is_ok_and(|c| !c.is_empty())
-            && start.elapsed() < Duration::from_secs(5)
-        {
-            thread::sleep(Duration::from_millis(5));
+        let mut ticks = 0.0;
+        for id in self.sshds.iter().map(Child::id) {
+            let children = format!("/proc/{id}/task/{id}/children");
+            let start = Instant::now();
+            while fs::read_to_string(&children).is_ok_and(|c| !c.is_empty())
+                && start.elapsed() < Duration::from_secs(5)
+                && self.daemon.is_none()
+            {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let stat = fs::read_to_string(format!("/proc/{id}/stat")).map_err(told("sshd"))?;
+            let fields = stat.rsplit(')').next().unwrap_or_default();
+            let fields = fields.split_whitespace().skip(13).take(2);
+            ticks += fields.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>();
         }
-        let stat = fs::read_to_string(format!("/proc/{id}/stat")).map_err(told("sshd"))?;
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        let ticks = fields.split_whitespace().skip(13).take(2);
-        let ticks: f64 = ticks.filter_map(|t| t.parse::<f64>().ok()).sum();
         Ok(seconds(own.user_time()) + seconds(own.system_time()) + ticks / 100.0)
     }
 
@@ -267,10 +317,13 @@ impl Scene {
                     .current_dir(self.data(side)),
             )
         };
-        match list("alpha")? == list("beta")? {
-            true => Ok(()),
-            false => Err("the trees differ afterwards".into()),
+        let own = list("alpha")?;
+        for (side, _) in self.others {
+            if list(side)? != own {
+                return Err(format!("alpha and {side} differ afterwards"));
+            }
         }
+        Ok(())
     }
 }
 
@@ -281,17 +334,17 @@ fn over_loopback() -> Result<f64, String> {
     count.ok_or("no loopback".into())
 }
 
-/// Of a process until it ends, looked at often enough.
-fn most_memory(process: u32) -> f64 {
-    let mut most = 0.0;
-    while let Ok(status) = fs::read_to_string(format!("/proc/{process}/status")) {
+/// The most memory that a process has had, until it ends or nobody wants to know any more.
+fn watch(process: u32, most: &Arc<Mutex<f64>>) {
+    while let Ok(status) = fs::read_to_string(format!("/proc/{process}/status"))
+        && Arc::strong_count(most) > 1
+    {
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
         let Some(kilobytes) = line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok())
         else {
             break;
         };
-        most = kilobytes / 1e3;
+        *most.lock().unwrap_or_else(PoisonError::into_inner) = kilobytes / 1e3;
         thread::sleep(Duration::from_millis(10));
     }
-    most
 }

@@ -15,6 +15,8 @@ pub struct Work {
     pub make: fn(&Scene, Size<'_>) -> Result<(), String>,
     /// Both have the same to begin with; if not, every run is the first.
     pub begin_alike: bool,
+    /// Servers besides alpha.
+    pub others: usize,
     /// What alpha does before each run.
     pub change: fn(&Scene, usize) -> Result<(), String>,
 }
@@ -45,6 +47,11 @@ pub const WORKS: &[Work] = &[
         ..alike("bulk", "first copy, 1 GiB of noise", huge)
     },
     Work {
+        others: 3,
+        change: accounts,
+        ..alike("accounts", "4 small files changed, to 3 servers", some)
+    },
+    Work {
         usual: false,
         ..alike("million", "nothing changed, 1,000,000 files", million)
     },
@@ -61,6 +68,7 @@ const fn alike(
         usual: true,
         make,
         begin_alike: true,
+        others: 1,
         change: nothing,
     }
 }
@@ -84,6 +92,20 @@ fn large(scene: &Scene, size: Size<'_>) -> Result<(), String> {
 
 fn huge(scene: &Scene, size: Size<'_>) -> Result<(), String> {
     trees::large(&scene.data("alpha").join("large-0"), size(1 << 30)).map_err(told)
+}
+
+const ACCOUNTS: [&str; 4] = ["passwd", "shadow", "group", "gshadow"];
+
+fn some(scene: &Scene, _: Size<'_>) -> Result<(), String> {
+    accounts(scene, 0)
+}
+
+fn accounts(scene: &Scene, round: usize) -> Result<(), String> {
+    for name in ACCOUNTS {
+        let text = format!("root:{round}:0:0:root:/root:/bin/sh\n").repeat(40);
+        fs::write(scene.data("alpha").join(name), text).map_err(told)?;
+    }
+    Ok(())
 }
 
 fn nothing(_: &Scene, _: usize) -> Result<(), String> {
