@@ -6,6 +6,7 @@ mod fresh;
 mod jobs;
 #[allow(dead_code, reason = "the daemon starts it")]
 mod machine;
+mod pace;
 mod pull;
 mod replica;
 mod run;

@@ -3,6 +3,7 @@
 //! One unit after another: it is looked at, what is asked for is given, and then this side asks in turn.
 
 use crate::{
+    pace::Pace,
     pull::pull,
     replica::{Allowed, Answering, Local},
     ssh::{self, BANNER},
@@ -15,7 +16,7 @@ use filesync::{Digest, Path, Replica};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protocol::{Role, local::ctl::CtlRequest, wire::beat::Freshness};
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     fs::File,
     io::{self, Read, Write},
     os::fd::AsFd,
@@ -59,8 +60,14 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
 struct Standard {
     input: File,
     output: File,
+    manner: Rc<Manner>,
+}
+
+/// How it goes on; whoever opens a unit sets it.
+struct Manner {
     /// How long the other may say nothing.
-    patience: Rc<Cell<Duration>>,
+    patience: Cell<Duration>,
+    pace: RefCell<Pace>,
 }
 
 impl Standard {
@@ -70,7 +77,10 @@ impl Standard {
         Ok(Buffered::new(Self {
             input: input.into(),
             output: output.into(),
-            patience: Rc::new(Cell::new(IDLE)),
+            manner: Rc::new(Manner {
+                patience: Cell::new(IDLE),
+                pace: RefCell::default(),
+            }),
         }))
     }
 }
@@ -78,11 +88,15 @@ impl Standard {
 impl Read for Standard {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         // Whoever is gone without a word must not keep a unit from others for ever.
-        let patience = PollTimeout::try_from(self.patience.get()).unwrap_or(PollTimeout::MAX);
+        let patience =
+            PollTimeout::try_from(self.manner.patience.get()).unwrap_or(PollTimeout::MAX);
         let mut ready = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ready, patience) {
             Ok(0) => Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => self.input.read(buffer),
+            Ok(_) => {
+                let pace = self.manner.pace.borrow();
+                pace.get(buffer, |buffer| self.input.read(buffer))
+            }
             Err(e) => Err(e.into()),
         }
     }
@@ -90,7 +104,8 @@ impl Read for Standard {
 
 impl Write for Standard {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.output.write(buffer)
+        let pace = self.manner.pace.borrow();
+        pace.send(buffer, |buffer| self.output.write(buffer))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -105,9 +120,10 @@ fn answer(stream: &mut Buffered<Standard>, args: &Args) -> Result<(), Error> {
             args,
             opened: None,
             other: None,
-            patience: Rc::clone(&stream.get_ref().patience),
+            manner: Rc::clone(&stream.get_ref().manner),
         };
-        asked.patience.set(IDLE);
+        asked.manner.patience.set(IDLE);
+        asked.manner.pace.take();
         match serve(stream, &mut asked) {
             Ok(None) => {}
             Ok(Some(_)) => continue,
@@ -148,7 +164,7 @@ struct Asked<'a> {
     args: &'a Args,
     opened: Option<(Config, Local)>,
     other: Option<Replica>,
-    patience: Rc<Cell<Duration>>,
+    manner: Rc<Manner>,
 }
 
 impl Asked<'_> {
@@ -188,8 +204,9 @@ impl Origin for Asked<'_> {
             format!("{me} keeps no {set} alike: is the configuration the same on all servers?")
         })?;
         let local = Local::open(unit, &me, self.args, Allowed::default())?;
+        self.manner.patience.set(ssh::PATIENCE);
+        self.manner.pace.replace(local.unit.pace.clone());
         self.opened = Some((config, local));
-        self.patience.set(ssh::PATIENCE);
         let greeted = self.with(|a| a.greet(cluster, set, other));
         greeted.unwrap_or_else(|| Err("no set was named".into()))
     }

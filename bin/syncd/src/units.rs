@@ -1,5 +1,6 @@
 //! What of a set is kept together: each directory of it, and the single files of one directory.
 
+use crate::pace::Pace;
 use config::{Config, SyncSet};
 use filesync::Path;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
@@ -20,6 +21,8 @@ pub struct Unit {
     pub delete_limit: u8,
     /// The directory.
     pub root: PathBuf,
+    /// How fast its contents go; one for all units of the set.
+    pub pace: Pace,
     /// These files of it only.
     only: Option<BTreeSet<Vec<u8>>>,
     excludes: Gitignore,
@@ -57,7 +60,7 @@ pub fn of(config: &Config, wanted: impl Fn(&SyncSet) -> bool) -> Result<Vec<Unit
     let mut units = Vec::new();
     let mut roots = BTreeMap::new();
     for set in &config.sets {
-        let excludes = excludes(set)?;
+        let (excludes, pace) = (excludes(set)?, Pace::of(set.rate));
         let mut files: BTreeMap<PathBuf, BTreeSet<Vec<u8>>> = BTreeMap::new();
         let mut directories = Vec::new();
         for path in &set.paths {
@@ -94,6 +97,7 @@ pub fn of(config: &Config, wanted: impl Fn(&SyncSet) -> bool) -> Result<Vec<Unit
                     name: format!("{}:{}", set.name, root.display()),
                     delete_limit: set.delete_limit,
                     root,
+                    pace: pace.clone(),
                     only,
                     excludes: excludes.clone(),
                 });

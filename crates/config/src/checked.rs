@@ -598,12 +598,16 @@ fn hash(
         excludes,
         delete_limit,
         on,
+        rate,
     } in sets
     {
         parts.add(format!("set {name} {paths:?} {excludes:?} {delete_limit}"));
         // As before this key was known, where it is not used.
         if *on != Triggers::default() {
             parts.add(format!("on {on:?}"));
+        }
+        if let Some(rate) = rate {
+            parts.add(format!("rate {}", rate.0));
         }
     }
     if time.max_skew != MAX_SKEW {

@@ -11,6 +11,7 @@ mod checked;
 pub mod error;
 pub mod key;
 mod mac;
+mod rate;
 mod raw;
 mod sync;
 mod time;
@@ -18,6 +19,7 @@ mod time;
 pub use error::{ConfigError, Problem};
 pub use key::{ClusterKeys, parse_key};
 pub use mac::MacAddress;
+pub use rate::{BadRate, Rate};
 pub use time::TimeDiscipline;
 
 use protocol::{ServerName, VirtualServerName};
@@ -192,6 +194,8 @@ pub struct SyncSet {
     pub delete_limit: u8,
     /// When it is made alike; by hand always.
     pub on: Triggers,
+    /// How fast its contents may go in each direction; none: as fast as they can.
+    pub rate: Option<Rate>,
 }
 
 /// When syncd makes a set alike by itself.

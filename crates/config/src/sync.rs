@@ -74,7 +74,7 @@ pub(crate) fn sets(root: &Section<'_>, servers: &[Server]) -> Vec<SyncSet> {
 }
 
 fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSet> {
-    for later in ["rate", "keep", "merge"] {
+    for later in ["keep", "merge"] {
         if section.has(later) {
             let what = "not part of this version; remove it, and let cron call `syncd run`";
             section.report(later, what);
@@ -129,6 +129,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
             .and_then(|l| u8::try_from(l).ok())
             .unwrap_or(DELETE_LIMIT),
         on,
+        rate: section.parsed("rate"),
     })
 }
 
