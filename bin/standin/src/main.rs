@@ -8,9 +8,11 @@ mod keygen;
 mod lab;
 mod restart;
 mod run;
+mod ssh;
 mod status;
 mod sync;
 mod time;
+mod versions;
 
 use clap::{ArgMatches, Command};
 use daemon::{Args, Error};

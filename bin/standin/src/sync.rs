@@ -1,4 +1,4 @@
-//! `standin sync now|status|conflicts`: what this server's syncd does, and what it is asked to do.
+//! `standin sync`: what this server's syncd does, and what it is asked to do.
 
 use crate::status::{Table, uptime};
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -54,6 +54,7 @@ pub fn command() -> Command {
                 .about("List the versions that lost against another and are kept aside")
                 .arg(Arg::new("set").long("set").value_name("NAME").help("Only of this set")),
         ])
+        .subcommands(crate::versions::commands())
 }
 
 pub fn run(matches: &ArgMatches) -> ExitCode {
@@ -68,6 +69,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             }
             ExitCode::SUCCESS
         }),
+        Some((name @ ("restore" | "why"), matches)) => Err(crate::versions::run(name, matches)),
         Some((name, matches)) => pass_on(name, matches, &args),
         None => return ExitCode::from(2),
     };

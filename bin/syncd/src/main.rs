@@ -1,23 +1,26 @@
 //! syncd, the file daemon: keeps files alike on all servers (syncd(8)).
 
+mod accounts;
 mod bring;
 mod conflicts;
 mod fresh;
 mod jobs;
-#[allow(dead_code, reason = "the daemon starts it")]
+mod locks;
 mod machine;
 mod pace;
 mod pull;
 mod replica;
+mod restore;
 mod run;
 mod serve;
 mod sessions;
 mod shell;
 mod ssh;
-#[allow(dead_code, reason = "the daemon starts it")]
 mod steer;
 mod triggers;
 mod units;
+mod when;
+mod why;
 
 use clap::Command;
 use daemon::Args;
@@ -33,6 +36,7 @@ fn command() -> Command {
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
         .subcommands([run::command(), serve::command(), conflicts::command()])
+        .subcommands([restore::command(), why::command()])
 }
 
 fn main() -> ExitCode {
@@ -41,6 +45,8 @@ fn main() -> ExitCode {
         Some(("run", matches)) => run::run(matches),
         Some(("conflicts", matches)) => conflicts::run(matches),
         Some(("serve", matches)) => serve::run(matches),
+        Some(("restore", matches)) => restore::run(matches),
+        Some(("why", matches)) => why::run(matches),
         _ => daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run),
     }
 }

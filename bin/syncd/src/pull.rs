@@ -1,6 +1,7 @@
 //! Takes from another server what is newer there.
 
 use crate::{
+    accounts,
     bring::Bring,
     fresh,
     replica::{Allowed, Local},
@@ -11,7 +12,7 @@ use std::{
     io::{Read, Write},
     sync::PoisonError,
 };
-use store::Applied;
+use store::{Applied, Listing};
 use transfer::{Error, Farewell, Greeting, Puller};
 
 /// So many entries, and a page more, are planned at once: some tens of megabytes.
@@ -30,13 +31,20 @@ pub struct Report {
     pub conflicts: Vec<Conflict>,
     /// What would be done, if nothing was.
     pub planned: Vec<Operation>,
+    /// What to look at in account files.
+    pub notes: Vec<(Path, String)>,
+    /// Former versions that could not be kept.
+    pub unkept: Listing,
 }
 
 impl Report {
     /// Nothing was left undone.
     pub fn is_complete(&self) -> bool {
         let open = |c: &Conflict| matches!(c.outcome, Outcome::Undecided | Outcome::Impossible);
-        self.applied.is_complete() && self.refused_removals == 0 && !self.conflicts.iter().any(open)
+        self.applied.is_complete()
+            && self.refused_removals == 0
+            && self.unkept.count == 0
+            && !self.conflicts.iter().any(open)
     }
 
     /// As it is told to the other.
@@ -48,7 +56,7 @@ impl Report {
         }
     }
 
-    fn add(&mut self, applied: Applied) {
+    pub fn add(&mut self, applied: Applied) {
         self.applied.done += applied.done;
         self.applied.kept += applied.kept;
         self.applied.put_off.join(applied.put_off);
@@ -88,6 +96,36 @@ pub fn pull<S: Read + Write>(
 ) -> Result<Report, Error> {
     let _turn = local.turn.lock().unwrap_or_else(PoisonError::into_inner);
     let (told, last) = (greeting.told, greeting.last);
+    let mut unkept = if dry {
+        Listing::default()
+    } else {
+        local.keep().map_err(failed)?
+    };
+    let mut report = match local.unit.accounts {
+        true => accounts::pull(local, puller, told, allowed, dry)?,
+        false => take(local, puller, told, allowed, dry)?,
+    };
+    if !dry {
+        unkept.join(local.keep().map_err(failed)?);
+        if report.is_complete() {
+            if last > told {
+                puller.took(last)?;
+            }
+            let raised = fresh::raise(&local.state, &local.replica, greeting.fresh);
+            raised.map_err(|why| Error::Io(std::io::Error::other(why)))?;
+        }
+    }
+    report.unkept = unkept;
+    Ok(report)
+}
+
+fn take<S: Read + Write>(
+    local: &Local,
+    puller: &mut Puller<S>,
+    told: u64,
+    allowed: Allowed,
+    dry: bool,
+) -> Result<Report, Error> {
     let mut report = Report::default();
     let mut planner = Planner::default();
     let mut next = puller.changes(told)?;
@@ -124,13 +162,6 @@ pub fn pull<S: Read + Write>(
         report.refused_removals = removals;
     }
     report.conflicts = planner.conflicts;
-    if report.is_complete() && !dry && last > told {
-        puller.took(last)?;
-    }
-    if report.is_complete() && !dry {
-        let raised = fresh::raise(&local.state, &local.replica, greeting.fresh);
-        raised.map_err(|why| Error::Io(std::io::Error::other(why)))?;
-    }
     Ok(report)
 }
 

@@ -1,6 +1,6 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::{fresh, units::Unit};
+use crate::{accounts, fresh, units::Unit};
 use daemon::Args;
 use filesync::{Author, Digest, Path, Replica};
 use protocol::{
@@ -18,11 +18,14 @@ use std::{
     sync::{Mutex, OnceLock},
     time::Duration,
 };
-use store::{Calls, Counts, Index, Look, Opened, Set, Summary};
+use store::{Archive, Calls, Counts, Index, Keep, Listing, Look, Opened, Own, Set, Summary};
 use transfer::{Changes, Origin};
 
 /// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
 const UNIT: u64 = 1_000_000_000;
+
+/// So many former versions of account files there always are: they are merged against the last one that both had.
+const BASES: Keep = Keep::Versions(16);
 
 /// What is said while another run has the unit.
 pub const BUSY: &str = "another run is at work on it";
@@ -36,8 +39,10 @@ pub struct Local {
     pub index: Index,
     pub set: Set,
     pub replica: Replica,
-    /// Where what belongs to it is.
+    /// Where what belongs to it is kept.
     pub state: PathBuf,
+    /// Former versions, if any are kept.
+    pub archive: Option<Archive>,
     /// What the look at it gave.
     summary: OnceLock<Summary>,
     /// Taken by whoever changes what is here: from one server after another.
@@ -93,20 +98,39 @@ impl Local {
                 file.display()
             );
         }
-        let set = Set::open(&unit.root, &state_dir, &index, allowed.root, calls).map_err(told)?;
+        let own = match unit.accounts {
+            true => Own::ACCOUNTS,
+            false => Own::FILES,
+        };
+        let set = Set::open_with(own, &unit.root, &state_dir, &index, allowed.root, calls)
+            .map_err(told)?;
         let held = holds_an_address(args, me);
         let replica = index.state().map_err(told)?.replica;
+        let kept = unit.keep.is_some() || unit.accounts;
+        let archive = kept.then(|| Archive::open(&state_dir.join("kept")));
         Ok(Self {
             unit,
             index,
             set,
             replica,
             state: state_dir,
+            archive: archive.transpose().map_err(told)?,
             summary: OnceLock::new(),
             turn: Mutex::new(()),
             held,
             allowed,
         })
+    }
+
+    /// Keeps what is here now, before anything takes its place; what could not be kept.
+    pub fn keep(&self) -> Result<Listing, store::Error> {
+        let Some(archive) = &self.archive else {
+            return Ok(Listing::default());
+        };
+        let keep = self.unit.keep.unwrap_or(BASES);
+        let now = daemon::real_now_ns();
+        let stored = archive.keep(&self.set, &self.index, keep, now)?;
+        Ok(stored.failed)
     }
 
     /// Finds out what changed.
@@ -118,9 +142,11 @@ impl Local {
             excluded: &|path, directory| self.unit.excludes(path, directory),
             may_be_empty: self.allowed.deletes,
         };
+        let locks = accounts::quiet(&self.unit)?;
         let summary = store::look(&self.set, &self.index, &look).map_err(told)?;
+        drop(locks);
         self.summary.get_or_init(|| summary);
-        Ok(())
+        accounts::note(self)
     }
 
     /// What the look came by.
@@ -211,6 +237,9 @@ impl Origin for Answering<'_> {
     }
 
     fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>> {
+        if let Some(history) = accounts::asked(self.local, path, digest)? {
+            return Ok(Some(history));
+        }
         let row = self.local.index.row(path).map_err(io::Error::other)?;
         let node = row.and_then(|r| r.entry.node);
         let has = matches!(node.map(|n| n.kind), Some(filesync::Kind::File { digest: d, .. }) if d == *digest);

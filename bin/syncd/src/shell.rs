@@ -4,6 +4,7 @@ use crate::{
     conflicts, fresh,
     jobs::{self, Ground},
     sessions::Sessions,
+    steer::{self, Steer},
     triggers::change::{self, Watch, Word},
     units,
 };
@@ -61,6 +62,7 @@ struct Shell {
     saved: Memory,
     ground: Ground,
     watches: BTreeMap<ServerName, Watch>,
+    steer: Steer,
     reporter: Reporter,
     reports: Receiver<Report>,
     /// Each unit that counts has been looked at since the start.
@@ -85,7 +87,9 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         sessions: Sessions::tended().map_err(|e| Error::io("start a thread", e))?,
         passed_on: Arc::new(Mutex::new(BTreeMap::new())),
     };
+    let steer = begin_to_steer(&boot);
     let mut shell = Shell {
+        steer,
         plan: Plan::new(rules(&boot), memory.clone()),
         saved: memory,
         boot,
@@ -108,6 +112,11 @@ pub fn run(boot: Boot) -> Result<(), Error> {
     shell.watch();
     shell.boot.ready();
     shell.serve()
+}
+
+fn begin_to_steer(boot: &Boot) -> Steer {
+    let config = Arc::clone(&boot.config);
+    steer::spawn(config, boot.me.clone(), boot.args.clone())
 }
 
 fn now() -> Now {
@@ -361,6 +370,7 @@ impl Shell {
         self.plan.rules(rules(&self.boot));
         self.prove();
         self.watch();
+        self.steer = begin_to_steer(&self.boot);
         log::info!("configuration read again");
     }
 
@@ -371,7 +381,8 @@ impl Shell {
             CtlRequest::Status => {
                 let detail = Detail::Syncd(Box::new(self.status()));
                 let counters = self.events.counters();
-                let notes = self.notes.values().cloned().collect();
+                let clock = Some(self.steer.in_words()).filter(|words| !words.is_empty());
+                let notes = self.notes.values().cloned().chain(clock).collect();
                 CtlReply::Status(Box::new(self.boot.status(counters, notes, detail)))
             }
             CtlRequest::SyncNow { sets, peers } => self.wanted(&sets, &peers),

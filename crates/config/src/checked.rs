@@ -597,12 +597,21 @@ fn hash(
         paths,
         excludes,
         delete_limit,
+        keep,
+        merge_accounts,
         on,
         rate,
+        lines: _,
     } in sets
     {
         parts.add(format!("set {name} {paths:?} {excludes:?} {delete_limit}"));
-        // As before this key was known, where it is not used.
+        // As before these keys were known, where they are not used.
+        if let Some(keep) = keep {
+            parts.add(format!("keep {keep:?}"));
+        }
+        if *merge_accounts {
+            parts.add("merge accounts");
+        }
         if *on != Triggers::default() {
             parts.add(format!("on {on:?}"));
         }

@@ -20,6 +20,7 @@ pub use error::{ConfigError, Problem};
 pub use key::{ClusterKeys, parse_key};
 pub use mac::MacAddress;
 pub use rate::{BadRate, Rate};
+pub use sync::ACCOUNT_FILES;
 pub use time::TimeDiscipline;
 
 use protocol::{ServerName, VirtualServerName};
@@ -57,6 +58,10 @@ pub const PATHS_MAX: usize = 8;
 pub const VIRTUAL_SERVERS_MAX: usize = 256;
 /// Most addresses of one virtual server.
 pub const VIRTUAL_ADDRESSES_MAX: usize = 16_384;
+/// Most former versions of a file that are kept by number.
+pub const KEEP_VERSIONS_MAX: u32 = 1000;
+/// Longest time that former versions are kept.
+pub const KEEP_MAX: Duration = Duration::from_secs(3650 * 86_400);
 /// `[scripts] directory` if the file has none.
 pub const SCRIPTS_DIRECTORY: &str = "/etc/standin";
 /// `[scripts] timeout` if the file has none.
@@ -192,10 +197,36 @@ pub struct SyncSet {
     pub excludes: Vec<String>,
     /// How much of a path a run may remove without being told to, in percent.
     pub delete_limit: u8,
+    /// Which former versions are kept.
+    pub keep: Option<Keep>,
+    /// It is of password files, merged record by record.
+    pub merge_accounts: bool,
     /// When it is made alike; by hand always.
     pub on: Triggers,
     /// How fast its contents may go in each direction; none: as fast as they can.
     pub rate: Option<Rate>,
+    /// Where it stands in the file.
+    pub lines: SyncLines,
+}
+
+/// Which former versions of a file are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// So many.
+    Versions(u32),
+    /// Those that were there within this time.
+    For(Duration),
+}
+
+/// Lines of the file, counted from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncLines {
+    /// Of `[[sync]]`.
+    pub set: usize,
+    /// Of each path.
+    pub paths: Vec<usize>,
+    /// Of each exclude.
+    pub excludes: Vec<usize>,
 }
 
 /// When syncd makes a set alike by itself.
@@ -279,7 +310,7 @@ impl Config {
 
     /// Whether there is anything for syncd to do.
     pub fn runs_syncd(&self) -> bool {
-        !self.sets.is_empty()
+        !self.sets.is_empty() || self.time.discipline == TimeDiscipline::Builtin
     }
 
     /// All servers but `me`.

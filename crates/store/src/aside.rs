@@ -34,6 +34,9 @@ pub struct Kept {
     pub why: String,
 }
 
+/// Writes contents into an empty file.
+type Fill<'a> = dyn Fn(&File) -> io::Result<()> + 'a;
+
 /// See the module.
 pub struct Aside(Dir);
 
@@ -57,6 +60,18 @@ impl Aside {
 
     /// Keeps a version, with its contents if it is a file. It is on the disk when this returns.
     pub(crate) fn keep(&self, kept: &Kept, contents: Option<&File>) -> Result<(), Error> {
+        let copy = |file: &File| {
+            contents.map_or(Ok(()), |from| contents::copy(from, file, self.0.calls()))
+        };
+        self.keep_with(kept, contents.is_some().then_some(&copy))
+    }
+
+    /// Keeps a version of a small file that is not here.
+    pub fn keep_text(&self, kept: &Kept, text: &[u8]) -> Result<(), Error> {
+        self.keep_with(kept, Some(&|mut file: &File| file.write_all(text)))
+    }
+
+    fn keep_with(&self, kept: &Kept, fill: Option<&Fill<'_>>) -> Result<(), Error> {
         let identity = encode(&(&kept.path, &kept.node))?;
         let id = blake3::hash(&identity).to_hex();
         let record = format!("{id}{RECORD}");
@@ -65,9 +80,9 @@ impl Aside {
             if dir.stat_of(Name::made(&record))?.is_some() {
                 return Ok(()); // lost before, in the same form
             }
-            if let Some(from) = contents {
+            if let Some(fill) = fill {
                 self.add(&id, |file| {
-                    contents::copy(from, file, dir.calls())?;
+                    fill(file)?;
                     let (size, digest) = contents::digest(file)?;
                     match kept.node.kind == (Kind::File { size, digest }) {
                         true => Ok(()),

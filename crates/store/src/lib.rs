@@ -22,6 +22,8 @@
 //! | `index` | what is known of each path, and of the set |
 //! | `set` | a set: root, stage and what is kept aside |
 //! | `aside` | what lost, kept |
+//! | `archive` | former versions, kept as chunks |
+//! | `export` | a version written outside of any set |
 //! | `recover` | what a run that was cut off left half done |
 //! | `look` | from the disk to the index |
 //! | `stage` | a file made ready out of sight |
@@ -32,12 +34,14 @@
 //! it draws temporary names only.
 
 mod apply;
+mod archive;
 mod aside;
 mod attributes;
 mod calls;
 mod contents;
 mod dir;
 mod error;
+mod export;
 mod index;
 mod look;
 mod recover;
@@ -49,13 +53,15 @@ mod threads;
 mod walk;
 
 pub use apply::{Applied, apply, apply_by};
+pub use archive::{Archive, Keep, Stored, Version};
 pub use aside::{Aside, Kept};
 pub use calls::Calls;
 pub use dir::{Dir, Name};
 pub use error::{Error, Listing};
+pub use export::export;
 pub use index::{Batch, Index, Opened, Reader};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State};
-pub use set::{MARKER, STAGE, Set};
+pub use set::{MARKER, Own, STAGE, Set, reserved as is_own};
 pub use stage::Contents;
 pub use walk::Counts;
