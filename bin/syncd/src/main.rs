@@ -7,6 +7,7 @@ mod fresh;
 mod jobs;
 mod locks;
 mod machine;
+mod pace;
 mod pull;
 mod replica;
 mod restore;

@@ -359,6 +359,7 @@ impl Run<'_> {
     ) -> Result<(Connection, Report), Stopped> {
         let session = self.sessions.lend(self.config, peer);
         let mut session = session.map_err(|why| Stopped::Lost(format!("cannot reach {why}")))?;
+        session.get_mut().pace = local.unit.pace.clone();
         let broken = |e: Error| Stopped::of(e.to_string());
         let mut puller = Puller::new(&mut session).map_err(|e| broken(e.into()))?;
         let (cluster, name) = (&self.config.cluster.name, &local.unit.name);

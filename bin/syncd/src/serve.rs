@@ -3,6 +3,7 @@
 //! One unit after another: it is looked at, what is asked for is given, and then this side asks in turn.
 
 use crate::{
+    pace::Pace,
     pull::pull,
     replica::{Allowed, Answering, Local},
     ssh::BANNER,
@@ -75,8 +76,8 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-/// Whose unit is open here.
-type Client = Rc<RefCell<Option<ServerName>>>;
+/// Who asked for the unit that is open here, and how fast its contents go.
+type Client = Rc<RefCell<Option<(ServerName, Pace)>>>;
 
 /// Standard input and output, without the lines that they are cut into otherwise, and with an end to all waiting: a
 /// unit must not stay occupied because whoever asked for it lost its power.
@@ -102,6 +103,14 @@ impl Standard {
         })
     }
 
+    fn pace(&self) -> Pace {
+        let client = self.client.borrow();
+        client
+            .as_ref()
+            .map(|(_, pace)| pace.clone())
+            .unwrap_or_default()
+    }
+
     /// Until something can be done with this end.
     fn wait(&self, end: &File, what: PollFlags) -> io::Result<()> {
         let start = Instant::now();
@@ -114,7 +123,7 @@ impl Standard {
             }
             let client = self.client.borrow().clone();
             let most = if client.is_some() { SILENCE } else { IDLE };
-            let dead = client.is_some_and(|c| is_dead(&self.run_dir, &c));
+            let dead = client.is_some_and(|(server, _)| is_dead(&self.run_dir, &server));
             if dead || start.elapsed() > most {
                 let why = "nothing is heard of the other server any more";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
@@ -140,7 +149,8 @@ fn is_dead(run_dir: &FsPath, server: &ServerName) -> bool {
 impl Read for Standard {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.input.read(buffer) {
+            let read = self.pace().get(buffer, |buffer| self.input.read(buffer));
+            match read {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.wait(&self.input, PollFlags::POLLIN)?;
                 }
@@ -153,7 +163,8 @@ impl Read for Standard {
 impl Write for Standard {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         loop {
-            match self.output.write(buffer) {
+            let written = self.pace().send(buffer, |buffer| self.output.write(buffer));
+            match written {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.wait(&self.output, PollFlags::POLLOUT)?;
                 }
@@ -252,11 +263,11 @@ impl Origin for Asked<'_> {
                 other.server, config.cluster.name
             ));
         }
-        *self.client.borrow_mut() = Some(other.server.clone());
         let units = units::of(&config, |_| true)?;
         let unit = units.into_iter().find(|u| u.name == set).ok_or_else(|| {
             format!("{me} keeps no {set} alike: is the configuration the same on all servers?")
         })?;
+        *self.client.borrow_mut() = Some((other.server.clone(), unit.pace.clone()));
         let local = Local::open(unit, &me, self.args, Allowed::default())?;
         self.opened = Some((config, local));
         let greeted = self.with(|a| a.greet(cluster, set, other));
