@@ -4,6 +4,7 @@
 # make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
 # make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
+# make bench-sync  how fast files become alike, beside rsync and unison; BENCH="--runs 1 --scale 10" and the like
 # make model     explore the election exhaustively, at the nightly depth; MODEL="--scenario crash" and the like
 # make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
@@ -26,7 +27,7 @@ SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps chrony build demo test sim chaos fuzz-deps fuzz bench model mutants install clean
+.PHONY: all deps chrony build demo test sim chaos fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants install clean
 
 all: build
 
@@ -83,6 +84,14 @@ chaos: deps build
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
+
+bench-sync-deps:
+	@for tool in rsync unison ssh; do command -v $$tool >/dev/null || missing=1; done; [ -z "$$missing" ] || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qy --no-install-recommends rsync unison openssh-client; }
+
+bench-sync: deps bench-sync-deps build
+	$(TARGET)/release/bench-sync $(BENCH)
 
 model:
 	$(CARGO) build --release -p standin-model

@@ -12,10 +12,13 @@ use crossbeam_channel::Receiver;
 use daemon::{Boot, ConnId, Error, Event, EventLoop};
 use election::{Elector, Input, Output, RoleChange, Start, Wish};
 use protocol::{
-    BootTime, Instance, Role, VirtualServerName, codec,
+    BootTime, Instance, Role, ServerName, Term, VirtualServerName, codec,
     local::{
         ctl::{CtlReply, CtlRequest},
-        ring::{DoctordToElectd, ElectdToHbd, ElectdToListend, ListendToElectd},
+        ring::{
+            DoctordToElectd, ElectdToHbd, ElectdToListend, ElectdToSyncd, HealthState,
+            ListendToElectd, ServerHealth, SyncdToElectd,
+        },
         status::{ClientsView, Detail},
     },
 };
@@ -59,6 +62,9 @@ pub struct Shell {
     beats: (Option<BootTime>, Duration),
     /// Messages of neighbours that could not be read.
     malformed: u64,
+    /// What syncd is told: of what this server is master, and who is dead.
+    masters: BTreeMap<VirtualServerName, Term>,
+    dead: Vec<ServerName>,
     /// Since when outputs may be waiting to be carried out.
     waits_since: Option<BootTime>,
     /// Lost last, so that no other electd starts before everything above is gone.
@@ -68,8 +74,9 @@ pub struct Shell {
 impl Shell {
     /// Opens whatever needs rights, and finds out what an earlier electd left.
     pub fn open(boot: Boot, lock: InstanceLock, gate: GateHome) -> Result<Self, Error> {
-        let receives = [Role::Doctord, Role::Listend, Role::Standin];
-        let events = EventLoop::open(&boot, &receives, &[Role::Hbd, Role::Listend])?;
+        let receives = [Role::Doctord, Role::Listend, Role::Standin, Role::Syncd];
+        let sends = [Role::Hbd, Role::Listend, Role::Syncd];
+        let events = EventLoop::open(&boot, &receives, &sends)?;
         let (reporter, reports) = Reporter::new(events.waker());
         let (memory, remembered) = MemoryFile::open(&boot.args.run_dir)?;
         let reservation = reservation_file::read(&boot.args.state_dir)?;
@@ -147,6 +154,8 @@ impl Shell {
             watchdog,
             beats: (None, Duration::ZERO),
             malformed: 0,
+            masters: BTreeMap::new(),
+            dead: Vec::new(),
             waits_since: None,
             _lock: lock,
         };
@@ -220,6 +229,17 @@ impl Shell {
                     self.carry_out_soon();
                 }
             }
+            Event::Message {
+                from: Role::Syncd,
+                bytes,
+            } => {
+                for message in codec::decode_all(&bytes) {
+                    match message {
+                        Ok(SyncdToElectd(fresh)) => self.tell(Input::Fresh(fresh)),
+                        Err(e) => self.unreadable(Role::Syncd, &e),
+                    }
+                }
+            }
             Event::Message { from, .. } => self.unreadable(from, &"nothing that electd listens to"),
             Event::Ctl { conn, request } => self.request(conn, request),
             Event::PeerGone(Role::Doctord) => self.tell(Input::DoctorLost),
@@ -228,6 +248,13 @@ impl Shell {
                 for server in &config.servers {
                     self.tell(Input::Linked(server.name.clone())); // itself is nobody it asks
                 }
+            }
+            Event::Up(Role::Syncd) => {
+                let roles: Vec<_> = self.masters.iter().map(|(v, t)| (v.clone(), *t)).collect();
+                for (v, term) in roles {
+                    self.tell_syncd(v, Some(term));
+                }
+                self.tell_dead();
             }
             Event::Up(_) | Event::Down(_) | Event::PeerGone(_) | Event::Source { .. } => {}
             Event::Woken => {
@@ -242,7 +269,32 @@ impl Shell {
         }
     }
 
+    fn tell_syncd(&mut self, virtual_server: VirtualServerName, master: Option<Term>) {
+        if self.events.is_up(Role::Syncd) {
+            let message = ElectdToSyncd::Role {
+                virtual_server,
+                master,
+            };
+            self.events.queue(Role::Syncd, &message);
+        }
+    }
+
+    fn tell_dead(&mut self) {
+        if self.events.is_up(Role::Syncd) {
+            let message = ElectdToSyncd::Dead(self.dead.clone());
+            self.events.queue(Role::Syncd, &message);
+        }
+    }
+
     fn heard(&mut self, message: DoctordToElectd) {
+        if let DoctordToElectd::Health(health) = &message {
+            let dead = |s: &&ServerHealth| s.state == HealthState::Dead;
+            let dead = health.servers.iter().filter(dead);
+            if !dead.clone().map(|s| &s.server).eq(&self.dead) {
+                self.dead = dead.map(|s| s.server.clone()).collect();
+                self.tell_dead();
+            }
+        }
         self.tell(match message {
             DoctordToElectd::Beat { from, at, beat } => Input::Beat { from, at, beat },
             DoctordToElectd::Ack { from, ack, .. } => Input::Ack { from, ack },
@@ -401,6 +453,11 @@ impl Shell {
         log::info!(
             "role virtual_server={virtual_server} from={from} to={to} term={term} reason=\"{reason}\""
         );
+        match master {
+            true => self.masters.insert(virtual_server.clone(), term),
+            false => self.masters.remove(&virtual_server),
+        };
+        self.tell_syncd(virtual_server.clone(), master.then_some(term));
         if !renewed {
             let role = if master {
                 ScriptRole::Master
@@ -461,6 +518,10 @@ impl Shell {
             CtlRequest::Maintenance(on) => Wish::Maintenance(on),
             CtlRequest::ServerAdd(server) => Wish::Add(server),
             CtlRequest::ServerRemove(server) => Wish::Remove(server),
+            CtlRequest::SyncNow { .. } | CtlRequest::SyncTook { .. } => {
+                let why = "that is syncd's to do, not electd's".to_owned();
+                return self.events.reply(conn, &CtlReply::No(why));
+            }
         };
         self.last_wish += 1;
         self.wishes.insert(self.last_wish, conn);

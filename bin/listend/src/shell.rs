@@ -458,7 +458,9 @@ impl Shell {
             | CtlRequest::Resign
             | CtlRequest::Maintenance(_)
             | CtlRequest::ServerAdd(_)
-            | CtlRequest::ServerRemove(_) => {
+            | CtlRequest::ServerRemove(_)
+            | CtlRequest::SyncNow { .. }
+            | CtlRequest::SyncTook { .. } => {
                 CtlReply::No("listend only tells its status; ask electd".into())
             }
         }

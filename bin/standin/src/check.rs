@@ -54,13 +54,13 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             gate(&config.cluster, &mut report);
             scripts(&config, &mut report);
         }
-        let running = roles(&args.run_dir, &mut report);
+        let running = roles(&config, &args.run_dir, &mut report);
         clocks(&args, &config, &mut report);
         if !running {
             ports(server, config.cluster.port, &mut report);
         }
     }
-    executables(&mut report);
+    executables(&config, &mut report);
     folder("run-dir", &args.run_dir, &mut report);
     folder("state-dir", &args.state_dir, &mut report);
     reservation(&args, &config, &me, &mut report);
@@ -206,15 +206,9 @@ fn scripts(config: &Config, report: &mut Report) {
 }
 
 /// Which roles answer; whether any does.
-fn roles(run_dir: &Path, report: &mut Report) -> bool {
+fn roles(config: &Config, run_dir: &Path, report: &mut Report) -> bool {
     let mut running = false;
-    for role in [
-        Role::Main,
-        Role::Hbd,
-        Role::Listend,
-        Role::Doctord,
-        Role::Electd,
-    ] {
+    for role in std::iter::once(Role::Main).chain(crate::run::roles(config)) {
         match daemon::ctl::call(run_dir, role, &CtlRequest::Status, TIMEOUT) {
             Ok(CtlReply::Status(status)) => {
                 running = true;
@@ -271,8 +265,8 @@ fn ports(server: &Server, port: u16, report: &mut Report) {
     }
 }
 
-fn executables(report: &mut Report) {
-    for role in crate::run::ROLES {
+fn executables(config: &Config, report: &mut Report) {
+    for role in crate::run::roles(config) {
         match crate::child::executable(role) {
             Ok(path) => report.ok(format!("{}: executable", path.display())),
             Err(e) => report.wrong(e),

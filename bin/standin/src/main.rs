@@ -9,7 +9,9 @@ mod lab;
 mod restart;
 mod run;
 mod status;
+mod sync;
 mod time;
+mod versions;
 
 use clap::{ArgMatches, Command};
 use daemon::{Args, Error};
@@ -27,7 +29,7 @@ fn command() -> Command {
         .subcommands([status::command(), check::command(), time::command()])
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
-        .subcommand(lab::command())
+        .subcommands([sync::command(), lab::command()])
 }
 
 fn main() -> ExitCode {
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         "check" => check::run(matches),
         "time" => time::run(matches),
         "keygen" => end(keygen::run(matches)),
+        "sync" => sync::run(matches),
         "lab" => lab::run(matches),
         "init" => end(init::run(matches)),
         _ => control::run(name, matches),

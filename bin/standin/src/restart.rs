@@ -46,7 +46,8 @@ pub fn run(matches: &ArgMatches) -> Result<String, Error> {
     let wanted = |role: &Role| wanted.is_empty() || wanted.iter().any(|w| *w == role.name());
     // Nobody else would start them again.
     status(&args, Role::Main)?;
-    let roles: Vec<Role> = crate::run::ROLES.into_iter().filter(wanted).collect();
+    let (config, _) = daemon::load_config(&args)?;
+    let roles: Vec<Role> = crate::run::roles(&config).filter(wanted).collect();
     roles.iter().try_for_each(|role| runs_at_all(*role))?;
     let mut told = Vec::new();
     for role in roles {

@@ -3,7 +3,7 @@
 
 use crate::child::Keeper;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use config::ClusterKeys;
+use config::{ClusterKeys, Config};
 use daemon::{Args, Boot, Error, Event, EventLoop, START_PRIORITY};
 use mio::{Interest, unix::SourceFd};
 use nix::sys::signal::Signal;
@@ -24,9 +24,21 @@ use std::{
 };
 
 /// In the order of their start.
-pub const ROLES: [Role; 4] = [Role::Hbd, Role::Listend, Role::Doctord, Role::Electd];
+pub const ROLES: [Role; 5] = [
+    Role::Hbd,
+    Role::Listend,
+    Role::Doctord,
+    Role::Electd,
+    Role::Syncd,
+];
 /// In the order of their end: electd hands over first, while the others still carry its words.
-const STOP_ORDER: [Role; 4] = [Role::Electd, Role::Listend, Role::Doctord, Role::Hbd];
+const STOP_ORDER: [Role; 5] = [
+    Role::Electd,
+    Role::Syncd,
+    Role::Listend,
+    Role::Doctord,
+    Role::Hbd,
+];
 /// A new key restarts these, in this order: without rights they cannot read it. Everything else is read
 /// again in place.
 const NEW_KEY_ORDER: [Role; 2] = [Role::Hbd, Role::Listend];
@@ -42,6 +54,12 @@ const REAP_RETRY: Duration = Duration::from_millis(1);
 const DAEMON_LIMIT: Duration = Duration::from_secs(10);
 /// `--log` if not given.
 const LOG: &str = "/var/log/standin.log";
+
+/// Those that have anything to do.
+pub fn roles(config: &Config) -> impl Iterator<Item = Role> {
+    let idle = (!config.runs_syncd()).then_some(Role::Syncd);
+    ROLES.into_iter().filter(move |r| Some(*r) != idle)
+}
 
 pub fn command() -> Command {
     let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
@@ -122,16 +140,15 @@ fn await_service(mut child: Child, args: &Args, log: &Path) -> Result<u32, Error
 }
 
 fn main_daemon(boot: Boot) -> Result<(), Error> {
-    for role in ROLES {
+    for role in roles(&boot.config) {
         crate::child::executable(role)?;
     }
     let looped = EventLoop::open(&boot, &[], &[])?;
     let pid_file = PidFile::write(&boot.args.run_dir)?;
     let notes = boot.realtime(START_PRIORITY);
     let now = daemon::now();
-    let keepers = ROLES
-        .iter()
-        .map(|role| Keeper::new(*role, &boot.args, now))
+    let keepers = roles(&boot.config)
+        .map(|role| Keeper::new(role, &boot.args, now))
         .collect();
     let mut main = Main {
         keys: boot.keys().ok(),
@@ -351,6 +368,7 @@ impl Main {
                 self.keys.clone()
             }
         };
+        self.enlist();
         let new_key = keys != self.keys;
         self.keys = keys;
         let what = if new_key {
@@ -366,6 +384,20 @@ impl Main {
         if new_key {
             self.reloads = NEW_KEY_ORDER.into();
             self.next_reload = Some(daemon::now());
+        }
+    }
+
+    /// A role that has got something to do is started. One that has nothing to do any more knows that itself.
+    fn enlist(&mut self) {
+        let new = |r: &Role| !self.keepers.iter().any(|k| k.role == *r);
+        let new: Vec<Role> = roles(&self.boot.config).filter(new).collect();
+        for role in new {
+            let keeper = Keeper::new(role, &self.boot.args, daemon::now());
+            if let Err(e) = watch(&mut self.looped, self.keepers.len(), &keeper) {
+                log::error!("{role}: {e}");
+                continue;
+            }
+            self.keepers.push(keeper);
         }
     }
 
@@ -406,7 +438,9 @@ impl Main {
             | CtlRequest::Resign
             | CtlRequest::Maintenance(_)
             | CtlRequest::ServerAdd(_)
-            | CtlRequest::ServerRemove(_) => {
+            | CtlRequest::ServerRemove(_)
+            | CtlRequest::SyncNow { .. }
+            | CtlRequest::SyncTook { .. } => {
                 CtlReply::No("that is electd's to do, not the main daemon's".into())
             }
         }

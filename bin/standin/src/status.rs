@@ -15,13 +15,11 @@ use protocol::{
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode, time::Duration};
 
-const ROLES: [Role; 5] = [
-    Role::Main,
-    Role::Hbd,
-    Role::Listend,
-    Role::Doctord,
-    Role::Electd,
-];
+/// The main daemon and those that it runs.
+fn roles(config: &Config) -> impl Iterator<Item = Role> {
+    std::iter::once(Role::Main).chain(crate::run::roles(config))
+}
+
 /// A role that does not answer by then is shown as down.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -44,7 +42,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         answers: BTreeMap::new(),
         failures: BTreeMap::new(),
     };
-    for role in ROLES {
+    for role in roles(&config) {
         match daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, TIMEOUT) {
             Ok(CtlReply::Status(status)) => drop(picture.answers.insert(role, *status)),
             Ok(CtlReply::No(why) | CtlReply::Done(why)) => drop(picture.failures.insert(role, why)),
@@ -82,7 +80,8 @@ impl Picture<'_> {
             Detail::Hbd { .. }
             | Detail::Listend { .. }
             | Detail::Doctord { .. }
-            | Detail::Main { .. } => None,
+            | Detail::Main { .. }
+            | Detail::Syncd(_) => None,
         }
     }
 
@@ -190,7 +189,7 @@ impl Picture<'_> {
             },
             "servers": electd.map_or(&[][..], |e| &e.servers).iter().map(|s| self.server_json(s)).collect::<Vec<_>>(),
             "virtual_servers": self.virtual_servers().iter().map(virtual_server_json).collect::<Vec<_>>(),
-            "roles": ROLES.iter().map(|role| self.role_json(*role)).collect::<Vec<_>>(),
+            "roles": roles(self.config).map(|role| self.role_json(role)).collect::<Vec<_>>(),
             "standing": electd.map(|e| e.standing.as_str()),
             "maintenance": electd.map(|e| e.maintenance),
             "witness": electd.map(|e| e.witness),
@@ -334,7 +333,7 @@ impl Picture<'_> {
         }
         table.write(out)?;
         let mut table = Table::new(["PROCESS", "STATE", "PID", "UPTIME", "RESTARTS"]);
-        for role in ROLES {
+        for role in roles(self.config) {
             let status = self.answers.get(&role);
             let child = self.children().iter().find(|c| c.role == role);
             table.row([
@@ -482,7 +481,7 @@ fn clients_json(clients: &ClientsView) -> Value {
     })
 }
 
-fn uptime(span: Duration) -> String {
+pub(crate) fn uptime(span: Duration) -> String {
     let seconds = span.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
@@ -494,22 +493,22 @@ fn uptime(span: Duration) -> String {
 }
 
 /// Left-aligned columns, two blanks apart.
-struct Table<const N: usize> {
+pub(crate) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
 }
 
 impl<const N: usize> Table<N> {
-    fn new(head: [&str; N]) -> Self {
+    pub(crate) fn new(head: [&str; N]) -> Self {
         Self {
             rows: vec![head.map(str::to_owned)],
         }
     }
 
-    fn row(&mut self, row: [String; N]) {
+    pub(crate) fn row(&mut self, row: [String; N]) {
         self.rows.push(row);
     }
 
-    fn write(&self, out: &mut String) -> std::fmt::Result {
+    pub(crate) fn write(&self, out: &mut String) -> std::fmt::Result {
         if self.rows.len() == 1 {
             return Ok(());
         }
@@ -615,7 +614,7 @@ mod tests {
         let config = config::parse(CONFIG, Path::new("f")).unwrap();
         let me = config.servers[0].name.clone();
         let answers: BTreeMap<Role, RoleStatus> = answers.into_iter().collect();
-        let down = ROLES.into_iter().filter(|r| !answers.contains_key(r));
+        let down = roles(&config).filter(|r| !answers.contains_key(r));
         let failures = down.map(|r| (r, format!("{r} does not answer"))).collect();
         let now = BootTime(10_000_000_000);
         look(&Picture {

@@ -2,20 +2,20 @@
 
 use filesync::{Digest, Kind, Node, Operation, Path, Source};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fs::File,
     io::{self, Read, Write},
     os::unix::fs::FileExt,
 };
 use store::{Contents, Set};
-use transfer::{Puller, Wanted};
+use transfer::{Asked, Error, Puller, Wanted, together};
 
 /// Files up to this size are fetched ahead, in bytes,
 const SMALL: u64 = 256 * 1024;
-/// so many bytes at once,
-const AHEAD: u64 = 8 << 20;
-/// and files.
-const FILES: usize = 512;
+/// so many requests at once, each for a megabyte at most.
+const AHEAD: usize = 8;
+/// So many files are looked at for one request.
+const MOST: usize = 256;
 /// A file of which an older version is here comes in parts if it is larger than this.
 const BY_PARTS: u64 = 1 << 20;
 
@@ -25,80 +25,108 @@ pub struct Bring<'a, S> {
     set: &'a Set,
     /// What will be asked for, in order.
     queue: VecDeque<(Path, Digest, u64)>,
-    ready: HashMap<Path, Vec<u8>>,
+    asked: VecDeque<(Asked, Vec<Path>)>,
+    /// What came, in order; none: it is not there any more.
+    ready: VecDeque<(Path, Option<Vec<u8>>)>,
 }
 
 impl<'a, S: Read + Write> Bring<'a, S> {
     pub fn new(puller: &'a mut Puller<S>, set: &'a Set, operations: &[Operation]) -> Self {
         let fetched = operations.iter().filter(|o| o.source == Source::Fetch);
-        let file = |o: &Operation| match o.entry.node.as_ref()?.kind {
-            Kind::File { size, digest } => Some((o.path.clone(), digest, size)),
+        let small = |o: &Operation| match o.entry.node.as_ref()?.kind {
+            Kind::File { size, digest } if size <= SMALL => Some((o.path.clone(), digest, size)),
             _ => None,
         };
         Self {
             puller,
             set,
-            queue: fetched.filter_map(file).collect(),
-            ready: HashMap::new(),
+            queue: fetched.filter_map(small).collect(),
+            asked: VecDeque::new(),
+            ready: VecDeque::new(),
         }
     }
 
-    /// Fetches this file and the small ones after it.
-    fn fetch_ahead(&mut self, path: &Path) -> io::Result<()> {
-        while self.queue.front().is_some_and(|(next, ..)| next != path) {
-            self.queue.pop_front();
+    /// Whoever asks next on this stream must not hear what was asked before.
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.queue.clear();
+        while self.hear()? {
+            self.ready.clear();
         }
-        let (mut files, mut bytes) = (Vec::new(), 0);
-        while files.len() < FILES
-            && bytes <= AHEAD
-            && self
-                .queue
-                .front()
-                .is_some_and(|(_, _, size)| *size <= SMALL)
-            && let Some(one) = self.queue.pop_front()
-        {
-            bytes += one.2;
-            files.push(one);
+        Ok(())
+    }
+
+    fn ask_ahead(&mut self) -> Result<(), Error> {
+        while self.asked.len() < AHEAD && !self.queue.is_empty() {
+            let wanted =
+                |(path, digest, size): &'_ (Path, Digest, u64)| (path.clone(), *digest, *size);
+            let next: Vec<_> = self.queue.iter().take(MOST).map(wanted).collect();
+            let wanted: Vec<_> = next
+                .iter()
+                .map(|(path, digest, size)| Wanted {
+                    path,
+                    digest,
+                    size: *size,
+                })
+                .collect();
+            let count = together(&wanted);
+            let asked = self.puller.ask_files(&wanted[..count])?;
+            let paths = self.queue.drain(..count).map(|(path, ..)| path).collect();
+            self.asked.push_back((asked, paths));
         }
-        let wanted: Vec<_> = files
-            .iter()
-            .map(|(path, digest, size)| Wanted {
-                path,
-                digest,
-                size: *size,
-            })
-            .collect();
-        let mut contents = vec![Vec::new(); wanted.len()];
+        self.puller.flush()
+    }
+
+    /// Whether anything was under way.
+    fn hear(&mut self) -> Result<bool, Error> {
+        let Some((asked, paths)) = self.asked.pop_front() else {
+            return Ok(false);
+        };
+        let mut contents = vec![Vec::new(); paths.len()];
         let part = |i: usize, _: u64, bytes: &[u8]| {
             contents[i].extend_from_slice(bytes);
             Ok(())
         };
-        let came = self.puller.files(&wanted, part).map_err(io::Error::other)?;
-        let came = files
-            .into_iter()
-            .zip(contents)
-            .zip(came)
-            .filter(|(_, came)| *came);
-        self.ready = came
-            .map(|(((path, ..), contents), _)| (path, contents))
-            .collect();
-        Ok(())
+        let came = self.puller.hear_files(&asked, part)?;
+        let contents = contents.into_iter().zip(came);
+        let contents = contents.map(|(contents, came)| came.then_some(contents));
+        self.ready.extend(paths.into_iter().zip(contents));
+        Ok(true)
+    }
+
+    /// A small file.
+    fn take(&mut self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
+        loop {
+            while let Some((next, contents)) = self.ready.pop_front() {
+                if next == *path {
+                    return Ok(contents);
+                }
+            }
+            self.ask_ahead()?;
+            if !self.hear()? {
+                return Ok(None);
+            }
+        }
     }
 }
 
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "it has changed there meanwhile")
+}
+
 impl<S: Read + Write> Contents for Bring<'_, S> {
+    fn small(&mut self, path: &Path, node: &Node) -> io::Result<Option<Vec<u8>>> {
+        if !matches!(node.kind, Kind::File { size, .. } if size <= SMALL) {
+            return Ok(None);
+        }
+        let came = self.take(path).map_err(io::Error::other)?;
+        came.ok_or_else(gone).map(Some)
+    }
+
     fn bring(&mut self, path: &Path, node: &Node, into: &File) -> io::Result<()> {
         let Kind::File { size, digest } = &node.kind else {
             return Ok(());
         };
-        let gone = || io::Error::new(io::ErrorKind::NotFound, "it has changed there meanwhile");
-        if *size <= SMALL {
-            if !self.ready.contains_key(path) {
-                self.fetch_ahead(path)?;
-            }
-            let contents = self.ready.remove(path).ok_or_else(gone)?;
-            return into.write_all_at(&contents, 0);
-        }
+        while self.hear().map_err(io::Error::other)? {}
         let wanted = Wanted {
             path,
             digest,

@@ -1,19 +1,31 @@
 //! syncd, the file daemon: keeps files alike on all servers (syncd(8)).
 
+mod accounts;
 mod bring;
+mod conflicts;
+mod fresh;
+mod jobs;
+mod locks;
 #[allow(dead_code, reason = "the daemon starts it")]
 mod machine;
 mod pull;
 mod replica;
+mod restore;
 mod run;
 mod serve;
+mod sessions;
+mod shell;
 mod ssh;
 #[allow(dead_code, reason = "the daemon starts it")]
 mod steer;
+mod triggers;
 mod units;
+mod when;
+mod why;
 
 use clap::Command;
 use daemon::Args;
+use protocol::Role;
 use std::process::ExitCode;
 
 fn command() -> Command {
@@ -21,20 +33,22 @@ fn command() -> Command {
         .about("standin's file daemon: keeps files alike on all servers")
         .version(env!("CARGO_PKG_VERSION"))
         .args(Args::definitions())
-        .arg_required_else_help(true)
-        .subcommand_required(true)
         .after_help(
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
-        .subcommands([run::command(), serve::command()])
+        .subcommands([run::command(), serve::command(), conflicts::command()])
+        .subcommands([restore::command(), why::command()])
 }
 
 fn main() -> ExitCode {
     let matches = command().get_matches();
     match matches.subcommand() {
         Some(("run", matches)) => run::run(matches),
+        Some(("conflicts", matches)) => conflicts::run(matches),
         Some(("serve", matches)) => serve::run(matches),
-        _ => ExitCode::from(2),
+        Some(("restore", matches)) => restore::run(matches),
+        Some(("why", matches)) => why::run(matches),
+        _ => daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run),
     }
 }
 

@@ -1,16 +1,19 @@
 //! Takes from another server what is newer there.
 
 use crate::{
+    accounts,
     bring::Bring,
+    fresh,
     replica::{Allowed, Local},
 };
 use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, guard::Limit};
 use std::{
     fmt,
     io::{Read, Write},
+    sync::PoisonError,
 };
-use store::Applied;
-use transfer::{Error, Farewell, Puller};
+use store::{Applied, Listing};
+use transfer::{Error, Farewell, Greeting, Puller};
 
 /// So few removals are never too many.
 const FEW: u64 = 20;
@@ -25,13 +28,20 @@ pub struct Report {
     pub conflicts: Vec<Conflict>,
     /// What would be done, if nothing was.
     pub planned: Vec<Operation>,
+    /// What to look at in account files.
+    pub notes: Vec<(Path, String)>,
+    /// Former versions that could not be kept.
+    pub unkept: Listing,
 }
 
 impl Report {
     /// Nothing was left undone.
     pub fn is_complete(&self) -> bool {
         let open = |c: &Conflict| matches!(c.outcome, Outcome::Undecided | Outcome::Impossible);
-        self.applied.is_complete() && self.refused_removals == 0 && !self.conflicts.iter().any(open)
+        self.applied.is_complete()
+            && self.refused_removals == 0
+            && self.unkept.count == 0
+            && !self.conflicts.iter().any(open)
     }
 
     /// As it is told to the other.
@@ -43,7 +53,7 @@ impl Report {
         }
     }
 
-    fn add(&mut self, applied: Applied) {
+    pub fn add(&mut self, applied: Applied) {
         self.applied.done += applied.done;
         self.applied.kept += applied.kept;
         self.applied.put_off.join(applied.put_off);
@@ -73,11 +83,43 @@ impl fmt::Display for Report {
     }
 }
 
-/// Asks `puller`, who has greeted already, for all that is newer than `told`, up to `last`.
+/// Asks `puller`, who was greeted with `greeting`, for all that is new to this side.
 pub fn pull<S: Read + Write>(
     local: &Local,
     puller: &mut Puller<S>,
-    (told, last): (u64, u64),
+    greeting: &Greeting,
+    allowed: Allowed,
+    dry: bool,
+) -> Result<Report, Error> {
+    let _turn = local.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let (told, last) = (greeting.told, greeting.last);
+    let mut unkept = if dry {
+        Listing::default()
+    } else {
+        local.keep().map_err(failed)?
+    };
+    let mut report = match local.unit.accounts {
+        true => accounts::pull(local, puller, told, allowed, dry)?,
+        false => take(local, puller, told, allowed, dry)?,
+    };
+    if !dry {
+        unkept.join(local.keep().map_err(failed)?);
+        if report.is_complete() {
+            if last > told {
+                puller.took(last)?;
+            }
+            let raised = fresh::raise(&local.state, &local.replica, greeting.fresh);
+            raised.map_err(|why| Error::Io(std::io::Error::other(why)))?;
+        }
+    }
+    report.unkept = unkept;
+    Ok(report)
+}
+
+fn take<S: Read + Write>(
+    local: &Local,
+    puller: &mut Puller<S>,
+    told: u64,
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
@@ -88,7 +130,8 @@ pub fn pull<S: Read + Write>(
         // What is left out here is nobody's business here, whatever the other's configuration says.
         let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
         let offered = page.into_iter().filter(ours).collect();
-        let operations = planner.batch(&local.index, offered);
+        let index = local.index.reader().map_err(failed)?;
+        let operations = planner.batch(&index, offered);
         carry_out(local, puller, operations, dry, &mut report)?;
         page = puller.more()?;
     }
@@ -103,15 +146,13 @@ pub fn pull<S: Read + Write>(
         let operations = planner.removals();
         carry_out(local, puller, operations, dry, &mut report)?;
         let mut author = local.author().map_err(failed)?;
-        let operations = planner.directories(&local.index, &mut author, daemon::real_now_ns());
+        let index = local.index.reader().map_err(failed)?;
+        let operations = planner.directories(&index, &mut author, daemon::real_now_ns());
         carry_out(local, puller, operations, dry, &mut report)?;
     } else {
         report.refused_removals = removals;
     }
     report.conflicts = planner.conflicts;
-    if report.is_complete() && !dry && last > told {
-        puller.took(last)?;
-    }
     Ok(report)
 }
 
@@ -135,5 +176,5 @@ fn carry_out<S: Read + Write>(
     let applied =
         store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;
     report.add(applied);
-    Ok(())
+    bring.finish()
 }

@@ -1,6 +1,6 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::units::Unit;
+use crate::{accounts, fresh, units::Unit};
 use daemon::Args;
 use filesync::{Author, Digest, Path, Replica};
 use protocol::{
@@ -9,13 +9,23 @@ use protocol::{
         ctl::{CtlReply, CtlRequest},
         status::Detail,
     },
+    wire::beat::Freshness,
 };
-use std::{fs::File, io, time::Duration};
-use store::{Calls, Index, Look, Opened, Set, Summary};
+use std::{
+    fs::File,
+    io,
+    path::PathBuf,
+    sync::{Mutex, OnceLock},
+    time::Duration,
+};
+use store::{Archive, Calls, Counts, Index, Keep, Listing, Look, Opened, Own, Set, Summary};
 use transfer::{Changes, Origin};
 
 /// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
 const UNIT: u64 = 1_000_000_000;
+
+/// So many former versions of account files there always are: they are merged against the last one that both had.
+const BASES: Keep = Keep::Versions(16);
 
 /// What is said while another run has the unit.
 pub const BUSY: &str = "another run is at work on it";
@@ -29,9 +39,16 @@ pub struct Local {
     pub index: Index,
     pub set: Set,
     pub replica: Replica,
+    /// Where what belongs to it is kept.
+    pub state: PathBuf,
+    /// Former versions, if any are kept.
+    pub archive: Option<Archive>,
     /// What the look at it gave.
-    pub summary: Summary,
+    summary: OnceLock<Summary>,
+    /// Taken by whoever changes what is here: from one server after another.
+    pub turn: Mutex<()>,
     held: bool,
+    allowed: Allowed,
 }
 
 /// What an operator may allow.
@@ -51,6 +68,18 @@ impl Local {
         args: &Args,
         allowed: Allowed,
     ) -> Result<Self, String> {
+        let local = Self::prepare(unit, me, args, allowed)?;
+        local.look()?;
+        Ok(local)
+    }
+
+    /// Opens a unit that is still to be looked at.
+    pub fn prepare(
+        unit: Unit,
+        me: &ServerName,
+        args: &Args,
+        allowed: Allowed,
+    ) -> Result<Self, String> {
         let state_dir = unit.state(&args.state_dir);
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
@@ -60,13 +89,6 @@ impl Local {
             incarnation,
         };
         let calls = Calls::unlimited();
-        let told = |e: store::Error| match e.is_busy() {
-            true => BUSY.to_owned(),
-            false if matches!(e, store::Error::Root { .. }) => {
-                format!("{e}; if all is as it should be, run syncd with --trust-root once")
-            }
-            false => e.to_string(),
-        };
         let Opened { index, damaged, .. } =
             Index::open(&state_dir.join("index"), new, calls.clone()).map_err(told)?;
         if let Some(file) = damaged {
@@ -76,25 +98,68 @@ impl Local {
                 file.display()
             );
         }
-        let set = Set::open(&unit.root, &state_dir, &index, allowed.root, calls).map_err(told)?;
-        let held = holds_an_address(args, me);
-        let look = Look {
-            now: daemon::real_now_ns(),
-            held,
-            unit: UNIT,
-            excluded: &|path, directory| unit.excludes(path, directory),
-            may_be_empty: allowed.deletes,
+        let own = match unit.accounts {
+            true => Own::ACCOUNTS,
+            false => Own::FILES,
         };
-        let summary = store::look(&set, &index, &look).map_err(told)?;
+        let set = Set::open_with(own, &unit.root, &state_dir, &index, allowed.root, calls)
+            .map_err(told)?;
+        let held = holds_an_address(args, me);
         let replica = index.state().map_err(told)?.replica;
+        let kept = unit.keep.is_some() || unit.accounts;
+        let archive = kept.then(|| Archive::open(&state_dir.join("kept")));
         Ok(Self {
             unit,
             index,
             set,
             replica,
-            summary,
+            state: state_dir,
+            archive: archive.transpose().map_err(told)?,
+            summary: OnceLock::new(),
+            turn: Mutex::new(()),
             held,
+            allowed,
         })
+    }
+
+    /// Keeps what is here now, before anything takes its place; what could not be kept.
+    pub fn keep(&self) -> Result<Listing, store::Error> {
+        let Some(archive) = &self.archive else {
+            return Ok(Listing::default());
+        };
+        let keep = self.unit.keep.unwrap_or(BASES);
+        let now = daemon::real_now_ns();
+        let stored = archive.keep(&self.set, &self.index, keep, now)?;
+        Ok(stored.failed)
+    }
+
+    /// Finds out what changed.
+    pub fn look(&self) -> Result<(), String> {
+        let look = Look {
+            now: daemon::real_now_ns(),
+            held: self.held,
+            unit: UNIT,
+            excluded: &|path, directory| self.unit.excludes(path, directory),
+            may_be_empty: self.allowed.deletes,
+        };
+        let locks = accounts::quiet(&self.unit)?;
+        let summary = store::look(&self.set, &self.index, &look).map_err(told)?;
+        drop(locks);
+        self.summary.get_or_init(|| summary);
+        accounts::note(self)
+    }
+
+    /// What the look came by.
+    pub fn counts(&self) -> Counts {
+        self.summary
+            .get()
+            .map(|s| s.counts.clone())
+            .unwrap_or_default()
+    }
+
+    /// How fresh it is, by completed runs.
+    pub fn fresh(&self) -> Freshness {
+        fresh::of(&self.state, &self.replica)
     }
 
     /// Who makes changes here now.
@@ -105,6 +170,16 @@ impl Local {
             held: self.held,
             unit: UNIT,
         })
+    }
+}
+
+fn told(e: store::Error) -> String {
+    match e.is_busy() {
+        true => BUSY.to_owned(),
+        false if matches!(e, store::Error::Root { .. }) => {
+            format!("{e}; if all is as it should be, run syncd with --trust-root once")
+        }
+        false => e.to_string(),
     }
 }
 
@@ -149,6 +224,10 @@ impl Origin for Answering<'_> {
         Ok((state.replica, state.sequence, ledger.told(other)))
     }
 
+    fn fresh(&self) -> Freshness {
+        self.local.fresh()
+    }
+
     fn changes(&mut self, after: u64) -> io::Result<Changes> {
         let rows = self.local.index.since(after).map_err(io::Error::other)?;
         Ok(Box::new(rows.map(|row| {
@@ -158,6 +237,9 @@ impl Origin for Answering<'_> {
     }
 
     fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>> {
+        if let Some(history) = accounts::asked(self.local, path, digest)? {
+            return Ok(Some(history));
+        }
         let row = self.local.index.row(path).map_err(io::Error::other)?;
         let node = row.and_then(|r| r.entry.node);
         let has = matches!(node.map(|n| n.kind), Some(filesync::Kind::File { digest: d, .. }) if d == *digest);
@@ -176,9 +258,8 @@ impl Origin for Answering<'_> {
         let Some(other) = &self.other else {
             return Ok(());
         };
-        let mut ledger = self.local.index.ledger().map_err(io::Error::other)?;
-        ledger.acknowledged(other, sequence, daemon::real_now_ns());
-        let write = |batch: &mut store::Batch<'_>| batch.ledger(&ledger);
+        let now = daemon::real_now_ns();
+        let write = |batch: &mut store::Batch<'_>| batch.acknowledged(other, sequence, now);
         self.local.index.write(write).map_err(io::Error::other)
     }
 }

@@ -3,7 +3,9 @@
 use crate::{
     pull::{Report, pull},
     replica::{Allowed, Answering, BUSY, Local},
-    ssh::{self, Connection},
+    serve::tell_daemon,
+    sessions::Sessions,
+    ssh::Connection,
     units::{self, Unit},
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -13,7 +15,9 @@ use filesync::{Conflict, Outcome};
 use protocol::ServerName;
 use std::{
     collections::BTreeMap,
+    fmt,
     process::ExitCode,
+    sync::{Barrier, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -21,9 +25,6 @@ use transfer::{Error, Farewell, Puller, serve};
 
 /// So often another run is waited for.
 const TRIES: u64 = 20;
-
-/// What runs on the other server; a forced command there runs the same whatever this says.
-const COMMAND: &str = "syncd serve";
 
 pub fn command() -> Command {
     let name = |id: &'static str, help: &'static str| {
@@ -65,6 +66,8 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             deletes: matches.get_flag("allow-deletes"),
             root: matches.get_flag("trust-root"),
         },
+        quiet: false,
+        until: None,
     };
     let (config, me) = match daemon::load_config(&args) {
         Ok(loaded) => loaded,
@@ -77,31 +80,26 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         eprintln!("syncd: {why}");
         return ExitCode::from(2);
     }
-    let run = Run {
-        config: &config,
-        me: &me,
-        args: &args,
-        wanted: &wanted,
-        peers: config
-            .peers(&me)
-            .filter(|s| !s.witness && wanted.peer(s))
-            .collect(),
-    };
-    match units::of(&config, |set| wanted.set(set.name.as_str())) {
-        Ok(units) => {
-            let mut fine = true;
-            let mut connections = BTreeMap::new();
-            for unit in &units {
-                for peer in &run.peers {
-                    fine &= run.with(unit, peer, &mut connections);
-                }
+    let peers = config.peers(&me).filter(|s| !s.witness && wanted.peer(s));
+    let peers: Vec<_> = peers.collect();
+    let mut fine = true;
+    let sessions = Sessions::default();
+    match sync(
+        &config,
+        &me,
+        &args,
+        &wanted,
+        &peers,
+        &sessions,
+        &mut |ended| {
+            if let Ok(done) = &ended.outcome {
+                tell_daemon(&args, ended.unit, done.taken);
             }
-            if fine {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
-        }
+            fine &= ended.outcome.is_ok_and(|done| done.complete);
+        },
+    ) {
+        Ok(()) if fine => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
         Err(why) => {
             eprintln!("syncd: {why}");
             ExitCode::FAILURE
@@ -109,11 +107,94 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-struct Wanted {
-    sets: Vec<String>,
-    peers: Vec<String>,
-    dry: bool,
-    allowed: Allowed,
+/// What a run of one unit with one server came to.
+pub struct Ended<'a> {
+    pub unit: &'a Unit,
+    pub peer: &'a ServerName,
+    /// Or why it came to nothing.
+    pub outcome: Result<Done, String>,
+}
+
+/// What was done.
+pub struct Done {
+    /// Nothing was left undone.
+    pub complete: bool,
+    pub taken: u64,
+    pub given: u64,
+    pub conflicts: u64,
+}
+
+/// Makes the wanted sets alike with these servers, and tells how each unit fared with each.
+pub fn sync(
+    config: &Config,
+    me: &ServerName,
+    args: &Args,
+    wanted: &Wanted,
+    peers: &[&Server],
+    sessions: &Sessions,
+    told: &mut dyn FnMut(Ended<'_>),
+) -> Result<(), String> {
+    let run = Run {
+        config,
+        me,
+        args,
+        wanted,
+        sessions,
+    };
+    let mut lost = BTreeMap::new();
+    for unit in &units::of(config, |set| wanted.set(set.name.as_str()))? {
+        for (peer, outcome) in run.unit(unit, peers, &mut lost) {
+            told(Ended {
+                unit,
+                peer: &peer.name,
+                outcome,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Why one unit did not get through with one server.
+enum Stopped {
+    /// Another run is at work on it; it may be waiting for this one.
+    Busy,
+    /// The unit is of no use, here or there.
+    Unit(String),
+    /// The server is.
+    Lost(String),
+}
+
+impl Stopped {
+    fn of(why: String) -> Self {
+        match why.contains(BUSY) {
+            true => Self::Busy,
+            false => Self::Unit(why),
+        }
+    }
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str(BUSY),
+            Self::Unit(why) | Self::Lost(why) => f.write_str(why),
+        }
+    }
+}
+
+/// What an operator, or syncd itself, asks for.
+#[derive(Default)]
+pub struct Wanted {
+    /// None: all.
+    pub sets: Vec<String>,
+    /// None: all.
+    pub peers: Vec<String>,
+    pub dry: bool,
+    pub allowed: Allowed,
+    /// Nobody reads along: what changed nothing is not told.
+    pub quiet: bool,
+    /// Nothing is begun later.
+    pub until: Option<Instant>,
 }
 
 impl Wanted {
@@ -155,89 +236,167 @@ struct Run<'a> {
     me: &'a ServerName,
     args: &'a Args,
     wanted: &'a Wanted,
-    peers: Vec<&'a Server>,
+    sessions: &'a Sessions,
 }
 
-type Connections = BTreeMap<String, Option<Connection>>;
+/// Whoever did not answer, or broke off, is not tried again in the same run, and why.
+type Lost = BTreeMap<String, String>;
+
+type Outcomes<'a> = Vec<(&'a Server, Result<Done, String>)>;
 
 impl Run<'_> {
-    /// One unit with one server. Whether all was done.
-    fn with(&self, unit: &Unit, peer: &Server, connections: &mut Connections) -> bool {
-        let name = &unit.name;
-        let connection = connections.entry(peer.name.to_string()).or_insert_with(|| {
-            let connected = ssh::connect(self.config, peer, COMMAND);
-            connected
-                .inspect_err(|why| eprintln!("{name}: cannot reach {why}"))
-                .ok()
-        });
-        let Some(stream) = connection else {
-            return false;
-        };
-        let start = Instant::now();
-        let mut tries = 0;
-        let why = loop {
-            // Given up while waiting: the run that is in the way may be waiting for this one.
-            let ended = match Local::open(unit.clone(), self.me, self.args, self.wanted.allowed) {
-                Ok(local) => {
-                    let ended = self.exchange(&local, stream);
-                    ended.map(|given| (local, given)).map_err(|e| e.to_string())
-                }
-                Err(why) => Err(why),
-            };
-            tries += 1;
-            match ended {
-                Ok((local, (report, given))) => {
-                    let seconds = start.elapsed().as_secs_f64();
-                    return self.tell(&local, peer, &report, given, seconds);
-                }
-                Err(why) if why.contains(BUSY) && tries < TRIES => {
-                    let random = daemon::random_u64().unwrap_or_default();
-                    thread::sleep(Duration::from_millis(50 + random % (100 * tries)));
-                    *stream = match ssh::connect(self.config, peer, COMMAND) {
-                        Ok(again) => again,
-                        Err(why) => break why.to_string(),
-                    };
-                }
-                Err(why) => break why,
+    /// One unit with all servers at once.
+    fn unit<'p>(&self, unit: &Unit, peers: &[&'p Server], lost: &mut Lost) -> Outcomes<'p> {
+        let mut outcomes = Vec::new();
+        let mut left = Vec::new();
+        for peer in peers {
+            match lost.get(peer.name.as_str()) {
+                Some(why) => outcomes.push((*peer, Err(why.clone()))),
+                None => left.push(*peer),
             }
-        };
-        eprintln!("{name} with {}: {why}", peer.name);
-        *connection = None; // nobody knows where in it we are
-        false
+        }
+        for tries in 1.. {
+            if self
+                .wanted
+                .until
+                .is_some_and(|until| until <= Instant::now())
+            {
+                let late = || Err("not reached in time".to_owned());
+                outcomes.extend(left.drain(..).map(|peer| (peer, late())));
+            }
+            if left.is_empty() {
+                break;
+            }
+            for (peer, outcome) in self.once(unit, &std::mem::take(&mut left)) {
+                match outcome {
+                    Err(Stopped::Busy) if tries < TRIES => left.push(peer),
+                    Err(stopped) => {
+                        let why = stopped.to_string();
+                        eprintln!("{} with {}: {why}", unit.name, peer.name);
+                        if let Stopped::Lost(_) = stopped {
+                            lost.insert(peer.name.to_string(), why.clone());
+                        }
+                        outcomes.push((peer, Err(why)));
+                    }
+                    Ok(done) => outcomes.push((peer, Ok(done))),
+                }
+            }
+            if !left.is_empty() {
+                // The unit is let go meanwhile: the run that is in the way may be waiting for this one.
+                let random = daemon::random_u64().unwrap_or_default();
+                thread::sleep(Duration::from_millis(50 + random % (100 * tries)));
+            }
+        }
+        outcomes
     }
 
-    /// Takes what is newer there, then gives what is newer here.
-    fn exchange(
+    /// The same, with no second try. The others make themselves ready while this side looks; what is new anywhere is
+    /// taken from all, and then given to all.
+    fn once<'p>(
+        &self,
+        unit: &Unit,
+        peers: &[&'p Server],
+    ) -> Vec<(&'p Server, Result<Done, Stopped>)> {
+        let all = |why: &str| {
+            let stopped = |peer: &&'p Server| (*peer, Err(Stopped::of(why.to_owned())));
+            peers.iter().map(stopped).collect()
+        };
+        let local = match Local::prepare(unit.clone(), self.me, self.args, self.wanted.allowed) {
+            Ok(local) => local,
+            Err(why) => return all(&why),
+        };
+        let start = Instant::now();
+        let (looked, taken) = (OnceLock::new(), Barrier::new(peers.len()));
+        let ended = thread::scope(|scope| {
+            let with = |peer: &'p Server| {
+                let (local, looked, taken) = (&local, &looked, &taken);
+                scope.spawn(move || self.with(local, peer, looked, taken))
+            };
+            let threads: Vec<_> = peers.iter().map(|peer| with(peer)).collect();
+            looked.get_or_init(|| local.look());
+            let died = |_| Err(Stopped::Lost("its thread died".into()));
+            let ended = threads.into_iter().map(|t| t.join().unwrap_or_else(died));
+            ended.collect::<Vec<_>>()
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        let told = peers.iter().zip(ended).map(|(peer, ended)| {
+            let done =
+                ended.map(|(report, given)| self.tell(&local, peer, &report, given, seconds));
+            (*peer, done)
+        });
+        told.collect()
+    }
+
+    /// One unit with one server.
+    fn with(
         &self,
         local: &Local,
-        stream: &mut Connection,
-    ) -> Result<(Report, Farewell), Error> {
-        let cluster = &self.config.cluster.name;
-        let mut puller = Puller::new(&mut *stream);
-        let greeting = puller.greet(cluster, &local.unit.name, &local.replica)?;
-        let span = (greeting.told, greeting.last);
-        let report = pull(
-            local,
-            &mut puller,
-            span,
-            self.wanted.allowed,
-            self.wanted.dry,
-        )?;
+        peer: &Server,
+        looked: &OnceLock<Result<(), String>>,
+        taken: &Barrier,
+    ) -> Result<(Report, Farewell), Stopped> {
+        let (mut session, report) = match self.take(local, peer, looked) {
+            Ok(both) => both,
+            Err(stopped) => {
+                taken.wait();
+                return Err(stopped);
+            }
+        };
+        // What another server gives now can be given to this one.
+        taken.wait();
+        let given = self.give(local, &mut session);
+        let given = given.map_err(|e| Stopped::of(e.to_string()))?;
+        self.sessions.give_back(self.config, peer, session);
+        Ok((report, given))
+    }
+
+    /// Takes what is newer there.
+    fn take(
+        &self,
+        local: &Local,
+        peer: &Server,
+        looked: &OnceLock<Result<(), String>>,
+    ) -> Result<(Connection, Report), Stopped> {
+        let session = self.sessions.lend(self.config, peer);
+        let mut session = session.map_err(|why| Stopped::Lost(format!("cannot reach {why}")))?;
+        let broken = |e: Error| Stopped::of(e.to_string());
+        let mut puller = Puller::new(&mut session).map_err(|e| broken(e.into()))?;
+        let (cluster, name) = (&self.config.cluster.name, &local.unit.name);
+        puller.call(cluster, name, &local.replica).map_err(broken)?;
+        if let Err(why) = looked.wait() {
+            return Err(Stopped::of(why.clone()));
+        }
+        let greeting = match puller.answer() {
+            Err(Error::Refused(why)) => {
+                let refused = Error::Refused(why);
+                self.sessions.give_back(self.config, peer, session);
+                return Err(broken(refused));
+            }
+            other => other.map_err(broken)?,
+        };
+        let Wanted { allowed, dry, .. } = *self.wanted;
+        let report = pull(local, &mut puller, &greeting, allowed, dry).map_err(broken)?;
+        Ok((session, report))
+    }
+
+    /// Gives what is newer here.
+    fn give(&self, local: &Local, session: &mut Connection) -> Result<Farewell, Error> {
+        let mut puller = Puller::new(&mut *session)?;
         if self.wanted.dry {
             puller.bye(Farewell::default())?;
-            return Ok((report, Farewell::default()));
+            return Ok(Farewell::default());
         }
         puller.your_turn()?;
+        let cluster = &self.config.cluster.name;
         let mut answering = Answering {
             local,
             cluster,
             other: None,
         };
-        let given = serve(stream, &mut answering)?.ok_or(Error::Unexpected("no goodbye"))?;
-        Ok((report, given))
+        serve(session, &mut answering)?.ok_or(Error::Unexpected("no goodbye"))
     }
 
-    /// All that an operator should know. Whether nothing was left undone.
+    /// All that an operator should know.
     fn tell(
         &self,
         local: &Local,
@@ -245,9 +404,19 @@ impl Run<'_> {
         report: &Report,
         given: Farewell,
         seconds: f64,
-    ) -> bool {
+    ) -> Done {
         let name = &local.unit.name;
         let Farewell { taken, left, kept } = given;
+        let counts = &local.counts();
+        let done = Done {
+            complete: report.is_complete() && left == 0 && counts.unreadable.count == 0,
+            taken: report.applied.done,
+            given: taken,
+            conflicts: report.conflicts.len() as u64,
+        };
+        if self.wanted.quiet && done.complete && done.taken + taken + done.conflicts == 0 {
+            return done;
+        }
         print!("{name} with {}: {report}; {taken} given", peer.name);
         if kept > 0 {
             print!(", {kept} former versions kept aside there");
@@ -259,7 +428,6 @@ impl Run<'_> {
             );
         }
         println!(" ({seconds:.1} s)");
-        let counts = &local.summary.counts;
         for (what, list) in [
             ("changing, left for the next run", &counts.busy),
             ("cannot be read", &counts.unreadable),
@@ -278,6 +446,10 @@ impl Run<'_> {
         }
         tell(&format!("{name}: not done"), &report.applied.failed);
         tell(&format!("{name}: put off"), &report.applied.put_off);
+        tell(&format!("{name}: no former version kept"), &report.unkept);
+        for (path, note) in &report.notes {
+            println!("{name}: {path}: {note}");
+        }
         for Conflict { path, outcome, .. } in &report.conflicts {
             let what = match outcome {
                 Outcome::GaveWay => format!(
@@ -311,7 +483,7 @@ impl Run<'_> {
                 report.refused_removals, peer.name, local.unit.delete_limit
             );
         }
-        report.is_complete() && left == 0 && counts.unreadable.count == 0
+        done
     }
 }
 

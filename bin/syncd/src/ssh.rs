@@ -12,6 +12,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     time::Duration,
 };
+use transfer::Buffered;
 
 /// What the other side says first.
 pub const BANNER: &[u8] = b"standin syncd\n";
@@ -19,8 +20,17 @@ pub const BANNER: &[u8] = b"standin syncd\n";
 /// So much may come before the banner.
 const NOISE_MAX: usize = 16 * 1024;
 
-/// How long anything may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a handshake, or what was sent, may go unanswered by the other's system.
+const HANDSHAKE: Duration = Duration::from_secs(20);
+
+/// How long the other may be at work on what it was asked: it may have to read all of its files, or wait for a slow
+/// disk. Whether it is there at all, its system tells all the while.
+pub const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// If the other says nothing for so long, its system is asked, as often as this, and so many times.
+const QUIET: Duration = Duration::from_secs(10);
+const PROBE: Duration = Duration::from_secs(4);
+const PROBES: u32 = 3;
 
 /// How long one address may take to let us in.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -41,25 +51,44 @@ impl fmt::Display for Unreachable {
 impl std::error::Error for Unreachable {}
 
 /// The stream.
-pub struct Connection {
+pub type Connection = Buffered<Ssh>;
+
+/// As SSH gives it.
+pub struct Ssh {
+    session: Session,
     channel: Channel,
     socket: TcpStream,
 }
 
-impl Drop for Connection {
+impl Ssh {
+    /// How long the other may take to answer from now on.
+    pub fn patience(&self, patience: Duration) {
+        self.session.set_timeout(millis(patience));
+    }
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
+}
+
+impl Drop for Ssh {
     fn drop(&mut self) {
         // libssh2 would say goodbye, and wait for ever to be heard.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
-impl Read for Connection {
+impl Read for Ssh {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.channel.read(buffer)
     }
 }
 
-impl Write for Connection {
+impl Write for Ssh {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         self.channel.write(buffer)
     }
@@ -108,11 +137,15 @@ fn open(
         move |e: ssh2::Error| format!("{what}: {}", e.message())
     };
     socket.set_nodelay(true).map_err(|e| e.to_string())?;
-    let patience = u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX);
     // A dead peer ends the stream, whatever libssh2 waits for.
-    setsockopt(&socket, sockopt::TcpUserTimeout, &patience).map_err(|e| e.to_string())?;
+    setsockopt(&socket, sockopt::TcpUserTimeout, &millis(HANDSHAKE))
+        .and_then(|()| setsockopt(&socket, sockopt::TcpKeepIdle, &seconds(QUIET)))
+        .and_then(|()| setsockopt(&socket, sockopt::TcpKeepInterval, &seconds(PROBE)))
+        .and_then(|()| setsockopt(&socket, sockopt::TcpKeepCount, &PROBES))
+        .and_then(|()| setsockopt(&socket, sockopt::KeepAlive, &true))
+        .map_err(|e| e.to_string())?;
     let mut session = Session::new().map_err(failed("SSH"))?;
-    session.set_timeout(patience);
+    session.set_timeout(millis(HANDSHAKE));
     session
         .method_pref(MethodType::HostKey, kind)
         .map_err(failed("the kind of the host_key"))?;
@@ -145,8 +178,13 @@ fn open(
     channel
         .exec(command)
         .map_err(failed("it does not start syncd"))?;
-    let mut connection = Connection { channel, socket };
+    let mut connection = Buffered::new(Ssh {
+        session,
+        channel,
+        socket,
+    });
     pass_over_noise(&mut connection)?;
+    connection.get_ref().patience(PATIENCE);
     Ok(connection)
 }
 

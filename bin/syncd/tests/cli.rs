@@ -2,6 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use protocol::{
+    Role,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        status::{Detail, SetPeer},
+    },
+};
 use std::{
     fs,
     io::Read,
@@ -19,6 +26,8 @@ const SERVERS: [&str; 3] = ["alpha", "beta", "gamma"];
 /// Three servers. Only root may give each its own view of the file system.
 struct Scene {
     dir: TempDir,
+    /// The configured `[[sync]]`.
+    set: &'static str,
     sshds: Vec<Child>,
 }
 
@@ -45,10 +54,25 @@ fn done(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
+/// A directory with all that is in it.
+const DATA: &str = "[[sync]]\nname = \"data\"\npath = [\"DATA\"]\nexclude = [\"*.tmp\"]\n";
+/// The same, and former versions.
+const KEPT: &str =
+    "[[sync]]\nname = \"data\"\npath = [\"DATA\"]\nexclude = [\"*.tmp\", \"/cache/\"]\nkeep = 3\n";
+/// Password files in it.
+const ACCOUNTS: &str = "[[sync]]\nname = \"accounts\"\nmerge = \"accounts\"\n\
+                        path = [\"DATA/passwd\", \"DATA/shadow\", \"DATA/group\"]\n\
+                        [[sync]]\nname = \"rest\"\npath = [\"DATA/hosts\"]\n";
+
 impl Scene {
     fn new() -> Self {
+        Self::of(DATA)
+    }
+
+    fn of(set: &'static str) -> Self {
         let scene = Self {
             dir: TempDir::new().unwrap(),
+            set,
             sshds: Vec::new(),
         };
         // sshd looks at who owns the way to its keys.
@@ -100,10 +124,7 @@ impl Scene {
                 i + 1
             );
         }
-        text += &format!(
-            "[[sync]]\nname = \"data\"\npath = [\"{}\"]\nexclude = [\"*.tmp\"]\n",
-            at("data")
-        );
+        text += &self.set.replace("DATA", &at("data"));
         fs::write(self.at("standin.toml"), text).unwrap();
         fs::write(self.at("port"), port.to_string()).unwrap();
     }
@@ -212,9 +233,35 @@ impl Scene {
         fs::read_to_string(self.data(server).join(name)).ok()
     }
 
+    /// Makes account files on a server: root and these users, with their passwords.
+    fn accounts(&self, server: &str, users: &[(&str, &str)]) {
+        let all = || {
+            [("root", "*")]
+                .into_iter()
+                .chain(users.iter().copied())
+                .enumerate()
+        };
+        let passwd =
+            all().map(|(i, (user, _))| format!("{user}:x:{}:{}::/:/bin/sh\n", i * 1000, i * 1000));
+        let shadow = all().map(|(_, (user, word))| format!("{user}:{word}:1:0:99999:7:::\n"));
+        let group = all().map(|(i, (user, _))| format!("{user}:x:{}:\n", i * 1000));
+        self.write(server, "passwd", &passwd.collect::<String>());
+        self.write(server, "shadow", &shadow.collect::<String>());
+        self.write(server, "group", &group.collect::<String>());
+        self.write(server, "hosts", "another set's");
+        let shadow = self.data(server).join("shadow");
+        fs::set_permissions(shadow, fs::Permissions::from_mode(0o640)).unwrap();
+    }
+
+    fn edit(&self, server: &str, name: &str, from: &str, to: &str) {
+        let text = self.read(server, name).unwrap();
+        assert!(text.contains(from), "{text}");
+        self.write(server, name, &text.replace(from, to));
+    }
+
     /// What is in a server's directory that is kept alike, with all that stat(2) tells of it.
     fn tree(&self, server: &str) -> Vec<String> {
-        let list = "find . -mindepth 1 -name .standin-stage -prune -o ! -name .standin-set ! -name '*.tmp' \
+        let list = "find . -mindepth 1 -name '.standin*-stage' -prune -o ! -name '.standin*-set' ! -name '*.tmp' ! -name .pwd.lock \
                     -printf '%P %y %m %U %G %s %T@ %l\\n' | sed '/ d /s/[0-9]* [0-9.]* $//' | sort";
         let output = done(
             Command::new("sh")
@@ -481,6 +528,458 @@ fn runs_of_all_servers_at_once_end_alike() {
 }
 
 #[test]
+fn a_password_changed_on_each_of_three_servers_is_kept_by_all_in_any_order_of_meetings() {
+    if !may_run() {
+        return;
+    }
+    let users = [("ann", "a0"), ("ben", "b0"), ("carl", "c0")];
+    for order in [
+        ["alpha", "beta", "gamma"],
+        ["gamma", "alpha", "beta"],
+        ["beta", "gamma", "alpha"],
+    ] {
+        let scene = Scene::of(ACCOUNTS);
+        for server in SERVERS {
+            scene.accounts(server, &users);
+        }
+        for server in ["alpha", "beta", "alpha"] {
+            scene.fine(server, &[]);
+        }
+        scene.edit("alpha", "shadow", "ann:a0", "ann:a1");
+        scene.edit("beta", "shadow", "ben:b0", "ben:b1");
+        scene.edit("gamma", "shadow", "carl:c0", "carl:c1");
+        // And users come and go, each with two files.
+        scene.edit(
+            "alpha",
+            "passwd",
+            "carl:x",
+            "dora:x:4000:4000::/:/bin/sh\ncarl:x",
+        );
+        scene.edit(
+            "alpha",
+            "shadow",
+            "carl:c0",
+            "dora:d0:1:0:99999:7:::\ncarl:c0",
+        );
+        scene.edit("beta", "group", "ann:x:1000:", "ann:x:1000:ben");
+        scene.edit("gamma", "group", "ann:x:1000:", "ann:x:1000:carl");
+        let [first, second, third] = order;
+        let said = scene.fine(first, &["--peer", second]);
+        assert!(
+            said.contains("shadow: changed on both servers, merged record by record"),
+            "{said}"
+        );
+        scene.fine(second, &["--peer", third]);
+        // A change of what came merged: whoever has it only within the merged file must know which is older.
+        let letter = ["a", "b", "c"][SERVERS.iter().position(|s| *s == second).unwrap()];
+        let [before, after] = ["1", "2"].map(|n| format!(":{letter}{n}:"));
+        scene.edit(first, "shadow", &before, &after);
+        scene.fine(third, &["--peer", first]);
+        scene.fine(first, &[]);
+        let said = scene.fine(second, &["--set", "accounts"]);
+        assert_eq!(said.matches(" 0 taken; 0 given").count(), 2, "{said}");
+        scene.assert_alike();
+        let shadow = scene.read("alpha", "shadow").unwrap();
+        for word in ["ann:a1:", "ben:b1:", "carl:c1:", "dora:d0:", "root:*:"] {
+            let word = word.replace(&before, &after);
+            assert!(shadow.contains(&word), "{order:?}: {word}: {shadow}");
+        }
+        assert!(
+            scene
+                .read("gamma", "passwd")
+                .unwrap()
+                .contains("dora:x:4000")
+        );
+        let group = scene.read("beta", "group").unwrap();
+        assert!(
+            group.contains("ann:x:1000:ben,carl\n") || group.contains("ann:x:1000:carl,ben\n"),
+            "{group}"
+        );
+        assert_eq!(
+            fs::metadata(scene.data("gamma").join("shadow"))
+                .unwrap()
+                .mode()
+                & 0o7777,
+            0o640
+        );
+        for server in SERVERS {
+            assert!(!scene.data(server).join("shadow.lock").exists());
+            let aside = scene.at(server).join("state/sync");
+            let kept = done(Command::new("find").arg(aside).args(["-path", "*aside/*"]));
+            assert_eq!(String::from_utf8_lossy(&kept.stdout), "", "nobody lost");
+        }
+    }
+}
+
+#[test]
+fn account_files_that_nobody_could_log_in_with_are_not_taken() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(ACCOUNTS);
+    for server in SERVERS {
+        scene.accounts(server, &[("ann", "a0"), ("ben", "b0")]);
+    }
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    let good = scene.read("alpha", "passwd").unwrap();
+    for (bad, why) in [
+        (
+            good.replace("root:x:0:0", "root:x:7:0"),
+            "nobody would have user id 0",
+        ),
+        (
+            good.replace(":/bin/sh\nben", "\nben"),
+            "line 2 has not the number of fields",
+        ),
+        (
+            good.clone() + "ann:x:5:5::/:/bin/sh\n",
+            "line 4 is a second record of the same name",
+        ),
+        (
+            "root:x:0:0::/:/bin/sh\n".into(),
+            "only 1 of 3 records would be left",
+        ),
+        (String::new(), "only 0 of 3 records would be left"),
+    ] {
+        scene.write("beta", "passwd", &bad);
+        let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            said.contains(&format!("passwd: not taken: {why}")),
+            "{why}: {said}"
+        );
+        assert_eq!(scene.read("alpha", "passwd").unwrap(), good);
+    }
+    scene.write("beta", "passwd", &good);
+    scene.fine("alpha", &["--peer", "beta"]);
+    fs::remove_file(scene.data("gamma").join("shadow")).unwrap();
+    let (said, code) = scene.run("gamma", &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("if it shall be there, make it"), "{said}");
+    // Somebody is at work on them, there and here.
+    let mut vipw = Command::new("sleep").arg("1000").spawn().unwrap();
+    let lock = format!("{}\0", vipw.id());
+    fs::write(scene.data("beta").join("shadow.lock"), &lock).unwrap();
+    scene.edit("alpha", "shadow", "ann:a0", "ann:a1");
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("1 not taken there: run syncd on beta"),
+        "{said}"
+    );
+    let (said, code) = scene.run("beta", &["--peer", "alpha"]);
+    vipw.kill().unwrap();
+    vipw.wait().unwrap();
+    assert_eq!(code, Some(1), "{said}");
+    let told = format!("shadow.lock: process {} has it", vipw.id());
+    assert!(
+        said.contains("shadow: cannot lock") && said.contains(&told),
+        "{said}"
+    );
+    assert!(scene.read("beta", "shadow").unwrap().contains("ann:a0"));
+    scene.fine("alpha", &["--peer", "beta"]);
+}
+
+#[test]
+fn former_versions_come_back_and_spread() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(KEPT);
+    let at = |name: &str| scene.at("data").join(name).display().to_string();
+    let restore = |server: &str, arguments: &[&str]| {
+        let output = done(
+            scene
+                .syncd(server, &[&["restore"], arguments].concat())
+                .stderr(Stdio::piped()),
+        );
+        let said = [output.stdout, output.stderr].concat();
+        (String::from_utf8(said).unwrap(), output.status.code())
+    };
+    let large: String = (0..200_000).map(|i| format!("line {i}\n")).collect();
+    scene.write("alpha", "dir/file", "first");
+    scene.write("alpha", "dir/large", &large);
+    scene.write("alpha", "dir/gone", "gone");
+    fs::hard_link(
+        scene.data("alpha").join("dir/gone"),
+        scene.data("alpha").join("dir/linked"),
+    )
+    .unwrap();
+    fs::set_permissions(
+        scene.data("alpha").join("dir/file"),
+        fs::Permissions::from_mode(0o2750),
+    )
+    .unwrap();
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    // A local change on alpha, where no other server's version replaces it, and one that beta takes.
+    scene.write("alpha", "dir/file", "second");
+    scene.write("alpha", "dir/large", &("front\n".to_owned() + &large));
+    scene.fine("alpha", &[]);
+    let before_removal = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    fs::remove_dir_all(scene.data("alpha").join("dir")).unwrap();
+    scene.write("alpha", "other", "so that it is not empty");
+    thread::sleep(Duration::from_millis(1100));
+    scene.fine("alpha", &[]);
+    scene.assert_alike();
+    for server in SERVERS {
+        let (said, code) = restore(server, &[&at("dir/file"), "--list"]);
+        assert_eq!(code, Some(0), "{said}");
+        let lines: Vec<_> = said.lines().collect();
+        assert_eq!(lines.len(), 3, "{said}");
+        assert!(
+            lines[0].contains("2750 0:0  file of 5 bytes, by alpha"),
+            "{said}"
+        );
+        assert!(
+            lines[1].contains("file of 6 bytes") && lines[2].contains("removed"),
+            "{said}"
+        );
+    }
+    // On another server than the one that removed it: only what is asked for, with all it had.
+    let (said, _) = restore("gamma", &[&at("dir/file"), "--list"]);
+    let first = said.split_whitespace().nth(2).unwrap();
+    let copy = scene.at("copy").display().to_string();
+    let (said, code) = restore("gamma", &[&at("dir/file"), "--id", first, "--to", &copy]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read_to_string(&copy).unwrap(), "first");
+    assert_eq!(fs::metadata(&copy).unwrap().mode() & 0o7777, 0o2750);
+    let (said, code) = restore("gamma", &[&at("dir/file"), "--to", &copy]);
+    assert_eq!(code, Some(1), "nothing is overwritten: {said}");
+    let (said, code) = restore("gamma", &[&at("dir/file")]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(scene.read("gamma", "dir/file").unwrap(), "second");
+    scene.fine("gamma", &[]);
+    assert_eq!(scene.read("alpha", "dir/file").unwrap(), "second");
+    assert_eq!(scene.read("beta", "dir/large"), None);
+    // The whole directory as it was then.
+    let then = format!("@{}", before_removal.as_secs() + 1);
+    let (said, code) = restore("beta", &[&at("dir"), "--at", &then]);
+    assert_eq!(code, Some(0), "{said}");
+    scene.fine("beta", &[]);
+    scene.fine("beta", &[]);
+    scene.assert_alike();
+    assert_eq!(
+        scene.read("alpha", "dir/large").unwrap(),
+        "front\n".to_owned() + &large
+    );
+    let inode = |name: &str| fs::metadata(scene.data("alpha").join(name)).unwrap().ino();
+    assert_eq!(inode("dir/gone"), inode("dir/linked"));
+    let said = scene.fine("gamma", &[]);
+    assert_eq!(said.matches(" 0 taken; 0 given").count(), 2, "{said}");
+    // What is wanted and not there is told.
+    let (said, code) = restore("beta", &[&at("dir/file"), "--at", "2001-01-01"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("the oldest version is of"), "{said}");
+    let (said, code) = restore("beta", &[&at("dir/file"), "--at", "teatime"]);
+    assert_eq!(code, Some(2), "{said}");
+    let (said, code) = restore("beta", &["/etc/motd", "--list"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("is in no set"), "{said}");
+    // Chunks are there once: of two large versions that differ in a line.
+    let kept = fs::metadata(scene.at("alpha").join("state/sync")).unwrap();
+    assert!(kept.is_dir());
+}
+
+#[test]
+fn what_lost_a_conflict_comes_back() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(DATA);
+    scene.write("alpha", "file", "before");
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    scene.write("alpha", "file", "of alpha");
+    thread::sleep(Duration::from_millis(1100));
+    scene.write("beta", "file", "of beta!");
+    scene.fine("alpha", &["--peer", "beta"]);
+    assert_eq!(scene.read("alpha", "file").unwrap(), "of beta!");
+    let path = scene.at("data").join("file").display().to_string();
+    let restored = done(&mut scene.syncd("alpha", &["restore", &path]));
+    assert!(restored.status.success(), "{restored:?}");
+    assert_eq!(scene.read("alpha", "file").unwrap(), "of alpha");
+    scene.fine("alpha", &[]);
+    assert_eq!(scene.read("gamma", "file").unwrap(), "of alpha");
+    // What it took the place of is kept in turn.
+    let list = done(&mut scene.syncd("alpha", &["restore", &path, "--list"]));
+    assert_eq!(
+        String::from_utf8_lossy(&list.stdout).lines().count(),
+        2,
+        "{list:?}"
+    );
+}
+
+impl Scene {
+    /// A run on this server that is killed after so many milliseconds, wherever it is then.
+    fn killed(&self, server: &str, arguments: &[&str], wait: u64) {
+        let mut run = self.syncd(server, &[&["run"], arguments].concat());
+        let run = run.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut run = run.spawn().unwrap();
+        thread::sleep(Duration::from_millis(wait));
+        let _ = run.kill(); // unshare has become syncd
+        run.wait().unwrap();
+    }
+}
+
+#[test]
+fn account_files_are_whole_and_free_whenever_a_run_is_killed() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(ACCOUNTS);
+    let names: Vec<String> = (0..40).map(|i| format!("user{i}")).collect();
+    let users: Vec<_> = names.iter().map(|name| (name.as_str(), "w0")).collect();
+    for server in SERVERS {
+        scene.accounts(server, &users);
+    }
+    scene.fine("alpha", &[]);
+    scene.fine("alpha", &[]);
+    let accounts = ["--set", "accounts", "--peer", "beta"];
+    for round in 1..30u64 {
+        for (server, half) in [("alpha", 0), ("beta", 1)] {
+            let user = format!("user{}:", (round * 2 + half) % 40);
+            let text = scene.read(server, "shadow").unwrap();
+            let line = text.lines().find(|l| l.starts_with(&user)).unwrap();
+            let new = format!("{user}w{round}:1:0:99999:7:::");
+            scene.write(server, "shadow", &text.replace(line, &new));
+            let group = scene.read(server, "group").unwrap();
+            let all = ["alpha", "beta"].map(|server| format!("of{server}{round}"));
+            let own = &all[half as usize];
+            scene.write(
+                server,
+                "group",
+                &group.replace("root:x:0:", &format!("root:x:0:{own},")),
+            );
+        }
+        scene.killed("alpha", &accounts, round * 11 % 230);
+        for server in ["alpha", "beta"] {
+            let (passwd, shadow) = (scene.read(server, "passwd"), scene.read(server, "shadow"));
+            for text in [passwd, shadow] {
+                assert_eq!(text.unwrap().lines().count(), 41, "{server}, round {round}");
+            }
+        }
+    }
+    for server in ["alpha", "beta", "alpha"] {
+        scene.fine(server, &[]);
+    }
+    scene.assert_alike();
+    let (shadow, group) = (
+        scene.read("gamma", "shadow").unwrap(),
+        scene.read("gamma", "group").unwrap(),
+    );
+    for round in 10..30u64 {
+        for half in [0, 1] {
+            let user = format!("user{}:w{round}:", (round * 2 + half) % 40);
+            assert!(shadow.contains(&user), "{user} {shadow}");
+        }
+    }
+    let members: Vec<_> = group.split([':', ',', '\n']).collect();
+    for round in 1..30 {
+        for member in [format!("ofalpha{round}"), format!("ofbeta{round}")] {
+            assert!(members.contains(&member.as_str()), "{member} {group}");
+        }
+    }
+}
+
+#[test]
+fn former_versions_outlive_a_run_killed_at_any_moment() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(KEPT);
+    let contents = |name: &str, round: u64| format!("{name} {round}\n").repeat(40_000);
+    for i in 0..3 {
+        scene.write("beta", &format!("f{i}"), &contents(&format!("f{i}"), 0));
+    }
+    scene.fine("alpha", &["--peer", "beta"]);
+    for round in 1..12u64 {
+        for i in 0..3 {
+            let name = format!("f{i}");
+            scene.write("beta", &name, &contents(&name, round));
+        }
+        scene.killed("alpha", &["--peer", "beta"], round * 37 % 300);
+    }
+    scene.fine("alpha", &["--peer", "beta"]);
+    let out = scene.at("out");
+    let mut versions = 0;
+    for i in 0..3 {
+        let path = scene.at("data").join(format!("f{i}")).display().to_string();
+        let list = done(&mut scene.syncd("alpha", &["restore", &path, "--list"]));
+        for line in String::from_utf8(list.stdout).unwrap().lines() {
+            let id = line.split_whitespace().nth(2).unwrap();
+            let to = ["restore", &path, "--id", id, "--to", out.to_str().unwrap()];
+            let output = done(&mut scene.syncd("alpha", &to));
+            assert!(output.status.success(), "{line}: {output:?}");
+            let text = fs::read_to_string(&out).unwrap();
+            let first = text.lines().next().unwrap().to_owned() + "\n";
+            assert!(
+                first.starts_with(&format!("f{i} ")) && text == first.repeat(40_000),
+                "{first}"
+            );
+            fs::remove_file(&out).unwrap();
+            versions += 1;
+        }
+    }
+    assert!(versions >= 6, "{versions}");
+}
+
+#[test]
+fn why_names_the_rule_and_its_line() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(KEPT);
+    scene.write("alpha", "a.tmp", "");
+    scene.write("alpha", "cache/x", "");
+    scene.write("alpha", "kept", "");
+    scene.fine("alpha", &["--peer", "beta"]);
+    let why = |path: &Path| {
+        let output = done(&mut scene.syncd("alpha", &["why", path.to_str().unwrap()]));
+        (
+            String::from_utf8(output.stdout).unwrap(),
+            output.status.code(),
+        )
+    };
+    let text = fs::read_to_string(scene.at("standin.toml")).unwrap();
+    let line = |start: &str| {
+        let place = text.lines().position(|l| l.starts_with(start)).unwrap();
+        format!("standin.toml:{}", place + 1)
+    };
+    let data = scene.at("data");
+    let (said, code) = why(&data.join("kept"));
+    assert_eq!(code, Some(0), "{said}");
+    for what in [
+        "set data",
+        &line("[[sync]]"),
+        &line("path"),
+        "kept alike with beta, gamma",
+        "keep = 3",
+        "1 versions kept",
+    ] {
+        assert!(said.contains(what), "{what}: {said}");
+    }
+    for (path, pattern) in [("a.tmp", "*.tmp"), ("cache/x", "/cache/")] {
+        let (said, code) = why(&data.join(path));
+        assert_eq!(code, Some(1), "{said}");
+        let told = format!("not kept alike: exclude \"{pattern}\", ");
+        assert!(
+            said.contains(&told) && said.contains(&line("exclude")),
+            "{said}"
+        );
+    }
+    let (said, code) = why(&data.join(".standin-stage/x"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("standin's own"), "{said}");
+    let (said, code) = why(Path::new("/etc/motd"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("/etc/motd is in no set"), "{said}");
+}
+
+#[test]
 fn a_dry_run_tells_and_does_nothing() {
     if !may_run() {
         return;
@@ -530,4 +1029,147 @@ fn wrong_usage_is_told_with_the_mend() {
     let mut said = String::new();
     version.stdout.as_slice().read_to_string(&mut said).unwrap();
     assert!(said.starts_with("syncd "), "{said}");
+}
+
+/// A daemon of a server, ended with its last owner.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Scene {
+    fn start_daemon(&self, server: &str) -> Daemon {
+        fs::create_dir_all(self.at(server).join("run")).unwrap();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.at(server).join("daemon.log"))
+            .unwrap();
+        let mut command = self.syncd(server, &[]);
+        Daemon(command.stdin(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    fn ask(&self, server: &str, request: &CtlRequest) -> Option<CtlReply> {
+        let patience = Duration::from_secs(5);
+        daemon::ctl::call(&self.at(server).join("run"), Role::Syncd, request, patience).ok()
+    }
+
+    /// How a set of a server fares with another.
+    fn fares(&self, server: &str, with: &str) -> Option<SetPeer> {
+        let Some(CtlReply::Status(status)) = self.ask(server, &CtlRequest::Status) else {
+            return None;
+        };
+        let Detail::Syncd(syncd) = status.detail else {
+            panic!("no answer of syncd's: {:?}", status.detail);
+        };
+        let peers = syncd.sets.into_iter().flat_map(|s| s.peers);
+        peers.into_iter().find(|p| p.server.as_str() == with)
+    }
+
+    fn wait<T>(&self, what: &str, found: impl Fn() -> Option<T>) -> T {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
+            let log = fs::read_to_string(self.at("alpha").join("daemon.log"));
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}: {log:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// An SSH server goes, with all its sessions.
+fn take_away(mut sshd: Child) {
+    let mut all = vec![sshd.id()];
+    let mut next = 0;
+    while let Some(id) = all.get(next) {
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        let children = children.unwrap_or_default();
+        all.extend(
+            children
+                .split_whitespace()
+                .map(|c| c.parse::<u32>().unwrap()),
+        );
+        next += 1;
+    }
+    for id in all {
+        let id = nix::unistd::Pid::from_raw(id.cast_signed());
+        let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
+    }
+    sshd.wait().unwrap();
+}
+
+#[test]
+fn a_daemon_passes_changes_on_and_makes_up_for_who_was_away() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    let config = scene.at("standin.toml");
+    let text = fs::read_to_string(&config).unwrap() + "on = [\"change\"]\n";
+    fs::write(&config, text).unwrap();
+    scene.write("alpha", "before", "before");
+    let running = scene.start_daemon("alpha");
+    let has = |scene: &Scene, server: &str, name: &str, contents: &str| {
+        scene.wait(&format!("{server} has {name}"), || {
+            (scene.read(server, name).as_deref() == Some(contents)).then_some(())
+        });
+    };
+    has(&scene, "gamma", "before", "before");
+    scene.write("alpha", "new/deep/file", "1");
+    has(&scene, "beta", "new/deep/file", "1");
+    has(&scene, "gamma", "new/deep/file", "1");
+    // One is away, and the daemon itself is killed meanwhile.
+    take_away(scene.sshds.pop().unwrap());
+    scene.write("alpha", "new/deep/file", "two");
+    has(&scene, "beta", "new/deep/file", "two");
+    let owed = scene.wait("gamma is owed", || {
+        scene.fares("alpha", "gamma")?.debt.filter(|d| d.tries > 0)
+    });
+    assert_eq!(owed.why, "change");
+    drop(running);
+    let _running = scene.start_daemon("alpha");
+    let again = scene.wait("gamma is still owed", || {
+        scene.fares("alpha", "gamma")?.debt
+    });
+    assert_eq!(again.since, owed.since, "since the same moment");
+    scene.start_sshd("gamma", scene.port());
+    let now = CtlRequest::SyncNow {
+        sets: Vec::new(),
+        peers: vec!["gamma".parse().unwrap()],
+    };
+    assert!(matches!(scene.ask("alpha", &now), Some(CtlReply::Done(_))));
+    has(&scene, "gamma", "new/deep/file", "two");
+    scene.wait("nothing is owed", || {
+        scene.fares("alpha", "gamma")?.debt.is_none().then_some(())
+    });
+    scene.assert_alike();
+    // What came from elsewhere is passed on by nobody here: it would go round for ever. (The first time after its
+    // start the daemon does not know yet that nothing of its own is new.)
+    let last = |with: &str| scene.fares("alpha", with).unwrap().last.unwrap();
+    let rests = || {
+        let before = (last("beta"), last("gamma"));
+        thread::sleep(Duration::from_secs(4));
+        (last("beta"), last("gamma")) == before
+    };
+    scene.write("beta", "of beta", "3");
+    scene.fine("beta", &[]);
+    scene.wait("it comes to rest", || rests().then_some(()));
+    scene.write("beta", "of beta", "more");
+    scene.fine("beta", &[]);
+    has(&scene, "gamma", "of beta", "more");
+    assert!(rests());
+    let unknown = CtlRequest::SyncNow {
+        sets: vec!["date".parse().unwrap()],
+        peers: Vec::new(),
+    };
+    assert!(matches!(
+        scene.ask("alpha", &unknown),
+        Some(CtlReply::No(_))
+    ));
 }

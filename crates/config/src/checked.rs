@@ -5,7 +5,8 @@ use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
     LEASE_MAX, MAX_SKEW, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum,
     SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server, SyncSet,
-    TimeConfig, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
+    TimeConfig, Triggers, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress,
+    VirtualServer,
     raw::{Section, Source},
     sync, time,
 };
@@ -596,9 +597,23 @@ fn hash(
         paths,
         excludes,
         delete_limit,
+        keep,
+        merge_accounts,
+        on,
+        lines: _,
     } in sets
     {
         parts.add(format!("set {name} {paths:?} {excludes:?} {delete_limit}"));
+        // As before these keys were known, where they are not used.
+        if let Some(keep) = keep {
+            parts.add(format!("keep {keep:?}"));
+        }
+        if *merge_accounts {
+            parts.add("merge accounts");
+        }
+        if *on != Triggers::default() {
+            parts.add(format!("on {on:?}"));
+        }
     }
     if time.max_skew != MAX_SKEW {
         parts.add(format!("max_skew {}", time.max_skew.as_nanos()));

@@ -18,9 +18,11 @@ mod time;
 pub use error::{ConfigError, Problem};
 pub use key::{ClusterKeys, parse_key};
 pub use mac::MacAddress;
+pub use sync::ACCOUNT_FILES;
 pub use time::TimeDiscipline;
 
 use protocol::{ServerName, VirtualServerName};
+use schedule::Cron;
 use std::{
     collections::BTreeMap,
     fmt,
@@ -54,6 +56,10 @@ pub const PATHS_MAX: usize = 8;
 pub const VIRTUAL_SERVERS_MAX: usize = 256;
 /// Most addresses of one virtual server.
 pub const VIRTUAL_ADDRESSES_MAX: usize = 16_384;
+/// Most former versions of a file that are kept by number.
+pub const KEEP_VERSIONS_MAX: u32 = 1000;
+/// Longest time that former versions are kept.
+pub const KEEP_MAX: Duration = Duration::from_secs(3650 * 86_400);
 /// `[scripts] directory` if the file has none.
 pub const SCRIPTS_DIRECTORY: &str = "/etc/standin";
 /// `[scripts] timeout` if the file has none.
@@ -189,6 +195,45 @@ pub struct SyncSet {
     pub excludes: Vec<String>,
     /// How much of a path a run may remove without being told to, in percent.
     pub delete_limit: u8,
+    /// Which former versions are kept.
+    pub keep: Option<Keep>,
+    /// It is of password files, merged record by record.
+    pub merge_accounts: bool,
+    /// When it is made alike; by hand always.
+    pub on: Triggers,
+    /// Where it stands in the file.
+    pub lines: SyncLines,
+}
+
+/// Which former versions of a file are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// So many.
+    Versions(u32),
+    /// Those that were there within this time.
+    For(Duration),
+}
+
+/// Lines of the file, counted from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncLines {
+    /// Of `[[sync]]`.
+    pub set: usize,
+    /// Of each path.
+    pub paths: Vec<usize>,
+    /// Of each exclude.
+    pub excludes: Vec<usize>,
+}
+
+/// When syncd makes a set alike by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Triggers {
+    /// When a server has become master. How fresh it is counts in the next election.
+    pub election: bool,
+    /// When something in it has changed.
+    pub change: bool,
+    /// At these moments of local time.
+    pub cron: Vec<Cron>,
 }
 
 /// One virtual server.
@@ -257,6 +302,11 @@ impl Config {
     /// The server of that name.
     pub fn server(&self, name: &ServerName) -> Option<&Server> {
         self.servers.iter().find(|s| s.name == *name)
+    }
+
+    /// Whether there is anything for syncd to do.
+    pub fn runs_syncd(&self) -> bool {
+        !self.sets.is_empty()
     }
 
     /// All servers but `me`.

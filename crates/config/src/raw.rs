@@ -252,6 +252,22 @@ impl<'a> Section<'a> {
         self.table.keys().map(|k| (k.get_ref().as_ref(), k.span()))
     }
 
+    /// The line of its heading.
+    pub(crate) fn line(&self) -> usize {
+        self.source.line(self.at.start)
+    }
+
+    /// The lines of what was read from it.
+    pub(crate) fn lines<T>(&self, values: &[Spanned<T>]) -> Vec<usize> {
+        let lines = values.iter().map(|v| self.source.line(v.span().start));
+        lines.collect()
+    }
+
+    pub(crate) fn is_text(&self, key: &str) -> bool {
+        self.get(key)
+            .is_some_and(|v| v.get_ref().as_str().is_some())
+    }
+
     pub(crate) fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }

@@ -1,11 +1,19 @@
 //! Which files are kept alike, and how the servers reach one another for it.
 
-use crate::{DELETE_LIMIT, SSH_KEY, SSH_PORT, SSH_USER, Server, SshConfig, SyncSet, raw::Section};
+use crate::{
+    DELETE_LIMIT, KEEP_MAX, KEEP_VERSIONS_MAX, Keep, SSH_KEY, SSH_PORT, SSH_USER, Server,
+    SshConfig, SyncLines, SyncSet, Triggers, raw::Section,
+};
 use protocol::ServerName;
 use std::{
     collections::BTreeSet,
     path::{Component, Path, PathBuf},
+    time::Duration,
 };
+use toml::Spanned;
+
+/// The files that `merge = "accounts"` knows, by their names.
+pub const ACCOUNT_FILES: [&str; 6] = ["passwd", "shadow", "group", "gshadow", "subuid", "subgid"];
 
 /// Kinds of keys of an SSH server that are understood.
 const KEY_TYPES: [&str; 4] = [
@@ -72,7 +80,7 @@ pub(crate) fn sets(root: &Section<'_>, servers: &[Server]) -> Vec<SyncSet> {
 }
 
 fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSet> {
-    for later in ["on", "rate", "keep", "merge"] {
+    for later in ["rate"] {
         if section.has(later) {
             let what = "not part of this version; remove it, and let cron call `syncd run`";
             section.report(later, what);
@@ -98,7 +106,8 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         section.report("name", what);
     }
     let mut paths: Vec<PathBuf> = Vec::new();
-    for text in section.texts("path") {
+    let texts = section.texts("path");
+    for text in &texts {
         match absolute(text.get_ref()) {
             Err(what) => section.report_at(text.span(), "path", what),
             Ok(path) => {
@@ -114,7 +123,14 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         }
     }
     let excludes = section.texts("exclude");
+    let merge_accounts = merges_accounts(section, &texts, &excludes);
+    let lines = SyncLines {
+        set: section.line(),
+        paths: section.lines(&texts),
+        excludes: section.lines(&excludes),
+    };
     let limit = section.number("delete_limit", 0..=100);
+    let on = triggers(section);
     Some(SyncSet {
         name: name?,
         paths,
@@ -125,7 +141,89 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         delete_limit: limit
             .and_then(|l| u8::try_from(l).ok())
             .unwrap_or(DELETE_LIMIT),
+        keep: keep(section),
+        merge_accounts,
+        on,
+        lines,
     })
+}
+
+/// How many former versions are kept, or for how long.
+fn keep(section: &Section<'_>) -> Option<Keep> {
+    if !section.is_text("keep") {
+        let number = section.number("keep", 1..=KEEP_VERSIONS_MAX)?;
+        return Some(Keep::Versions(number));
+    }
+    let span = section.duration("keep", Duration::ZERO);
+    let fine = (Duration::from_secs(60)..=KEEP_MAX).contains(&span);
+    if !fine && !span.is_zero() {
+        let what =
+            "out of range; write \"1min\" to \"3650d\", or a number of versions without quotes";
+        section.report("keep", what);
+    }
+    fine.then_some(Keep::For(span))
+}
+
+/// Whether the set is one of password files, which it then has nothing else in.
+fn merges_accounts(
+    section: &Section<'_>,
+    paths: &[Spanned<&str>],
+    excludes: &[Spanned<&str>],
+) -> bool {
+    let Some(how) = section.text("merge") else {
+        return false;
+    };
+    if *how.get_ref() != "accounts" {
+        let what = format!(
+            "\"{}\" is not known; write \"accounts\", or remove it",
+            how.get_ref().escape_debug()
+        );
+        section.report("merge", what);
+        return false;
+    }
+    for text in paths {
+        let name = Path::new(text.get_ref()).file_name();
+        if !ACCOUNT_FILES
+            .iter()
+            .any(|known| name == Some(known.as_ref()))
+        {
+            let what = format!(
+                "merge = \"accounts\" knows files named {}; put \"{}\" into a set of its own",
+                ACCOUNT_FILES.join(", "),
+                text.get_ref().escape_debug()
+            );
+            section.report_at(text.span(), "path", what);
+        }
+    }
+    if !excludes.is_empty() {
+        let what = "a set of account files has nothing to leave out; remove it";
+        section.report("exclude", what);
+    }
+    true
+}
+
+/// `on = ["election", "change", "cron: 0 3 * * 0"]`
+fn triggers(section: &Section<'_>) -> Triggers {
+    let mut on = Triggers::default();
+    for text in section.texts("on") {
+        match text.get_ref().trim() {
+            "election" => on.election = true,
+            "change" => on.change = true,
+            other => match other.strip_prefix("cron:").map(str::parse) {
+                Some(Ok(cron)) => on.cron.push(cron),
+                Some(Err(why)) => section.report_at(text.span(), "on", format!("cron: {why}")),
+                None => {
+                    let what = format!(
+                        "\"{}\" is no reason to run; write \"election\", \"change\", or \"cron: MINUTE HOUR DAY \
+                         MONTH WEEKDAY\"",
+                        other.escape_debug()
+                    );
+                    section.report_at(text.span(), "on", what);
+                }
+            },
+        }
+    }
+    on
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {

@@ -1,7 +1,7 @@
 //! One row for every way to be wrong: the change to a good file, and what the error must say.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use config::{Config, Preempt, Quorum, parse};
+use config::{Config, Keep, Preempt, Quorum, parse};
 use std::{net::IpAddr, path::Path, time::Duration};
 
 const GOOD: &str = r#"[cluster]
@@ -90,8 +90,53 @@ fn every_mistake_is_named_with_line_key_and_mend() {
         ),
         (
             "[[virtual_server]]\nname = \"mail\"",
-            "[[sync]]\nname = \"www\"\npath = []\non = [\"change\"]\n[[virtual_server]]\nname = \"mail\"",
-            "standin.toml:33: [[sync]] www on: not part of this version; remove it, and let cron call `syncd run`",
+            "[[sync]]\nname = \"www\"\npath = []\nrate = \"1M\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www rate: not part of this version; remove it, and let cron call `syncd run`",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\non = [\"always\", \"cron: 61 * * * *\"]\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www on: \"always\" is no reason to run; write \"election\", \"change\", or",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\non = \"cron: 61 * * * *\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www on: cron: \"61\" must be within 0 and 59",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv\"]\nkeep = 0\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www keep: 0 is out of range; write 1 to 1000",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv\"]\nkeep = \"30\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www keep: \"30\" is no duration; write a number with its unit",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv\"]\nkeep = \"3s\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www keep: out of range; write \"1min\" to \"3650d\"",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv\"]\nkeep = true\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www keep: expected a number without quotes",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/etc/passwd\"]\nmerge = \"records\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www merge: \"records\" is not known; write \"accounts\"",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/etc/passwd\", \"/etc/motd\"]\nmerge = \"accounts\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:32: [[sync]] www path: merge = \"accounts\" knows files named passwd, shadow, group, gshadow, subuid, subgid; put \"/etc/motd\" into a set of its own",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/etc/passwd\"]\nexclude = [\"a\"]\nmerge = \"accounts\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www exclude: a set of account files has nothing to leave out",
         ),
         (
             "[[virtual_server]]\nname = \"mail\"",
@@ -636,4 +681,31 @@ fn the_sample_file_is_good_and_shows_every_default() {
         let has = |l: &str| l.trim_start_matches('#').starts_with(&format!("{key} = "));
         assert!(sample.lines().any(has), "{key} is not in the sample");
     }
+}
+
+#[test]
+fn what_is_kept_and_merged_is_read_with_the_lines_it_stands_in() {
+    let key = "host_key = \"ssh-ed25519 AAAA\"\n";
+    let text = GOOD.replace("priority = 100\n", key);
+    let text = text.replace("\"192.0.2.12\"]\n", &format!("\"192.0.2.12\"]\n{key}"));
+    let sync = "[[sync]]\nname = \"www\"\npath = [\n\"/srv/www\",\n\"/etc/motd\"]\nexclude = [\"*.tmp\",\n\"/cache/\"]\nkeep = \"30d\"\n\
+                [[sync]]\nname = \"accounts\"\npath = [\"/etc/passwd\"]\nmerge = \"accounts\"\nkeep = 7\n";
+    let plain = read(&(text.clone() + sync)).unwrap();
+    let [www, accounts] = &plain.sets[..] else {
+        panic!("two sets")
+    };
+    assert_eq!(www.keep, Some(Keep::For(Duration::from_secs(30 * 86_400))));
+    assert_eq!(
+        (accounts.keep, accounts.merge_accounts),
+        (Some(Keep::Versions(7)), true)
+    );
+    assert!(!www.merge_accounts);
+    let first = text.lines().count() + 1;
+    assert_eq!(www.lines.set, first);
+    assert_eq!(www.lines.paths, [first + 3, first + 4]);
+    assert_eq!(www.lines.excludes, [first + 5, first + 6]);
+    let other = read(&(text.clone() + &sync.replace("30d", "31d"))).unwrap();
+    assert_ne!(plain.hash, other.hash, "it must be the same on all servers");
+    let moved = read(&(text + "\n\n" + sync)).unwrap();
+    assert_eq!(plain.hash, moved.hash);
 }

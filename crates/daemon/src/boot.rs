@@ -72,6 +72,7 @@ fn about(role: Role) -> &'static str {
         Role::Electd => "standin's elector: role, term, lease and addresses of this server",
         Role::Main => "standin's main daemon",
         Role::Standin => "standin's command",
+        Role::Syncd => "standin's file daemon: keeps files alike on all servers",
     }
 }
 

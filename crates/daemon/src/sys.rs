@@ -228,3 +228,12 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just given this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// By how many seconds local time is ahead of UTC at `time`, in seconds since 1970.
+pub fn local_offset(time: i64) -> i64 {
+    // SAFETY: all fields of a tm are plain numbers and a pointer, for which zero is good.
+    let mut local: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live values of this frame.
+    let found = unsafe { libc::localtime_r(&raw const time, &raw mut local) };
+    if found.is_null() { 0 } else { local.tm_gmtoff }
+}

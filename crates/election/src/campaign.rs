@@ -20,6 +20,9 @@ use std::{
     time::Duration,
 };
 
+/// What stands in the way of standing while this server stands already, or its gate is not shut yet.
+pub(crate) const BUSY: &str = "busy";
+
 /// Failed attempts after which the back-off no longer grows (R15).
 const TRIES_MAX: u32 = 3;
 
@@ -76,7 +79,7 @@ impl Elector {
             majority && !listed,
             "not in the roster (standin server add)",
         )?;
-        stands_in_the_way(v.gate != Gate::Shut || !v.is_idle(), "busy")?;
+        stands_in_the_way(v.gate != Gate::Shut || !v.is_idle(), BUSY)?;
         stands_in_the_way(!v.voter.free_for(me, now), "promised to another")?;
         let unknown = |p: &Peer| p.health.is_none_or(|h| h == HealthState::Unknown);
         stands_in_the_way(
@@ -571,7 +574,6 @@ impl Elector {
         voter: &ServerName,
         vote: bool,
     ) {
-        let (need, voters) = (self.quorum(), self.reservation.roster.voters.clone());
         let Some(campaign) = self
             .virtuals
             .get_mut(name)
@@ -582,18 +584,21 @@ impl Elector {
         let Phase::Pre { yes, no, .. } = &mut campaign.phase else {
             return;
         };
-        if voters.contains(voter) {
-            if vote {
-                yes.insert(voter.clone())
-            } else {
-                no.insert(voter.clone())
-            };
-        }
-        if yes.len() >= need {
+        let answers = if vote { &mut *yes } else { &mut *no };
+        answers.insert(voter.clone());
+        let (yes, no) = (yes.clone(), no.clone());
+        let (need, voters) = (self.quorum(), self.reservation.roster.voters.len());
+        if self.listed(&yes) >= need {
             self.call_for_votes(now, name);
-        } else if voters.len().saturating_sub(no.len()) < need {
+        } else if voters.saturating_sub(self.listed(&no)) < need {
             self.fail(now, name, "a majority would not vote for this server");
         }
+    }
+
+    /// How many of them are in the roster in force: it may have changed since they answered (R24).
+    fn listed(&self, servers: &BTreeSet<ServerName>) -> usize {
+        let voters = &self.reservation.roster.voters;
+        voters.iter().filter(|v| servers.contains(*v)).count()
     }
 
     pub(crate) fn grant(
@@ -606,7 +611,6 @@ impl Elector {
         term: Term,
     ) {
         let (own, patience) = (self.instance, self.patience());
-        let listed = self.reservation.roster.voters.contains(from);
         let Some(campaign) = self
             .virtuals
             .get_mut(name)
@@ -623,8 +627,7 @@ impl Elector {
             } if *number == answered
                 && own == instance
                 && campaign.term == term
-                && now.since(*sent) <= patience
-                && listed =>
+                && now.since(*sent) <= patience =>
             {
                 granted.insert(from.clone());
             }
@@ -673,7 +676,7 @@ impl Elector {
 
     /// R13: at m votes, master. R15: no longer possible, released at once instead of at D.
     fn count_votes(&mut self, now: BootTime, name: &VirtualServerName) {
-        let (need, voters) = (self.quorum(), self.reservation.roster.voters.len());
+        let need = self.quorum();
         let Some(campaign) = self.virtuals.get(name).and_then(|v| v.campaign.as_ref()) else {
             return;
         };
@@ -688,19 +691,18 @@ impl Elector {
         };
         let (term, kind) = (campaign.term, campaign.kind);
         let fewer = usize::from(planted(Mutant::OneVoteFewer));
-        if granted.len() + fewer >= need {
+        let (votes, voters) = (self.listed(granted), self.reservation.roster.voters.len());
+        if votes + fewer >= need {
             let until = *sent + self.usable(campaign.lease);
             let good = granted.iter().map(|voter| (voter.clone(), until)).collect();
-            let reason = match kind {
-                Kind::Ordinary => format!("elected with {} of {voters} votes", granted.len()),
-                Kind::Invited => format!(
-                    "took over by handover with {} of {voters} votes",
-                    granted.len()
-                ),
-                Kind::Renewal => format!("renewed with {} of {voters} votes", granted.len()),
+            let how = match kind {
+                Kind::Ordinary => "elected",
+                Kind::Invited => "took over by handover",
+                Kind::Renewal => "renewed",
             };
+            let reason = format!("{how} with {votes} of {voters} votes");
             self.win(now, name, term, good, &reason);
-        } else if voters.saturating_sub(refused.len()) < need {
+        } else if voters.saturating_sub(self.listed(refused)) < need {
             self.fail(now, name, "a majority refused its vote");
         }
     }

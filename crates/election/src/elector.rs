@@ -760,6 +760,10 @@ impl Elector {
         if peer.is_newer(beat.instance, beat.number) {
             peer.claims = claims;
             peer.heard = Some(peer.heard.map_or(at, |t| t.max(at)).min(now));
+            // R24: who lost its disk holds no longer what it told before.
+            if beat.participation == Participation::Blank {
+                peer.roster = None;
+            }
             let former = peer.take_beat(beat.clone());
             self.stir_changed(&from, former, &beat);
         }
@@ -1154,6 +1158,7 @@ impl Elector {
         v.tries = 0;
         v.ready_since = None;
         v.not_before = BootTime(0);
+        v.succession = None; // whoever was awaited, this server holds it now
         self.extend(now, name);
         self.change_role(name, true, term, renewed, reason);
         let me = self.settings.me.clone();

@@ -1,6 +1,6 @@
 //! What `standin status` shows of the elector.
 
-use crate::{elector::Elector, input::Mode, state::Taking};
+use crate::{campaign::BUSY, elector::Elector, input::Mode, state::Taking};
 use protocol::{
     BootTime, Term, VirtualServerName,
     local::{
@@ -70,10 +70,12 @@ impl Elector {
                     })
                 }
             });
-            let waits = if v.mastership.is_none() && master.is_none() && !v.obstacle.is_empty() {
-                format!("{}; waiting: {}", v.reason, v.obstacle)
-            } else {
+            let idle =
+                ["", BUSY].contains(&v.obstacle) || v.mastership.is_some() || master.is_some();
+            let waits = if idle {
                 v.reason.clone()
+            } else {
+                format!("{}; waiting: {}", v.reason, v.obstacle)
             };
             VirtualServerView {
                 name: name.clone(),

@@ -1026,6 +1026,30 @@ fn two_changes_of_the_roster_need_a_majority_that_holds_the_first() {
     );
 }
 
+#[test]
+fn a_voter_that_lost_its_disk_counts_no_more_as_one_that_holds_the_roster() {
+    let mut sim = Sim::settled(&Setup {
+        servers: 5,
+        ..Setup::default()
+    });
+    let master = sim.master().unwrap();
+    let rest: Vec<_> = (0..5).filter(|i| *i != master).collect();
+    sim.servers[rest[0]].disk_delay = secs(50);
+    let remove = |i: usize, sim: &mut Sim| {
+        let id = sim.wish(master, Wish::Remove(sim.servers[i].name.clone()));
+        sim.run(ms(300));
+        sim.answers[&id].clone()
+    };
+    remove(rest[1], &mut sim).unwrap();
+    sim.power_off(rest[2]);
+    sim.wipe(rest[2]);
+    sim.power_on(rest[2]);
+    sim.run(ms(250));
+    // Of the four voters the master and one more hold it.
+    let refused = remove(rest[3], &mut sim).unwrap_err();
+    assert!(refused.contains("majority"), "{refused}");
+}
+
 // ---- quorum = none -----------------------------------------------------------------------------------
 
 #[test]

@@ -148,6 +148,14 @@ impl Author {
         Entry { node, vector, rank }
     }
 
+    /// A new event: what became of two versions that knew nothing of each other, and has both in it.
+    pub fn merge(&mut self, here: &Entry, there: &Entry, node: Node, nanos: u64) -> Entry {
+        let mut both = here.clone();
+        both.vector.join(&there.vector);
+        both.rank = both.rank.max(there.rank.clone());
+        self.change(Some(&both), Some(node), nanos)
+    }
+
     /// A new event: what was removed elsewhere must stay, as it was.
     pub fn put_back(&mut self, removed: &Entry, node: Option<Node>) -> Entry {
         self.count += 1;

@@ -43,6 +43,11 @@ impl Ledger {
             .map_or(0, |p| p.sequence)
     }
 
+    /// Up to where each of the others has all.
+    pub fn sequences(&self) -> impl Iterator<Item = u64> {
+        self.0.values().map(|p| p.sequence)
+    }
+
     /// This replica has taken all up to `sequence`.
     pub fn acknowledged(&mut self, replica: &Replica, sequence: u64, at: u64) {
         let sequence = sequence.max(self.told(replica));

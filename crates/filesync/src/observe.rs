@@ -76,17 +76,68 @@ impl Span {
     }
 }
 
-/// What changed: both sequences sorted by path. Only what was seen to be absent counts as removed.
+/// What changed, path by path in order. Only what was seen to be absent counts as removed.
 ///
 /// `intended` tells of an operation that was about to be carried out when syncd died: what it would have brought is
 /// no change of anybody here, and would be dangerous as one, for it would look younger than it is.
-pub struct Difference<'a, K: Iterator, S: Iterator, I> {
-    known: Peekable<K>,
-    seen: Peekable<S>,
+pub struct Observer<'a, I> {
     intended: I,
     author: &'a mut Author,
     span: Span,
     unknown: Option<Path>,
+}
+
+impl<'a, I> Observer<'a, I>
+where
+    I: Fn(&Path) -> Option<Entry>,
+{
+    /// Who was told nothing yet.
+    pub fn new(intended: I, author: &'a mut Author, span: Span) -> Self {
+        Self {
+            intended,
+            author,
+            span,
+            unknown: None,
+        }
+    }
+
+    /// This is known of a path, and nothing was seen there.
+    pub fn absent(&mut self, path: &Path, known: &Entry) -> Option<Entry> {
+        let hidden = self.unknown.as_ref().is_some_and(|u| path.is_below(u));
+        if hidden {
+            return None;
+        }
+        self.change(path, Some(known), None)
+    }
+
+    /// This was seen. What is known and was seen to be still so need not be told at all.
+    pub fn seen(&mut self, path: &Path, known: Option<&Entry>, sight: Sight) -> Option<Entry> {
+        match sight {
+            Sight::Unknown => {
+                self.unknown = Some(path.clone());
+                None
+            }
+            Sight::Node(node) => self.change(path, known, Some(node)),
+        }
+    }
+
+    fn change(&mut self, path: &Path, known: Option<&Entry>, node: Option<Node>) -> Option<Entry> {
+        if known.and_then(|k| k.node.as_ref()) == node.as_ref() {
+            return None;
+        }
+        if let Some(intended) = (self.intended)(path).filter(|i| i.node == node) {
+            return Some(intended);
+        }
+        let at = self.span.stamp(node.as_ref());
+        Some(self.author.change(known, node, at))
+    }
+}
+
+/// All changes between two sequences sorted by path.
+pub struct Difference<'a, K: Iterator, S: Iterator, I> {
+    known: Peekable<K>,
+    seen: Peekable<S>,
+    observer: Observer<'a, I>,
 }
 
 impl<'a, K, S, I> Difference<'a, K, S, I>
@@ -100,22 +151,8 @@ where
         Self {
             known: known.peekable(),
             seen: seen.peekable(),
-            intended,
-            author,
-            span,
-            unknown: None,
+            observer: Observer::new(intended, author, span),
         }
-    }
-
-    fn change(&mut self, path: &Path, known: Option<&Entry>, node: Option<Node>) -> Option<Entry> {
-        if known.and_then(|k| k.node.as_ref()) == node.as_ref() {
-            return None;
-        }
-        if let Some(intended) = (self.intended)(path).filter(|i| i.node == node) {
-            return Some(intended);
-        }
-        let at = self.span.stamp(node.as_ref());
-        Some(self.author.change(known, node, at))
     }
 }
 
@@ -135,24 +172,19 @@ where
                 (None, Some(_)) => true,
                 (Some((known, _)), Some((seen, _))) => seen <= known,
             };
-            if !seen_first {
+            let (path, change) = if seen_first {
+                let (path, sight) = self.seen.next()?;
+                let known = self.known.next_if(|(known, _)| *known == path);
+                let known = known.as_ref().map(|(_, entry)| entry);
+                let change = self.observer.seen(&path, known, sight);
+                (path, change)
+            } else {
                 let (path, entry) = self.known.next()?;
-                let hidden = self.unknown.as_ref().is_some_and(|u| path.is_below(u));
-                if !hidden && let Some(removed) = self.change(&path, Some(&entry), None) {
-                    return Some((path, removed));
-                }
-                continue;
-            }
-            let (path, sight) = self.seen.next()?;
-            let known = self.known.next_if(|(known, _)| *known == path);
-            match sight {
-                Sight::Unknown => self.unknown = Some(path),
-                Sight::Node(node) => {
-                    let known = known.map(|(_, entry)| entry);
-                    if let Some(changed) = self.change(&path, known.as_ref(), Some(node)) {
-                        return Some((path, changed));
-                    }
-                }
+                let change = self.observer.absent(&path, &entry);
+                (path, change)
+            };
+            if let Some(change) = change {
+                return Some((path, change));
             }
         }
     }

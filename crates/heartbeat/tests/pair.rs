@@ -685,7 +685,6 @@ fn four_timestamps_come_with_the_first_echo() {
         [t.t1, t.t2, t.t3, t.t4],
         [10, 12, 15, 16].map(|n| base + n * 1_000_000)
     );
-    assert_eq!((t.delay_ns(), t.offset_ns()), (3_000_000, 500_000));
 }
 
 #[test]

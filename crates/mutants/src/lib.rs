@@ -101,6 +101,7 @@ mutants! {
     SessionUnchecked "R26, listend" "frames are not tied to their session",
     BlindAccuses "doctord" "a doctor that was stalled accuses the silent",
     SilenceOverlooked "doctord" "a server is alive for ten leases after its last beat",
+    WaysAlike "clock" "a packet is taken to need as long as its answer",
     GateStaysOpen "R8, takeover" "the gate in the kernel opens for a minute",
     AnnouncesNothing "takeover" "nobody is told where the addresses are now",
     DeadNotReplaced "standin run" "a role that died is not started again",

@@ -193,6 +193,8 @@ pub enum Role {
     Main,
     /// The operator's command, `standin`; it has no socket of its own.
     Standin,
+    /// Files and time.
+    Syncd,
 }
 
 impl Role {
@@ -205,6 +207,7 @@ impl Role {
             Self::Electd => "electd",
             Self::Main => "main",
             Self::Standin => "standin",
+            Self::Syncd => "syncd",
         }
     }
 }

@@ -10,12 +10,13 @@ use protocol::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
         ring::{
-            Arrival, DoctordToElectd, ElectdToHbd, ElectdToListend, FourTimes, HbdToDoctord,
-            Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
+            Arrival, DoctordToElectd, ElectdToHbd, ElectdToListend, ElectdToSyncd, FourTimes,
+            HbdToDoctord, Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
+            SyncdToElectd,
         },
         status::{
-            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus,
-            ServerView, VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, LastRun, OffsetStatus, OwedRun,
+            PathStatus, RoleStatus, ServerView, SetPeer, SetStatus, SyncdStatus, VirtualServerView,
         },
     },
     seal::{NONCE, Sealer},
@@ -191,6 +192,18 @@ fn local_messages_keep_their_bytes() {
     let [signal, ..] = signals();
     let to = "beta".parse().unwrap();
     golden.message("electd-to-listend", &ElectdToListend { to, signal });
+    let role = ElectdToSyncd::Role {
+        virtual_server: "web".parse().unwrap(),
+        master: Some(Term(5)),
+    };
+    golden.message("electd-to-syncd role", &role);
+    let dead = ElectdToSyncd::Dead(vec!["beta".parse().unwrap()]);
+    golden.message("electd-to-syncd dead", &dead);
+    let fresh = Freshness {
+        term: Term(5),
+        run: 17,
+    };
+    golden.message("syncd-to-electd", &SyncdToElectd(fresh));
     for request in requests() {
         let name = match &request {
             CtlRequest::Status => "request status",
@@ -199,6 +212,8 @@ fn local_messages_keep_their_bytes() {
             CtlRequest::Maintenance(_) => "request maintenance",
             CtlRequest::ServerAdd(_) => "request server-add",
             CtlRequest::ServerRemove(_) => "request server-remove",
+            CtlRequest::SyncNow { .. } => "request sync-now",
+            CtlRequest::SyncTook { .. } => "request sync-took",
         };
         golden.message(name, &request);
     }
@@ -210,6 +225,7 @@ fn local_messages_keep_their_bytes() {
                 Detail::Doctord { .. } => "reply status doctord",
                 Detail::Electd(_) => "reply status electd",
                 Detail::Main { .. } => "reply status main",
+                Detail::Syncd(_) => "reply status syncd",
             },
             CtlReply::Done(_) => "reply done",
             CtlReply::No(_) => "reply no",
@@ -224,13 +240,14 @@ const VERSION: RosterVersion = RosterVersion {
     term: Term(6),
     counter: 2,
 };
-const ROLES: [Role; 6] = [
+const ROLES: [Role; 7] = [
     Role::Hbd,
     Role::Listend,
     Role::Doctord,
     Role::Electd,
     Role::Main,
     Role::Standin,
+    Role::Syncd,
 ];
 const WHYS: [Why; 10] = [
     Why::Floor,
@@ -536,7 +553,7 @@ fn listend_to_electd() -> [ListendToElectd; 2] {
     ]
 }
 
-fn requests() -> [CtlRequest; 7] {
+fn requests() -> [CtlRequest; 9] {
     [
         CtlRequest::Status,
         CtlRequest::Promote {
@@ -548,6 +565,14 @@ fn requests() -> [CtlRequest; 7] {
         CtlRequest::Maintenance(false),
         CtlRequest::ServerAdd("delta".parse().unwrap()),
         CtlRequest::ServerRemove("delta".parse().unwrap()),
+        CtlRequest::SyncNow {
+            sets: vec!["www".parse().unwrap()],
+            peers: vec!["beta".parse().unwrap()],
+        },
+        CtlRequest::SyncTook {
+            set: "www".parse().unwrap(),
+            changes: 7,
+        },
     ]
 }
 
@@ -610,6 +635,31 @@ fn replies() -> Vec<CtlReply> {
         servers: vec![server],
         virtual_servers: vec![virtual_server],
     };
+    let peer = SetPeer {
+        server: beta(),
+        last: Some(LastRun {
+            at: 1_767_225_600,
+            why: "cron".to_owned(),
+            outcome: Ok((3, 4, 0)),
+            complete: true,
+        }),
+        debt: Some(OwedRun {
+            since: 1_767_225_601,
+            why: "change".to_owned(),
+            tries: 2,
+        }),
+    };
+    let syncd = SyncdStatus {
+        freshness: (Term(5), 17),
+        numbers: Some(Term(5)),
+        sets: vec![SetStatus {
+            name: "www".parse().unwrap(),
+            running: None,
+            next: Some(1_767_236_400),
+            aside: 2,
+            peers: vec![peer],
+        }],
+    };
     let details = [
         (Role::Hbd, Detail::Hbd { paths: vec![path] }),
         (
@@ -627,6 +677,7 @@ fn replies() -> Vec<CtlReply> {
         ),
         (Role::Electd, Detail::Electd(Box::new(electd))),
         (Role::Main, Detail::Main { roles: vec![child] }),
+        (Role::Syncd, Detail::Syncd(Box::new(syncd))),
     ];
     let status = |(role, detail)| {
         CtlReply::Status(Box::new(RoleStatus {

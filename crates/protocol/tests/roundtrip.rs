@@ -303,7 +303,7 @@ prop_compose! {
 
 fn role() -> impl Strategy<Value = Role> {
     use Role::*;
-    prop::sample::select(vec![Hbd, Listend, Doctord, Electd, Main, Standin])
+    prop::sample::select(vec![Hbd, Listend, Doctord, Electd, Main, Standin, Syncd])
 }
 
 fn health_state() -> impl Strategy<Value = HealthState> {
@@ -586,6 +586,9 @@ fn request() -> impl Strategy<Value = CtlRequest> {
         any::<bool>().prop_map(CtlRequest::Maintenance),
         server().prop_map(CtlRequest::ServerAdd),
         server().prop_map(CtlRequest::ServerRemove),
+        (vec(server(), 0..3), vec(server(), 0..3))
+            .prop_map(|(sets, peers)| CtlRequest::SyncNow { sets, peers }),
+        (server(), any::<u64>()).prop_map(|(set, changes)| CtlRequest::SyncTook { set, changes }),
     ]
 }
 

@@ -104,6 +104,7 @@ impl World {
                 } else {
                     wall.wrapping_add(by)
                 };
+                self.clock_disturbed(i);
             }
             Kind::SlowDisk => {
                 self.servers[i].slow_disk = Some(act.n);
@@ -341,14 +342,12 @@ impl World {
             });
         }
         // A vote or an answer that was counted once counts no second time, nor for another.
-        if let Some((from, old)) = old.filter(|(from, _)| *from != i)
-            && matches!(old.body, Body::Grant { .. })
+        if let Some((from, signal)) = old
+            && from != self.servers[i].name
+            && matches!(signal.body, Body::Grant { .. })
             && electd.core.term(&v).is_some()
         {
-            inputs.push(Input::Signal {
-                from: self.servers[from].name.clone(),
-                signal: old,
-            });
+            inputs.push(Input::Signal { from, signal });
         }
         let settle = |mut elector: election::Elector| {
             elector.handle_timeout(local);
@@ -529,14 +528,15 @@ impl World {
         self.schedule.lease * 10 + 100_000
     }
 
-    /// Clocks that differ make voters free one after another, by more than a call waits.
+    /// Clocks that differ make voters free one after another, by more than a call waits: one try comes too early, and
+    /// the next meets another server's.
     fn differ(&self) -> u64 {
         let rates = || self.servers.iter().map(|s| s.rate);
         let lease = nanos(self.servers[0].settings.lease);
         if rates().min() == rates().max() {
             0
         } else {
-            self.slow(lease / 4 + self.schedule.heartbeat * 1000)
+            2 * self.slow(lease / 4 + self.schedule.heartbeat * 1000)
         }
     }
 
@@ -682,6 +682,9 @@ impl World {
             mended |= s.bad_disk > 0 || s.no_carrier > 0 || s.burst_until > self.now;
             (s.bad_disk, s.burst_until) = (0, 0);
             s.slow_disk = None;
+            if let Some(electd) = &mut s.electd {
+                electd.interruption = None;
+            }
             if std::mem::take(&mut s.no_carrier) > 0 {
                 self.carrier_changed(i);
             }
@@ -727,7 +730,14 @@ impl World {
     /// When everything may be over, if it is as it must be, and when it is over at the latest.
     pub(crate) fn last_moments(&mut self) -> (Time, Time) {
         self.first_trouble();
-        let (calm, lease) = (self.schedule.calm * 1000, self.schedule.lease * 1000);
+        let (calm, lease) = (self.schedule.calm, self.schedule.lease * 1000);
+        // What stands still is not woken before its time.
+        let awake = self.schedule.acts.iter().map(|a| match a.kind {
+            Kind::Stall | Kind::Freeze | Kind::Pause => a.at + a.span,
+            Kind::Interrupt => calm + a.span,
+            _ => calm,
+        });
+        let calm = awake.fold(calm, u64::max) * 1000;
         if self.schedule.crowded() {
             (calm + 2 * lease, calm + self.owned.loose() + 4 * lease)
         } else {

@@ -32,6 +32,8 @@ pub const RESTART_SILENCE: &str = "RestartSilence";
 pub const RELEASE_BEFORE_GRANT: &str = "ReleaseBeforeGrant";
 /// What is unauthentic, replayed or out of state changes nothing.
 pub const REJECTED_IS_INERT: &str = "RejectedIsInert";
+/// What is said of another server's clock is true.
+pub const CLOCK_WITHIN_BOUND: &str = "ClockWithinBound";
 /// Servers that can, have a master within the time of the rule book.
 pub const EVENTUALLY_OWNED: &str = "EventuallyOwned";
 /// No failover, no new term, no gap and no accusation without need.

@@ -14,6 +14,7 @@ kept! {
     "deaf_master_without_links"
     "floor_told"
     "former_answer"
+    "former_successor"
     "invited_of_five"
     "invited_of_three"
     "lease_lowered_while_blank"
@@ -21,6 +22,7 @@ kept! {
     "paused_master"
     "paused_voter"
     "power_of_a_slave"
+    "roster_changes_in_a_campaign"
     "rough_start"
     "stalled_voter"
 }

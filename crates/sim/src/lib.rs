@@ -20,6 +20,8 @@
 //! [`judge`] checks the invariants of DESIGN from what servers do and say, over true time. The module `owned` judges
 //! each gap and each new term by what had happened: a rule that only costs time when it is missing is missed too.
 //!
+//! What servers know of each other's clocks is compared with the truth at every exchange (`clocks`).
+//!
 //! What is not here: addresses, frames held and followed in a handover, scripts, files (those are `takeover`'s,
 //! and tested where there is a kernel).
 //!
@@ -28,6 +30,7 @@
 
 mod acts;
 pub mod clock;
+mod clocks;
 pub mod generate;
 pub mod judge;
 mod kept;

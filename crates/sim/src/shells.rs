@@ -296,7 +296,10 @@ impl World {
         {
             match said {
                 Said::Transmit(transmit) => self.transmit(i, transmit),
-                Said::Deliver(message) => batch.push(message),
+                Said::Deliver(message) => {
+                    self.times_arrive(i, &message);
+                    batch.push(message);
+                }
                 Said::Met(_) => met = true,
                 Said::Refused { .. } => {}
             }
@@ -657,6 +660,12 @@ impl World {
     fn signalled(&mut self, i: usize, from: ServerName, signal: Signal) {
         self.judge.signal_arrives(&from, i, &signal);
         self.note(|| format!("{} <- {from} {}", NAMES[i], told(&signal)));
+        if self.record {
+            self.signals.push_back((from.clone(), signal.clone()));
+            if self.signals.len() > 24 {
+                self.signals.pop_front();
+            }
+        }
         self.tell(i, Input::Signal { from, signal });
     }
 
@@ -774,14 +783,12 @@ impl World {
             Output::Shut(v) => self.shut(i, &v, 0),
             Output::HandOver(v, _) => self.shut(i, &v, DRAIN),
             Output::Succeeded(v) => {
-                if self
+                let open = self
                     .place(&v)
-                    .is_some_and(|v| self.servers[i].gates[v].is_some())
-                {
-                    let what = format!(
-                        "{} is told of a successor before its gate reads back shut",
-                        NAMES[i]
-                    );
+                    .is_some_and(|v| self.servers[i].answers(v, now));
+                if open && self.schedule.none == 0 {
+                    let what =
+                        format!("{} is told of a successor while its gate is open", NAMES[i]);
                     self.judge.fail(RELEASE_BEFORE_GRANT, what);
                 }
             }
@@ -872,12 +879,6 @@ impl World {
             self.judge.fail(what.invariant, what.what);
         }
         self.judge.says(self.now, i, handled, &to, &signal);
-        if self.record {
-            self.signals.push_back((i, signal.clone()));
-            if self.signals.len() > 24 {
-                self.signals.pop_front();
-            }
-        }
         self.ring_send(
             i,
             TO_LISTEND,
@@ -1018,11 +1019,12 @@ impl World {
         if let Some(electd) = &self.servers[i].electd {
             let present = electd.core.roster();
             if present.version.term == reservation.roster.version.term {
+                // Whose disk is lost takes part again when it has heard every other server, this one too (R21).
                 let holds = |s: &&crate::world::Server| {
                     present.voters.contains(&s.name)
                         && s.disk
                             .as_ref()
-                            .is_some_and(|d| d.roster.version >= present.version)
+                            .is_none_or(|d| d.roster.version >= present.version)
                 };
                 let holders = self.servers.iter().filter(holds).count();
                 self.judge

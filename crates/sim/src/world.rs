@@ -2,6 +2,7 @@
 
 use crate::{
     clock::{Clock, NEVER, Time},
+    clocks::Clocks,
     judge::{Judge, NO_FLAP, REJECTED_IS_INERT, Violation},
     owned::Owned,
     queue::Queue,
@@ -270,7 +271,7 @@ pub struct World {
     pub(crate) recorded: VecDeque<(usize, usize, usize, Wire)>,
     /// Answers to hellos, for the same, also those that were lost.
     pub(crate) answers: VecDeque<(usize, usize, usize, Wire)>,
-    pub(crate) signals: VecDeque<(usize, Signal)>,
+    pub(crate) signals: VecDeque<(ServerName, Signal)>,
     /// How connections began: from, to, and what was said first.
     pub(crate) opening: Vec<(usize, usize, Vec<u8>)>,
     /// Packets and signals are kept for that.
@@ -279,6 +280,7 @@ pub struct World {
     pub(crate) wishes: u64,
     /// Shortest lease that anybody was configured with.
     pub(crate) shortest: Duration,
+    pub(crate) clocks: Clocks,
     digest: u64,
     events: u64,
     /// Of these at this instant.
@@ -376,6 +378,7 @@ impl World {
             births: 0,
             wishes: 0,
             shortest: lease,
+            clocks: Clocks::new(n),
             digest: 0xcbf2_9ce4_8422_2325,
             events: 0,
             turns: 0,
@@ -802,6 +805,7 @@ impl World {
             rate: server.rate,
         };
         server.excused = BootTime(0);
+        self.clock_disturbed(i);
     }
 
     fn first_power_on(&mut self, i: usize) {
@@ -880,6 +884,7 @@ impl World {
         }
         server.clock.set_rate(now, server.rate);
         server.paused = false;
+        self.clock_disturbed(i);
         for part in PARTS {
             let epoch = self.servers[i].processes[part as usize].epoch;
             self.servers[i].processes[part as usize].timer = NEVER;
@@ -902,6 +907,7 @@ impl World {
         server.rate = rate;
         if server.paused_until <= now {
             server.clock.set_rate(now, rate);
+            self.clock_disturbed(i);
             self.clock_changed(i);
         }
         self.look();

@@ -11,27 +11,35 @@
 //!   index     it is there
 //! ```
 //!
-//! That is done for many operations at once, and the second barrier of some is the first one of the next.
+//! That is done for many operations at once, and the second barrier of some is the first one of the next. While a
+//! barrier is waited for, the next operations are checked and staged: that they are still right is seen once more at
+//! the rename.
 
 mod place;
 
 use crate::{
     aside::Kept,
+    dir::{Dir, Name},
     error::{At, Error, Listing},
-    index::Index,
+    index::{Index, Reader},
     rows::Row,
     set::{Set, reserved},
     sight::{self, Found},
     stage::{self, Contents, Temp},
+    threads,
 };
 use filesync::{Entry, Kind, Node, Operation, Path, Source, Stat};
 use rustix::io::Errno;
-use std::{fs::File, io};
+use std::{cell::RefCell, fs::File, io, rc::Rc, thread};
 
 /// So many operations have one barrier,
-const TOGETHER: usize = 256;
+const TOGETHER: usize = 4096;
 /// or those that bring so many bytes.
 const BYTES: u64 = 64 << 20;
+/// A file of so many bytes is not copied for the sake of its metadata.
+const LARGE: u64 = 1 << 20;
+/// So many are staged side by side.
+const STAGED: usize = 256;
 
 /// What came of a run's operations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,10 +76,12 @@ impl From<Error> for Refusal {
 /// What is left to do once all is staged.
 enum Action {
     Note,
+    /// The contents of a small file that is to be staged.
+    Make(Vec<u8>),
     Put(Temp),
     Move(Path, Stat),
     Link(Path),
-    /// A directory stays and gets other metadata.
+    /// What is there stays and gets other metadata.
     Give,
     Remove,
 }
@@ -88,6 +98,10 @@ struct Ready {
 struct Run<'a> {
     set: &'a Set,
     index: &'a Index,
+    /// As it was after the last commit.
+    reader: Reader,
+    /// The directory that was asked for last: the next path is often in it, too.
+    last: RefCell<Option<(Option<Path>, Rc<Dir>)>>,
     contents: &'a mut dyn Contents,
     now: u64,
     applied: Applied,
@@ -106,10 +120,24 @@ pub fn apply(
     contents: &mut dyn Contents,
     now: u64,
 ) -> Result<Applied, Error> {
+    apply_by(TOGETHER, set, index, operations, contents, now)
+}
+
+/// Likewise, with so many operations to a barrier.
+pub fn apply_by(
+    together: usize,
+    set: &Set,
+    index: &Index,
+    operations: Vec<Operation>,
+    contents: &mut dyn Contents,
+    now: u64,
+) -> Result<Applied, Error> {
     let applied = Applied::default();
     let mut run = Run {
         set,
         index,
+        reader: index.reader()?,
+        last: RefCell::default(),
         contents,
         now,
         applied,
@@ -117,25 +145,10 @@ pub fn apply(
         dirty: false,
     };
     let mut operations = operations.into_iter().peekable();
-    while operations.peek().is_some() {
-        let (mut ready, mut bytes) = (Vec::new(), 0);
-        while ready.len() < TOGETHER && bytes < BYTES {
-            let Some(operation) = operations.next() else {
-                break;
-            };
-            let path = operation.path.clone();
-            let size = match operation.entry.node.as_ref().map(|n| &n.kind) {
-                Some(Kind::File { size, .. }) => *size,
-                _ => 0,
-            };
-            match run.prepare(operation) {
-                Ok(one) => {
-                    bytes = bytes.saturating_add(size);
-                    ready.push(one);
-                }
-                Err(refusal) => run.refuse(&path, refusal),
-            }
-        }
+    let mut ready = run.make_ready(&mut operations, together);
+    while !ready.is_empty() || operations.peek().is_some() {
+        // What is ready goes to the disk while the next is made ready.
+        let next = run.barrier(|run| run.make_ready(&mut operations, together))?;
         run.commit(&ready)?;
         for one in ready {
             let path = one.operation.path.clone();
@@ -144,7 +157,9 @@ pub fn apply(
                 Err(refusal) => run.refuse(&path, refusal),
             }
         }
+        ready = next;
     }
+    run.barrier(|_| ())?;
     run.commit(&[])?;
     Ok(run.applied)
 }
@@ -157,18 +172,87 @@ impl Run<'_> {
         }
     }
 
-    /// What was done goes to the index, and what is to be done now as well; all that either relies on is on the disk
-    /// before.
+    /// The next operations, checked, with what they bring staged.
+    fn make_ready(
+        &mut self,
+        operations: &mut dyn Iterator<Item = Operation>,
+        together: usize,
+    ) -> Vec<Ready> {
+        let (mut ready, mut bytes) = (Vec::new(), 0);
+        self.last.take();
+        while ready.len() < together && bytes < BYTES {
+            let mut checked = Vec::new();
+            let mut count = 0;
+            while count < STAGED.min(together - ready.len()) && bytes < BYTES {
+                let Some(operation) = operations.next() else {
+                    break;
+                };
+                count += 1;
+                let path = operation.path.clone();
+                let size = match operation.entry.node.as_ref().map(|n| &n.kind) {
+                    Some(Kind::File { size, .. }) => *size,
+                    _ => 0,
+                };
+                match self.prepare(operation) {
+                    Ok(one) => {
+                        bytes = bytes.saturating_add(size);
+                        checked.push(one);
+                    }
+                    Err(refusal) => self.refuse(&path, refusal),
+                }
+            }
+            if count == 0 {
+                break;
+            }
+            let stage = &self.set.stage;
+            let staged = threads::map(checked, |mut one| {
+                let (Action::Make(bytes), Some(node)) = (&one.action, &one.operation.entry.node)
+                else {
+                    return Ok(one);
+                };
+                match stage::make_small(stage, node, bytes).at("make ready", &one.operation.path) {
+                    Ok(temp) => {
+                        one.action = Action::Put(temp);
+                        Ok(one)
+                    }
+                    Err(e) => Err((one.operation.path, e)),
+                }
+            });
+            for one in staged {
+                match one {
+                    Ok(one) => ready.push(one),
+                    Err((path, e)) => self.refuse(&path, Refusal::Failed(e)),
+                }
+            }
+        }
+        ready
+    }
+
+    /// All that was written up to now is on the disk when this returns, and `meanwhile` was done.
+    fn barrier<T>(&mut self, meanwhile: impl FnOnce(&mut Self) -> T) -> Result<T, Error> {
+        if !std::mem::take(&mut self.dirty) {
+            return Ok(meanwhile(self));
+        }
+        let set = self.set;
+        let (synced, done) = thread::scope(|scope| {
+            let synced = scope.spawn(|| set.root.sync_all());
+            let done = meanwhile(self);
+            (synced.join(), done)
+        });
+        let died = |_| Err(io::Error::other("the thread that waits for the disk died"));
+        synced.unwrap_or_else(died).at("sync", &self.set.name)?;
+        Ok(done)
+    }
+
+    /// What was done goes to the index, and what is to be done now as well; a barrier came before.
     fn commit(&mut self, next: &[Ready]) -> Result<(), Error> {
         let acts = |r: &&Ready| !matches!(r.action, Action::Note);
         if self.done.is_empty() && !next.iter().any(|r| acts(&r)) {
             return Ok(());
         }
-        if std::mem::take(&mut self.dirty) {
-            self.set.root.sync_all().at("sync", &self.set.name)?;
-        }
         let done = std::mem::take(&mut self.done);
         self.applied.done += done.len() as u64;
+        self.last.take();
         self.index.write(|batch| {
             for (path, entry) in &done {
                 batch.note(path, entry, None, self.now)?;
@@ -176,11 +260,30 @@ impl Run<'_> {
             for ready in next.iter().filter(acts) {
                 batch.intend(&ready.operation.path, &ready.operation.entry)?;
                 for (path, entry) in &ready.links {
-                    batch.intend(path, entry)?;
+                    // Not if it has become something else since.
+                    if batch.entry(path)?.as_ref() == Some(entry) {
+                        batch.intend(path, entry)?;
+                    }
                 }
             }
             Ok(())
-        })
+        })?;
+        self.reader = self.index.reader()?;
+        Ok(())
+    }
+
+    /// The directory that a path is in, and its name there.
+    fn at<'p>(&self, path: &'p Path) -> io::Result<(Rc<Dir>, Name<'p>)> {
+        let (parent, name) = (path.parent(), Name::last(path));
+        let mut last = self.last.borrow_mut();
+        if let Some((known, dir)) = &*last
+            && *known == parent
+        {
+            return Ok((Rc::clone(dir), name));
+        }
+        let dir = Rc::new(self.set.root.place(path)?.0);
+        *last = Some((parent, Rc::clone(&dir)));
+        Ok((dir, name))
     }
 
     /// Checks an operation and makes ready what it brings.
@@ -189,7 +292,7 @@ impl Run<'_> {
         if reserved(path) {
             return Err(Refusal::PutOff("the name is standin's own"));
         }
-        let row = self.index.row(path)?;
+        let row = self.reader.row(path)?;
         if row.as_ref().map(|r| &r.entry) != operation.was.as_ref() {
             return Err(Refusal::PutOff("the index knows something else by now"));
         }
@@ -207,20 +310,27 @@ impl Run<'_> {
                 kind: Kind::HardLink { to },
                 ..
             }) => Action::Link(to.clone()),
-            Some(node) if node.is_directory() && was.is_some_and(Node::is_directory) => {
-                Action::Give
-            }
+            Some(node) if was.is_some_and(|was| stays(was, node)) => Action::Give,
             Some(node) => match self.movable(&operation, node)? {
                 Some((from, stat)) => Action::Move(from, stat),
                 None => {
                     if matches!(node.kind, Kind::File { .. }) {
                         links = self.links(path)?;
                     }
-                    let local = self.local(&operation);
                     self.dirty = true;
-                    let stage = &self.set.stage;
-                    let temp = stage::make(stage, path, node, local, self.contents);
-                    Action::Put(temp.at("make ready", path)?)
+                    let local = self.local(&operation);
+                    let small = match local {
+                        None => self.contents.small(path, node).at("make ready", path)?,
+                        Some(_) => None,
+                    };
+                    match small {
+                        Some(bytes) => Action::Make(bytes),
+                        None => {
+                            let stage = &self.set.stage;
+                            let temp = stage::make(stage, path, node, local, self.contents);
+                            Action::Put(temp.at("make ready", path)?)
+                        }
+                    }
                 }
             },
         };
@@ -241,7 +351,7 @@ impl Run<'_> {
     ) -> Result<Option<Stat>, Refusal> {
         let known = row.and_then(|r| r.entry.node.as_ref());
         let otherwise = Refusal::PutOff("something else is there by now");
-        let (dir, name) = match self.set.root.place(path) {
+        let (dir, name) = match self.at(path) {
             Err(e) if is_no_way(&e) && (known.is_none() || moved) => return Ok(None),
             Err(e) if is_no_way(&e) => return Err(otherwise),
             other => other.at("open the directory of", path)?,
@@ -275,7 +385,7 @@ impl Run<'_> {
     }
 
     fn stat(&self, path: &Path) -> io::Result<Option<Stat>> {
-        let (dir, name) = match self.set.root.place(path) {
+        let (dir, name) = match self.at(path) {
             Err(e) if is_no_way(&e) => return Ok(None),
             other => other?,
         };
@@ -285,11 +395,7 @@ impl Run<'_> {
     /// Keeps what is there now.
     fn keep(&mut self, operation: &Operation) -> Result<(), Refusal> {
         let path = &operation.path;
-        let (dir, name) = self
-            .set
-            .root
-            .place(path)
-            .at("open the directory of", path)?;
+        let (dir, name) = self.at(path).at("open the directory of", path)?;
         let Found::Node(node, _) = sight::see(&dir, name).at("read", path)? else {
             return Err(Refusal::PutOff("it changes while it is kept aside"));
         };
@@ -323,7 +429,7 @@ impl Run<'_> {
         if operation.was.as_ref().is_some_and(|w| w.node.is_some()) {
             return Ok(None);
         }
-        let row = self.index.row(from)?;
+        let row = self.reader.row(from)?;
         if row.as_ref().and_then(|r| r.entry.node.as_ref()) != Some(node)
             || !self.links(from)?.is_empty()
         {
@@ -347,12 +453,22 @@ impl Run<'_> {
     }
 
     fn links(&self, path: &Path) -> Result<Vec<(Path, Entry)>, Error> {
-        let names = self.index.links_to(path)?.into_iter();
-        let rows = names.filter_map(|name| match self.index.row(&name) {
+        let names = self.reader.links_to(path)?.into_iter();
+        let rows = names.filter_map(|name| match self.reader.row(&name) {
             Ok(row) => row.map(|row| Ok((name, row.entry))),
             Err(e) => Some(Err(e)),
         });
         rows.collect()
+    }
+}
+
+/// A directory, or a large file with the same contents, gets what it is to have where it is; anything else at once with
+/// a copy of its contents.
+fn stays(was: &Node, node: &Node) -> bool {
+    match node.kind {
+        Kind::Directory => was.is_directory(),
+        Kind::File { size, .. } => size >= LARGE && was.kind == node.kind,
+        _ => false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What lost a conflict, kept outside of the set: each version once, with its contents and all it had.
 
 use crate::{
+    calls::Calls,
     contents,
     dir::{Dir, Name},
     error::{At, Error},
@@ -33,6 +34,9 @@ pub struct Kept {
     pub why: String,
 }
 
+/// Writes contents into an empty file.
+type Fill<'a> = dyn Fn(&File) -> io::Result<()> + 'a;
+
 /// See the module.
 pub struct Aside(Dir);
 
@@ -49,8 +53,25 @@ impl Aside {
         Ok(Self(dir))
     }
 
+    /// The directory as it is, for who only reads, while others may be at work on it.
+    pub fn read(path: &std::path::Path) -> io::Result<Self> {
+        Dir::root(path, Calls::unlimited()).map(Self)
+    }
+
     /// Keeps a version, with its contents if it is a file. It is on the disk when this returns.
     pub(crate) fn keep(&self, kept: &Kept, contents: Option<&File>) -> Result<(), Error> {
+        let copy = |file: &File| {
+            contents.map_or(Ok(()), |from| contents::copy(from, file, self.0.calls()))
+        };
+        self.keep_with(kept, contents.is_some().then_some(&copy))
+    }
+
+    /// Keeps a version of a small file that is not here.
+    pub fn keep_text(&self, kept: &Kept, text: &[u8]) -> Result<(), Error> {
+        self.keep_with(kept, Some(&|mut file: &File| file.write_all(text)))
+    }
+
+    fn keep_with(&self, kept: &Kept, fill: Option<&Fill<'_>>) -> Result<(), Error> {
         let identity = encode(&(&kept.path, &kept.node))?;
         let id = blake3::hash(&identity).to_hex();
         let record = format!("{id}{RECORD}");
@@ -59,9 +80,9 @@ impl Aside {
             if dir.stat_of(Name::made(&record))?.is_some() {
                 return Ok(()); // lost before, in the same form
             }
-            if let Some(from) = contents {
+            if let Some(fill) = fill {
                 self.add(&id, |file| {
-                    contents::copy(from, file, dir.calls())?;
+                    fill(file)?;
                     let (size, digest) = contents::digest(file)?;
                     match kept.node.kind == (Kind::File { size, digest }) {
                         true => Ok(()),
@@ -91,6 +112,15 @@ impl Aside {
         fsync(&file)?;
         self.0
             .rename(unfinished, &self.0, Name::made(to), RenameFlags::empty())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> io::Result<u64> {
+        let names = self.0.names()?;
+        Ok(names
+            .iter()
+            .filter(|n| n.ends_with(RECORD.as_bytes()))
+            .count() as u64)
     }
 
     /// The last ones, at most so many, youngest first, each with the name to ask for it.

@@ -110,10 +110,15 @@ pub(crate) fn give(fd: impl AsFd, node: &Node, calls: &Calls) -> io::Result<()> 
         }
     }
     if !node.is_directory() {
-        calls.one("utimens")?;
-        futimens(fd, &times(node.mtime))?;
+        give_time(fd, node, calls)?;
     }
     Ok(())
+}
+
+/// Gives an open file its time alone.
+pub(crate) fn give_time(fd: impl AsFd, node: &Node, calls: &Calls) -> io::Result<()> {
+    calls.one("utimens")?;
+    Ok(futimens(fd, &times(node.mtime))?)
 }
 
 /// Gives what cannot be opened without consequences what `node` has: a symbolic link, a pipe, a device.

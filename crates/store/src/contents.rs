@@ -95,6 +95,30 @@ pub(crate) fn digest(file: &File) -> io::Result<(u64, Digest)> {
     Ok((size, Digest(*hasher.finalize().as_bytes())))
 }
 
+/// Length and digest of what is in memory.
+pub(crate) fn digest_of(bytes: &[u8]) -> (u64, Digest) {
+    (bytes.len() as u64, Digest(*blake3::hash(bytes).as_bytes()))
+}
+
+/// Writes all of a file into an empty one, whole pages of zeros as holes.
+pub(crate) fn write(into: &File, bytes: &[u8]) -> io::Result<()> {
+    let (mut from, mut to) = (0, 0);
+    for page in bytes.chunks(PAGE) {
+        let zeros = page.len() == PAGE && page.iter().all(|b| *b == 0);
+        if zeros {
+            into.write_all_at(&bytes[from..to], from as u64)?;
+            from = to + PAGE;
+        }
+        to += page.len();
+    }
+    if from < to {
+        into.write_all_at(&bytes[from..to], from as u64)?;
+    } else if from > 0 {
+        ftruncate(into, bytes.len() as u64)?;
+    }
+    Ok(())
+}
+
 /// Copies all of a file into an empty one, holes as holes.
 pub(crate) fn copy(from: &File, into: &File, calls: &Calls) -> io::Result<()> {
     let size = pieces(from, |at, bytes, hole| {

@@ -5,7 +5,7 @@
 //! syncd read or write outside of it.
 
 use crate::calls::Calls;
-use filesync::Path;
+use filesync::{Node, Path};
 use rustix::{
     fs::{
         AtFlags, Dev, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fstat, fsync,
@@ -123,6 +123,14 @@ impl Dir {
         Ok(File::from(fd))
     }
 
+    /// A directory or regular file in it, whichever `node` is, to be given other metadata.
+    pub(crate) fn open_to_give(&self, name: Name, node: &Node) -> io::Result<OwnedFd> {
+        match node.is_directory() {
+            true => Ok(self.child(name)?.fd),
+            false => Ok(self.open(name)?.into()),
+        }
+    }
+
     /// What is in it, sorted.
     pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
         let mut names = Vec::new();
@@ -166,10 +174,16 @@ impl Dir {
 
     /// A new, empty file that nobody else may open.
     pub fn create(&self, name: Name) -> io::Result<File> {
+        self.create_as(name, 0o600)
+    }
+
+    /// A new, empty file with no more than these permissions.
+    pub(crate) fn create_as(&self, name: Name, mode: u16) -> io::Result<File> {
         self.calls.one("create")?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = rustix::fs::openat(&self.fd, name.0, flags, Mode::RUSR | Mode::WUSR)?;
+        let mode = Mode::from_raw_mode(u32::from(mode) & 0o777);
+        let fd = rustix::fs::openat(&self.fd, name.0, flags, mode)?;
         Ok(File::from(fd))
     }
 

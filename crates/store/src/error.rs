@@ -118,7 +118,7 @@ impl Listing {
     }
 
     /// One more.
-    pub(crate) fn add(&mut self, path: &Path, why: impl fmt::Display) {
+    pub fn add(&mut self, path: &Path, why: impl fmt::Display) {
         self.count += 1;
         if self.first.len() < Self::MOST {
             self.first.push((path.clone(), why.to_string()));

@@ -5,14 +5,14 @@ use crate::{
     dir::own_directory,
     error::{At, Error},
     rows::{
-        self, DIGESTS, INTENTS, LINKS, PATHS, Row, SEQUENCES, STATE, State, beginning, decode,
-        encode, key,
+        self, DIGESTS, INTENTS, LINKS, PATHS, Row, SEQUENCES, STATE, State, beginning, compare,
+        decode, decode_row, encode, encode_row, key,
     },
 };
 use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Tree};
 use protocol::ServerName;
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table};
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, iter::Peekable, path::PathBuf, sync::Arc, time::Duration};
 
 /// Bytes of the file kept in memory.
 const CACHE: usize = 16 << 20;
@@ -127,16 +127,22 @@ impl Index {
 
     /// How far the others have got.
     pub fn ledger(&self) -> Result<Ledger, Error> {
-        let table = self.table(STATE)?;
-        let bytes = table.get("ledger")?;
-        bytes.map_or(Ok(Ledger::default()), |bytes| decode(bytes.value()))
+        ledger_in(&self.table(STATE)?)
+    }
+
+    /// It as it is now, for many questions one after another.
+    pub fn reader(&self) -> Result<Reader, Error> {
+        let tx = self.db.begin_read()?;
+        Ok(Reader {
+            paths: tx.open_table(PATHS)?,
+            digests: tx.open_table(DIGESTS)?,
+            links: tx.open_table(LINKS)?,
+        })
     }
 
     /// Of one path.
     pub fn row(&self, path: &Path) -> Result<Option<Row>, Error> {
-        let table = self.table(PATHS)?;
-        let bytes = table.get(key(path).as_slice())?;
-        bytes.map(|bytes| decode(bytes.value())).transpose()
+        self.reader()?.row(path)
     }
 
     /// All paths in order, as they are now, one after another.
@@ -144,8 +150,14 @@ impl Index {
         let range = self.table(PATHS)?.range::<&[u8]>(..)?;
         Ok(Box::new(range.map(|item| {
             let (key, row) = item?;
-            Ok((rows::path(key.value())?, decode(row.value())?))
+            Ok((rows::path(key.value())?, decode_row(row.value())?))
         })))
+    }
+
+    /// The same, for who wants to know little of most of them.
+    pub(crate) fn cursor(&self) -> Result<Cursor, Error> {
+        let range = self.table(PATHS)?.range::<&[u8]>(..)?;
+        Ok(Cursor(range.peekable()))
     }
 
     /// What changed after this sequence number, in the order of paths.
@@ -169,7 +181,7 @@ impl Index {
                 let Some(row) = table.get(key.as_slice())? else {
                     return Ok(None);
                 };
-                Ok(Some((rows::path(&key)?, decode(row.value())?)))
+                Ok(Some((rows::path(&key)?, decode_row(row.value())?)))
             };
             read().transpose()
         })))
@@ -183,17 +195,6 @@ impl Index {
             Ok((rows::path(key.value())?, decode(entry.value())?))
         })
         .collect()
-    }
-
-    /// The further names of a file.
-    pub fn links_to(&self, to: &Path) -> Result<Vec<Path>, Error> {
-        let start = rows::link(to);
-        let (from, until) = beginning(&start);
-        let all = self
-            .table(LINKS)?
-            .range(from.as_slice()..until.as_slice())?;
-        all.map(|item| rows::path(item?.0.value().get(start.len()..).unwrap_or_default()))
-            .collect()
     }
 
     /// Changes it: all of what `change` does is on the disk when this returns, or none of it.
@@ -245,13 +246,68 @@ impl Index {
             self.write(|batch| paths.iter().try_for_each(|path| batch.forget(path)))?;
         }
     }
+}
+
+/// The rows of an index, in order, as they stand there.
+pub(crate) struct Cursor(Peekable<redb::Range<'static, &'static [u8], &'static [u8]>>);
+
+/// The key and the bytes of a row.
+type Raw = (
+    redb::AccessGuard<'static, &'static [u8]>,
+    redb::AccessGuard<'static, &'static [u8]>,
+);
+
+impl Cursor {
+    /// The next row whose path is before this one; of none, the next one at all.
+    pub(crate) fn before(&mut self, path: Option<&Path>) -> Option<Result<(Path, Row), Error>> {
+        let before = |key: &[u8]| path.is_none_or(|path| compare(key, path).is_lt());
+        let next = self.next_if(before)?;
+        Some(next.and_then(|(key, row)| Ok((rows::path(key.value())?, decode_row(row.value())?))))
+    }
+
+    /// The row of this path, if all before it were asked for.
+    pub(crate) fn of(&mut self, path: &Path) -> Option<Result<Raw, Error>> {
+        self.next_if(|key| compare(key, path).is_eq())
+    }
+
+    /// An error is due at once.
+    fn next_if(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Option<Result<Raw, Error>> {
+        let next = self.0.next_if(|item| match item {
+            Ok((key, _)) => wanted(key.value()),
+            Err(_) => true,
+        })?;
+        Some(next.map_err(Error::from))
+    }
+}
+
+/// An index as it was at one moment.
+pub struct Reader {
+    paths: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    digests: ReadOnlyTable<&'static [u8], ()>,
+    links: ReadOnlyTable<&'static [u8], ()>,
+}
+
+impl Reader {
+    /// Of one path.
+    pub fn row(&self, path: &Path) -> Result<Option<Row>, Error> {
+        let bytes = self.paths.get(key(path).as_slice())?;
+        bytes.map(|bytes| decode_row(bytes.value())).transpose()
+    }
+
+    /// The further names of a file.
+    pub fn links_to(&self, to: &Path) -> Result<Vec<Path>, Error> {
+        let start = rows::link(to);
+        let (from, until) = beginning(&start);
+        let all = self.links.range(from.as_slice()..until.as_slice())?;
+        all.map(|item| rows::path(item?.0.value().get(start.len()..).unwrap_or_default()))
+            .collect()
+    }
 
     fn first_holder(&self, digest: &Digest) -> Result<Option<Path>, Error> {
         let (from, until) = beginning(&digest.0);
-        let table = self.table(DIGESTS)?;
         let mut range = match until.is_empty() {
-            true => table.range(from.as_slice()..)?,
-            false => table.range(from.as_slice()..until.as_slice())?,
+            true => self.digests.range(from.as_slice()..)?,
+            false => self.digests.range(from.as_slice()..until.as_slice())?,
         };
         let first = range.next().transpose()?;
         first
@@ -262,12 +318,9 @@ impl Index {
     fn below(&self, directory: &Path) -> Result<Vec<Path>, Error> {
         let (from, until) = beginning(&rows::pair(&key(directory), &[0]));
         let mut live = Vec::new();
-        for item in self
-            .table(PATHS)?
-            .range(from.as_slice()..until.as_slice())?
-        {
+        for item in self.paths.range(from.as_slice()..until.as_slice())? {
             let (key, row) = item?;
-            let row: Row = decode(row.value())?;
+            let row = decode_row(row.value())?;
             if row.entry.node.is_some() {
                 live.push(rows::path(key.value())?);
             }
@@ -278,7 +331,7 @@ impl Index {
 
 /// An index that cannot be read answers as if it knew nothing: a plan made of that is carried out by nobody, for every
 /// operation is checked against the index again, and that check fails with the reason.
-impl Tree for Index {
+impl Tree for Reader {
     fn entry(&self, path: &Path) -> Option<Entry> {
         self.row(path).ok().flatten().map(|row| row.entry)
     }
@@ -295,6 +348,11 @@ impl Tree for Index {
 fn state_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<State, Error> {
     let bytes = table.get("state")?;
     decode(bytes.as_ref().map_or(&[][..], |b| b.value()))
+}
+
+fn ledger_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Ledger, Error> {
+    let bytes = table.get("ledger")?;
+    bytes.map_or(Ok(Ledger::default()), |bytes| decode(bytes.value()))
 }
 
 /// Whether the file itself is to blame, not the machine and not another process that has it open.
@@ -376,7 +434,7 @@ impl Batch<'_> {
             proof,
         };
         self.paths
-            .insert(key.as_slice(), encode(&row)?.as_slice())?;
+            .insert(key.as_slice(), encode_row(&row)?.as_slice())?;
         Ok(())
     }
 
@@ -388,7 +446,7 @@ impl Batch<'_> {
         };
         row.proof = Some(proof);
         self.paths
-            .insert(key.as_slice(), encode(&row)?.as_slice())?;
+            .insert(key.as_slice(), encode_row(&row)?.as_slice())?;
         Ok(())
     }
 
@@ -404,6 +462,18 @@ impl Batch<'_> {
     pub fn drop_intent(&mut self, path: &Path) -> Result<(), Error> {
         self.intents.remove(key(path).as_slice())?;
         Ok(())
+    }
+
+    /// What is known of a path, with what was changed here.
+    pub(crate) fn entry(&self, path: &Path) -> Result<Option<Entry>, Error> {
+        Ok(self.row(&key(path))?.map(|row| row.entry))
+    }
+
+    /// This replica has taken all up to `sequence`.
+    pub fn acknowledged(&mut self, by: &Replica, sequence: u64, at: u64) -> Result<(), Error> {
+        let mut ledger = ledger_in(&self.states)?;
+        ledger.acknowledged(by, sequence, at);
+        self.ledger(&ledger)
     }
 
     /// How far the others have got.
@@ -434,7 +504,7 @@ impl Batch<'_> {
 
     fn row(&self, key: &[u8]) -> Result<Option<Row>, Error> {
         let bytes = self.paths.get(key)?;
-        bytes.map(|bytes| decode(bytes.value())).transpose()
+        bytes.map(|bytes| decode_row(bytes.value())).transpose()
     }
 
     /// No number of an event is used twice.

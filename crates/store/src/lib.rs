@@ -5,7 +5,7 @@
 //! disk has not got.
 //!
 //! ```text
-//!   look     sweep ▶ recover ▶ walk ▶ Difference ▶ index
+//!   look     sweep ▶ recover ▶ walk ▶ Observer ▶ index
 //!   apply    check ▶ keep the loser ▶ stage ▶ barrier ▶ intents ▶ rename ▶ barrier ▶ index
 //! ```
 //!
@@ -17,26 +17,31 @@
 //! | `attributes` | owner, mode, extended attributes and times |
 //! | `sight` | what is at a name |
 //! | `walk` | what is in a set, in order |
+//! | `threads` | work for all processors |
 //! | `rows` | how the index is laid out in its file |
 //! | `index` | what is known of each path, and of the set |
 //! | `set` | a set: root, stage and what is kept aside |
 //! | `aside` | what lost, kept |
+//! | `archive` | former versions, kept as chunks |
+//! | `export` | a version written outside of any set |
 //! | `recover` | what a run that was cut off left half done |
 //! | `look` | from the disk to the index |
 //! | `stage` | a file made ready out of sight |
 //! | `apply` | operations checked, staged and brought to the index together |
 //! | `apply/place` | the one rename that carries an operation out |
 //!
-//! It opens no connection: contents come through [`Contents`]. It starts no thread and reads no clock; of randomness
+//! It opens no connection: contents come through [`Contents`]. Its threads end with the call they work for, and it reads no clock; of randomness
 //! it draws temporary names only.
 
 mod apply;
+mod archive;
 mod aside;
 mod attributes;
 mod calls;
 mod contents;
 mod dir;
 mod error;
+mod export;
 mod index;
 mod look;
 mod recover;
@@ -44,16 +49,19 @@ mod rows;
 mod set;
 mod sight;
 mod stage;
+mod threads;
 mod walk;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, apply_by};
+pub use archive::{Archive, Keep, Stored, Version};
 pub use aside::{Aside, Kept};
 pub use calls::Calls;
 pub use dir::{Dir, Name};
 pub use error::{Error, Listing};
-pub use index::{Batch, Index, Opened};
+pub use export::export;
+pub use index::{Batch, Index, Opened, Reader};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State};
-pub use set::{MARKER, STAGE, Set};
+pub use set::{MARKER, Own, STAGE, Set, reserved as is_own};
 pub use stage::Contents;
-pub use walk::{Counts, Step, Walk};
+pub use walk::Counts;

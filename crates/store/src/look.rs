@@ -1,18 +1,24 @@
 //! From the disk to the index: what changed here since the last look.
 
 use crate::{
+    dir::{Dir, Name},
     error::{At, Error},
     index::Index,
     recover::recover,
-    rows::Row,
+    rows::{self, Row},
     set::{Set, reserved},
-    walk::{Counts, Walk},
+    sight::{self, Found},
+    threads,
+    walk::{Counts, Step, Walk, What},
 };
-use filesync::{Author, Difference, Entry, Path, Proof, Sight, Span, guard};
-use std::{cell::RefCell, collections::BTreeMap, iter::Peekable};
+use filesync::{Author, Entry, Kind, Node, Observer, Path, Proof, Sight, Span, Stat, guard};
+use rustix::{fs::FileType, io::Errno};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 /// So many changes are written to the index at once.
 const BATCH: usize = 4096;
+/// So many files are read together.
+const UNREAD: usize = 256;
 
 /// How to look.
 pub struct Look<'a> {
@@ -47,24 +53,219 @@ struct News {
     proof: Option<Proof>,
 }
 
-/// What the iterators of a look share. Whatever fails is left here, for they can only end; all of the look is void then.
-struct Shared<'i> {
-    index: &'i Index,
+/// A path of which more must be found out, or told.
+struct Open {
+    path: Path,
+    known: Option<Row>,
+    seen: Option<Seen>,
+}
+
+enum Seen {
+    Unknown,
+    Node(Node, Option<Proof>),
+    /// A file in this directory that is still to be read.
+    Unread(Arc<Dir>),
+}
+
+/// Looks at the whole set and writes what changed to the index.
+pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> {
+    recover(set, index)?;
+    let state = index.state()?;
+    let intents: BTreeMap<_, _> = index.intents()?.into_iter().collect();
+    let mut walk = Walk::new(&set.root, how.excluded).at("read", &set.name)?;
+    let mut next = walk.next();
+    let root = state.root.as_ref().unwrap_or(&set.seen);
+    match guard::recognise(root, &set.seen, state.live, u64::from(next.is_some())) {
+        Err(guard::Doubt::Empty) if how.may_be_empty => {}
+        Err(doubt) => {
+            let root = set.name.clone();
+            return Err(Error::Root { root, doubt });
+        }
+        Ok(()) => {}
+    }
+    let mut author = Author {
+        replica: state.replica.clone(),
+        count: state.count,
+        held: how.held,
+        unit: how.unit,
+    };
+    let span = Span {
+        previous: state.looked,
+        now: how.now,
+    };
+    let mut sights = Sights {
+        index,
+        now: how.now,
+        observer: Observer::new(|path| intents.get(path).cloned(), &mut author, span),
+        open: Vec::new(),
+        unread: 0,
+        news: Vec::new(),
+        summary: Summary::default(),
+        unknown: Vec::new(),
+    };
+    let mut rows = index.cursor()?;
+    let mut hidden = Hidden {
+        excluded: how.excluded,
+        directory: None,
+    };
+    loop {
+        let here = next.as_ref().map(|step| &step.path);
+        while let Some(row) = rows.before(here) {
+            let (path, row) = row?;
+            if !hidden.hides(&path, &row.entry) {
+                sights.note(path, Some(row), None)?;
+            }
+        }
+        let Some(Step { path, what }) = next else {
+            break;
+        };
+        let raw = rows.of(&path).transpose()?;
+        let bytes = raw.as_ref().map(|(_, row)| row.value());
+        let proof = bytes.map(rows::proof).transpose()?.and_then(|(p, _)| p);
+        let proven = match &what {
+            What::Here(_, stat) => proof.is_some_and(|proof| proof.holds(stat)),
+            What::Unknown | What::Further(_) => false,
+        };
+        if !proven {
+            let known = bytes.map(rows::decode_row).transpose()?;
+            let known = known.filter(|row| !hidden.hides(&path, &row.entry));
+            let seen = match what {
+                What::Unknown => Some(Seen::Unknown),
+                What::Further(to) => Some(Seen::Node(sight::further_name(to), None)),
+                What::Here(dir, stat) if is_file(&stat) => Some(Seen::Unread(dir)),
+                What::Here(dir, stat) => {
+                    let seen = sights.found(&path, sight::see(&dir, Name::last(&path)));
+                    if is_directory(&stat) && !matches!(seen, Some(Seen::Node(..))) {
+                        walk.pass_over(&path);
+                    }
+                    seen
+                }
+            };
+            sights.note(path, known, seen)?;
+        }
+        next = walk.next();
+    }
+    sights.flush()?;
+    let Sights {
+        mut summary,
+        unknown,
+        ..
+    } = sights;
+    summary.counts.join(walk.counts);
+    let done = intents.into_keys().filter(|path| {
+        let within = |u: &Path| path == u || path.is_below(u);
+        !unknown.iter().any(within)
+    });
+    index.write(|batch| {
+        batch.state.looked = how.now;
+        done.into_iter()
+            .try_for_each(|path| batch.drop_intent(&path))
+    })?;
+    Ok(summary)
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.mode) == FileType::RegularFile
+}
+
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.mode) == FileType::Directory
+}
+
+/// What was come by and is not in the index yet.
+struct Sights<'a, I> {
+    index: &'a Index,
     now: u64,
+    observer: Observer<'a, I>,
+    open: Vec<Open>,
+    /// So many of them are still to be read.
+    unread: usize,
     news: Vec<News>,
-    /// Of the last step, which may yet turn out to be a change.
-    last: Option<News>,
-    failed: Option<Error>,
+    summary: Summary,
     unknown: Vec<Path>,
 }
 
-impl Shared<'_> {
-    /// A proof must never be in the index before the change that was seen with it.
-    fn flush(&mut self) -> Result<(), Error> {
-        if let Some(error) = self.failed.take() {
-            return Err(error);
+impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, I> {
+    /// What is known of a path and what was seen there, in order.
+    fn note(&mut self, path: Path, known: Option<Row>, seen: Option<Seen>) -> Result<(), Error> {
+        self.unread += usize::from(matches!(seen, Some(Seen::Unread(_))));
+        self.open.push(Open { path, known, seen });
+        if self.unread >= UNREAD || self.open.len() >= BATCH {
+            self.settle();
         }
-        self.settle();
+        if self.news.len() >= BATCH {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// None if there is nothing to tell.
+    fn found(&mut self, path: &Path, found: io::Result<Found>) -> Option<Seen> {
+        let counts = &mut self.summary.counts;
+        match found {
+            Ok(Found::Node(node, stat)) => {
+                counts.read += u64::from(matches!(node.kind, Kind::File { .. }));
+                let at = i64::try_from(self.now).unwrap_or(i64::MAX);
+                Some(Seen::Node(node, Some(Proof { stat, at })))
+            }
+            Ok(Found::Busy) => {
+                counts.busy.add(path, "changes while it is read");
+                Some(Seen::Unknown)
+            }
+            Ok(Found::Socket) => {
+                counts.skipped.add(path, "a socket");
+                None
+            }
+            Ok(Found::Nothing) => None,
+            Err(e) if e.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => None,
+            Err(e) => {
+                counts.unreadable.add(path, e);
+                Some(Seen::Unknown)
+            }
+        }
+    }
+
+    /// Reads what is unread, and finds out what changed.
+    fn settle(&mut self) {
+        self.unread = 0;
+        let open = std::mem::take(&mut self.open);
+        let unread = open.iter().filter_map(|o| match &o.seen {
+            Some(Seen::Unread(dir)) => Some((dir, &o.path)),
+            _ => None,
+        });
+        let read = threads::map(unread.collect(), |(dir, path)| {
+            sight::see(dir, Name::last(path))
+        });
+        let mut read = read.into_iter();
+        for Open { path, known, seen } in open {
+            let seen = match seen {
+                Some(Seen::Unread(_)) => read.next().and_then(|found| self.found(&path, found)),
+                other => other,
+            };
+            let known = known.as_ref().map(|row| &row.entry);
+            let (entry, proof) = match (seen, known) {
+                (None, None) => continue,
+                (None, Some(known)) => (self.observer.absent(&path, known), None),
+                (Some(Seen::Node(node, proof)), known) => {
+                    (self.observer.seen(&path, known, Sight::Node(node)), proof)
+                }
+                (Some(Seen::Unknown | Seen::Unread(_)), known) => {
+                    self.unknown.push(path.clone());
+                    (self.observer.seen(&path, known, Sight::Unknown), None)
+                }
+            };
+            match entry.as_ref().map(|e| e.node.is_some()) {
+                Some(true) => self.summary.changed += 1,
+                Some(false) => self.summary.removed += 1,
+                None if proof.is_none() => continue,
+                None => {}
+            }
+            self.news.push(News { path, entry, proof });
+        }
+    }
+
+    /// A proof is never in the index before the change that was seen with it.
+    fn write(&mut self) -> Result<(), Error> {
         let (now, news) = (self.now, std::mem::take(&mut self.news));
         if news.is_empty() {
             return Ok(());
@@ -78,144 +279,10 @@ impl Shared<'_> {
         })
     }
 
-    /// The last step is past: it is what it is.
-    fn settle(&mut self) {
-        self.news.extend(self.last.take());
+    fn flush(&mut self) -> Result<(), Error> {
+        self.settle();
+        self.write()
     }
-
-    /// The value, or none and the reason kept.
-    fn take<T>(&mut self, result: Result<T, Error>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(error) => {
-                self.failed.get_or_insert(error);
-                None
-            }
-        }
-    }
-}
-
-/// The rows of an index, asked for in order.
-struct Cursor<R: Iterator<Item = (Path, Row)>>(Peekable<R>);
-
-impl<R: Iterator<Item = (Path, Row)>> Cursor<R> {
-    fn row(&mut self, path: &Path) -> Option<Row> {
-        while self.0.next_if(|(known, _)| known < path).is_some() {}
-        self.0
-            .next_if(|(known, _)| known == path)
-            .map(|(_, row)| row)
-    }
-}
-
-/// Looks at the whole set and writes what changed to the index.
-pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> {
-    recover(set, index)?;
-    let state = index.state()?;
-    let intents: BTreeMap<_, _> = index.intents()?.into_iter().collect();
-    let shared = RefCell::new(Shared {
-        index,
-        now: how.now,
-        news: Vec::new(),
-        last: None,
-        failed: None,
-        unknown: Vec::new(),
-    });
-    let rows = || -> Result<_, Error> {
-        let rows = index.rows()?;
-        Ok(rows.map_while(|row| shared.borrow_mut().take(row)))
-    };
-
-    let mut proven = Cursor(rows()?.peekable());
-    let known = |path: &Path| {
-        let row = proven.row(path)?;
-        Some((row.entry, row.proof?))
-    };
-    let mut walk = Walk::new(&set.root, how.now, known, how.excluded).at("read", &set.name)?;
-    let mut first = walk.next();
-    let live = u64::from(first.is_some());
-    let root = state.root.as_ref().unwrap_or(&set.seen);
-    match guard::recognise(root, &set.seen, state.live, live) {
-        Err(guard::Doubt::Empty) if how.may_be_empty => {}
-        Err(doubt) => {
-            let root = set.name.clone();
-            return Err(Error::Root { root, doubt });
-        }
-        Ok(()) => {}
-    }
-
-    // When the next step is asked for, whatever came of those before has been put to the news.
-    let seen = std::iter::from_fn(|| {
-        {
-            let mut shared = shared.borrow_mut();
-            shared.settle();
-            if shared.news.len() >= BATCH {
-                let flushed = shared.flush();
-                shared.take(flushed)?;
-            }
-        }
-        let step = first.take().or_else(|| walk.next())?;
-        let mut shared = shared.borrow_mut();
-        let (path, entry) = (step.path.clone(), None);
-        match (&step.sight, step.proof) {
-            (Sight::Unknown, _) => shared.unknown.push(path),
-            (Sight::Node(_), None) => {}
-            (Sight::Node(_), proof) => shared.last = Some(News { path, entry, proof }),
-        }
-        Some((step.path, step.sight))
-    });
-    let mut hidden = Hidden {
-        excluded: how.excluded,
-        directory: None,
-    };
-    let included = rows()?
-        .filter(|(path, row)| !hidden.hides(path, &row.entry))
-        .map(|(path, row)| (path, row.entry));
-    let mut author = Author {
-        replica: state.replica.clone(),
-        count: state.count,
-        held: how.held,
-        unit: how.unit,
-    };
-    let span = Span {
-        previous: state.looked,
-        now: how.now,
-    };
-    let intended = |path: &Path| intents.get(path).cloned();
-    let (mut changed, mut removed) = (0, 0);
-    for (path, entry) in Difference::new(included, seen, intended, &mut author, span) {
-        let mut shared = shared.borrow_mut();
-        if shared.failed.is_some() {
-            break;
-        }
-        match entry.node {
-            Some(_) => changed += 1,
-            None => removed += 1,
-        }
-        match &mut shared.last {
-            Some(last) if last.path == path => last.entry = Some(entry),
-            _ => shared.news.push(News {
-                path,
-                entry: Some(entry),
-                proof: None,
-            }),
-        }
-    }
-    let mut shared = shared.borrow_mut();
-    shared.flush()?;
-    let done = intents.into_keys().filter(|path| {
-        let unknown = |u: &Path| path == u || path.is_below(u);
-        !shared.unknown.iter().any(unknown)
-    });
-    index.write(|batch| {
-        batch.state.looked = how.now;
-        done.into_iter()
-            .try_for_each(|path| batch.drop_intent(&path))
-    })?;
-    Ok(Summary {
-        changed,
-        removed,
-        counts: walk.counts,
-    })
 }
 
 /// Paths that are excluded, or in a directory that is: in order, the directory comes first.

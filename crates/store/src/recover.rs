@@ -1,5 +1,5 @@
 //! What a run that was cut off left half done and a look must not take for changes: further names of a file that did not
-//! follow it yet, and directories with some of what they were to have.
+//! follow it yet, and directories and large files with some of what they were to have.
 
 use crate::{
     attributes,
@@ -28,7 +28,7 @@ pub(crate) fn recover(set: &Set, index: &Index) -> Result<(), Error> {
                     follow(set, path, to, next, &old).at("link", path)?;
                 }
             }
-            (Kind::Directory, Some(known)) if known.is_directory() => {
+            (Kind::Directory | Kind::File { .. }, Some(known)) if known.kind == node.kind => {
                 finish(set, path, &known, node).at("change", path)?;
             }
             _ => {}
@@ -58,16 +58,19 @@ fn follow(set: &Set, path: &Path, to: &Path, next: &Node, old: &Node) -> io::Res
     temp.discard(&set.stage)
 }
 
-/// The directory was `known` and is to be `node`, and may be half of each.
+/// It was `known` and is to be `node`, and may be half of each.
 fn finish(set: &Set, path: &Path, known: &Node, node: &Node) -> io::Result<()> {
     let Some(now) = node_at(set, path)? else {
         return Ok(());
     };
-    let either = |value: &dyn Fn(&Node) -> u32| [value(known), value(node)].contains(&value(&now));
-    let mixed = now.is_directory()
-        && either(&|n| n.mode.into())
-        && either(&|n| n.uid)
-        && either(&|n| n.gid)
+    let either = |value: &dyn Fn(&Node) -> i64| [value(known), value(node)].contains(&value(&now));
+    // A new owner takes them away.
+    let less = now.mode & !known.mode == 0 && known.mode & !now.mode & !0o6000 == 0;
+    let mixed = now.kind == node.kind
+        && (less || either(&|n| n.mode.into()))
+        && either(&|n| n.mtime)
+        && either(&|n| n.uid.into())
+        && either(&|n| n.gid.into())
         && now.attributes.iter().all(|(name, value)| {
             [known, node]
                 .iter()
@@ -76,8 +79,8 @@ fn finish(set: &Set, path: &Path, known: &Node, node: &Node) -> io::Result<()> {
     if !mixed || now == *known || now == *node {
         return Ok(());
     }
-    let dir = set.root.beneath(path)?;
-    attributes::give(&dir, node, dir.calls())
+    let (dir, name) = set.root.place(path)?;
+    attributes::give(dir.open_to_give(name, node)?, node, dir.calls())
 }
 
 fn node_at(set: &Set, path: &Path) -> io::Result<Option<Node>> {

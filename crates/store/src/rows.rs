@@ -13,13 +13,14 @@
 //! of another one followed by two NULs. Each record begins with the version of its form.
 
 use crate::error::Error;
-use filesync::{Entry, Path, Proof, Replica, guard::Root};
+use filesync::{Entry, Path, Proof, Replica, Stat, guard::Root};
 use protocol::codec;
 use redb::TableDefinition;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::cmp::Ordering;
 
 /// Version of the form of records.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
 type Set = TableDefinition<'static, &'static [u8], ()>;
@@ -34,7 +35,7 @@ pub(crate) const STATE: TableDefinition<'static, &'static str, &'static [u8]> =
     TableDefinition::new("state");
 
 /// One path.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// What is known.
     pub entry: Entry,
@@ -74,6 +75,69 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
         Some((&VERSION, record)) => codec::decode_record(record).map_err(Error::Record),
         other => Err(Error::Version(other.map(|(version, _)| *version))),
     }
+}
+
+/// Bytes of a proof.
+const PROOF: usize = 60;
+
+pub(crate) fn encode_row(row: &Row) -> Result<Vec<u8>, Error> {
+    let record =
+        codec::encode_record(&(&row.entry, row.sequence, row.at)).map_err(Error::Record)?;
+    let mut bytes = Vec::with_capacity(2 + PROOF + record.len());
+    bytes.extend([VERSION, u8::from(row.proof.is_some())]);
+    if let Some(Proof { stat, at }) = &row.proof {
+        bytes.extend(stat.size.to_le_bytes());
+        bytes.extend(
+            [stat.mode, stat.uid, stat.gid]
+                .map(u32::to_le_bytes)
+                .concat(),
+        );
+        bytes.extend([stat.device, stat.inode].map(u64::to_le_bytes).concat());
+        bytes.extend([stat.mtime, stat.ctime, *at].map(i64::to_le_bytes).concat());
+    }
+    bytes.extend(record);
+    Ok(bytes)
+}
+
+pub(crate) fn decode_row(bytes: &[u8]) -> Result<Row, Error> {
+    let (proof, record) = proof(bytes)?;
+    let (entry, sequence, at) = codec::decode_record(record).map_err(Error::Record)?;
+    Ok(Row {
+        entry,
+        sequence,
+        at,
+        proof,
+    })
+}
+
+/// The proof of a row, and the rest.
+pub(crate) fn proof(bytes: &[u8]) -> Result<(Option<Proof>, &[u8]), Error> {
+    let rest = match bytes {
+        [VERSION, 0, record @ ..] => return Ok((None, record)),
+        [VERSION, 1, rest @ ..] => rest,
+        other => return Err(Error::Version(other.first().copied())),
+    };
+    let (fields, record) = rest.split_at_checked(PROOF).ok_or(Error::Version(None))?;
+    let four = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| fields[at + i]));
+    let eight = |at: usize| u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| fields[at + i]));
+    let stat = Stat {
+        size: eight(0),
+        mode: four(8),
+        uid: four(12),
+        gid: four(16),
+        device: eight(20),
+        inode: eight(28),
+        mtime: eight(36).cast_signed(),
+        ctime: eight(44).cast_signed(),
+    };
+    let at = eight(52).cast_signed();
+    Ok((Some(Proof { stat, at }), record))
+}
+
+/// How a key stands to that of a path.
+pub(crate) fn compare(other: &[u8], path: &Path) -> Ordering {
+    let nul = |b: &u8| if *b == b'/' { 0 } else { *b };
+    other.iter().copied().cmp(path.as_bytes().iter().map(nul))
 }
 
 pub(crate) fn key(path: &Path) -> Vec<u8> {

@@ -26,14 +26,37 @@ pub const STAGE: &str = ".standin-stage";
 /// File in the root by which it is recognised.
 pub const MARKER: &str = ".standin-set";
 
+/// What standin has in a root. Two sets may have files of one directory, each with its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// Directory where files are made ready.
+    pub stage: &'static str,
+    /// File by which the root is recognised.
+    pub marker: &'static str,
+}
+
+impl Own {
+    /// Of most sets.
+    pub const FILES: Self = Self {
+        stage: STAGE,
+        marker: MARKER,
+    };
+    /// Of account files.
+    pub const ACCOUNTS: Self = Self {
+        stage: ".standin-accounts-stage",
+        marker: ".standin-accounts-set",
+    };
+}
+
 /// Longer than any marker.
 const MARKER_MAX: u64 = 4096;
 
 /// Whether a path is standin's own and part of no set.
-pub(crate) fn reserved(path: &Path) -> bool {
+pub fn reserved(path: &Path) -> bool {
     let first = path.as_bytes().split(|b| *b == b'/').next();
-    [STAGE, MARKER]
+    [Own::FILES, Own::ACCOUNTS]
         .iter()
+        .flat_map(|own| [own.stage, own.marker])
         .any(|own| first == Some(own.as_bytes()))
 }
 
@@ -61,11 +84,23 @@ impl Set {
         adopt: bool,
         calls: Arc<Calls>,
     ) -> Result<Self, Error> {
+        Self::open_with(Own::FILES, root, state, index, adopt, calls)
+    }
+
+    /// The same, with other names of its own.
+    pub fn open_with(
+        own: Own,
+        root: &std::path::Path,
+        state: &std::path::Path,
+        index: &Index,
+        adopt: bool,
+        calls: Arc<Calls>,
+    ) -> Result<Self, Error> {
         let name = root.display().to_string();
         let dir = Dir::root(root, Arc::clone(&calls)).at("open", &name)?;
         let known = index.state()?;
         let mut seen = Root {
-            marker: read_marker(&dir).at("read the marker in", &name)?,
+            marker: read_marker(&dir, own).at("read the marker in", &name)?,
             device: dir.stat().at("stat", &name)?.st_dev,
         };
         if let (Some(known), false) = (&known.root, adopt) {
@@ -74,10 +109,10 @@ impl Set {
                 doubt,
             })?;
         }
-        let stage = open_stage(&dir).at("prepare the stage in", &name)?;
+        let stage = open_stage(&dir, own).at("prepare the stage in", &name)?;
         if known.root.is_none() || adopt {
             seen.marker = Some(known.replica.clone());
-            write_marker(&dir, &stage, &known.replica).at("write the marker in", &name)?;
+            write_marker(&dir, &stage, own, &known.replica).at("write the marker in", &name)?;
             index.write(|batch| {
                 batch.state.root = Some(seen.clone());
                 Ok(())
@@ -105,15 +140,16 @@ impl Set {
 }
 
 /// Opens the stage, made if need be and swept: whatever a former run left there is of no use.
-fn open_stage(root: &Dir) -> io::Result<Dir> {
-    let name = Name::made(STAGE);
+fn open_stage(root: &Dir, own: Own) -> io::Result<Dir> {
+    let name = Name::made(own.stage);
     if root.stat_of(name)?.is_none() {
         root.create_directory(name)?;
     }
     let stage = root.child(name)?;
     if stage.stat()?.st_uid != geteuid().as_raw() {
         return Err(io::Error::other(format!(
-            "{STAGE} belongs to somebody else"
+            "{} belongs to somebody else",
+            own.stage
         )));
     }
     fchmod(&stage, Mode::RWXU)?;
@@ -134,8 +170,8 @@ fn open_stage(root: &Dir) -> io::Result<Dir> {
 }
 
 /// The replica named in the marker; none if there is no marker, or none that names one.
-fn read_marker(root: &Dir) -> io::Result<Option<Replica>> {
-    let name = Name::made(MARKER);
+fn read_marker(root: &Dir, own: Own) -> io::Result<Option<Replica>> {
+    let name = Name::made(own.marker);
     if root.stat_of(name)?.is_none() {
         return Ok(None);
     }
@@ -152,8 +188,8 @@ fn read_marker(root: &Dir) -> io::Result<Option<Replica>> {
     }))
 }
 
-fn write_marker(root: &Dir, stage: &Dir, replica: &Replica) -> io::Result<()> {
-    let name = Name::made(MARKER);
+fn write_marker(root: &Dir, stage: &Dir, own: Own, replica: &Replica) -> io::Result<()> {
+    let name = Name::made(own.marker);
     let mut file = stage.create(name)?;
     writeln!(
         file,

@@ -11,6 +11,11 @@ use std::{fs::File, io};
 
 /// Where contents come from that are not here.
 pub trait Contents {
+    /// All of a small file in memory, if this one is small; they are checked before anything is written.
+    fn small(&mut self, _path: &Path, _node: &Node) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
     /// Writes the contents of the file `node`, which the other replica has at `path`, `into` an empty file. They are
     /// checked afterwards, and whatever is wrong with them the file here stays as it is.
     fn bring(&mut self, path: &Path, node: &Node, into: &File) -> io::Result<()>;
@@ -60,6 +65,9 @@ pub(crate) fn make(
     }
 }
 
+const LESS: fn() -> io::Error = || io::Error::other("the file system cannot hold all that it has");
+const OTHER: fn() -> io::Error = || io::Error::other("other contents came than were announced");
+
 fn fill(
     stage: &Dir,
     temp: &Temp,
@@ -71,8 +79,8 @@ fn fill(
     let name = temp.name();
     let made = match &node.kind {
         Kind::File { size, digest } => {
-            let file = stage.create(name)?;
             let wanted = (*size, *digest);
+            let file = stage.create(name)?;
             let copied = match local {
                 None => false,
                 Some(from) => {
@@ -85,12 +93,11 @@ fn fill(
                 stage.calls().one("bring")?;
                 contents.bring(path, node, &file)?;
                 if contents::digest_and_punch(&file)? != wanted {
-                    return Err(io::Error::other("other contents came than were announced"));
+                    return Err(OTHER());
                 }
             }
             attributes::give(&file, node, stage.calls())?;
-            let stat = sight::stat(&fstat(&file)?);
-            sight::node(node.kind.clone(), &stat, attributes::read(&file)?)
+            made(&file, node)?
         }
         Kind::HardLink { .. } => return Err(io::Error::other("a further name of no file")),
         other => {
@@ -116,11 +123,47 @@ fn fill(
             }
         }
     };
-    if made == *node {
+    if made == *node { Ok(()) } else { Err(LESS()) }
+}
+
+/// What a staged file has become.
+fn made(file: &File, node: &Node) -> io::Result<Node> {
+    let stat = sight::stat(&fstat(file)?);
+    Ok(sight::node(
+        node.kind.clone(),
+        &stat,
+        attributes::read(file)?,
+    ))
+}
+
+/// Makes a file ready whose contents are these, in as few calls as it takes.
+pub(crate) fn make_small(stage: &Dir, node: &Node, bytes: &[u8]) -> io::Result<Temp> {
+    let (size, digest) = contents::digest_of(bytes);
+    if node.kind != (Kind::File { size, digest }) {
+        return Err(OTHER());
+    }
+    let temp = Temp::new()?;
+    let fill = || -> io::Result<()> {
+        let file = stage.create_as(temp.name(), node.mode)?;
+        if !bytes.is_empty() {
+            stage.calls().one("write")?;
+            contents::write(&file, bytes)?;
+        }
+        // Most files have nothing that a new one has not.
+        attributes::give_time(&file, node, stage.calls())?;
+        if made(&file, node)? != *node {
+            attributes::give(&file, node, stage.calls())?;
+            if made(&file, node)? != *node {
+                return Err(LESS());
+            }
+        }
         Ok(())
-    } else {
-        Err(io::Error::other(
-            "the file system cannot hold all that it has",
-        ))
+    };
+    match fill() {
+        Ok(()) => Ok(temp),
+        Err(e) => {
+            let _ = temp.discard(stage); // the next run sweeps
+            Err(e)
+        }
     }
 }

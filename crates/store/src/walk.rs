@@ -5,11 +5,11 @@ use crate::{
     dir::{Dir, Name},
     error::Listing,
     set::reserved,
-    sight::{self, Found},
+    sight,
 };
-use filesync::{Entry, Kind, Node, Path, Proof, Sight, Stat};
+use filesync::{Path, Stat};
 use rustix::{fs::FileType, io::Errno};
-use std::{collections::HashMap, io, vec};
+use std::{collections::HashMap, io, sync::Arc, vec};
 
 /// What a walk came by and could not tell of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,53 +24,66 @@ pub struct Counts {
     pub read: u64,
 }
 
+impl Counts {
+    /// With those of another.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.busy.join(other.busy);
+        self.unreadable.join(other.unreadable);
+        self.skipped.join(other.skipped);
+        self.read += other.read;
+    }
+}
+
 /// One path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+#[derive(Debug)]
+pub(crate) struct Step {
     /// Which.
-    pub path: Path,
+    pub(crate) path: Path,
     /// What is there.
-    pub sight: Sight,
-    /// That it was looked at just now; none if nothing new was learned of it.
-    pub proof: Option<Proof>,
+    pub(crate) what: What,
+}
+
+/// What is at a path, before anything is read.
+#[derive(Debug)]
+pub(crate) enum What {
+    /// It, and all below it, could not be looked at.
+    Unknown,
+    /// A further name of a file.
+    Further(Path),
+    /// This, in this directory.
+    Here(Arc<Dir>, Stat),
 }
 
 struct Level {
-    dir: Dir,
+    dir: Arc<Dir>,
     path: Option<Path>,
     names: vec::IntoIter<Vec<u8>>,
 }
 
 /// See the module.
-pub struct Walk<K, X> {
-    known: K,
+pub(crate) struct Walk<X> {
     excluded: X,
-    now: i64,
     levels: Vec<Level>,
     /// First name of each file that has several.
     links: HashMap<(u64, u64), Path>,
     device: u64,
     /// So far.
-    pub counts: Counts,
+    pub(crate) counts: Counts,
 }
 
-impl<K, X> Walk<K, X>
+impl<X> Walk<X>
 where
-    K: FnMut(&Path) -> Option<(Entry, Proof)>,
     X: Fn(&Path, bool) -> bool,
 {
-    /// Of all beneath `root` that is not `excluded` (the path, and whether it is a directory). `known` is asked in
-    /// order of paths; `now` is when it begins, in nanoseconds since 1970.
-    pub fn new(root: &Dir, now: u64, known: K, excluded: X) -> io::Result<Self> {
+    /// Of all beneath `root` that is not `excluded` (the path, and whether it is a directory).
+    pub(crate) fn new(root: &Dir, excluded: X) -> io::Result<Self> {
         let dir = root.again()?;
         let device = dir.stat()?.st_dev;
         let names = dir.names()?.into_iter();
         Ok(Self {
-            known,
             excluded,
-            now: i64::try_from(now).unwrap_or(i64::MAX),
             levels: vec![Level {
-                dir,
+                dir: Arc::new(dir),
                 path: None,
                 names,
             }],
@@ -80,8 +93,19 @@ where
         })
     }
 
+    /// What is in the directory of the last step is not looked at.
+    pub(crate) fn pass_over(&mut self, directory: &Path) {
+        if self
+            .levels
+            .last()
+            .is_some_and(|l| l.path.as_ref() == Some(directory))
+        {
+            self.levels.pop();
+        }
+    }
+
     /// What is at one name; none if there is nothing to tell.
-    fn step(&mut self, path: &Path) -> io::Result<Option<(Sight, Option<Proof>)>> {
+    fn step(&mut self, path: &Path) -> io::Result<Option<What>> {
         let Some(level) = self.levels.last() else {
             return Ok(None);
         };
@@ -97,66 +121,25 @@ where
         if stat.device != self.device {
             return Err(io::Error::other("another file system is mounted there"));
         }
-        let inner = match directory {
-            true => {
-                let dir = level.dir.child(name)?;
-                let names = dir.names()?.into_iter();
-                Some(Level {
-                    dir,
-                    path: Some(path.clone()),
-                    names,
-                })
-            }
-            false => None,
-        };
         if kind == FileType::RegularFile && raw.st_nlink > 1 {
             match self.links.get(&(stat.device, stat.inode)) {
-                Some(first) => {
-                    let node = sight::further_name(first.clone());
-                    return Ok(Some((Sight::Node(node), None)));
-                }
+                Some(first) => return Ok(Some(What::Further(first.clone()))),
                 None => {
                     self.links.insert((stat.device, stat.inode), path.clone());
                 }
             }
         }
-        let found = match self.proven(path, &stat) {
-            Some(node) => Some((Sight::Node(node), None)),
-            None => self.look_at(path)?,
-        };
-        if matches!(found, Some((Sight::Node(_), _))) {
-            self.levels.extend(inner);
+        let here = What::Here(Arc::clone(&level.dir), stat);
+        if directory {
+            let dir = level.dir.child(name)?;
+            let names = dir.names()?.into_iter();
+            self.levels.push(Level {
+                dir: Arc::new(dir),
+                path: Some(path.clone()),
+                names,
+            });
         }
-        Ok(found)
-    }
-
-    /// What is known of it, if it is certainly still that.
-    fn proven(&mut self, path: &Path, stat: &Stat) -> Option<Node> {
-        let (entry, proof) = (self.known)(path)?;
-        let node = entry.node.filter(|_| proof.holds(stat))?;
-        (!matches!(node.kind, Kind::HardLink { .. })).then_some(node)
-    }
-
-    fn look_at(&mut self, path: &Path) -> io::Result<Option<(Sight, Option<Proof>)>> {
-        let Some(level) = self.levels.last() else {
-            return Ok(None);
-        };
-        Ok(match sight::see(&level.dir, Name::last(path))? {
-            Found::Node(node, stat) => {
-                self.counts.read += u64::from(matches!(node.kind, Kind::File { .. }));
-                let proof = Proof { stat, at: self.now };
-                Some((Sight::Node(node), Some(proof)))
-            }
-            Found::Busy => {
-                self.counts.busy.add(path, "changes while it is read");
-                Some((Sight::Unknown, None))
-            }
-            Found::Socket => {
-                self.counts.skipped.add(path, "a socket");
-                None
-            }
-            Found::Nothing => None,
-        })
+        Ok(Some(here))
     }
 }
 
@@ -171,9 +154,8 @@ fn join(directory: Option<&Path>, name: &[u8]) -> Result<Path, filesync::BadPath
     Path::try_from(bytes)
 }
 
-impl<K, X> Iterator for Walk<K, X>
+impl<X> Iterator for Walk<X>
 where
-    K: FnMut(&Path) -> Option<(Entry, Proof)>,
     X: Fn(&Path, bool) -> bool,
 {
     type Item = Step;
@@ -195,17 +177,17 @@ where
                     continue;
                 }
             };
-            let (sight, proof) = match self.step(&path) {
+            let what = match self.step(&path) {
                 Ok(None) => continue,
-                Ok(Some(found)) => found,
+                Ok(Some(what)) => what,
                 // Gone since its name was read.
                 Err(e) if e.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => continue,
                 Err(e) => {
                     self.counts.unreadable.add(&path, e);
-                    (Sight::Unknown, None)
+                    What::Unknown
                 }
             };
-            return Some(Step { path, sight, proof });
+            return Some(Step { path, what });
         }
     }
 }

@@ -5,7 +5,10 @@
 //! ```
 
 use filesync::{Digest, Path, Replica};
-use protocol::codec::{self, CodecError, MESSAGE_MAX};
+use protocol::{
+    codec::{self, CodecError, MESSAGE_MAX},
+    wire::beat::Freshness,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fmt,
@@ -13,13 +16,16 @@ use std::{
 };
 
 /// Version of this protocol.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Longest blob in bytes.
 pub const BLOB_MAX: usize = 1 << 20;
 
 /// Most files, or ranges, in one request.
 pub const LIST_MAX: usize = 256;
+
+/// So much of a blob is packed to see whether it pays.
+const SAMPLE: usize = 16 * 1024;
 
 /// Why two replicas could not go on.
 #[derive(Debug)]
@@ -85,7 +91,7 @@ pub(crate) enum Request {
     },
     /// The next of them.
     More,
-    /// Whole files.
+    /// Whole files. Those that fit in a blob come several to an answer, any other one in parts.
     Files(Vec<(Path, Digest)>),
     /// How this part of a file is cut into chunks of about so many bytes.
     Recipe {
@@ -104,6 +110,8 @@ pub(crate) enum Request {
     Took {
         sequence: u64,
     },
+    /// Whether anybody is there.
+    Ping,
     /// Now the other asks, on the same connection, until it says `Bye`.
     YourTurn,
     Bye(Farewell),
@@ -144,6 +152,8 @@ pub(crate) enum Response {
         last: u64,
         /// Up to where it believes the puller has all.
         told: u64,
+        /// How fresh it is.
+        fresh: Freshness,
     },
     /// In the blob: entries as records; none: that was all.
     Entries,
@@ -151,6 +161,11 @@ pub(crate) enum Response {
     Bytes {
         /// Length of what is in the blob, once it is unpacked.
         length: u32,
+        packed: bool,
+    },
+    /// In the blob: the next of the files asked for, one behind another. Their lengths; none: it is not there any more.
+    Together {
+        lengths: Vec<Option<u32>>,
         packed: bool,
     },
     Chunks(Vec<Chunk>),
@@ -200,38 +215,68 @@ pub(crate) fn read<T: DeserializeOwned>(
     Ok(codec::decode(&bytes)?)
 }
 
-/// Packs `plain` if that is worth it.
-pub(crate) fn pack(plain: &[u8], packed: &mut Vec<u8>) -> Result<bool, Error> {
-    packed.clear();
-    if plain.len() < 64 {
-        return Ok(false);
-    }
-    packed.resize(plain.len() - plain.len() / 16, 0);
-    match zstd::bulk::compress_to_buffer(plain, packed, 1) {
-        Ok(length) => {
-            packed.truncate(length);
-            Ok(true)
-        }
-        // It did not fit: not worth it.
-        Err(_) => Ok(false),
+/// Packs blobs, and unpacks them.
+pub(crate) struct Packer {
+    compressor: zstd::bulk::Compressor<'static>,
+    decompressor: zstd::bulk::Decompressor<'static>,
+    packed: Vec<u8>,
+}
+
+impl std::fmt::Debug for Packer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Packer").finish_non_exhaustive()
     }
 }
 
-/// What `blob` holds, `length` bytes of it once it is unpacked.
-pub(crate) fn unpack(blob: Vec<u8>, length: u32, packed: bool) -> Result<Vec<u8>, Error> {
-    let length = length as usize;
-    if length > BLOB_MAX {
-        return Err(Error::Unexpected("contents that are too long"));
+impl Packer {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            compressor: zstd::bulk::Compressor::new(1)?,
+            decompressor: zstd::bulk::Decompressor::new()?,
+            packed: Vec::new(),
+        })
     }
-    let plain = if packed {
-        zstd::bulk::decompress(&blob, length)?
-    } else {
-        blob
-    };
-    if plain.len() == length {
-        Ok(plain)
-    } else {
-        Err(Error::Unexpected("contents of another length than told"))
+
+    /// What `plain` is packed, if that is worth it. Of much, a sample tells.
+    pub(crate) fn pack(&mut self, plain: &[u8]) -> Option<&[u8]> {
+        let middle = plain.len() / 2;
+        let sample = plain.get(middle..middle + SAMPLE);
+        let pays = plain.len() < 4 * SAMPLE || sample.is_some_and(|s| self.squeeze(s));
+        (plain.len() >= 64 && pays && self.squeeze(plain)).then_some(&self.packed)
+    }
+
+    fn squeeze(&mut self, plain: &[u8]) -> bool {
+        self.packed.resize(plain.len() - plain.len() / 16, 0);
+        // What does not fit is not worth it.
+        let length = self
+            .compressor
+            .compress_to_buffer(plain, &mut self.packed[..]);
+        length.is_ok_and(|length| {
+            self.packed.truncate(length);
+            true
+        })
+    }
+
+    /// What `blob` holds, `length` bytes of it once it is unpacked.
+    pub(crate) fn unpack(
+        &mut self,
+        blob: Vec<u8>,
+        length: usize,
+        packed: bool,
+    ) -> Result<Vec<u8>, Error> {
+        if length > BLOB_MAX {
+            return Err(Error::Unexpected("contents that are too long"));
+        }
+        let plain = if packed {
+            self.decompressor.decompress(&blob, length)?
+        } else {
+            blob
+        };
+        if plain.len() == length {
+            Ok(plain)
+        } else {
+            Err(Error::Unexpected("contents of another length than told"))
+        }
     }
 }
 
@@ -264,25 +309,22 @@ mod tests {
 
     #[test]
     fn packing_is_undone_and_not_done_where_it_does_not_pay() {
+        let mut packer = Packer::new().unwrap();
         let text = b"never two masters, never a lost file, never a mystery. ".repeat(50);
-        let mut packed = Vec::new();
-        assert!(pack(&text, &mut packed).unwrap());
+        let packed = packer.pack(&text).unwrap().to_vec();
         assert!(packed.len() < text.len() / 5);
-        let length = text.len() as u32;
-        assert_eq!(unpack(packed.clone(), length, true).unwrap(), text);
-        assert!(unpack(packed.clone(), length - 1, true).is_err());
-        assert!(unpack(packed, u32::MAX, true).is_err());
-        let noise: Vec<u8> = blake3::hash(b"noise")
-            .as_bytes()
-            .iter()
-            .copied()
-            .cycle()
-            .take(96)
-            .collect();
-        let digest = blake3::Hasher::new().update(&noise).finalize_xof();
-        let mut noise = vec![0; 4096];
-        let mut digest = digest;
-        digest.fill(&mut noise);
-        assert!(!pack(&noise, &mut Vec::new()).unwrap());
+        let length = text.len();
+        assert_eq!(packer.unpack(packed.clone(), length, true).unwrap(), text);
+        assert!(packer.unpack(packed.clone(), length - 1, true).is_err());
+        assert!(packer.unpack(packed, usize::MAX, true).is_err());
+        let long = text.repeat(100);
+        let packed = packer.pack(&long).unwrap().to_vec();
+        assert_eq!(packer.unpack(packed, long.len(), true).unwrap(), long);
+        for length in [96, 4096, 1 << 20] {
+            let mut noise = vec![0; length];
+            let mut digest = blake3::Hasher::new().update(b"noise").finalize_xof();
+            digest.fill(&mut noise);
+            assert_eq!(packer.pack(&noise), None, "{length}");
+        }
     }
 }

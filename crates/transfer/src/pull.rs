@@ -2,10 +2,12 @@
 
 use crate::{
     chunks::{self, FINE},
-    frame::{self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Range, Request, Response, VERSION},
+    frame::{
+        self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
+    },
 };
 use filesync::{Digest, Entry, Path, Replica};
-use protocol::codec;
+use protocol::{codec, wire::beat::Freshness};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs::File,
@@ -16,6 +18,9 @@ use std::{
 /// Requests for contents under way at once; each is a few kilobytes.
 const AHEAD: usize = 8;
 
+/// So many bytes of names and digests fit in a request.
+const NAMES: usize = 48 * 1024;
+
 /// Who answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
@@ -25,6 +30,8 @@ pub struct Greeting {
     pub last: u64,
     /// Up to where it believes this side has all.
     pub told: u64,
+    /// How fresh what it has is; whoever takes all of it is as fresh.
+    pub fresh: Freshness,
 }
 
 /// A file whose contents are wanted.
@@ -43,15 +50,22 @@ pub struct Wanted<'a> {
 pub struct Puller<S> {
     stream: S,
     blob: Vec<u8>,
+    packer: Packer,
 }
+
+/// Files that were asked for, all of one request: their sizes. What was asked is heard in the same order.
+#[derive(Debug)]
+#[must_use]
+pub struct Asked(Vec<u64>);
 
 impl<S: Read + Write> Puller<S> {
     /// Over this stream; nothing is said yet.
-    pub fn new(stream: S) -> Self {
-        Self {
+    pub fn new(stream: S) -> io::Result<Self> {
+        Ok(Self {
             stream,
             blob: Vec::new(),
-        }
+            packer: Packer::new()?,
+        })
     }
 
     /// The stream, for what comes next.
@@ -72,6 +86,12 @@ impl<S: Read + Write> Puller<S> {
 
     /// Who this side is and what it wants to talk about.
     pub fn greet(&mut self, cluster: &str, set: &str, own: &Replica) -> Result<Greeting, Error> {
+        self.call(cluster, set, own)?;
+        self.answer()
+    }
+
+    /// The same, without waiting for an answer: the other makes itself ready meanwhile.
+    pub fn call(&mut self, cluster: &str, set: &str, own: &Replica) -> Result<(), Error> {
         self.ask(&Request::Hello {
             version: VERSION,
             chunker: chunks::CHUNKER,
@@ -79,17 +99,23 @@ impl<S: Read + Write> Puller<S> {
             set: set.to_owned(),
             replica: own.clone(),
         })?;
-        self.stream.flush()?;
+        self.flush()
+    }
+
+    /// What the other answers to the call.
+    pub fn answer(&mut self) -> Result<Greeting, Error> {
         match self.hear()? {
             Response::Hello {
                 version: VERSION,
                 replica,
                 last,
                 told,
+                fresh,
             } => Ok(Greeting {
                 replica,
                 last,
                 told,
+                fresh,
             }),
             _ => Err(Error::Unexpected("no greeting")),
         }
@@ -122,54 +148,89 @@ impl<S: Read + Write> Puller<S> {
         wanted: &[Wanted<'_>],
         mut part: impl FnMut(usize, u64, &[u8]) -> io::Result<()>,
     ) -> Result<Vec<bool>, Error> {
-        let mut came = vec![false; wanted.len()];
-        let mut groups = group(wanted).into_iter();
+        let (mut came, mut rest) = (Vec::new(), wanted);
         let mut under_way = VecDeque::new();
         loop {
-            while under_way.len() < AHEAD
-                && let Some(next) = groups.next()
-            {
-                let list = wanted[next.clone()].iter();
-                let list = list.map(|w| (w.path.clone(), *w.digest)).collect();
-                self.ask(&Request::Files(list))?;
-                under_way.push_back(next);
+            while under_way.len() < AHEAD && !rest.is_empty() {
+                let (some, others) = rest.split_at(together(rest));
+                under_way.push_back(self.ask_files(some)?);
+                rest = others;
             }
             self.stream.flush()?;
             let Some(first) = under_way.pop_front() else {
                 return Ok(came);
             };
-            for i in first {
-                came[i] = self.whole(&wanted[i], |at, bytes| part(i, at, bytes))?;
-            }
+            let before = came.len();
+            came.extend(self.hear_files(&first, |i, at, bytes| part(before + i, at, bytes))?);
         }
     }
 
-    /// The parts of one whole file.
-    fn whole(
+    /// Asks for so many of these as fit in a request; see [`together`]. Nothing is flushed.
+    pub fn ask_files(&mut self, wanted: &[Wanted<'_>]) -> Result<Asked, Error> {
+        let list = wanted.iter().map(|w| (w.path.clone(), *w.digest)).collect();
+        self.ask(&Request::Files(list))?;
+        Ok(Asked(wanted.iter().map(|w| w.size).collect()))
+    }
+
+    /// What was asked is sent.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        Ok(self.stream.flush()?)
+    }
+
+    /// Hears what was asked first of what was not heard yet; see [`Puller::files`].
+    pub fn hear_files(
         &mut self,
-        wanted: &Wanted<'_>,
-        mut part: impl FnMut(u64, &[u8]) -> io::Result<()>,
-    ) -> Result<bool, Error> {
-        let mut at = 0;
-        loop {
+        asked: &Asked,
+        mut part: impl FnMut(usize, u64, &[u8]) -> io::Result<()>,
+    ) -> Result<Vec<bool>, Error> {
+        const MORE: Error = Error::Unexpected("more than the file has");
+        let mut came = Vec::new();
+        while let Some(size) = asked.0.get(came.len()) {
             match self.hear()? {
-                Response::Bytes { length, packed } => {
-                    let plain = self.unpack(length, packed)?;
-                    if at + plain.len() as u64 > wanted.size {
-                        return Err(Error::Unexpected("more than the file has"));
+                Response::Together { lengths, packed } => {
+                    let sum = lengths.iter().flatten().map(|l| *l as usize).sum();
+                    let plain = self.unpack(sum, packed)?;
+                    let mut rest = &plain[..];
+                    for length in lengths {
+                        let size = asked.0.get(came.len()).ok_or(MORE)?;
+                        let length = length.map(|l| l as usize);
+                        let (contents, others) = rest.split_at(length.unwrap_or(0));
+                        if contents.len() as u64 > *size {
+                            return Err(MORE);
+                        }
+                        if length.is_some() {
+                            part(came.len(), 0, contents)?;
+                        }
+                        came.push(length.is_some());
+                        rest = others;
                     }
-                    part(at, &plain)?;
-                    at += plain.len() as u64;
                 }
-                Response::Done => return Ok(true),
-                Response::Gone if at == 0 => return Ok(false),
+                Response::Bytes { length, packed } => {
+                    let (i, mut at, mut next) = (came.len(), 0, (length, packed));
+                    loop {
+                        let plain = self.unpack(next.0 as usize, next.1)?;
+                        if at + plain.len() as u64 > *size {
+                            return Err(MORE);
+                        }
+                        part(i, at, &plain)?;
+                        at += plain.len() as u64;
+                        match self.hear()? {
+                            Response::Bytes { length, packed } => next = (length, packed),
+                            Response::Done => break,
+                            _ => return Err(Error::Unexpected("no contents")),
+                        }
+                    }
+                    came.push(true);
+                }
                 _ => return Err(Error::Unexpected("no contents")),
             }
         }
+        Ok(came)
     }
 
-    fn unpack(&mut self, length: u32, packed: bool) -> Result<Vec<u8>, Error> {
-        frame::unpack(std::mem::take(&mut self.blob), length, packed)
+    fn unpack(&mut self, length: usize, packed: bool) -> Result<Vec<u8>, Error> {
+        self.packer
+            .unpack(std::mem::take(&mut self.blob), length, packed)
     }
 
     /// A file of which something `like` it is here, in no more bytes than it takes, `into` an empty one. Whether it
@@ -262,7 +323,7 @@ impl<S: Read + Write> Puller<S> {
             for range in ranges {
                 match self.hear()? {
                     Response::Bytes { length, packed } => {
-                        let plain = self.unpack(length, packed)?;
+                        let plain = self.unpack(length as usize, packed)?;
                         if plain.len() as u64 > range.length {
                             return Err(Error::Unexpected("more than was asked for"));
                         }
@@ -299,25 +360,25 @@ impl<S: Read + Write> Puller<S> {
     }
 }
 
-/// As many neighbours in one request as make a megabyte.
-fn group(wanted: &[Wanted<'_>]) -> Vec<std::ops::Range<usize>> {
-    let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
-    let mut size = 0;
-    for (i, one) in wanted.iter().enumerate() {
-        let bytes = one.size.saturating_add(one.path.as_bytes().len() as u64);
-        let fits = |g: &&mut std::ops::Range<usize>| {
-            g.len() < LIST_MAX / 4 && bytes.saturating_add(size) <= BLOB_MAX as u64
-        };
-        match groups.last_mut().filter(fits) {
-            Some(group) => group.end = i + 1,
-            None => {
-                groups.push(i..i + 1);
-                size = 0;
-            }
-        }
-        size = size.saturating_add(bytes);
+/// Asks whether anybody is there who could be greeted.
+pub fn ping<S: Read + Write>(stream: &mut S) -> Result<(), Error> {
+    frame::write(stream, &Request::Ping, &[])?;
+    stream.flush()?;
+    match frame::read(stream, &mut Vec::new())? {
+        Response::Done => Ok(()),
+        _ => Err(Error::Unexpected("no answer to a ping")),
     }
-    groups
+}
+
+/// How many of these, at least one, go in a request: they make a megabyte, and their names fit in a frame.
+pub fn together(wanted: &[Wanted<'_>]) -> usize {
+    let (mut bytes, mut names) = (0u64, 0);
+    let fits = wanted.iter().take(LIST_MAX).take_while(|one| {
+        bytes = bytes.saturating_add(one.size);
+        names += one.path.as_bytes().len() + one.digest.0.len();
+        bytes <= BLOB_MAX as u64 && names <= NAMES
+    });
+    fits.count().max(1)
 }
 
 /// Neighbours made one, none longer than a blob.

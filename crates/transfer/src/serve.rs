@@ -2,10 +2,10 @@
 
 use crate::{
     chunks,
-    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Range, Request, Response, VERSION},
+    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION},
 };
 use filesync::{Digest, Entry, Path, Replica};
-use protocol::codec;
+use protocol::{codec, wire::beat::Freshness};
 use std::{
     fs::File,
     io::{self, Read, Write},
@@ -24,6 +24,8 @@ pub trait Origin {
         set: &str,
         other: &Replica,
     ) -> Result<(Replica, u64, u64), String>;
+    /// How fresh what is here is, once greeted.
+    fn fresh(&self) -> Freshness;
     /// The entries with a sequence number above `after`, in order of path.
     fn changes(&mut self, after: u64) -> io::Result<Changes>;
     /// The file at a path, if it has these contents by what is known of it.
@@ -39,14 +41,14 @@ pub fn serve<S: Read + Write>(
 ) -> Result<Option<Farewell>, Error> {
     let mut answers = Answers {
         stream,
-        packed: Vec::new(),
+        packer: Packer::new()?,
         plain: Vec::new(),
     };
     let mut greeted = false;
     let mut changes: Option<Changes> = None;
     loop {
         let request = frame::read(answers.stream, &mut Vec::new())?;
-        if !greeted && !matches!(request, Request::Hello { .. }) {
+        if !greeted && !matches!(request, Request::Hello { .. } | Request::Ping) {
             return Err(Error::Unexpected("no greeting"));
         }
         match request {
@@ -72,6 +74,7 @@ pub fn serve<S: Read + Write>(
                         replica,
                         last,
                         told,
+                        fresh: origin.fresh(),
                     })?,
                     Err(why) => {
                         answers.say(&Response::Refused(why.clone()))?;
@@ -91,9 +94,7 @@ pub fn serve<S: Read + Write>(
             },
             Request::Files(files) => {
                 within(files.len())?;
-                for (path, digest) in files {
-                    answers.file(origin, &path, &digest)?;
-                }
+                answers.files(origin, &files)?;
             }
             Request::Recipe {
                 path,
@@ -120,6 +121,7 @@ pub fn serve<S: Read + Write>(
                 origin.took(sequence)?;
                 answers.say(&Response::Done)?;
             }
+            Request::Ping => answers.say(&Response::Done)?,
             Request::YourTurn => return Ok(None),
             Request::Bye(farewell) => return Ok(Some(farewell)),
         }
@@ -136,7 +138,7 @@ fn within(length: usize) -> Result<(), Error> {
 
 struct Answers<'a, S> {
     stream: &'a mut S,
-    packed: Vec<u8>,
+    packer: Packer,
     plain: Vec<u8>,
 }
 
@@ -159,23 +161,60 @@ impl<S: Read + Write> Answers<'_, S> {
         frame::write(self.stream, &Response::Entries, &blob)
     }
 
-    /// All of a file, in as many parts as it takes, then `Done`.
-    fn file(
-        &mut self,
-        origin: &mut impl Origin,
-        path: &Path,
-        digest: &Digest,
-    ) -> Result<(), Error> {
-        let Some(file) = origin.open(path, digest)? else {
-            return self.say(&Response::Gone);
+    /// Small files as many at once as fit in a blob, each large one on its own.
+    fn files(&mut self, origin: &mut impl Origin, files: &[(Path, Digest)]) -> Result<(), Error> {
+        let mut lengths = Vec::new();
+        self.plain.clear();
+        for (path, digest) in files {
+            let file = origin.open(path, digest)?;
+            let size = file
+                .as_ref()
+                .map_or(Ok(0), |f| f.metadata().map(|m| m.len()))?;
+            if size > (BLOB_MAX - self.plain.len()) as u64 {
+                self.together(&mut lengths)?;
+            }
+            lengths.push(match file {
+                None => None,
+                Some(file) if size > BLOB_MAX as u64 => {
+                    self.large(&file)?;
+                    continue;
+                }
+                Some(file) => {
+                    let length = (BLOB_MAX - self.plain.len()) as u64;
+                    let read = chunks::Part::of(&file, Range { offset: 0, length })
+                        .read_to_end(&mut self.plain)?;
+                    u32::try_from(read).ok()
+                }
+            });
+        }
+        self.together(&mut lengths)
+    }
+
+    fn together(&mut self, lengths: &mut Vec<Option<u32>>) -> Result<(), Error> {
+        if lengths.is_empty() {
+            return Ok(());
+        }
+        let lengths = std::mem::take(lengths);
+        let packed = self.packer.pack(&self.plain);
+        let header = Response::Together {
+            lengths,
+            packed: packed.is_some(),
         };
+        frame::write(self.stream, &header, packed.unwrap_or(&self.plain))?;
+        self.plain.clear();
+        Ok(())
+    }
+
+    /// In as many parts as it takes, then `Done`.
+    fn large(&mut self, file: &File) -> Result<(), Error> {
         let mut range = Range {
             offset: 0,
             length: BLOB_MAX as u64,
         };
-        while self.bytes(&file, range)? {
+        while self.bytes(file, range)? {
             range.offset += BLOB_MAX as u64;
         }
+        self.plain.clear();
         self.say(&Response::Done)
     }
 
@@ -186,13 +225,12 @@ impl<S: Read + Write> Answers<'_, S> {
         }
         self.plain.clear();
         chunks::Part::of(file, range).read_to_end(&mut self.plain)?;
-        let packed = frame::pack(&self.plain, &mut self.packed)?;
+        let packed = self.packer.pack(&self.plain);
         let header = Response::Bytes {
             length: u32::try_from(self.plain.len()).unwrap_or(u32::MAX),
-            packed,
+            packed: packed.is_some(),
         };
-        let blob = if packed { &self.packed } else { &self.plain };
-        frame::write(self.stream, &header, blob)?;
+        frame::write(self.stream, &header, packed.unwrap_or(&self.plain))?;
         Ok(self.plain.len() == BLOB_MAX)
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use filesync::{Author, Digest, Entry, Kind, Node, Path, Replica};
+use protocol::{Term, wire::beat::Freshness};
 use std::{
     cell::Cell,
     collections::BTreeMap,
@@ -13,6 +14,11 @@ use std::{
     thread,
 };
 use transfer::{Changes, Error, Farewell, Origin, Puller, Wanted, serve};
+
+const FRESH: Freshness = Freshness {
+    term: Term(7),
+    run: 3,
+};
 
 fn path(text: &str) -> Path {
     Path::try_from(text.as_bytes().to_vec()).unwrap()
@@ -101,6 +107,10 @@ impl Origin for Memory {
         }
     }
 
+    fn fresh(&self) -> Freshness {
+        FRESH
+    }
+
     fn changes(&mut self, after: u64) -> io::Result<Changes> {
         let new =
             |(_, (_, e)): &(&Path, &(Vec<u8>, Entry))| e.vector.count(&replica("beta")) > after;
@@ -156,7 +166,7 @@ fn with<T>(
     thread::scope(|scope| {
         let server = scope.spawn(move || (serve(&mut there, &mut memory), memory.took));
         let count = Rc::new(Cell::new(0));
-        let mut puller = Puller::new(Counted(here, count.clone()));
+        let mut puller = Puller::new(Counted(here, count.clone())).unwrap();
         let result = play(&mut puller);
         drop(puller);
         let (end, took) = server.join().unwrap();
@@ -177,8 +187,13 @@ fn entries_come_in_order_and_only_those_that_are_new() {
     let (names, end, _, took) = with(&files, |puller| {
         let greeting = puller.greet("web", "etc", &replica("alpha")).unwrap();
         assert_eq!(
-            (greeting.replica, greeting.last, greeting.told),
-            (replica("beta"), 10, 0)
+            (
+                greeting.replica,
+                greeting.last,
+                greeting.told,
+                greeting.fresh
+            ),
+            (replica("beta"), 10, 0, FRESH)
         );
         let names = puller.changes(4).unwrap();
         assert_eq!(puller.more().unwrap(), []);

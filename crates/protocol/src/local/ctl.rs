@@ -24,6 +24,20 @@ pub enum CtlRequest {
     ServerAdd(ServerName),
     /// electd of a master: remove a voter from the roster.
     ServerRemove(ServerName),
+    /// syncd: make files alike now.
+    SyncNow {
+        /// Only these sets; none: all.
+        sets: Vec<ServerName>,
+        /// Only with these servers; none: all.
+        peers: Vec<ServerName>,
+    },
+    /// syncd: a run that it did not start itself has taken so many changes.
+    SyncTook {
+        /// In which set.
+        set: ServerName,
+        /// How many.
+        changes: u64,
+    },
 }
 
 /// The answer.

@@ -1,9 +1,9 @@
 //! The ring of DESIGN section 1: hbd to doctord to electd to hbd, and listend to electd to listend.
 
 use crate::{
-    ids::{BootTime, ServerName},
+    ids::{BootTime, ServerName, Term, VirtualServerName},
     wire::{
-        beat::{Ack, Beat},
+        beat::{Ack, Beat, Freshness},
         signal::Signal,
     },
 };
@@ -176,6 +176,24 @@ pub enum ListendToElectd {
         up: bool,
     },
 }
+
+/// electd to syncd, when it changes, and all of it when the link is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ElectdToSyncd {
+    /// What this server is of a virtual server.
+    Role {
+        /// Of which.
+        virtual_server: VirtualServerName,
+        /// Master in this term; none: not master.
+        master: Option<Term>,
+    },
+    /// Which other servers the doctor holds for dead.
+    Dead(Vec<ServerName>),
+}
+
+/// syncd to electd: what this server's files are now, by completed runs. Each replaces the one before if it is higher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncdToElectd(pub Freshness);
 
 /// electd to listend: send this signal; drop it without a link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

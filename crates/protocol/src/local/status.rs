@@ -51,6 +51,8 @@ pub enum Detail {
         /// The roles it keeps running.
         roles: Vec<ChildStatus>,
     },
+    /// syncd.
+    Syncd(Box<SyncdStatus>),
 }
 
 /// One path to one peer.
@@ -197,4 +199,65 @@ pub struct ClientsView {
     pub silent_first: Vec<IpAddr>,
     /// From the opening of the addresses to the last answer.
     pub last_answer: Option<Duration>,
+}
+
+/// syncd's view.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncdStatus {
+    /// How fresh this server's files are: term and run.
+    pub freshness: (Term, u64),
+    /// This server numbers runs, in this term.
+    pub numbers: Option<Term>,
+    /// Every set.
+    pub sets: Vec<SetStatus>,
+}
+
+/// One set of files. Times are in seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetStatus {
+    /// Its name.
+    pub name: ServerName,
+    /// Why it is being made alike now, if it is.
+    pub running: Option<String>,
+    /// When its schedule comes next.
+    pub next: Option<u64>,
+    /// So many versions that lost a conflict are kept aside.
+    pub aside: u64,
+    /// How it fares with each other server.
+    pub peers: Vec<SetPeer>,
+}
+
+/// How a set fares with another server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetPeer {
+    /// Which.
+    pub server: ServerName,
+    /// The last run.
+    pub last: Option<LastRun>,
+    /// What is owed to it.
+    pub debt: Option<OwedRun>,
+}
+
+/// A run that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastRun {
+    /// When.
+    pub at: u64,
+    /// Why it ran.
+    pub why: String,
+    /// Changes taken, given, and made on both sides; or why it came to nothing.
+    pub outcome: Result<(u64, u64, u64), String>,
+    /// Nothing was left undone.
+    pub complete: bool,
+}
+
+/// A run that is owed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwedRun {
+    /// Since when.
+    pub since: u64,
+    /// Why.
+    pub why: String,
+    /// So often it was tried in vain.
+    pub tries: u32,
 }

@@ -10,10 +10,10 @@ use crate::{
 };
 use filesync::{Entry, Kind, Operation, Path, Source, Stat};
 use rustix::{
-    fs::{FileType, RenameFlags},
+    fs::{FileType, RenameFlags, fstat},
     io::Errno,
 };
-use std::io;
+use std::{io, rc::Rc};
 
 impl Run<'_> {
     /// The last step: one rename. Returns what is there now.
@@ -27,8 +27,12 @@ impl Run<'_> {
         let path = &operation.path;
         let before = self.still_linked(&operation)?.or(before);
         self.dirty |= !matches!(action, Action::Note);
+        let directory = |e: &Entry| e.is_directory();
+        if directory(&operation.entry) || operation.was.as_ref().is_some_and(directory) {
+            self.last.take(); // it may be the one
+        }
         match &action {
-            Action::Note => {}
+            Action::Note | Action::Make(_) => {}
             Action::Remove => {
                 let moved = matches!(operation.source, Source::Move(_));
                 let gone = moved && self.stat(path).at("stat", path)?.is_none();
@@ -36,11 +40,7 @@ impl Run<'_> {
             }
             Action::Give => self.give(&operation, before)?,
             Action::Move(from, stat) => {
-                let (source, old) = self
-                    .set
-                    .root
-                    .place(from)
-                    .at("open the directory of", from)?;
+                let (source, old) = self.at(from).at("open the directory of", from)?;
                 let now = source.stat_of(old).at("stat", from)?;
                 if !now.is_some_and(|now| alike(&sight::stat(&now), stat)) {
                     return Err(Refusal::PutOff(
@@ -75,8 +75,8 @@ impl Run<'_> {
         Ok(own.filter(|own| first.is_some_and(|first| same_inode(&first, own))))
     }
 
-    fn place<'p>(&self, path: &'p Path) -> Result<(Dir, Name<'p>), Refusal> {
-        match self.set.root.place(path) {
+    fn place<'p>(&self, path: &'p Path) -> Result<(Rc<Dir>, Name<'p>), Refusal> {
+        match self.at(path) {
             Err(e) if is_no_way(&e) => Err(Refusal::PutOff("its directory is not there")),
             other => Ok(other.at("open the directory of", path)?),
         }
@@ -196,21 +196,22 @@ impl Run<'_> {
         Ok(stage.unlink(temp.name()).at("remove", path)?)
     }
 
-    /// A directory that stays gets what it is to have; what a cut leaves half done, the next look finishes.
+    /// What stays gets what it is to have; what a cut leaves half done, the next look finishes.
     fn give(&self, operation: &Operation, before: Option<Stat>) -> Result<(), Refusal> {
         let path = &operation.path;
         let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
         let (Some(node), Some(was), Some(before)) = (&operation.entry.node, was, before) else {
-            return Err(Refusal::PutOff("no directory is there"));
+            return Err(Refusal::PutOff("nothing is there"));
         };
         let (dir, name) = self.place(path)?;
-        let child = dir.child(name).at("open", path)?;
-        if child.stat().at("stat", path)?.st_ino != before.inode {
+        let there = dir.open_to_give(name, node).at("open", path)?;
+        let now = sight::stat(&fstat(&there).map_err(io::Error::from).at("stat", path)?);
+        if !alike(&now, &before) {
             return Err(Refusal::PutOff("something else is there by now"));
         }
-        attributes::give(&child, node, child.calls())
+        attributes::give(&there, node, dir.calls())
             .inspect_err(|_| {
-                let _ = attributes::give(&child, was, child.calls());
+                let _ = attributes::give(&there, was, dir.calls());
             })
             .at("change", path)?;
         Ok(())

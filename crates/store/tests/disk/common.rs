@@ -4,7 +4,7 @@ use filesync::{Node, Path, Planner, Replica};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io,
+    io::{self, Read},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         fs::MetadataExt,
@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
-use store::{Applied, Calls, Contents, Error, Index, Look, Set, Summary, apply, look};
+use store::{Applied, Calls, Contents, Error, Index, Look, Set, Summary, apply_by, look};
 
 /// Ten seconds from now: whatever a test has written is old by then, and can be proven.
 pub fn later() -> u64 {
@@ -39,6 +39,8 @@ pub struct Store {
 pub struct Open {
     pub set: Set,
     pub index: Index,
+    /// Operations with one barrier.
+    pub together: usize,
 }
 
 impl Store {
@@ -68,7 +70,12 @@ impl Store {
     pub fn open_with(&self, calls: Arc<Calls>) -> Result<Open, Error> {
         let index = self.index(Arc::clone(&calls))?;
         let set = Set::open(&self.root, &self.state, &index, false, calls)?;
-        Ok(Open { set, index })
+        let together = 4096;
+        Ok(Open {
+            set,
+            index,
+            together,
+        })
     }
 
     pub fn open(&self) -> Open {
@@ -136,7 +143,7 @@ impl Open {
             if batch.is_empty() {
                 break;
             }
-            let operations = planner.batch(&self.index, batch);
+            let operations = planner.batch(&self.index.reader().unwrap(), batch);
             pulled.add(self, operations, &mut contents)?;
         }
         pulled.add(self, planner.removals(), &mut contents)?;
@@ -146,7 +153,7 @@ impl Open {
             held: false,
             unit: 100_000_000,
         };
-        let operations = planner.directories(&self.index, &mut author, later());
+        let operations = planner.directories(&self.index.reader().unwrap(), &mut author, later());
         pulled.add(self, operations, &mut contents)?;
         pulled.conflicts = planner.conflicts.len();
         if pulled.applied.iter().all(Applied::is_complete) {
@@ -173,8 +180,9 @@ impl Pulled {
         contents: &mut dyn Contents,
     ) -> Result<(), Error> {
         self.operations += operations.len();
-        self.applied
-            .push(apply(&to.set, &to.index, operations, contents, later())?);
+        let (set, index) = (&to.set, &to.index);
+        let applied = apply_by(to.together, set, index, operations, contents, later());
+        self.applied.push(applied?);
         Ok(())
     }
 
@@ -187,6 +195,15 @@ impl Pulled {
 pub struct Peer<'a>(pub &'a Set);
 
 impl Contents for Peer<'_> {
+    fn small(&mut self, path: &Path, node: &Node) -> io::Result<Option<Vec<u8>>> {
+        if !matches!(node.kind, filesync::Kind::File { size, .. } if size % 2 == 0 && size < 1000) {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        self.0.read(path)?.read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
     fn bring(&mut self, path: &Path, _: &Node, mut into: &File) -> io::Result<()> {
         io::copy(&mut self.0.read(path)?, &mut into)?;
         Ok(())

@@ -55,7 +55,10 @@ fn meanwhile(alpha: &Store, beta: &Store, happens: impl FnOnce()) -> Applied {
         .since(0)
         .unwrap()
         .map(|row| row.map(|(p, r)| (p, r.entry)));
-    let mut operations = planner.batch(&b.index, offered.collect::<Result<_, _>>().unwrap());
+    let mut operations = planner.batch(
+        &b.index.reader().unwrap(),
+        offered.collect::<Result<_, _>>().unwrap(),
+    );
     operations.extend(planner.removals());
     happens();
     apply(&b.set, &b.index, operations, &mut Peer(&a.set), later()).unwrap()
@@ -116,7 +119,7 @@ fn what_somebody_changes_between_check_and_rename_stays() {
         let (a, b) = (alpha.open(), beta.open());
         let mut planner = Planner::default();
         let row = a.index.row(&path(name)).unwrap().unwrap();
-        let operations = planner.batch(&b.index, vec![(path(name), row.entry)]);
+        let operations = planner.batch(&b.index.reader().unwrap(), vec![(path(name), row.entry)]);
         assert_eq!(operations[0].source, Source::Fetch);
         let mut contents = Meddler(Peer(&a.set), Box::new(|| meddle(&beta)));
         let applied = apply(&b.set, &b.index, operations, &mut contents, later()).unwrap();

@@ -88,7 +88,7 @@ fn a_directory_swapped_for_a_link_all_the_time_never_leads_out() {
                 .unwrap()
                 .map(|row| row.map(|(p, r)| (p, r.entry)));
             let offered = offered.collect::<Result<Vec<_>, _>>().unwrap();
-            let mut operations = planner.batch(&b.index, offered);
+            let mut operations = planner.batch(&b.index.reader().unwrap(), offered);
             operations.extend(planner.removals());
             done += apply(&b.set, &b.index, operations, &mut Peer(&a.set), later())
                 .unwrap()

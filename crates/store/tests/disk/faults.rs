@@ -20,7 +20,7 @@ fn offer(from: &Store, to: &crate::common::Open, contents: &mut dyn Contents) ->
         .unwrap()
         .map(|row| row.map(|(p, r)| (p, r.entry)));
     let offered = offered.collect::<Result<Vec<_>, _>>().unwrap();
-    let operations = filesync::Planner::default().batch(&to.index, offered);
+    let operations = filesync::Planner::default().batch(&to.index.reader().unwrap(), offered);
     drop(a);
     apply(&to.set, &to.index, operations, contents, later()).unwrap()
 }

@@ -171,6 +171,7 @@ fn a_file_that_changes_while_it_is_read_is_busy_and_stays_as_known() {
     store.write("b", "1");
     store.look();
     let stop = std::sync::atomic::AtomicBool::new(false);
+    let begun = std::sync::Barrier::new(2);
     let looked = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             use std::os::unix::fs::FileExt;
@@ -179,9 +180,13 @@ fn a_file_that_changes_while_it_is_read_is_busy_and_stays_as_known() {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 n += 1;
                 file.write_all_at(&n.to_le_bytes(), 0).unwrap();
+                if n == 1 {
+                    begun.wait();
+                }
             }
         });
         let open = store.open();
+        begun.wait();
         let looked = open.look().unwrap();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         writer.join().unwrap();

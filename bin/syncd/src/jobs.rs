@@ -1,0 +1,143 @@
+//! What the daemon does in threads of its own: one job of the plan.
+
+use crate::{
+    fresh,
+    replica::{Allowed, Local},
+    run::{self, Wanted},
+    sessions::Sessions,
+    units,
+};
+use config::{Config, Server};
+use daemon::Args;
+use protocol::ServerName;
+use schedule::{Done, Ended, Job, Why};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// A new master begins with nobody later than this after it began.
+const ELECTION: Duration = Duration::from_secs(60);
+
+/// All that a job needs.
+#[derive(Clone)]
+pub struct Ground {
+    pub config: Arc<Config>,
+    pub me: ServerName,
+    pub args: Args,
+    /// What is kept open between jobs.
+    pub sessions: Arc<Sessions>,
+    /// How many changes of its own each unit had when they were last passed on.
+    pub passed_on: Arc<Mutex<BTreeMap<String, u64>>>,
+}
+
+/// Does a job.
+pub fn work(job: &Job, ground: &Ground) -> Ended {
+    let mut ended = Ended::default();
+    if job.check && !ground.has_news(job) {
+        ended.idle = true;
+        return ended;
+    }
+    if !job.peers.is_empty() {
+        ground.sync(job, &mut ended);
+    }
+    if let Some(term) = job.number {
+        let numbered = fresh::number(&ground.config, &ground.me, &ground.args, term);
+        match numbered {
+            Ok(numbered) => ended.numbered = numbered,
+            Err(why) => log::warn!("this run is not numbered: {why}"),
+        }
+    }
+    ended
+}
+
+impl Ground {
+    /// Whether something was changed here, by somebody else than syncd, since it was last passed on.
+    fn has_news(&self, job: &Job) -> bool {
+        let wanted = |set: &config::SyncSet| job.sets.contains(&set.name);
+        let Ok(units) = units::of(&self.config, wanted) else {
+            return true; // the run will say what is wrong
+        };
+        let mut news = false;
+        for unit in units {
+            let name = unit.name.clone();
+            let local = Local::open(unit, &self.me, &self.args, Allowed::default());
+            let count = local.ok().and_then(|l| Some(l.index.state().ok()?.count));
+            let mut known = self
+                .passed_on
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            news |= match count {
+                Some(count) => known.insert(name, count) != Some(count),
+                None => true,
+            };
+        }
+        news
+    }
+
+    fn sync(&self, job: &Job, ended: &mut Ended) {
+        let names = |list: &[ServerName]| list.iter().map(ToString::to_string).collect();
+        let wanted = Wanted {
+            sets: names(&job.sets),
+            peers: names(&job.peers),
+            quiet: true,
+            until: (job.why == Why::Election).then(|| Instant::now() + ELECTION),
+            ..Wanted::default()
+        };
+        let peers: Vec<&Server> = self
+            .config
+            .peers(&self.me)
+            .filter(|s| job.peers.contains(&s.name))
+            .collect();
+        let outcomes = &mut ended.outcomes;
+        let ran = run::sync(
+            &self.config,
+            &self.me,
+            &self.args,
+            &wanted,
+            &peers,
+            &self.sessions,
+            &mut |one| {
+                let Some(set) = one.unit.set() else {
+                    return;
+                };
+                let outcome = one.outcome.map(|done| Done {
+                    complete: done.complete,
+                    taken: done.taken,
+                    given: done.given,
+                    conflicts: done.conflicts,
+                });
+                let known = outcomes.remove(&(set.clone(), one.peer.clone()));
+                let outcome = match known {
+                    Some(known) => both(known, outcome),
+                    None => outcome,
+                };
+                outcomes.insert((set, one.peer.clone()), outcome);
+            },
+        );
+        if let Err(why) = ran {
+            log::error!("{why}");
+            for (set, peer) in job
+                .sets
+                .iter()
+                .flat_map(|s| job.peers.iter().map(move |p| (s, p)))
+            {
+                ended
+                    .outcomes
+                    .insert((set.clone(), peer.clone()), Err(why.clone()));
+            }
+        }
+    }
+}
+
+/// Two units of a set.
+fn both(a: Result<Done, String>, b: Result<Done, String>) -> Result<Done, String> {
+    let (a, b) = (a?, b?);
+    Ok(Done {
+        complete: a.complete && b.complete,
+        taken: a.taken + b.taken,
+        given: a.given + b.given,
+        conflicts: a.conflicts + b.conflicts,
+    })
+}

@@ -1,0 +1,547 @@
+//! `syncd restore`: former versions listed, and put back as a change of this server, which the others then take.
+
+use crate::{
+    accounts,
+    replica::{Allowed, BUSY, Local},
+    units::{self, Unit},
+    when,
+};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use daemon::Args;
+use filesync::{Entry, Kind, Node, Operation, Path, Source};
+use protocol::ServerName;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Write},
+    path::{Component, Path as FsPath, PathBuf},
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+use store::{Archive, Aside, Contents, Kept};
+
+/// So long a run that is at work is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// So many of what is kept aside are looked through.
+const ASIDE_MAX: usize = 100_000;
+
+pub fn command() -> Command {
+    let value = |id: &'static str, name: &'static str, help: &'static str| {
+        Arg::new(id).long(id).value_name(name).help(help)
+    };
+    Command::new("restore")
+        .about("Put a former version of a file or directory back")
+        .args([
+            Arg::new("path")
+                .value_name("PATH")
+                .required(true)
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("As it is or was on this server"),
+            Arg::new("list")
+                .long("list")
+                .action(ArgAction::SetTrue)
+                .help("List its former versions, and do nothing"),
+            value(
+                "at",
+                "TIME",
+                "As it was then: \"2026-11-25 14:00\", or \"2h\" ago",
+            )
+            .conflicts_with("list"),
+            value("id", "ID", "This version, as --list names it")
+                .conflicts_with_all(["list", "at"]),
+            value(
+                "to",
+                "FILE",
+                "Write it to this new file, and leave PATH as it is",
+            )
+            .value_parser(clap::value_parser!(PathBuf))
+            .conflicts_with("list"),
+        ])
+}
+
+pub fn run(matches: &ArgMatches) -> ExitCode {
+    let args = Args::from_matches(matches);
+    let (config, me) = match daemon::load_config(&args) {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            eprintln!("syncd: {e}");
+            return e.exit_code();
+        }
+    };
+    let text = |id: &str| matches.get_one::<String>(id).map(String::as_str);
+    let path = matches
+        .get_one::<PathBuf>("path")
+        .cloned()
+        .unwrap_or_default();
+    let now = daemon::real_now_ns();
+    let wanted = match (text("at"), text("id")) {
+        (Some(at), _) => match when::parse(at, now) {
+            Ok(at) => Wanted::At(at),
+            Err(why) => {
+                eprintln!("syncd: --at: {why}");
+                return ExitCode::from(2);
+            }
+        },
+        (None, Some(id)) => Wanted::Version(id.to_owned()),
+        (None, None) => Wanted::Last,
+    };
+    let done = place(&config, &args, &path).and_then(|(unit, path)| {
+        let restore = Restore {
+            me: &me,
+            args: &args,
+            unit,
+            wanted,
+        };
+        let one = || {
+            path.clone()
+                .ok_or("it is the directory of a set: name a file in it")
+        };
+        match (matches.get_flag("list"), matches.get_one::<PathBuf>("to")) {
+            (true, _) => restore.list(&one()?),
+            (false, Some(to)) => restore.export(&one()?, to),
+            (false, None) => restore.put_back(path.as_ref()),
+        }
+    });
+    match done {
+        Ok(said) => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("syncd: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An absolute path as it is written, no link followed: what it names may be gone.
+pub fn plain(path: &FsPath) -> Result<PathBuf, String> {
+    let absolute = std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    match absolute.components().any(|c| c == Component::ParentDir) {
+        true => Err(format!("{}: write it without ..", path.display())),
+        false => Ok(absolute.components().collect()),
+    }
+}
+
+/// The unit that a path belongs to.
+fn place(
+    config: &config::Config,
+    args: &Args,
+    path: &FsPath,
+) -> Result<(Unit, Option<Path>), String> {
+    let path = plain(path)?;
+    let units = units::former(config, &args.state_dir)?;
+    let place = units.into_iter().find_map(|unit| {
+        let inner = unit.inner(&path)?;
+        Some((unit, inner))
+    });
+    place.ok_or_else(|| {
+        format!(
+            "{} is in no set; `standin sync why` tells more",
+            path.display()
+        )
+    })
+}
+
+/// Which version.
+enum Wanted {
+    /// The last one that is not what is there.
+    Last,
+    At(u64),
+    Version(String),
+}
+
+/// One former version.
+struct Former {
+    at: u64,
+    node: Option<Node>,
+    /// By which what is kept aside is asked for.
+    aside: Option<String>,
+    why: String,
+}
+
+impl Former {
+    /// What people name it by.
+    fn id(&self) -> String {
+        let what = format!("{} {:?}", self.at, self.node);
+        blake3::hash(what.as_bytes())
+            .to_hex()
+            .chars()
+            .take(8)
+            .collect()
+    }
+
+    fn line(&self) -> String {
+        let (id, at) = (self.id(), when::show(self.at));
+        let Some(node) = &self.node else {
+            return format!("{at}  {id}  removed, {}", self.why);
+        };
+        let what = kind(&node.kind);
+        let Node { mode, uid, gid, .. } = node;
+        format!("{at}  {id}  {mode:04o} {uid}:{gid}  {what}, {}", self.why)
+    }
+}
+
+/// What it is, for people.
+pub fn kind(kind: &Kind) -> String {
+    match kind {
+        Kind::File { size, .. } => format!("file of {size} bytes"),
+        Kind::Directory => "directory".into(),
+        Kind::Symlink { target } => format!("link to {}", target.escape_ascii()),
+        Kind::HardLink { to } => format!("further name of {to}"),
+        Kind::Fifo => "pipe".into(),
+        Kind::Device { .. } => "device".into(),
+    }
+}
+
+/// What is kept of a unit.
+struct Chest<'a> {
+    archive: Option<&'a Archive>,
+    aside: Option<&'a Aside>,
+    lost: Vec<(String, Kept)>,
+}
+
+impl<'a> Chest<'a> {
+    fn new(archive: Option<&'a Archive>, aside: Option<&'a Aside>) -> Result<Self, String> {
+        let lost = aside.map(|a| a.list(ASIDE_MAX)).transpose();
+        let lost = lost.map_err(|e| e.to_string())?.unwrap_or_default();
+        Ok(Self {
+            archive,
+            aside,
+            lost,
+        })
+    }
+
+    /// The versions of a path, the oldest first.
+    fn of(&self, path: &Path) -> Result<Vec<Former>, String> {
+        let versions = self.archive.map(|a| a.of(path)).transpose();
+        let versions = versions.map_err(|e| e.to_string())?.unwrap_or_default();
+        let mut all: Vec<_> = versions
+            .into_iter()
+            .map(|version| Former {
+                at: version.at,
+                why: format!("by {}", version.entry.rank.replica.server),
+                node: version.entry.node,
+                aside: None,
+            })
+            .collect();
+        for (id, kept) in self.lost.iter().filter(|(_, kept)| kept.path == *path) {
+            match all.iter_mut().find(|f| f.node.as_ref() == Some(&kept.node)) {
+                Some(known) => known.why += &format!(", {}", kept.why),
+                None => {
+                    let since = u64::try_from(kept.node.mtime).unwrap_or(kept.at);
+                    all.push(Former {
+                        at: since.min(kept.at),
+                        node: Some(kept.node.clone()),
+                        aside: Some(id.clone()),
+                        why: kept.why.clone(),
+                    });
+                }
+            }
+        }
+        all.sort_by_key(|former| former.at);
+        Ok(all)
+    }
+
+    /// All paths in a directory, or in the set.
+    fn below(&self, path: Option<&Path>) -> Result<BTreeSet<Path>, String> {
+        let kept = self.archive.map(|a| a.below(path)).transpose();
+        let kept = kept.map_err(|e| e.to_string())?.unwrap_or_default();
+        let is_below = |p: &Path| path.is_none_or(|path| p.is_below(path));
+        let lost = self.lost.iter().map(|(_, kept)| kept.path.clone());
+        Ok(kept.into_iter().chain(lost.filter(is_below)).collect())
+    }
+}
+
+/// Contents of versions, for whoever writes them.
+struct Bytes<'a> {
+    kept: &'a Chest<'a>,
+    aside: BTreeMap<Path, String>,
+}
+
+impl Contents for Bytes<'_> {
+    fn bring(&mut self, path: &Path, node: &Node, mut into: &File) -> io::Result<()> {
+        let Kind::File { digest, .. } = &node.kind else {
+            return Ok(());
+        };
+        if let (Some(id), Some(aside)) = (self.aside.get(path), self.kept.aside) {
+            io::copy(&mut aside.contents(id)?, &mut into)?;
+            return Ok(());
+        }
+        let piece = |bytes: &[u8]| into.write_all(bytes);
+        let read = self.kept.archive.map(|a| a.read(digest, piece)).transpose();
+        match read.map_err(io::Error::other)? {
+            Some(true) => Ok(()),
+            _ => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "its contents were not kept",
+            )),
+        }
+    }
+}
+
+struct Restore<'a> {
+    me: &'a ServerName,
+    args: &'a Args,
+    unit: Unit,
+    wanted: Wanted,
+}
+
+impl Restore<'_> {
+    /// The one that is wanted; `now` is there.
+    fn choose(&self, path: &Path, all: Vec<Former>, now: Option<&Node>) -> Result<Former, String> {
+        let none = |why: &str| format!("{path}: {why}; `--list` tells what there is");
+        let oldest = all.first().map(|f| when::show(f.at));
+        match &self.wanted {
+            Wanted::Version(id) => {
+                let mut named = all.into_iter().filter(|f| f.id().starts_with(id.as_str()));
+                let first = named
+                    .next()
+                    .ok_or_else(|| none(&format!("no version {id}")))?;
+                match named.next() {
+                    Some(_) => Err(none(&format!(
+                        "{id} begins the names of more than one version"
+                    ))),
+                    None => Ok(first),
+                }
+            }
+            Wanted::At(at) => {
+                let then = all.into_iter().rfind(|f| f.at <= *at);
+                match (then, oldest) {
+                    (Some(then), _) => Ok(then),
+                    (None, Some(oldest)) => {
+                        Err(none(&format!("the oldest version is of {oldest}")))
+                    }
+                    (None, None) => Err(none("no former version is kept")),
+                }
+            }
+            Wanted::Last => {
+                let former = |f: &Former| f.node.is_some() && f.node.as_ref() != now;
+                let last = all.into_iter().rfind(former);
+                last.ok_or_else(|| none("no former version is kept"))
+            }
+        }
+    }
+
+    /// What is kept, without a look at the directory, which may be gone.
+    fn with_kept<T>(&self, ask: impl FnOnce(&Chest<'_>) -> Result<T, String>) -> Result<T, String> {
+        let state = self.unit.state(&self.args.state_dir);
+        let file = state.join("kept");
+        let open = || file.exists().then(|| Archive::open(&file)).transpose();
+        let archive = patiently(|| open().map_err(|e| (e.is_busy(), e.to_string())))?;
+        let aside = match Aside::read(&state.join("aside")) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(|e| e.to_string())?),
+        };
+        ask(&Chest::new(archive.as_ref(), aside.as_ref())?)
+    }
+
+    fn list(&self, path: &Path) -> Result<String, String> {
+        let all = self.with_kept(|kept| kept.of(path))?;
+        if all.is_empty() {
+            let mend = match self.unit.keep {
+                Some(_) => "it was never seen by a run",
+                None => "its set has no keep in the configuration",
+            };
+            return Err(format!("no former version of {path} is kept: {mend}"));
+        }
+        Ok(all.iter().map(Former::line).collect::<Vec<_>>().join("\n"))
+    }
+
+    fn export(&self, path: &Path, to: &FsPath) -> Result<String, String> {
+        self.with_kept(|kept| {
+            let all = kept.of(path)?;
+            // What was seen last is what is there.
+            let now = all.last().and_then(|f| f.node.clone());
+            let former = self.choose(path, all, now.as_ref())?;
+            let at = former.at;
+            let former = whole(kept, former)?;
+            let Some(node) = &former.node else {
+                return Err(format!("{path} was not there at that time"));
+            };
+            if node.is_directory() {
+                return Err(format!("{path} was a directory: name a file in it"));
+            }
+            let aside = former.aside.iter().map(|id| (path.clone(), id.clone()));
+            let mut bytes = Bytes {
+                kept,
+                aside: aside.collect(),
+            };
+            store::export(to, path, node, &mut bytes).map_err(|e| e.to_string())?;
+            Ok(format!("{} is {path} of {}", to.display(), when::show(at)))
+        })
+    }
+
+    fn put_back(&self, path: Option<&Path>) -> Result<String, String> {
+        // A single file that is gone is no directory that might not be mounted.
+        let allowed = Allowed {
+            deletes: self.unit.names().next().is_some(),
+            root: false,
+        };
+        let open = || Local::open(self.unit.clone(), self.me, self.args, allowed);
+        let local = patiently(|| open().map_err(|e| (e == BUSY, e)))?;
+        let told = |e: store::Error| e.to_string();
+        let unkept = local.keep().map_err(told)?;
+        if let Some((path, why)) = unkept.first.first() {
+            return Err(format!(
+                "what is there now could not be kept: {path}: {why}"
+            ));
+        }
+        let kept = Chest::new(local.archive.as_ref(), Some(&local.set.aside))?;
+        let (nodes, aside) = self.nodes(&local, &kept, path)?;
+        let count = nodes.len();
+        let operations = operations(&local, &kept, nodes)?;
+        if operations.is_empty() {
+            return Ok("all is as it was: nothing to do".into());
+        }
+        let locks = accounts::lock(&local.unit)?;
+        let mut bytes = Bytes { kept: &kept, aside };
+        let now = daemon::real_now_ns();
+        let applied = store::apply(&local.set, &local.index, operations, &mut bytes, now);
+        drop(locks);
+        let applied = applied.map_err(told)?;
+        accounts::note(&local)?;
+        local.keep().map_err(told)?;
+        let left = applied.failed.first.iter().chain(&applied.put_off.first);
+        let left: Vec<_> = left.map(|(path, why)| format!("{path}: {why}")).collect();
+        match left.is_empty() {
+            true => Ok(format!(
+                "{} of {count} put back; the next run makes it so on the other servers",
+                applied.done
+            )),
+            false => Err(format!("not put back: {}", left.join("; "))),
+        }
+    }
+
+    /// What shall be there: the path itself, and what was in it if it was a directory.
+    fn nodes(&self, local: &Local, kept: &Chest<'_>, path: Option<&Path>) -> Result<Nodes, String> {
+        let there = |path: &Path| -> Result<Option<Node>, String> {
+            let row = local.index.row(path).map_err(|e| e.to_string())?;
+            Ok(row.and_then(|row| row.entry.node))
+        };
+        let mut chosen = Vec::new();
+        if let Some(path) = path {
+            let (now, all) = (there(path)?, kept.of(path)?);
+            let directory = |node: &Node| node.is_directory();
+            let was_directory = all.iter().any(|f| f.node.as_ref().is_some_and(directory));
+            if !was_directory || !now.as_ref().is_none_or(directory) {
+                let former = whole(kept, self.choose(path, all, now.as_ref())?)?;
+                if former.node.is_none() {
+                    return Err(format!("{path} was not there at that time"));
+                }
+                chosen.push((path.clone(), former));
+            }
+        }
+        if chosen.is_empty() {
+            if matches!(self.wanted, Wanted::Version(_)) {
+                return Err("it is a directory: give --at, or name a file in it".into());
+            }
+            for path in path.cloned().into_iter().chain(kept.below(path)?) {
+                let mut all = kept.of(&path)?.into_iter();
+                let former = match &self.wanted {
+                    // What is there stays.
+                    Wanted::Last if there(&path)?.is_some() => None,
+                    Wanted::At(at) => all.rfind(|f| f.at <= *at),
+                    _ => all.rfind(|f| f.node.is_some()),
+                };
+                chosen.extend(former.map(|former| (path, former)));
+            }
+            let live = chosen.iter().filter(|c| c.1.node.is_some());
+            let live: BTreeSet<_> = live.map(|c| c.0.clone()).collect();
+            let single = |former: Former| -> Result<Former, String> {
+                match former.node.as_ref().map(|n| &n.kind) {
+                    Some(Kind::HardLink { to }) if !live.contains(to) && there(to)?.is_none() => {
+                        whole(kept, former)
+                    }
+                    _ => Ok(former),
+                }
+            };
+            let each = chosen.into_iter();
+            let each = each.map(|(path, former)| Ok((path, single(former)?)));
+            chosen = each.collect::<Result<_, String>>()?;
+        }
+        let (mut nodes, mut aside) = Nodes::default();
+        for (path, former) in chosen {
+            aside.extend(former.aside.map(|id| (path.clone(), id)));
+            nodes.extend(former.node.map(|node| (path, node)));
+        }
+        Ok((nodes, aside))
+    }
+}
+
+/// A further name is a file of its own where that file is not there.
+fn whole(kept: &Chest<'_>, former: Former) -> Result<Former, String> {
+    let Some(Kind::HardLink { to }) = former.node.as_ref().map(|n| &n.kind) else {
+        return Ok(former);
+    };
+    let then = kept.of(to)?.into_iter().rfind(|f| f.at <= former.at);
+    then.filter(|f| f.node.is_some())
+        .ok_or_else(|| format!("{to}, of which it was a further name, is not kept"))
+}
+
+/// What shall be where, and what of it is kept aside.
+type Nodes = (BTreeMap<Path, Node>, BTreeMap<Path, String>);
+
+/// Operations that make it so, each a change of this server; directories that are missing are made.
+fn operations(
+    local: &Local,
+    kept: &Chest<'_>,
+    mut nodes: BTreeMap<Path, Node>,
+) -> Result<Vec<Operation>, String> {
+    let entry = |path: &Path| -> Result<Option<Entry>, String> {
+        let row = local.index.row(path).map_err(|e| e.to_string())?;
+        Ok(row.map(|row| row.entry))
+    };
+    for path in nodes.keys().cloned().collect::<Vec<_>>() {
+        for above in std::iter::successors(path.parent(), Path::parent) {
+            if nodes.contains_key(&above) || entry(&above)?.is_some_and(|e| e.node.is_some()) {
+                break;
+            }
+            let last = kept.of(&above)?.into_iter().filter_map(|f| f.node);
+            let last = last.rev().find(Node::is_directory);
+            let made = || Node {
+                kind: Kind::Directory,
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+                mtime: 0,
+                attributes: BTreeMap::new(),
+            };
+            nodes.insert(above, last.unwrap_or_else(made));
+        }
+    }
+    let mut author = local.author().map_err(|e| e.to_string())?;
+    let now = daemon::real_now_ns();
+    let mut operations = Vec::new();
+    for (path, node) in nodes {
+        let was = entry(&path)?;
+        let known = was.as_ref().and_then(|w| w.node.as_ref());
+        if known == Some(&node) {
+            continue;
+        }
+        operations.push(Operation {
+            // What is in no archive is kept aside.
+            keep: local.archive.is_none() && known.is_some_and(|n| !n.is_directory()),
+            entry: author.change(was.as_ref(), Some(node), now),
+            path,
+            was,
+            source: Source::Fetch,
+        });
+    }
+    Ok(operations)
+}
+
+/// Tries again while somebody else has it.
+fn patiently<T>(mut open: impl FnMut() -> Result<T, (bool, String)>) -> Result<T, String> {
+    let start = Instant::now();
+    loop {
+        match open() {
+            Err((true, _)) if start.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(50))
+            }
+            Err((true, _)) => return Err(BUSY.into()),
+            other => return other.map_err(|(_, why)| why),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! How fast files become alike: syncd beside rsync and unison, over the same SSH server on loopback, in the same run.
+//!
+//! Needs root: each side sees its own directory at the same path, and the network is one of its own.
+
+mod scene;
+mod tools;
+mod trees;
+mod works;
+
+use scene::{Outcome, Scene};
+use standin_tests::Summary;
+use std::{env, fmt::Write, path::PathBuf, process::ExitCode};
+use tools::{TOOLS, Tool};
+use works::{WORKS, Work};
+
+const USAGE: &str = "bench-sync [--runs N] [--scale PERCENT] [--tools NAME,...] [--works NAME,...]";
+
+struct Options {
+    runs: usize,
+    /// Of the usual sizes, in percent.
+    scale: u64,
+    tools: Option<Vec<String>>,
+    works: Option<Vec<String>>,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options {
+        runs: 5,
+        scale: 100,
+        tools: None,
+        works: None,
+    };
+    let tools: Vec<_> = TOOLS.iter().map(|t| t.key).collect();
+    let works: Vec<_> = WORKS.iter().map(|w| w.key).collect();
+    let usage = || {
+        format!(
+            "{USAGE}\ntools: {}\nworks: {}",
+            tools.join(" "),
+            works.join(" ")
+        )
+    };
+    let mut args = env::args().skip(1);
+    while let Some(option) = args.next() {
+        let value = args.next().ok_or_else(usage)?;
+        let list = |known: &[&str]| {
+            let names: Vec<_> = value.split(',').map(str::to_owned).collect();
+            match names.iter().find(|name| !known.contains(&name.as_str())) {
+                Some(unknown) => Err(format!("{unknown}: no such name\n{}", usage())),
+                None => Ok(Some(names)),
+            }
+        };
+        let number = || value.parse().map_err(|_| usage());
+        match option.as_str() {
+            "--runs" => options.runs = number()?,
+            "--scale" => options.scale = number()? as u64,
+            "--tools" => options.tools = list(&tools)?,
+            "--works" => options.works = list(&works)?,
+            _ => return Err(usage()),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> ExitCode {
+    let mut args = env::args().skip(1);
+    if args.next().as_deref() == Some("--now") {
+        return end(tools::now(&PathBuf::from(args.next().unwrap_or_default())));
+    }
+    let told = options().and_then(|options| scene::own_network().and_then(|()| run(&options)));
+    end(told)
+}
+
+fn end(told: Result<(), String>) -> ExitCode {
+    match told {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("bench-sync: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), String> {
+    let named = |names: &Option<Vec<String>>, key: &str, usual: bool| {
+        names
+            .as_ref()
+            .map_or(usual, |names| names.iter().any(|n| n == key))
+    };
+    let tools: Vec<_> = TOOLS
+        .iter()
+        .filter(|t| named(&options.tools, t.key, true))
+        .collect();
+    println!(
+        "median (minimum..maximum) of {}; times in seconds, CPU of both sides, bytes over loopback with all headers, memory of the \
+         calling side; ratio = rsync's median : this one's\n",
+        options.runs
+    );
+    println!("| work | tool | s | ratio | CPU s | kB | MB |\n|---|---|---|---|---|---|---|");
+    for work in WORKS
+        .iter()
+        .filter(|w| named(&options.works, w.key, w.usual))
+    {
+        let mut first = None;
+        for tool in &tools {
+            let outcomes = play(work, tool, options)
+                .map_err(|why| format!("{} with {}: {why}", work.key, tool.key))?;
+            if !outcomes.is_empty() {
+                println!("{}", row(work, tool, &outcomes, &mut first));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One work with one tool, as often as asked for.
+fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, String> {
+    let mut scene = Scene::new(work.others)?;
+    let size = |usual: u64| (usual * options.scale / 100).max(1);
+    (work.make)(&scene, &size)?;
+    if tool.warm && work.begin_alike {
+        scene.start_daemon()?;
+    }
+    if work.begin_alike {
+        tool.run(&scene)?;
+        scene.settle(tool)?;
+    }
+    let mut outcomes = Vec::new();
+    if tool.warm && !work.begin_alike {
+        return Ok(outcomes); // the first time is cold
+    }
+    for round in 0..options.runs {
+        if work.begin_alike {
+            (work.change)(&scene, round)?;
+        } else {
+            scene.forget()?;
+        }
+        scene.quiet()?;
+        outcomes.push(scene.measure(&mut (tool.call)(&scene)?)?);
+        scene.alike()?;
+    }
+    Ok(outcomes)
+}
+
+fn row(work: &Work, tool: &Tool, outcomes: &[Outcome], first: &mut Option<f64>) -> String {
+    let of = |figure: &dyn Fn(&Outcome) -> f64| {
+        Summary::of(&outcomes.iter().map(figure).collect::<Vec<_>>())
+    };
+    let seconds = of(&|o| o.seconds);
+    let rsync = *first.get_or_insert(seconds.median);
+    let mut line = format!("| {} | {} ", work.title, tool.title);
+    let _ = write!(line, "| {:.3} ", seconds.median);
+    let _ = write!(line, "({:.3}..{:.3}) ", seconds.min, seconds.max);
+    let _ = write!(line, "| {:.2} ", rsync / seconds.median.max(0.000_001));
+    let _ = write!(line, "| {:.2} ", of(&|o| o.processor).median);
+    let _ = write!(line, "| {:.1} ", of(&|o| o.kilobytes).median);
+    let _ = write!(line, "| {:.0} |", of(&|o| o.megabytes).max);
+    line
+}

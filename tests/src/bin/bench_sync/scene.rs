@@ -1,0 +1,350 @@
+//! Two sides, each with a directory of its own at the same path, and an SSH server between them.
+
+use crate::tools::Tool;
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::{
+        resource::{UsageWho, getrusage},
+        statvfs::statvfs,
+        time::TimeVal,
+    },
+};
+use std::{
+    fs,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+const PORT: u16 = 2222;
+/// Who may be there besides alpha, each with an address of its own.
+const OTHERS: [(&str, &str); 3] = [
+    ("beta", "127.0.0.1"),
+    ("gamma", "127.0.0.3"),
+    ("delta", "127.0.0.4"),
+];
+/// What syncd takes for too young to be trusted, and a little more.
+const YOUNG: Duration = Duration::from_millis(2500);
+
+/// What one run took.
+pub struct Outcome {
+    pub seconds: f64,
+    pub kilobytes: f64,
+    pub megabytes: f64,
+    /// Seconds of processors, of all processes on both sides that end with it: what others do on the machine matters
+    /// less to it.
+    pub processor: f64,
+}
+
+/// See the module.
+pub struct Scene {
+    dir: PathBuf,
+    others: &'static [(&'static str, &'static str)],
+    sshds: Vec<Child>,
+    /// syncd's daemon of alpha, if one is running.
+    daemon: Option<Child>,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        for child in self.daemon.iter_mut().chain(&mut self.sshds) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// From here on all traffic is within this process and its children.
+pub fn own_network() -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|e| format!("needs root: {e}"))?;
+    fine(Command::new("ip").args(["link", "set", "lo", "up"])).map(drop)
+}
+
+/// What a command says, or why not.
+pub fn fine(command: &mut Command) -> Result<String, String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("{command:?}: {e}"))?;
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(said(&output.stdout))
+    } else {
+        let why = said(&output.stderr);
+        Err(format!("{command:?}: {}: {why}", output.status))
+    }
+}
+
+fn told(what: &str) -> impl Fn(std::io::Error) -> String {
+    move |e| format!("{what}: {e}")
+}
+
+impl Scene {
+    /// Alpha, and so many others.
+    pub fn new(others: usize) -> Result<Self, String> {
+        let parent = std::env::temp_dir();
+        let free = statvfs(&parent).map_err(|e| e.to_string())?;
+        if (free.blocks_available() as u64).saturating_mul(free.fragment_size() as u64) < 8 << 30 {
+            return Err(format!("{}: 8 GB are needed there", parent.display()));
+        }
+        let dir = parent.join(format!("standin-bench-sync-{}", std::process::id()));
+        let mut scene = Self {
+            dir,
+            others: &OTHERS[..others],
+            sshds: Vec::new(),
+            daemon: None,
+        };
+        let sides = scene.others.iter().map(|(name, _)| *name);
+        for side in sides.chain(["alpha", "."]) {
+            fs::create_dir_all(scene.data(side)).map_err(told(side))?;
+        }
+        for key in ["host", "syncd", "others"] {
+            let mut keygen = Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]);
+            fine(keygen.arg(scene.at(key)))?;
+        }
+        scene.configure()?;
+        for (side, address) in scene.others {
+            scene.start(side, address)?;
+        }
+        Ok(scene)
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// What a side keeps alike.
+    pub fn data(&self, side: &str) -> PathBuf {
+        self.at(side).join("data")
+    }
+
+    fn read(&self, name: &str) -> Result<String, String> {
+        fs::read_to_string(self.at(name)).map_err(told(name))
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), String> {
+        fs::write(self.at(name), text).map_err(told(name))
+    }
+
+    fn configure(&self) -> Result<(), String> {
+        let key = self.read("host.pub")?;
+        let key: Vec<_> = key.split_whitespace().take(2).collect();
+        let key = key.join(" ");
+        let own = self.at("syncd").display().to_string();
+        let data = self.at("data").display().to_string();
+        let mut text = format!(
+            "[cluster]\nname = \"bench\"\nquorum = \"none\"\n[ssh]\nport = {PORT}\nkey = \"{own}\"\n"
+        );
+        for (name, address) in self.others.iter().chain(&[("alpha", "127.0.0.2")]) {
+            text += &format!(
+                "[[server]]\nname = \"{name}\"\naddress = [\"{address}\"]\nhost_key = \"{key}\"\n"
+            );
+        }
+        text += &format!("[[sync]]\nname = \"data\"\npath = [\"{data}\"]\n");
+        self.write("standin.toml", &text)
+    }
+
+    /// A command on a side: where the directory is that side's.
+    pub fn on(&self, side: &str, program: &Path) -> Command {
+        let view = "mount --bind \"$1\" \"$2\" && mount -t tmpfs run /run && mkdir -m 755 /run/sshd && shift 2 && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command
+            .args(["-m", "--propagation", "private", "sh", "-c", view, "sh"])
+            .args([self.data(side), self.at("data")])
+            .arg(program);
+        command
+    }
+
+    /// syncd's options on a side.
+    pub fn options(&self, side: &str) -> Vec<String> {
+        let at = |path: PathBuf| path.display().to_string();
+        let mut options = vec!["--config".into(), at(self.at("standin.toml"))];
+        options.extend(["--server".into(), side.into()]);
+        options.extend(["--state-dir".into(), at(self.at(side).join("state"))]);
+        options.extend(["--run-dir".into(), at(self.at(side).join("run"))]);
+        options
+    }
+
+    fn start(&mut self, side: &str, address: &str) -> Result<(), String> {
+        let syncd = crate::tools::syncd()?;
+        let (own, others) = (self.read("syncd.pub")?, self.read("others.pub")?);
+        let forced = format!(
+            "restrict,command=\"{} serve {}\" {own}{others}",
+            syncd.display(),
+            self.options(side).join(" ")
+        );
+        let authorized = format!("{side}/authorized");
+        self.write(&authorized, &forced)?;
+        let host = self.read("host.pub")?;
+        self.write("known", &format!("[127.0.0.*]:{PORT} {host}"))?;
+        let mut command = self.on(side, Path::new("/usr/sbin/sshd"));
+        command.args(["-D", "-e", "-f", "/dev/null", "-p", &PORT.to_string()]);
+        for option in [
+            format!("ListenAddress={address}"),
+            format!("HostKey={}", self.at("host").display()),
+            format!("AuthorizedKeysFile={}", self.at(&authorized).display()),
+            "StrictModes=no".into(),
+            "PidFile=none".into(),
+            "UsePAM=no".into(),
+            "PermitRootLogin=yes".into(),
+            "Subsystem=none /bin/false".into(),
+        ] {
+            command.args(["-o", &option]);
+        }
+        let log = fs::File::create(self.at("sshd.log")).map_err(told("sshd.log"))?;
+        let sshd = command.stdin(Stdio::null()).stderr(log).spawn();
+        self.sshds.push(sshd.map_err(told("sshd"))?);
+        let start = Instant::now();
+        while TcpStream::connect((address, PORT)).is_err() {
+            if start.elapsed() > Duration::from_secs(30) {
+                return Err(format!("sshd: {}", self.read("sshd.log")?));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Where the others are: name and address.
+    pub fn others(&self) -> &'static [(&'static str, &'static str)] {
+        self.others
+    }
+
+    /// Starts alpha's daemon, which keeps its sessions.
+    pub fn start_daemon(&mut self) -> Result<(), String> {
+        fs::create_dir_all(self.at("alpha/run")).map_err(told("run"))?;
+        let mut command = self.on("alpha", &crate::tools::syncd()?);
+        command.args(self.options("alpha")).stdin(Stdio::null());
+        let log = fs::File::create(self.at("daemon.log")).map_err(told("daemon.log"))?;
+        let daemon = command.stdout(Stdio::null()).stderr(log).spawn();
+        self.daemon = Some(daemon.map_err(told("syncd"))?);
+        let start = Instant::now();
+        while !self.at("alpha/run/syncd.sock").exists() {
+            if start.elapsed() > Duration::from_secs(30) {
+                return Err(format!("syncd: {}", self.read("daemon.log")?));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// How the others call ssh.
+    pub fn ssh_options(&self) -> String {
+        format!(
+            "-p {PORT} -i {} -o IdentitiesOnly=yes -o UserKnownHostsFile={} -F /dev/null",
+            self.at("others").display(),
+            self.at("known").display()
+        )
+    }
+
+    /// Nothing of former runs is left, nor what beta has: the next one is the first.
+    pub fn forget(&self) -> Result<(), String> {
+        let script =
+            "rm -rf */state unison alpha/data/.standin-* && find beta/data -mindepth 1 -delete";
+        let mut command = Command::new("sh");
+        fine(command.args(["-c", script]).current_dir(&self.dir)).map(drop)
+    }
+
+    /// Whatever is young grows old and is looked at once more.
+    pub fn settle(&self, tool: &Tool) -> Result<(), String> {
+        thread::sleep(YOUNG);
+        tool.run(self)
+    }
+
+    /// What others wrote is on the disk, and the disk has nothing to do.
+    pub fn quiet(&self) -> Result<(), String> {
+        fine(&mut Command::new("sync")).map(drop)
+    }
+
+    /// What it takes to run this.
+    pub fn measure(&self, command: &mut Command) -> Result<Outcome, String> {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let log = fs::File::create(self.at("said")).map_err(told("said"))?;
+        let (before, used) = (over_loopback()?, self.processor()?);
+        let start = Instant::now();
+        let mut child = command.stderr(log).spawn().map_err(told("spawn"))?;
+        let id = self.daemon.as_ref().map_or(child.id(), Child::id);
+        let most = Arc::new(Mutex::new(0.0));
+        let watched = Arc::clone(&most);
+        thread::spawn(move || watch(id, &watched));
+        let status = child.wait().map_err(told("wait"))?;
+        let seconds = start.elapsed().as_secs_f64();
+        if !status.success() {
+            return Err(format!("{command:?}: {status}: {}", self.read("said")?));
+        }
+        Ok(Outcome {
+            seconds,
+            kilobytes: (over_loopback()? - before) / 1e3,
+            megabytes: *most.lock().unwrap_or_else(PoisonError::into_inner),
+            processor: self.processor()? - used,
+        })
+    }
+
+    /// What all children that have ended took, once the SSH server has none left.
+    fn processor(&self) -> Result<f64, String> {
+        let own = getrusage(UsageWho::RUSAGE_CHILDREN).map_err(|e| e.to_string())?;
+        let seconds = |t: TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
+        let mut ticks = 0.0;
+        for id in self.sshds.iter().map(Child::id) {
+            let children = format!("/proc/{id}/task/{id}/children");
+            let start = Instant::now();
+            while fs::read_to_string(&children).is_ok_and(|c| !c.is_empty())
+                && start.elapsed() < Duration::from_secs(5)
+                && self.daemon.is_none()
+            {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let stat = fs::read_to_string(format!("/proc/{id}/stat")).map_err(told("sshd"))?;
+            let fields = stat.rsplit(')').next().unwrap_or_default();
+            let fields = fields.split_whitespace().skip(13).take(2);
+            ticks += fields.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>();
+        }
+        Ok(seconds(own.user_time()) + seconds(own.system_time()) + ticks / 100.0)
+    }
+
+    /// Both sides have the same, or what differs first.
+    pub fn alike(&self) -> Result<(), String> {
+        let list = "find . -mindepth 1 -name .standin-stage -prune -o ! -name .standin-set -printf '%P %y %m %U %G %s %T@ %l\\n' \
+                    | sed '/ d /s/[0-9]* [0-9.]* $//' | LC_ALL=C sort | sha256sum";
+        let list = |side: &str| {
+            fine(
+                Command::new("sh")
+                    .args(["-c", list])
+                    .current_dir(self.data(side)),
+            )
+        };
+        let own = list("alpha")?;
+        for (side, _) in self.others {
+            if list(side)? != own {
+                return Err(format!("alpha and {side} differ afterwards"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn over_loopback() -> Result<f64, String> {
+    let bytes = fs::read_to_string("/proc/thread-self/net/dev").map_err(told("/proc/net/dev"))?;
+    let line = bytes.lines().find(|l| l.trim().starts_with("lo:"));
+    let count = line.and_then(|l| l.split(':').nth(1)?.split_whitespace().next()?.parse().ok());
+    count.ok_or("no loopback".into())
+}
+
+/// The most memory that a process has had, until it ends or nobody wants to know any more.
+fn watch(process: u32, most: &Arc<Mutex<f64>>) {
+    while let Ok(status) = fs::read_to_string(format!("/proc/{process}/status"))
+        && Arc::strong_count(most) > 1
+    {
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let Some(kilobytes) = line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok())
+        else {
+            break;
+        };
+        *most.lock().unwrap_or_else(PoisonError::into_inner) = kilobytes / 1e3;
+        thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,144 @@
+//! Who makes files alike.
+
+use crate::scene::{Scene, fine};
+use daemon::ctl;
+use protocol::{
+    Role,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        status::Detail,
+    },
+};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+/// One way to do it.
+pub struct Tool {
+    pub key: &'static str,
+    pub title: &'static str,
+    /// Sessions are kept by alpha's daemon.
+    pub warm: bool,
+    /// The call that is measured.
+    pub call: fn(&Scene) -> Result<Command, String>,
+}
+
+/// rsync first: the others are measured by it. Nor is it durable, as unison is not.
+pub const TOOLS: &[Tool] = &[
+    tool("rsync", "rsync", rsync),
+    tool("unison", "unison", unison),
+    tool("cold", "syncd, cold", cold),
+    Tool {
+        warm: true,
+        ..tool("warm", "syncd, warm", warm)
+    },
+];
+
+const fn tool(
+    key: &'static str,
+    title: &'static str,
+    call: fn(&Scene) -> Result<Command, String>,
+) -> Tool {
+    Tool {
+        key,
+        title,
+        warm: false,
+        call,
+    }
+}
+
+impl Tool {
+    pub fn run(&self, scene: &Scene) -> Result<(), String> {
+        fine(&mut (self.call)(scene)?).map(drop)
+    }
+}
+
+/// The one that was built with this.
+pub fn syncd() -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|e| e.to_string())?;
+    Ok(own.with_file_name("syncd"))
+}
+
+/// One command for all others, one after another as a script would.
+fn each(scene: &Scene, line: impl Fn(&str, &str) -> String) -> Command {
+    let lines = scene.others().iter().map(|(side, at)| line(side, at));
+    let mut command = Command::new("sh");
+    command.args(["-ec", &lines.collect::<Vec<_>>().join("; ")]);
+    command
+}
+
+fn rsync(scene: &Scene) -> Result<Command, String> {
+    let (from, ssh) = (scene.data("alpha"), scene.ssh_options());
+    Ok(each(scene, |side, address| {
+        let to = scene.data(side);
+        format!(
+            "rsync -aHAXS --delete -e 'ssh {ssh}' {}/ root@{address}:{}/",
+            from.display(),
+            to.display()
+        )
+    }))
+}
+
+/// It knows no ACL, no extended attribute and no hard link; the trees here have none.
+fn unison(scene: &Scene) -> Result<Command, String> {
+    let (from, ssh) = (scene.data("alpha"), scene.ssh_options());
+    let mut command = each(scene, |side, address| {
+        format!(
+            "unison -batch -silent -owner -group -numericids -times -perms -1 -confirmbigdel=false -sshargs '{ssh}' {} \
+             ssh://root@{address}/{}",
+            from.display(),
+            scene.data(side).display()
+        )
+    });
+    command.env("UNISON", scene.at("unison"));
+    Ok(command)
+}
+
+fn cold(scene: &Scene) -> Result<Command, String> {
+    let mut command = scene.on("alpha", &syncd()?);
+    command.arg("run").args(scene.options("alpha"));
+    Ok(command)
+}
+
+/// This program once more, as [`now`].
+fn warm(scene: &Scene) -> Result<Command, String> {
+    let own = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = Command::new(own);
+    command.arg("--now").arg(scene.at("alpha").join("run"));
+    Ok(command)
+}
+
+/// Has the daemon make all alike, and returns when that is done.
+pub fn now(run_dir: &Path) -> Result<(), String> {
+    let call = |request: &CtlRequest| {
+        let patience = Duration::from_secs(10);
+        ctl::call(run_dir, Role::Syncd, request, patience).map_err(|e| e.to_string())
+    };
+    let all = CtlRequest::SyncNow {
+        sets: Vec::new(),
+        peers: Vec::new(),
+    };
+    call(&all)?;
+    loop {
+        let CtlReply::Status(status) = call(&CtlRequest::Status)? else {
+            return Err("no status".into());
+        };
+        let Detail::Syncd(syncd) = status.detail else {
+            return Err("no status of syncd".into());
+        };
+        let mut peers = syncd.sets.iter().flat_map(|s| &s.peers);
+        if let Some(owed) = peers.find(|p| p.debt.as_ref().is_some_and(|d| d.tries > 0)) {
+            return Err(format!("{owed:?}"));
+        }
+        let busy = |s: &protocol::local::status::SetStatus| {
+            s.running.is_some() || s.peers.iter().any(|p| p.debt.is_some())
+        };
+        if !syncd.sets.iter().any(busy) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
