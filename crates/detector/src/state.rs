@@ -219,7 +219,7 @@ impl Detector {
     fn notice_deafness(&mut self, now: BootTime) {
         let due = |last: BootTime| last + self.params.heartbeat + self.patience();
         if self.hbd_heard.is_some_and(|last| now > due(last)) {
-            (self.listening, self.hbd_heard) = (None, None);
+            self.listening = None;
         }
     }
 
@@ -591,6 +591,16 @@ mod tests {
         }
         doctor.until(60_500);
         assert_eq!(doctor.state("beta"), Dead);
+    }
+
+    #[test]
+    fn an_hbd_that_was_deaf_once_is_watched_again_from_its_first_word_on() {
+        let mut doctor = Doctor::listening();
+        doctor.input(Input::HbdListens).beat("beta");
+        doctor.until(11_000).beat("beta").beat("gamma");
+        // Stopped again, and heard of again when a lease has passed: nobody had listened meanwhile.
+        doctor.until(11_600).beat("beta");
+        assert_eq!(doctor.state("gamma"), Unknown);
     }
 
     #[test]

@@ -213,6 +213,19 @@ impl Judge {
         }
     }
 
+    /// What a voter without memory waits for, it waits for by its clock, which runs otherwise from now on.
+    pub fn rate(&mut self, server: usize, now: Time, was: u64, is: u64) {
+        for stand in &mut self.stands[server] {
+            if let Some(Promise {
+                until: Until::True(until),
+                ..
+            }) = &mut stand.promise
+            {
+                *until = now + until.saturating_sub(now) * was / is.max(1);
+            }
+        }
+    }
+
     /// The disk is gone, and with it what this server called in alone: no other server can tell it its own
     /// vote for a call that nobody else heard (R21). The vote died with the instance that called.
     pub fn wiped(&mut self, server: usize) {

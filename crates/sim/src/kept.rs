@@ -15,6 +15,7 @@ kept! {
     "floor_told"
     "former_answer"
     "former_successor"
+    "hbd_stopped_twice"
     "invited_of_five"
     "invited_of_three"
     "lease_lowered_while_blank"

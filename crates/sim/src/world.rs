@@ -868,7 +868,8 @@ impl World {
             .electd
             .as_ref()
             .map_or(server.settings.lease, |e| e.longest());
-        server.excused = server.clock.local(now) + lease * 4 / 5;
+        let open = server.gates.iter().flatten().map(|g| g.deadline).max();
+        server.excused = (server.clock.local(now) + lease * 4 / 5).max(open.unwrap_or_default());
         for part in PARTS {
             self.stall(i, part, until - now);
         }
@@ -904,6 +905,7 @@ impl World {
         let now = self.now;
         self.look();
         let server = &mut self.servers[i];
+        self.judge.rate(i, now, server.rate, rate);
         server.rate = rate;
         if server.paused_until <= now {
             server.clock.set_rate(now, rate);
