@@ -209,7 +209,7 @@ impl Picture<'_> {
             "name": s.name.as_str(),
             "state": s.state.name(),
             "rank": s.rank,
-            "offset_us": offset.map(|o| o.offset_ns / 1000),
+            "offset_us": offset.map(|o| o.offset_ns as f64 / 1000.0),
             "offset_bound_us": offset.map(|o| o.bound_ns.div_ceil(1000)),
             "last_heard_ms": self.last_heard_ms(s).map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
             "freshness": { "term": s.freshness.0.0, "run": s.freshness.1 },
@@ -666,7 +666,7 @@ mod tests {
         assert_eq!(server["name"], "beta");
         assert_eq!(server["state"], "alive");
         assert_eq!(server["rank"], 1);
-        assert_eq!(server["offset_us"], -12);
+        assert_eq!(server["offset_us"], -12.4);
         assert_eq!(server["offset_bound_us"], 40);
         assert_eq!(server["last_heard_ms"], 50);
         assert_eq!(server["freshness"], json!({"term": 7, "run": 2}));

@@ -19,6 +19,7 @@ mod ssh;
 mod steer;
 mod triggers;
 mod units;
+mod versions;
 mod when;
 mod why;
 

@@ -1,5 +1,6 @@
 //! What clients see when something breaks: standin beside keepalived, on the same network, in the same run.
 
+mod clocks;
 mod crowd;
 mod faults;
 mod handovers;
@@ -98,6 +99,7 @@ const SCENARIOS: &[Scenario] = &[
     by_name(Runs::AtMost(2), fault("hogs", load::hogs)),
     by_name(Runs::AtMost(1), fault("busy", load::busy)),
     by_name(Runs::AtMost(1), fault("handovers", handovers::many)),
+    by_name(Runs::AtMost(1), fault("clocks", clocks::offsets)),
     Scenario {
         key: "virtual-mac",
         usual: false,
