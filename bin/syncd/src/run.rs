@@ -17,11 +17,14 @@ use std::{
     collections::BTreeMap,
     fmt,
     process::ExitCode,
-    sync::{Barrier, OnceLock},
+    sync::{Condvar, Mutex, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 use transfer::{Error, Farewell, Puller, serve};
+
+/// So long the others wait for a server that is slow to give what is new there.
+const OTHERS: Duration = Duration::from_secs(2);
 
 /// So often another run is waited for.
 const TRIES: u64 = 20;
@@ -242,6 +245,30 @@ struct Run<'a> {
 /// Whoever did not answer, or broke off, is not tried again in the same run, and why.
 type Lost = BTreeMap<String, String>;
 
+/// Counts the servers from which is still to be taken.
+struct Taken {
+    left: Mutex<usize>,
+    all: Condvar,
+}
+
+impl Taken {
+    fn new(servers: usize) -> Self {
+        Self {
+            left: Mutex::new(servers),
+            all: Condvar::new(),
+        }
+    }
+
+    /// One less; returns when none is left, or whoever is will not be waited for any longer.
+    fn wait(&self) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        *left = left.saturating_sub(1);
+        self.all.notify_all();
+        let waited = self.all.wait_timeout_while(left, OTHERS, |left| *left > 0);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
 type Outcomes<'a> = Vec<(&'a Server, Result<Done, String>)>;
 
 impl Run<'_> {
@@ -306,7 +333,7 @@ impl Run<'_> {
             Err(why) => return all(&why),
         };
         let start = Instant::now();
-        let (looked, taken) = (OnceLock::new(), Barrier::new(peers.len()));
+        let (looked, taken) = (OnceLock::new(), Taken::new(peers.len()));
         let ended = thread::scope(|scope| {
             let with = |peer: &'p Server| {
                 let (local, looked, taken) = (&local, &looked, &taken);
@@ -333,7 +360,7 @@ impl Run<'_> {
         local: &Local,
         peer: &Server,
         looked: &OnceLock<Result<(), String>>,
-        taken: &Barrier,
+        taken: &Taken,
     ) -> Result<(Report, Farewell), Stopped> {
         let (mut session, report) = match self.take(local, peer, looked) {
             Ok(both) => both,
