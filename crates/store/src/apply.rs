@@ -319,7 +319,11 @@ impl Run<'_> {
             Some(Node {
                 kind: Kind::HardLink { to },
                 ..
-            }) => Action::Link(to.clone()),
+            }) => {
+                // It may have had names of its own, of which not all are in the same batch.
+                links = self.links(path)?;
+                Action::Link(to.clone())
+            }
             Some(node) if was.is_some_and(|was| stays(was, node)) => Action::Give,
             Some(node) => match self.movable(&operation, node)? {
                 Some((from, stat)) => Action::Move(from, stat),

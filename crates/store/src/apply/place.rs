@@ -53,6 +53,9 @@ impl Run<'_> {
             Action::Link(to) => {
                 let temp = self.link(to)?;
                 self.put(&temp, path, before)?;
+                if let Some(old) = before {
+                    self.relink(path, &old, &links);
+                }
             }
             Action::Put(temp) => {
                 self.put(temp, path, before)?;

@@ -12,3 +12,4 @@ mod faults;
 mod index;
 mod look;
 mod metadata;
+mod rsync;

@@ -18,7 +18,7 @@ use std::{
 };
 
 /// An access ACL: rwx for the owner, r for user 12345, r-x for the group, mask r-x, nothing for others.
-fn acl() -> Vec<u8> {
+pub fn acl() -> Vec<u8> {
     let entries: [(u16, u16, u32); 5] = [
         (0x01, 7, u32::MAX),
         (0x02, 4, 12345),
@@ -35,11 +35,11 @@ fn acl() -> Vec<u8> {
     bytes
 }
 
-fn set(path: &Path, name: &str, value: &[u8]) {
+pub fn set(path: &Path, name: &str, value: &[u8]) {
     setxattr(path, name, value, XattrFlags::empty()).unwrap();
 }
 
-fn own(path: &Path, uid: u32, gid: u32) {
+pub fn own(path: &Path, uid: u32, gid: u32) {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
