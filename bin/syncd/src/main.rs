@@ -6,7 +6,6 @@ mod conflicts;
 mod fresh;
 mod jobs;
 mod locks;
-#[allow(dead_code, reason = "the daemon starts it")]
 mod machine;
 mod pull;
 mod replica;
@@ -16,7 +15,6 @@ mod serve;
 mod sessions;
 mod shell;
 mod ssh;
-#[allow(dead_code, reason = "the daemon starts it")]
 mod steer;
 mod triggers;
 mod units;

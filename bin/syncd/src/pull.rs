@@ -98,9 +98,10 @@ pub fn pull<S: Read + Write>(
     } else {
         local.keep().map_err(failed)?
     };
+    let planner = local.planner(&greeting.replica.server);
     let mut report = match local.unit.accounts {
-        true => accounts::pull(local, puller, told, allowed, dry)?,
-        false => take(local, puller, told, allowed, dry)?,
+        true => accounts::pull(local, puller, planner, told, allowed, dry)?,
+        false => take(local, puller, planner, told, allowed, dry)?,
     };
     if !dry {
         unkept.join(local.keep().map_err(failed)?);
@@ -119,12 +120,12 @@ pub fn pull<S: Read + Write>(
 fn take<S: Read + Write>(
     local: &Local,
     puller: &mut Puller<S>,
+    mut planner: Planner,
     told: u64,
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
     let mut report = Report::default();
-    let mut planner = Planner::default();
     let mut page = puller.changes(told)?;
     while !page.is_empty() {
         // What is left out here is nobody's business here, whatever the other's configuration says.

@@ -4,6 +4,7 @@ use crate::{
     conflicts, fresh,
     jobs::{self, Ground},
     sessions::Sessions,
+    steer::{self, Steer},
     triggers::change::{self, Watch, Word},
     units,
 };
@@ -67,6 +68,7 @@ struct Shell {
     proved: bool,
     fresh: Freshness,
     notes: BTreeMap<String, String>,
+    steer: Steer,
     stopped: bool,
 }
 
@@ -85,6 +87,7 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         sessions: Sessions::tended().map_err(|e| Error::io("start a thread", e))?,
         passed_on: Arc::new(Mutex::new(BTreeMap::new())),
     };
+    let steer = steer(&boot, true);
     let mut shell = Shell {
         plan: Plan::new(rules(&boot), memory.clone()),
         saved: memory,
@@ -97,6 +100,7 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         proved: false,
         fresh: Freshness::default(),
         notes: BTreeMap::new(),
+        steer,
         stopped: false,
     };
     if let Some(why) = lost {
@@ -108,6 +112,11 @@ pub fn run(boot: Boot) -> Result<(), Error> {
     shell.watch();
     shell.boot.ready();
     shell.serve()
+}
+
+fn steer(boot: &Boot, fresh: bool) -> Steer {
+    let config = Arc::clone(&boot.config);
+    steer::spawn(config, boot.me.clone(), boot.args.clone(), fresh)
 }
 
 fn now() -> Now {
@@ -357,6 +366,8 @@ impl Shell {
             );
         }
         self.note("reload", None);
+        self.steer.stop();
+        self.steer = steer(&self.boot, false);
         self.ground.config = Arc::clone(&self.boot.config);
         self.plan.rules(rules(&self.boot));
         self.prove();
@@ -371,7 +382,8 @@ impl Shell {
             CtlRequest::Status => {
                 let detail = Detail::Syncd(Box::new(self.status()));
                 let counters = self.events.counters();
-                let notes = self.notes.values().cloned().collect();
+                let notes = self.notes.values().cloned().chain([self.steer.in_words()]);
+                let notes = notes.collect();
                 CtlReply::Status(Box::new(self.boot.status(counters, notes, detail)))
             }
             CtlRequest::SyncNow { sets, peers } => self.wanted(&sets, &peers),
