@@ -306,7 +306,7 @@ impl Config {
 
     /// Whether there is anything for syncd to do.
     pub fn runs_syncd(&self) -> bool {
-        !self.sets.is_empty()
+        !self.sets.is_empty() || self.time.discipline == TimeDiscipline::Builtin
     }
 
     /// All servers but `me`.
