@@ -9,6 +9,7 @@ mod config;
 mod disk;
 mod failover;
 mod fences;
+mod files;
 mod handover;
 mod hostile;
 mod mac;
@@ -74,6 +75,9 @@ tests! {
     handover:
         handovers_lose_no_request
         handovers_lose_no_request_over_ipv6;
+    files:
+        files_are_alike_after_an_election_and_a_server_that_missed_a_run_does_not_win
+        a_master_that_loses_its_power_in_a_run_keeps_nothing_occupied;
     quorum:
         partition_never_makes_two_masters_and_healing_moves_nothing
         lost_beats_make_no_takeover

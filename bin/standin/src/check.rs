@@ -53,6 +53,14 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             interfaces(&config, &mut report);
             gate(&config.cluster, &mut report);
             scripts(&config, &mut report);
+            if !config.sets.is_empty() {
+                for found in crate::ssh::check(&config, &me) {
+                    match found {
+                        Ok(what) => report.ok(what),
+                        Err(what) => report.wrong(what),
+                    }
+                }
+            }
         }
         let running = roles(&config, &args.run_dir, &mut report);
         clocks(&args, &config, &mut report);

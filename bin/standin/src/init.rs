@@ -34,11 +34,11 @@ pub fn run(matches: &ArgMatches) -> Result<String, Error> {
         .iter()
         .map(|v| v.as_str())
         .collect();
-    Ok(format!(
-        "{}: {me} votes with {}",
-        path.display(),
-        voters.join(", ")
-    ))
+    let mut told = format!("{}: {me} votes with {}", path.display(), voters.join(", "));
+    if let Some(line) = crate::ssh::host_key_line(&me, &config) {
+        told += &format!("\n{line}");
+    }
+    Ok(told)
 }
 
 fn first(config: &Config) -> Reservation {

@@ -8,6 +8,7 @@ mod keygen;
 mod lab;
 mod restart;
 mod run;
+mod ssh;
 mod status;
 mod sync;
 mod time;

@@ -423,7 +423,7 @@ impl<S: Read + Write> Merging<'_, S> {
 
     /// The last version that both had, as far as it was kept.
     fn base(&self, path: &Path, here: &Entry, there: &Entry) -> Result<Vec<u8>, Error> {
-        let Some(archive) = &self.local.archive else {
+        let Some(archive) = self.local.versions.archive().map_err(failed)? else {
             return Ok(Vec::new());
         };
         let versions = archive.of(path).map_err(failed)?;

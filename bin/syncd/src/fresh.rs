@@ -1,4 +1,4 @@
-//! How fresh a unit is, by runs that were completed (DESIGN, "Freshness").
+//! How fresh a unit is, by runs that were completed (docs/SYNC.md, "Which server is fresher").
 //!
 //! The master of the first virtual server numbers runs: (term, run) means "all that this master had then". Whoever takes
 //! all that a server has is as fresh as that server was when it began to tell. So a number is only ever proved by a run,

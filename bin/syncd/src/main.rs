@@ -7,6 +7,7 @@ mod fresh;
 mod jobs;
 mod locks;
 mod machine;
+mod pace;
 mod pull;
 mod replica;
 mod restore;
@@ -18,6 +19,7 @@ mod ssh;
 mod steer;
 mod triggers;
 mod units;
+mod versions;
 mod when;
 mod why;
 

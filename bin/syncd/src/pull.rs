@@ -15,6 +15,9 @@ use std::{
 use store::{Applied, Listing};
 use transfer::{Error, Farewell, Greeting, Puller};
 
+/// So many entries, and a page more, are planned at once: some tens of megabytes.
+const MANY: usize = 16 * 1024;
+
 /// So few removals are never too many.
 const FEW: u64 = 20;
 
@@ -126,15 +129,27 @@ fn take<S: Read + Write>(
     dry: bool,
 ) -> Result<Report, Error> {
     let mut report = Report::default();
+<<<<<<< HEAD
     let mut page = puller.changes(told)?;
     while !page.is_empty() {
+=======
+    let mut planner = Planner::default();
+    let mut next = puller.changes(told)?;
+    while !next.is_empty() {
+        let mut page = next;
+        // Many together: while some wait for the disk, others come.
+        next = puller.more()?;
+        while !next.is_empty() && page.len() < MANY {
+            page.append(&mut next);
+            next = puller.more()?;
+        }
+>>>>>>> main
         // What is left out here is nobody's business here, whatever the other's configuration says.
         let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
         let offered = page.into_iter().filter(ours).collect();
         let index = local.index.reader().map_err(failed)?;
         let operations = planner.batch(&index, offered);
         carry_out(local, puller, operations, dry, &mut report)?;
-        page = puller.more()?;
     }
     let removals = planner.removal_count();
     let limit = Limit {

@@ -1,6 +1,6 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::{accounts, fresh, units::Unit};
+use crate::{accounts, fresh, units::Unit, versions::Versions};
 use daemon::Args;
 use filesync::{Author, Digest, Path, Planner, Replica};
 use protocol::{
@@ -18,11 +18,16 @@ use std::{
     sync::{Mutex, OnceLock},
     time::Duration,
 };
-use store::{Archive, Calls, Counts, Index, Keep, Listing, Look, Opened, Own, Set, Summary};
+use store::{Calls, Counts, Index, Listing, Look, Opened, Own, Set, Summary};
 use transfer::{Changes, Origin};
 
+<<<<<<< HEAD
 /// So many former versions of account files there always are: they are merged against the last one that both had.
 const BASES: Keep = Keep::Versions(16);
+=======
+/// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
+const UNIT: u64 = 1_000_000_000;
+>>>>>>> main
 
 /// What is said while another run has the unit.
 pub const BUSY: &str = "another run is at work on it";
@@ -38,8 +43,8 @@ pub struct Local {
     pub replica: Replica,
     /// Where what belongs to it is kept.
     pub state: PathBuf,
-    /// Former versions, if any are kept.
-    pub archive: Option<Archive>,
+    /// Former versions.
+    pub versions: Versions,
     /// What the look at it gave.
     summary: OnceLock<Summary>,
     /// Taken by whoever changes what is here: from one server after another.
@@ -105,15 +110,13 @@ impl Local {
             .map_err(told)?;
         let held = holds_an_address(args, me);
         let replica = index.state().map_err(told)?.replica;
-        let kept = unit.keep.is_some() || unit.accounts;
-        let archive = kept.then(|| Archive::open(&state_dir.join("kept")));
         Ok(Self {
+            versions: Versions::new(&state_dir, unit.keep, unit.accounts),
             unit,
             index,
             set,
             replica,
             state: state_dir,
-            archive: archive.transpose().map_err(told)?,
             summary: OnceLock::new(),
             turn: Mutex::new(()),
             held,
@@ -124,13 +127,7 @@ impl Local {
 
     /// Keeps what is here now, before anything takes its place; what could not be kept.
     pub fn keep(&self) -> Result<Listing, store::Error> {
-        let Some(archive) = &self.archive else {
-            return Ok(Listing::default());
-        };
-        let keep = self.unit.keep.unwrap_or(BASES);
-        let now = daemon::real_now_ns();
-        let stored = archive.keep(&self.set, &self.index, keep, now)?;
-        Ok(stored.failed)
+        self.versions.keep(&self.set, &self.index)
     }
 
     /// Finds out what changed.

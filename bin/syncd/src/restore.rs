@@ -388,7 +388,8 @@ impl Restore<'_> {
                 "what is there now could not be kept: {path}: {why}"
             ));
         }
-        let kept = Chest::new(local.archive.as_ref(), Some(&local.set.aside))?;
+        let archive = local.versions.archive().map_err(told)?;
+        let kept = Chest::new(archive, Some(&local.set.aside))?;
         let (nodes, aside) = self.nodes(&local, &kept, path)?;
         let count = nodes.len();
         let operations = operations(&local, &kept, nodes)?;
@@ -522,7 +523,7 @@ fn operations(
         }
         operations.push(Operation {
             // What is in no archive is kept aside.
-            keep: local.archive.is_none() && known.is_some_and(|n| !n.is_directory()),
+            keep: local.unit.keep.is_none() && known.is_some_and(|n| !n.is_directory()),
             entry: author.change(was.as_ref(), Some(node), now),
             path,
             was,

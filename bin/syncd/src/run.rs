@@ -191,7 +191,7 @@ pub struct Wanted {
     pub peers: Vec<String>,
     pub dry: bool,
     pub allowed: Allowed,
-    /// Nobody reads along: what changed nothing is not told.
+    /// Nobody reads along: it goes to the log, and what changed nothing is not told.
     pub quiet: bool,
     /// Nothing is begun later.
     pub until: Option<Instant>,
@@ -272,7 +272,7 @@ impl Run<'_> {
                     Err(Stopped::Busy) if tries < TRIES => left.push(peer),
                     Err(stopped) => {
                         let why = stopped.to_string();
-                        eprintln!("{} with {}: {why}", unit.name, peer.name);
+                        self.complain(&format!("{} with {}: {why}", unit.name, peer.name));
                         if let Stopped::Lost(_) = stopped {
                             lost.insert(peer.name.to_string(), why.clone());
                         }
@@ -359,6 +359,7 @@ impl Run<'_> {
     ) -> Result<(Connection, Report), Stopped> {
         let session = self.sessions.lend(self.config, peer);
         let mut session = session.map_err(|why| Stopped::Lost(format!("cannot reach {why}")))?;
+        session.get_mut().pace = local.unit.pace.clone();
         let broken = |e: Error| Stopped::of(e.to_string());
         let mut puller = Puller::new(&mut session).map_err(|e| broken(e.into()))?;
         let (cluster, name) = (&self.config.cluster.name, &local.unit.name);
@@ -417,23 +418,23 @@ impl Run<'_> {
         if self.wanted.quiet && done.complete && done.taken + taken + done.conflicts == 0 {
             return done;
         }
-        print!("{name} with {}: {report}; {taken} given", peer.name);
+        let mut line = format!("{name} with {}: {report}; {taken} given", peer.name);
         if kept > 0 {
-            print!(", {kept} former versions kept aside there");
+            line += &format!(", {kept} former versions kept aside there");
         }
         if left > 0 {
-            print!(
+            line += &format!(
                 ", {left} not taken there: run syncd on {} to see why",
                 peer.name
             );
         }
-        println!(" ({seconds:.1} s)");
+        self.say(&format!("{line} ({seconds:.1} s)"));
         for (what, list) in [
             ("changing, left for the next run", &counts.busy),
             ("cannot be read", &counts.unreadable),
             ("not kept alike", &counts.skipped),
         ] {
-            tell(&format!("{name}: {what}"), list);
+            self.list(&format!("{name}: {what}"), list);
         }
         for operation in &report.planned {
             let what = match (&operation.was, &operation.entry.node) {
@@ -442,13 +443,13 @@ impl Run<'_> {
                 (Some(was), Some(_)) if was.node.is_some() => "would be changed",
                 (_, Some(_)) => "would be made",
             };
-            println!("{name}: {what}: {}", operation.path);
+            self.say(&format!("{name}: {what}: {}", operation.path));
         }
-        tell(&format!("{name}: not done"), &report.applied.failed);
-        tell(&format!("{name}: put off"), &report.applied.put_off);
-        tell(&format!("{name}: no former version kept"), &report.unkept);
+        self.list(&format!("{name}: not done"), &report.applied.failed);
+        self.list(&format!("{name}: put off"), &report.applied.put_off);
+        self.list(&format!("{name}: no former version kept"), &report.unkept);
         for (path, note) in &report.notes {
-            println!("{name}: {path}: {note}");
+            self.say(&format!("{name}: {path}: {note}"));
         }
         for Conflict { path, outcome, .. } in &report.conflicts {
             let what = match outcome {
@@ -474,25 +475,41 @@ impl Run<'_> {
                     peer.name
                 ),
             };
-            println!("{name}: {path}: {what}");
+            self.say(&format!("{name}: {path}: {what}"));
         }
         if report.refused_removals > 0 {
-            eprintln!(
+            self.complain(&format!(
                 "{name}: {} were removed on {} and stay here, more than {} %: if that is right, run syncd with \
                  --allow-deletes",
                 report.refused_removals, peer.name, local.unit.delete_limit
-            );
+            ));
         }
         done
     }
-}
 
-fn tell(what: &str, list: &store::Listing) {
-    for (path, why) in &list.first {
-        eprintln!("{what}: {path}: {why}");
+    fn list(&self, what: &str, list: &store::Listing) {
+        for (path, why) in &list.first {
+            self.complain(&format!("{what}: {path}: {why}"));
+        }
+        let more = list.count.saturating_sub(list.first.len() as u64);
+        if more > 0 {
+            self.complain(&format!("{what}: {more} more"));
+        }
     }
-    let more = list.count.saturating_sub(list.first.len() as u64);
-    if more > 0 {
-        eprintln!("{what}: {more} more");
+
+    fn say(&self, line: &str) {
+        if self.wanted.quiet {
+            log::info!("{line}");
+        } else {
+            println!("{line}");
+        }
+    }
+
+    fn complain(&self, line: &str) {
+        if self.wanted.quiet {
+            log::warn!("{line}");
+        } else {
+            eprintln!("{line}");
+        }
     }
 }

@@ -3,25 +3,39 @@
 //! One unit after another: it is looked at, what is asked for is given, and then this side asks in turn.
 
 use crate::{
+    pace::Pace,
     pull::pull,
     replica::{Allowed, Answering, Local},
-    ssh::{self, BANNER},
+    ssh::BANNER,
     units::{self, Unit},
 };
 use clap::{ArgMatches, Command};
 use config::Config;
 use daemon::Args;
 use filesync::{Digest, Path, Replica};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use protocol::{Role, local::ctl::CtlRequest, wire::beat::Freshness};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, poll},
+};
+use protocol::{
+    Role, ServerName,
+    local::{
+        ctl::{CtlReply, CtlRequest},
+        ring::HealthState,
+        status::Detail,
+    },
+    wire::beat::Freshness,
+};
 use std::{
-    cell::Cell,
+    cell::RefCell,
     fs::File,
     io::{self, Read, Write},
     os::fd::AsFd,
+    path::{Path as FsPath, PathBuf},
     process::ExitCode,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use transfer::{Buffered, Changes, Error, Origin, Puller, serve};
 
@@ -30,6 +44,10 @@ const DAEMON: Duration = Duration::from_millis(500);
 
 /// So long a session may say nothing while nothing is under way.
 const IDLE: Duration = Duration::from_secs(5 * 60);
+/// So often, while nothing comes, the doctor is asked whether the other lives.
+const LOOK_ROUND: u16 = 2000; // ms
+/// Whoever says nothing for so long is gone, whatever the doctor says: it may be busy with a large file, not longer.
+const SILENCE: Duration = Duration::from_secs(1200);
 
 pub fn command() -> Command {
     Command::new("serve").about("Answer another server over standard input and output")
@@ -41,10 +59,13 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         eprintln!("syncd: {e}");
         return e.exit_code();
     }
-    let answered = Standard::open().map_err(Error::Io).and_then(|mut stream| {
+    let opened = Standard::open(&args.run_dir).map_err(Error::Io);
+    let answered = opened.and_then(|standard| {
+        let client = Rc::clone(&standard.client);
+        let mut stream = Buffered::new(standard);
         stream.write_all(BANNER)?;
         stream.flush()?;
-        answer(&mut stream, &args)
+        answer(&mut stream, &args, &client)
     });
     match answered {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,42 +76,101 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-/// Standard input and output, without the lines that they are cut into otherwise.
+/// Who asked for the unit that is open here, and how fast its contents go.
+type Client = Rc<RefCell<Option<(ServerName, Pace)>>>;
+
+/// Standard input and output, without the lines that they are cut into otherwise, and with an end to all waiting: a
+/// unit must not stay occupied because whoever asked for it lost its power.
 struct Standard {
     input: File,
     output: File,
-    /// How long the other may say nothing.
-    patience: Rc<Cell<Duration>>,
+    run_dir: PathBuf,
+    client: Client,
 }
 
 impl Standard {
-    fn open() -> io::Result<Buffered<Self>> {
+    fn open(run_dir: &FsPath) -> io::Result<Self> {
         let input = io::stdin().as_fd().try_clone_to_owned()?;
         let output = io::stdout().as_fd().try_clone_to_owned()?;
-        Ok(Buffered::new(Self {
+        for end in [&input, &output] {
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(Self {
             input: input.into(),
             output: output.into(),
-            patience: Rc::new(Cell::new(IDLE)),
-        }))
+            run_dir: run_dir.to_owned(),
+            client: Rc::default(),
+        })
+    }
+
+    fn pace(&self) -> Pace {
+        let client = self.client.borrow();
+        client
+            .as_ref()
+            .map(|(_, pace)| pace.clone())
+            .unwrap_or_default()
+    }
+
+    /// Until something can be done with this end.
+    fn wait(&self, end: &File, what: PollFlags) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            let mut ends = [PollFd::new(end.as_fd(), what)];
+            match poll(&mut ends, LOOK_ROUND) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
+            let client = self.client.borrow().clone();
+            let most = if client.is_some() { SILENCE } else { IDLE };
+            let dead = client.is_some_and(|(server, _)| is_dead(&self.run_dir, &server));
+            if dead || start.elapsed() > most {
+                let why = "nothing is heard of the other server any more";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
+    }
+}
+
+/// Whether this server's doctor holds another one for dead; without a doctor nobody is.
+fn is_dead(run_dir: &FsPath, server: &ServerName) -> bool {
+    match daemon::ctl::call(run_dir, Role::Doctord, &CtlRequest::Status, DAEMON) {
+        Ok(CtlReply::Status(status)) => match status.detail {
+            Detail::Doctord { health, .. } => {
+                let mut servers = health.servers.iter();
+                servers.any(|s| s.server == *server && s.state == HealthState::Dead)
+            }
+            _ => false,
+        },
+        Ok(CtlReply::Done(_) | CtlReply::No(_)) | Err(_) => false,
     }
 }
 
 impl Read for Standard {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // Whoever is gone without a word must not keep a unit from others for ever.
-        let patience = PollTimeout::try_from(self.patience.get()).unwrap_or(PollTimeout::MAX);
-        let mut ready = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut ready, patience) {
-            Ok(0) => Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => self.input.read(buffer),
-            Err(e) => Err(e.into()),
+        loop {
+            let read = self.pace().get(buffer, |buffer| self.input.read(buffer));
+            match read {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(&self.input, PollFlags::POLLIN)?;
+                }
+                other => return other,
+            }
         }
     }
 }
 
 impl Write for Standard {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.output.write(buffer)
+        loop {
+            let written = self.pace().send(buffer, |buffer| self.output.write(buffer));
+            match written {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(&self.output, PollFlags::POLLOUT)?;
+                }
+                other => return other,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -99,15 +179,15 @@ impl Write for Standard {
 }
 
 /// Unit after unit, until the other has no more.
-fn answer(stream: &mut Buffered<Standard>, args: &Args) -> Result<(), Error> {
+fn answer(stream: &mut Buffered<Standard>, args: &Args, client: &Client) -> Result<(), Error> {
     loop {
+        *client.borrow_mut() = None;
         let mut asked = Asked {
+            client,
             args,
             opened: None,
             other: None,
-            patience: Rc::clone(&stream.get_ref().patience),
         };
-        asked.patience.set(IDLE);
         match serve(stream, &mut asked) {
             Ok(None) => {}
             Ok(Some(_)) => continue,
@@ -145,10 +225,10 @@ pub fn tell_daemon(args: &Args, unit: &Unit, changes: u64) {
 
 /// A unit that is opened when it is named, by the configuration as it is then.
 struct Asked<'a> {
+    client: &'a Client,
     args: &'a Args,
     opened: Option<(Config, Local)>,
     other: Option<Replica>,
-    patience: Rc<Cell<Duration>>,
 }
 
 impl Asked<'_> {
@@ -187,9 +267,9 @@ impl Origin for Asked<'_> {
         let unit = units.into_iter().find(|u| u.name == set).ok_or_else(|| {
             format!("{me} keeps no {set} alike: is the configuration the same on all servers?")
         })?;
+        *self.client.borrow_mut() = Some((other.server.clone(), unit.pace.clone()));
         let local = Local::open(unit, &me, self.args, Allowed::default())?;
         self.opened = Some((config, local));
-        self.patience.set(ssh::PATIENCE);
         let greeted = self.with(|a| a.greet(cluster, set, other));
         greeted.unwrap_or_else(|| Err("no set was named".into()))
     }

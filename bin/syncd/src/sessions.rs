@@ -4,7 +4,10 @@
 //! whether it still answers before it is lent, and now and then while nobody needs it, for the other side gives up
 //! sessions that say nothing.
 
-use crate::ssh::{self, Connection};
+use crate::{
+    pace::Pace,
+    ssh::{self, Connection},
+};
 use config::{Config, Server, SshConfig};
 use std::{
     collections::BTreeMap,
@@ -76,7 +79,8 @@ impl Sessions {
     }
 
     /// Takes back a session on which nothing is under way.
-    pub fn give_back(&self, config: &Config, server: &Server, session: Connection) {
+    pub fn give_back(&self, config: &Config, server: &Server, mut session: Connection) {
+        session.get_mut().pace = Pace::default();
         self.kept().insert(To::of(config, server), session);
     }
 

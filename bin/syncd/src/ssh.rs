@@ -3,6 +3,7 @@
 //! The other's host key is pinned in the configuration and nothing else is believed: no known_hosts, no certificate, no
 //! first use. What a login shell prints before `syncd serve` speaks is passed over, up to a limit.
 
+use crate::pace::Pace;
 use config::{Config, Server};
 use nix::sys::socket::{setsockopt, sockopt};
 use ssh2::{Channel, HostKeyType, MethodType, Session};
@@ -58,6 +59,8 @@ pub struct Ssh {
     session: Session,
     channel: Channel,
     socket: TcpStream,
+    /// How fast it goes from now on.
+    pub pace: Pace,
 }
 
 impl Ssh {
@@ -84,13 +87,15 @@ impl Drop for Ssh {
 
 impl Read for Ssh {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.channel.read(buffer)
+        let Self { pace, channel, .. } = self;
+        pace.get(buffer, |buffer| channel.read(buffer))
     }
 }
 
 impl Write for Ssh {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.channel.write(buffer)
+        let Self { pace, channel, .. } = self;
+        pace.send(buffer, |buffer| channel.write(buffer))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -182,6 +187,7 @@ fn open(
         session,
         channel,
         socket,
+        pace: Pace::default(),
     });
     pass_over_noise(&mut connection)?;
     connection.get_ref().patience(PATIENCE);

@@ -1,5 +1,6 @@
 //! What of a set is kept together: each directory of it, and the single files of one directory.
 
+use crate::pace::Pace;
 use config::{Config, SyncSet};
 use filesync::Path;
 use ignore::{
@@ -30,6 +31,8 @@ pub struct Unit {
     pub accounts: bool,
     /// The directory.
     pub root: PathBuf,
+    /// How fast its contents go; one for all units of the set.
+    pub pace: Pace,
     /// These files of it only.
     only: Option<BTreeSet<Vec<u8>>>,
     excludes: Gitignore,
@@ -136,7 +139,7 @@ fn units(
     let mut units = Vec::new();
     let mut roots = BTreeMap::<_, Vec<_>>::new();
     for set in &config.sets {
-        let excludes = excludes(set)?;
+        let (excludes, pace) = (excludes(set)?, Pace::of(set.rate));
         let mut files: BTreeMap<PathBuf, BTreeSet<Vec<u8>>> = BTreeMap::new();
         let mut directories = Vec::new();
         for path in &set.paths {
@@ -190,6 +193,7 @@ fn units(
                     keep: set.keep.map(kept),
                     accounts: set.merge_accounts,
                     root,
+                    pace: pace.clone(),
                     only,
                     excludes: excludes.clone(),
                 });

@@ -323,6 +323,28 @@ fn what_was_made_changed_and_removed_anywhere_is_everywhere() {
 }
 
 #[test]
+fn contents_go_no_faster_than_the_set_may() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    let config = scene.at("standin.toml");
+    let text = fs::read_to_string(&config).unwrap() + "rate = \"200KB/s\"\n";
+    fs::write(&config, text).unwrap();
+    let mut noise = vec![0; 150_000];
+    fs::File::open("/dev/urandom")
+        .unwrap()
+        .read_exact(&mut noise)
+        .unwrap();
+    fs::write(scene.data("beta").join("noise"), &noise).unwrap();
+    let start = Instant::now();
+    scene.fine("alpha", &[]);
+    // It came here, and went to gamma: in one direction after the other.
+    assert!(start.elapsed() > Duration::from_millis(1400));
+    scene.assert_alike();
+}
+
+#[test]
 fn all_that_a_file_has_arrives() {
     if !may_run() {
         return;
@@ -1111,7 +1133,8 @@ fn a_daemon_passes_changes_on_and_makes_up_for_who_was_away() {
     }
     let mut scene = Scene::new();
     let config = scene.at("standin.toml");
-    let text = fs::read_to_string(&config).unwrap() + "on = [\"change\"]\n";
+    let text = fs::read_to_string(&config).unwrap()
+        + "on = [\"change\"]\n[time]\ndiscipline = \"observe\"\n";
     fs::write(&config, text).unwrap();
     scene.write("alpha", "before", "before");
     let running = scene.start_daemon("alpha");
@@ -1124,6 +1147,8 @@ fn a_daemon_passes_changes_on_and_makes_up_for_who_was_away() {
     scene.write("alpha", "new/deep/file", "1");
     has(&scene, "beta", "new/deep/file", "1");
     has(&scene, "gamma", "new/deep/file", "1");
+    let log = fs::read_to_string(scene.at("beta").join("sshd.log")).unwrap();
+    assert_eq!(log.matches("Accepted").count(), 1, "one session: {log}");
     // One is away, and the daemon itself is killed meanwhile.
     take_away(scene.sshds.pop().unwrap());
     scene.write("alpha", "new/deep/file", "two");

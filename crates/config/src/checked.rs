@@ -600,6 +600,7 @@ fn hash(
         keep,
         merge_accounts,
         on,
+        rate,
         lines: _,
     } in sets
     {
@@ -613,6 +614,9 @@ fn hash(
         }
         if *on != Triggers::default() {
             parts.add(format!("on {on:?}"));
+        }
+        if let Some(rate) = rate {
+            parts.add(format!("rate {}", rate.0));
         }
     }
     if time.max_skew != MAX_SKEW {

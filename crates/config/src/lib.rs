@@ -11,6 +11,7 @@ mod checked;
 pub mod error;
 pub mod key;
 mod mac;
+mod rate;
 mod raw;
 mod sync;
 mod time;
@@ -18,6 +19,7 @@ mod time;
 pub use error::{ConfigError, Problem};
 pub use key::{ClusterKeys, parse_key};
 pub use mac::MacAddress;
+pub use rate::{BadRate, Rate};
 pub use sync::ACCOUNT_FILES;
 pub use time::TimeDiscipline;
 
@@ -201,6 +203,8 @@ pub struct SyncSet {
     pub merge_accounts: bool,
     /// When it is made alike; by hand always.
     pub on: Triggers,
+    /// How fast its contents may go in each direction; none: as fast as they can.
+    pub rate: Option<Rate>,
     /// Where it stands in the file.
     pub lines: SyncLines,
 }

@@ -80,12 +80,6 @@ pub(crate) fn sets(root: &Section<'_>, servers: &[Server]) -> Vec<SyncSet> {
 }
 
 fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSet> {
-    for later in ["rate"] {
-        if section.has(later) {
-            let what = "not part of this version; remove it, and let cron call `syncd run`";
-            section.report(later, what);
-        }
-    }
     section.only(&[
         "name",
         "path",
@@ -144,6 +138,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         keep: keep(section),
         merge_accounts,
         on,
+        rate: section.parsed("rate"),
         lines,
     })
 }

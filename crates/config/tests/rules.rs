@@ -90,8 +90,8 @@ fn every_mistake_is_named_with_line_key_and_mend() {
         ),
         (
             "[[virtual_server]]\nname = \"mail\"",
-            "[[sync]]\nname = \"www\"\npath = []\nrate = \"1M\"\n[[virtual_server]]\nname = \"mail\"",
-            "standin.toml:33: [[sync]] www rate: not part of this version; remove it, and let cron call `syncd run`",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\nrate = \"10\"\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:33: [[sync]] www rate: \"10\" has no unit: rsync would take it for KiB/s; write for example",
         ),
         (
             "[[virtual_server]]\nname = \"mail\"",

@@ -336,7 +336,7 @@ impl Cluster {
     pub fn copy_programs(&mut self) -> Result<PathBuf, Error> {
         let folder = Path::new(FOLDER).join("bin");
         make_folder(&folder)?;
-        for name in ["standin", "hbd", "listend", "doctord", "electd"] {
+        for name in ["standin", "hbd", "listend", "doctord", "electd", "syncd"] {
             let to = folder.join(name);
             fs::copy(binary(name)?, &to).map_err(Error::system(to.display().to_string()))?;
         }

@@ -270,16 +270,13 @@ impl Plan {
         self.quiet(now);
         let number = self.numbers();
         let group = self.group();
-        let mut lots: Vec<Vec<ServerName>> = Vec::new();
-        for set in &self.rules.sets {
-            match lots.first_mut() {
-                Some(first) if set.election && number.is_some() && group.contains(&first[0]) => {
-                    first.push(set.name.clone());
-                }
-                _ if set.election => lots.insert(0, vec![set.name.clone()]),
-                _ => lots.push(vec![set.name.clone()]),
-            }
-        }
+        // Elections first, in the order of the configuration: other sets' files have owners.
+        let others = self.rules.sets.iter().filter(|s| !s.election);
+        let mut lots: Vec<Vec<ServerName>> = match number {
+            Some(_) if !group.is_empty() => vec![group.clone()],
+            _ => group.iter().map(|s| vec![s.clone()]).collect(),
+        };
+        lots.extend(others.map(|s| vec![s.name.clone()]));
         let job = lots
             .into_iter()
             .find_map(|sets| self.job(sets, number, &group, now))?;
@@ -697,9 +694,17 @@ mod tests {
         let job = poll(&mut plan, at(61)).unwrap();
         assert_eq!(names(&job.peers), ["gamma"]);
         plan.ended(job.id, &failed(&job, "gamma"), at(62));
+        // A change that did not reach it is one still, whatever a look says.
+        plan.changed(&name("data"), at(62));
+        let job = poll(&mut plan, at(67)).unwrap();
+        assert_eq!(
+            (names(&job.peers), job.check),
+            (vec!["beta", "gamma"], false)
+        );
+        plan.ended(job.id, &failed(&job, "gamma"), at(68));
         // Whoever is down for the doctor may still answer, and somebody may ask for it.
-        plan.down([name("gamma")].into(), at(63));
-        assert!(poll(&mut plan, at(67)).is_some());
+        plan.down([name("gamma")].into(), at(69));
+        assert!(poll(&mut plan, at(78)).is_some());
     }
 
     #[test]
@@ -828,7 +833,7 @@ mod tests {
     #[test]
     fn what_is_configured_no_more_is_owed_no_more() {
         let mut plan = plan();
-        plan.wanted(&[], &[], at(0));
+        plan.wanted(&[name("accounts")], &[], at(0));
         let mut less = rules();
         less.peers.pop();
         less.sets.pop();

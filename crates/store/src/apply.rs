@@ -12,8 +12,8 @@
 //! ```
 //!
 //! That is done for many operations at once, and the second barrier of some is the first one of the next. While a
-//! barrier is waited for, the next operations are checked and staged: that they are still right is seen once more at
-//! the rename.
+//! barrier is waited for, those before are renamed and those after it checked and staged: that they are still right is
+//! seen once more at the rename.
 
 mod place;
 
@@ -145,22 +145,22 @@ pub fn apply_by(
         dirty: false,
     };
     let mut operations = operations.into_iter().peekable();
-    let mut ready = run.make_ready(&mut operations, together);
-    while !ready.is_empty() || operations.peek().is_some() {
-        // What is ready goes to the disk while the next is made ready.
-        let next = run.barrier(|run| run.make_ready(&mut operations, together))?;
-        run.commit(&ready)?;
-        for one in ready {
-            let path = one.operation.path.clone();
-            match run.carry_out(one) {
-                Ok(entry) => run.done.push((path, entry)),
-                Err(refusal) => run.refuse(&path, refusal),
-            }
-        }
-        ready = next;
+    let mut staged = run.make_ready(&mut operations, together);
+    let mut intended = Vec::new();
+    while !staged.is_empty() || !intended.is_empty() || operations.peek().is_some() {
+        // While what is staged goes to the disk, what did so before is put in place, and the next is made ready.
+        let done = std::mem::take(&mut run.done);
+        let next = run.barrier(|run| {
+            run.carry_out_all(intended);
+            run.make_ready(&mut operations, together)
+        })?;
+        run.commit(done, &staged)?;
+        intended = staged;
+        staged = next;
     }
+    let done = std::mem::take(&mut run.done);
     run.barrier(|_| ())?;
-    run.commit(&[])?;
+    run.commit(done, &[])?;
     Ok(run.applied)
 }
 
@@ -228,6 +228,17 @@ impl Run<'_> {
         ready
     }
 
+    fn carry_out_all(&mut self, intended: Vec<Ready>) {
+        self.last.take();
+        for one in intended {
+            let path = one.operation.path.clone();
+            match self.carry_out(one) {
+                Ok(entry) => self.done.push((path, entry)),
+                Err(refusal) => self.refuse(&path, refusal),
+            }
+        }
+    }
+
     /// All that was written up to now is on the disk when this returns, and `meanwhile` was done.
     fn barrier<T>(&mut self, meanwhile: impl FnOnce(&mut Self) -> T) -> Result<T, Error> {
         if !std::mem::take(&mut self.dirty) {
@@ -244,13 +255,12 @@ impl Run<'_> {
         Ok(done)
     }
 
-    /// What was done goes to the index, and what is to be done now as well; a barrier came before.
-    fn commit(&mut self, next: &[Ready]) -> Result<(), Error> {
+    /// What was done before the last barrier goes to the index, and what is to be done after it as well.
+    fn commit(&mut self, done: Vec<(Path, Entry)>, next: &[Ready]) -> Result<(), Error> {
         let acts = |r: &&Ready| !matches!(r.action, Action::Note);
-        if self.done.is_empty() && !next.iter().any(|r| acts(&r)) {
+        if done.is_empty() && !next.iter().any(|r| acts(&r)) {
             return Ok(());
         }
-        let done = std::mem::take(&mut self.done);
         self.applied.done += done.len() as u64;
         self.last.take();
         self.index.write(|batch| {

@@ -179,9 +179,15 @@ impl Archive {
                     }
                 }
             }
+            if rows.peek().is_none() {
+                state.sequence = reached;
+            }
             tables.state(&state)?;
             drop(tables);
             tx.commit()?;
+        }
+        if !sweep && state.sequence == reached {
+            return Ok(stored);
         }
         state.sequence = reached;
         if sweep {

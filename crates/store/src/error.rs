@@ -92,8 +92,10 @@ pub(crate) trait At<T> {
 
 impl<T> At<T> for io::Result<T> {
     fn at(self, what: &'static str, path: &(impl fmt::Display + ?Sized)) -> Result<T, Error> {
-        let path = path.to_string();
-        self.map_err(|source| Error::At { what, path, source })
+        self.map_err(|source| {
+            let path = path.to_string();
+            Error::At { what, path, source }
+        })
     }
 }
 

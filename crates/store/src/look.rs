@@ -5,7 +5,7 @@ use crate::{
     error::{At, Error},
     index::Index,
     recover::recover,
-    rows::{self, Row},
+    rows::{self, Row, State},
     set::{Set, reserved},
     sight::{self, Found},
     threads,
@@ -13,7 +13,12 @@ use crate::{
 };
 use filesync::{Author, Entry, Kind, Node, Observer, Path, Proof, Sight, Span, Stat, guard};
 use rustix::{fs::FileType, io::Errno};
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::Arc,
+    thread::{self, Scope, ScopedJoinHandle},
+};
 
 /// So many changes are written to the index at once.
 const BATCH: usize = 4096;
@@ -72,6 +77,29 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
     recover(set, index)?;
     let state = index.state()?;
     let intents: BTreeMap<_, _> = index.intents()?.into_iter().collect();
+    let (summary, unknown) =
+        thread::scope(|scope| see_all(scope, set, index, how, &state, &intents))?;
+    let done = intents.into_keys().filter(|path| {
+        let within = |u: &Path| path == u || path.is_below(u);
+        !unknown.iter().any(within)
+    });
+    index.write(|batch| {
+        batch.state.looked = how.now;
+        done.into_iter()
+            .try_for_each(|path| batch.drop_intent(&path))
+    })?;
+    Ok(summary)
+}
+
+/// What came of it, and what of it is not known.
+fn see_all<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    set: &Set,
+    index: &'env Index,
+    how: &Look<'_>,
+    state: &State,
+    intents: &BTreeMap<Path, Entry>,
+) -> Result<(Summary, Vec<Path>), Error> {
     let mut walk = Walk::new(&set.root, how.excluded).at("read", &set.name)?;
     let mut next = walk.next();
     let root = state.root.as_ref().unwrap_or(&set.seen);
@@ -94,6 +122,8 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
         now: how.now,
     };
     let mut sights = Sights {
+        scope,
+        writing: None,
         index,
         now: how.now,
         observer: Observer::new(|path| intents.get(path).cloned(), &mut author, span),
@@ -152,16 +182,7 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
         ..
     } = sights;
     summary.counts.join(walk.counts);
-    let done = intents.into_keys().filter(|path| {
-        let within = |u: &Path| path == u || path.is_below(u);
-        !unknown.iter().any(within)
-    });
-    index.write(|batch| {
-        batch.state.looked = how.now;
-        done.into_iter()
-            .try_for_each(|path| batch.drop_intent(&path))
-    })?;
-    Ok(summary)
+    Ok((summary, unknown))
 }
 
 fn is_file(stat: &Stat) -> bool {
@@ -173,8 +194,11 @@ fn is_directory(stat: &Stat) -> bool {
 }
 
 /// What was come by and is not in the index yet.
-struct Sights<'a, I> {
-    index: &'a Index,
+struct Sights<'a, 'scope, 'env, I> {
+    scope: &'scope Scope<'scope, 'env>,
+    /// What is going to the index just now.
+    writing: Option<ScopedJoinHandle<'scope, Result<(), Error>>>,
+    index: &'env Index,
     now: u64,
     observer: Observer<'a, I>,
     open: Vec<Open>,
@@ -185,7 +209,7 @@ struct Sights<'a, I> {
     unknown: Vec<Path>,
 }
 
-impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, I> {
+impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
     /// What is known of a path and what was seen there, in order.
     fn note(&mut self, path: Path, known: Option<Row>, seen: Option<Seen>) -> Result<(), Error> {
         self.unread += usize::from(matches!(seen, Some(Seen::Unread(_))));
@@ -270,18 +294,33 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, I> {
         if news.is_empty() {
             return Ok(());
         }
-        self.index.write(|batch| {
-            news.iter().try_for_each(|n| match (&n.entry, n.proof) {
-                (Some(entry), proof) => batch.note(&n.path, entry, proof, now),
-                (None, Some(proof)) => batch.prove(&n.path, proof),
-                (None, None) => Ok(()),
+        self.written()?;
+        let index = self.index;
+        let write = move || {
+            index.write(|batch| {
+                news.iter().try_for_each(|n| match (&n.entry, n.proof) {
+                    (Some(entry), proof) => batch.note(&n.path, entry, proof, now),
+                    (None, Some(proof)) => batch.prove(&n.path, proof),
+                    (None, None) => Ok(()),
+                })
             })
-        })
+        };
+        self.writing = Some(self.scope.spawn(write));
+        Ok(())
+    }
+
+    /// All that was to go to the index is there.
+    fn written(&mut self) -> Result<(), Error> {
+        let died =
+            |_| Err(io::Error::other("the thread that writes died")).at("write", "the index");
+        let writing = self.writing.take().map(ScopedJoinHandle::join);
+        writing.map_or(Ok(()), |written| written.unwrap_or_else(died))
     }
 
     fn flush(&mut self) -> Result<(), Error> {
         self.settle();
-        self.write()
+        self.write()?;
+        self.written()
     }
 }
 

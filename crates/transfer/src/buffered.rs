@@ -31,6 +31,11 @@ impl<S> Buffered<S> {
     pub fn get_ref(&self) -> &S {
         &self.stream
     }
+
+    /// The stream itself, to be set up otherwise.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
 }
 
 impl<S: Read> Read for Buffered<S> {

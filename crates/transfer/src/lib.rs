@@ -17,12 +17,14 @@
 //! The crate reads and writes any byte stream and the files it is given; it knows no network, and nothing it reads
 //! makes it allocate more than its limits.
 
+mod bucket;
 mod buffered;
 mod chunks;
 mod frame;
 mod pull;
 mod serve;
 
+pub use bucket::Bucket;
 pub use buffered::Buffered;
 pub use chunks::CHUNKER;
 pub use frame::{BLOB_MAX, Error, Farewell, VERSION};

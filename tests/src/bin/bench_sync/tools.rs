@@ -26,9 +26,11 @@ pub struct Tool {
     pub call: fn(&Scene) -> Result<Command, String>,
 }
 
-/// rsync first: the others are measured by it. Nor is it durable, as unison is not.
+/// rsync first: the others are measured by it. What it wrote may be lost with the power, as with unison; not so with
+/// syncd, nor if rsync is waited for in the same way.
 pub const TOOLS: &[Tool] = &[
     tool("rsync", "rsync", rsync),
+    tool("durable", "rsync, sync -f", durable),
     tool("unison", "unison", unison),
     tool("cold", "syncd, cold", cold),
     Tool {
@@ -78,6 +80,17 @@ fn rsync(scene: &Scene) -> Result<Command, String> {
             "rsync -aHAXS --delete -e 'ssh {ssh}' {}/ root@{address}:{}/",
             from.display(),
             to.display()
+        )
+    }))
+}
+
+fn durable(scene: &Scene) -> Result<Command, String> {
+    let (from, ssh) = (scene.data("alpha"), scene.ssh_options());
+    Ok(each(scene, |side, address| {
+        let to = scene.data(side).display().to_string();
+        format!(
+            "rsync -aHAXS --delete -e 'ssh {ssh}' {}/ root@{address}:{to}/; ssh {ssh} root@{address} sync -f {to}",
+            from.display(),
         )
     }))
 }
