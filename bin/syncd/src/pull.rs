@@ -129,11 +129,6 @@ fn take<S: Read + Write>(
     dry: bool,
 ) -> Result<Report, Error> {
     let mut report = Report::default();
-<<<<<<< HEAD
-    let mut page = puller.changes(told)?;
-    while !page.is_empty() {
-=======
-    let mut planner = Planner::default();
     let mut next = puller.changes(told)?;
     while !next.is_empty() {
         let mut page = next;
@@ -143,7 +138,6 @@ fn take<S: Read + Write>(
             page.append(&mut next);
             next = puller.more()?;
         }
->>>>>>> main
         // What is left out here is nobody's business here, whatever the other's configuration says.
         let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
         let offered = page.into_iter().filter(ours).collect();

@@ -21,14 +21,6 @@ use std::{
 use store::{Calls, Counts, Index, Listing, Look, Opened, Own, Set, Summary};
 use transfer::{Changes, Origin};
 
-<<<<<<< HEAD
-/// So many former versions of account files there always are: they are merged against the last one that both had.
-const BASES: Keep = Keep::Versions(16);
-=======
-/// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
-const UNIT: u64 = 1_000_000_000;
->>>>>>> main
-
 /// What is said while another run has the unit.
 pub const BUSY: &str = "another run is at work on it";
 

@@ -69,7 +69,6 @@ struct Shell {
     proved: bool,
     fresh: Freshness,
     notes: BTreeMap<String, String>,
-    steer: Steer,
     stopped: bool,
 }
 
@@ -88,13 +87,8 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         sessions: Sessions::tended().map_err(|e| Error::io("start a thread", e))?,
         passed_on: Arc::new(Mutex::new(BTreeMap::new())),
     };
-<<<<<<< HEAD
     let steer = steer(&boot, true);
-=======
-    let steer = begin_to_steer(&boot);
->>>>>>> main
     let mut shell = Shell {
-        steer,
         plan: Plan::new(rules(&boot), memory.clone()),
         saved: memory,
         boot,
@@ -120,15 +114,9 @@ pub fn run(boot: Boot) -> Result<(), Error> {
     shell.serve()
 }
 
-<<<<<<< HEAD
 fn steer(boot: &Boot, fresh: bool) -> Steer {
     let config = Arc::clone(&boot.config);
     steer::spawn(config, boot.me.clone(), boot.args.clone(), fresh)
-=======
-fn begin_to_steer(boot: &Boot) -> Steer {
-    let config = Arc::clone(&boot.config);
-    steer::spawn(config, boot.me.clone(), boot.args.clone())
->>>>>>> main
 }
 
 fn now() -> Now {
@@ -384,7 +372,6 @@ impl Shell {
         self.plan.rules(rules(&self.boot));
         self.prove();
         self.watch();
-        self.steer = begin_to_steer(&self.boot);
         log::info!("configuration read again");
     }
 
@@ -395,13 +382,8 @@ impl Shell {
             CtlRequest::Status => {
                 let detail = Detail::Syncd(Box::new(self.status()));
                 let counters = self.events.counters();
-<<<<<<< HEAD
-                let notes = self.notes.values().cloned().chain([self.steer.in_words()]);
-                let notes = notes.collect();
-=======
                 let clock = Some(self.steer.in_words()).filter(|words| !words.is_empty());
                 let notes = self.notes.values().cloned().chain(clock).collect();
->>>>>>> main
                 CtlReply::Status(Box::new(self.boot.status(counters, notes, detail)))
             }
             CtlRequest::SyncNow { sets, peers } => self.wanted(&sets, &peers),
