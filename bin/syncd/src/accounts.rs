@@ -224,6 +224,7 @@ pub fn asked(local: &Local, path: &Path, wanted: &Digest) -> io::Result<Option<F
 pub fn pull<S: Read + Write>(
     local: &Local,
     puller: &mut Puller<S>,
+    mut planner: Planner,
     told: u64,
     allowed: Allowed,
     dry: bool,
@@ -236,7 +237,6 @@ pub fn pull<S: Read + Write>(
     }
     let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
     let offered = offered.into_iter().filter(ours).collect();
-    let mut planner = Planner::default();
     let index = local.index.reader().map_err(failed)?;
     let mut operations = planner.batch(&index, offered);
     operations.extend(planner.removals());

@@ -101,9 +101,10 @@ pub fn pull<S: Read + Write>(
     } else {
         local.keep().map_err(failed)?
     };
+    let planner = local.planner(&greeting.replica.server);
     let mut report = match local.unit.accounts {
-        true => accounts::pull(local, puller, told, allowed, dry)?,
-        false => take(local, puller, told, allowed, dry)?,
+        true => accounts::pull(local, puller, planner, told, allowed, dry)?,
+        false => take(local, puller, planner, told, allowed, dry)?,
     };
     if !dry {
         unkept.join(local.keep().map_err(failed)?);
@@ -122,12 +123,12 @@ pub fn pull<S: Read + Write>(
 fn take<S: Read + Write>(
     local: &Local,
     puller: &mut Puller<S>,
+    mut planner: Planner,
     told: u64,
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
     let mut report = Report::default();
-    let mut planner = Planner::default();
     let mut next = puller.changes(told)?;
     while !next.is_empty() {
         let mut page = next;

@@ -2,12 +2,12 @@
 
 use crate::{accounts, fresh, units::Unit, versions::Versions};
 use daemon::Args;
-use filesync::{Author, Digest, Path, Replica};
+use filesync::{Author, Digest, Path, Planner, Replica};
 use protocol::{
     Role, ServerName,
     local::{
         ctl::{CtlReply, CtlRequest},
-        status::Detail,
+        status::{Detail, OffsetStatus},
     },
     wire::beat::Freshness,
 };
@@ -21,14 +21,11 @@ use std::{
 use store::{Calls, Counts, Index, Listing, Look, Opened, Own, Set, Summary};
 use transfer::{Changes, Origin};
 
-/// What clocks may differ by while modification times decide, in nanoseconds: the same on all servers.
-const UNIT: u64 = 1_000_000_000;
-
 /// What is said while another run has the unit.
 pub const BUSY: &str = "another run is at work on it";
 
-/// How long electd may take to say whether this server is master.
-const ELECTD: Duration = Duration::from_millis(500);
+/// How long electd may take to say whether this server is master, and doctord how clocks differ.
+const ANSWER: Duration = Duration::from_millis(500);
 
 /// See the module.
 pub struct Local {
@@ -45,6 +42,8 @@ pub struct Local {
     /// Taken by whoever changes what is here: from one server after another.
     pub turn: Mutex<()>,
     held: bool,
+    /// The other servers' clocks, as far as known.
+    clocks: Vec<(ServerName, OffsetStatus)>,
     allowed: Allowed,
 }
 
@@ -113,6 +112,7 @@ impl Local {
             summary: OnceLock::new(),
             turn: Mutex::new(()),
             held,
+            clocks: clocks(args),
             allowed,
         })
     }
@@ -127,7 +127,7 @@ impl Local {
         let look = Look {
             now: daemon::real_now_ns(),
             held: self.held,
-            unit: UNIT,
+            unit: self.skew_ns(),
             excluded: &|path, directory| self.unit.excludes(path, directory),
             may_be_empty: self.allowed.deletes,
         };
@@ -151,13 +151,24 @@ impl Local {
         fresh::of(&self.state, &self.replica)
     }
 
+    fn skew_ns(&self) -> u64 {
+        u64::try_from(self.unit.max_skew.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A plan for what this server offers. If its clock may be too far off, no modification time decides.
+    pub fn planner(&self, other: &ServerName) -> Planner {
+        let mut planner = Planner::default();
+        planner.undecided = may_be_apart(&self.clocks, other, self.skew_ns());
+        planner
+    }
+
     /// Who makes changes here now.
     pub fn author(&self) -> Result<Author, store::Error> {
         Ok(Author {
             replica: self.replica.clone(),
             count: self.index.state()?.count,
             held: self.held,
-            unit: UNIT,
+            unit: self.skew_ns(),
         })
     }
 }
@@ -174,7 +185,7 @@ fn told(e: store::Error) -> String {
 
 /// Whether this server is master of anything; if nobody can tell, it is not.
 fn holds_an_address(args: &Args, me: &ServerName) -> bool {
-    let status = daemon::ctl::call(&args.run_dir, Role::Electd, &CtlRequest::Status, ELECTD);
+    let status = daemon::ctl::call(&args.run_dir, Role::Electd, &CtlRequest::Status, ANSWER);
     let Ok(CtlReply::Status(status)) = status else {
         return false;
     };
@@ -184,6 +195,24 @@ fn holds_an_address(args: &Args, me: &ServerName) -> bool {
             .iter()
             .any(|v| v.master.as_ref() == Some(me)),
         _ => false,
+    }
+}
+
+/// Of a clock that nothing is known of it is believed that somebody keeps it.
+fn may_be_apart(clocks: &[(ServerName, OffsetStatus)], other: &ServerName, skew_ns: u64) -> bool {
+    let known = clocks.iter().find(|(name, _)| name == other);
+    known.is_some_and(|(_, o)| o.offset_ns.unsigned_abs().saturating_add(o.bound_ns) > skew_ns)
+}
+
+/// How far other servers' clocks are from this one's, if doctord runs.
+fn clocks(args: &Args) -> Vec<(ServerName, OffsetStatus)> {
+    let status = daemon::ctl::call(&args.run_dir, Role::Doctord, &CtlRequest::Status, ANSWER);
+    match status {
+        Ok(CtlReply::Status(status)) => match status.detail {
+            Detail::Doctord { offsets, .. } => offsets,
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
     }
 }
 
@@ -250,5 +279,35 @@ impl Origin for Answering<'_> {
         let now = daemon::real_now_ns();
         let write = |batch: &mut store::Batch<'_>| batch.acknowledged(other, sequence, now);
         self.local.index.write(write).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_may_be_beyond_the_limit_decides_nothing_and_an_unknown_one_is_believed() {
+        let name = |n: &str| n.parse::<ServerName>().unwrap();
+        for (offset_ns, bound_ns, apart) in [
+            (900, 100, false),
+            (901, 100, true),
+            (-901, 100, true),
+            (0, 1001, true),
+        ] {
+            let offset = OffsetStatus {
+                offset_ns,
+                bound_ns,
+                rate_ppb: 0,
+            };
+            let clocks = [(name("beta"), offset)];
+            assert_eq!(
+                may_be_apart(&clocks, &name("beta"), 1000),
+                apart,
+                "{offset_ns}"
+            );
+            assert!(!may_be_apart(&clocks, &name("gamma"), 1000));
+        }
     }
 }

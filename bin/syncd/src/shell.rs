@@ -87,9 +87,8 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         sessions: Sessions::tended().map_err(|e| Error::io("start a thread", e))?,
         passed_on: Arc::new(Mutex::new(BTreeMap::new())),
     };
-    let steer = begin_to_steer(&boot);
+    let steer = steer(&boot, true);
     let mut shell = Shell {
-        steer,
         plan: Plan::new(rules(&boot), memory.clone()),
         saved: memory,
         boot,
@@ -101,6 +100,7 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         proved: false,
         fresh: Freshness::default(),
         notes: BTreeMap::new(),
+        steer,
         stopped: false,
     };
     if let Some(why) = lost {
@@ -114,9 +114,9 @@ pub fn run(boot: Boot) -> Result<(), Error> {
     shell.serve()
 }
 
-fn begin_to_steer(boot: &Boot) -> Steer {
+fn steer(boot: &Boot, fresh: bool) -> Steer {
     let config = Arc::clone(&boot.config);
-    steer::spawn(config, boot.me.clone(), boot.args.clone())
+    steer::spawn(config, boot.me.clone(), boot.args.clone(), fresh)
 }
 
 fn now() -> Now {
@@ -366,11 +366,12 @@ impl Shell {
             );
         }
         self.note("reload", None);
+        self.steer.stop();
+        self.steer = steer(&self.boot, false);
         self.ground.config = Arc::clone(&self.boot.config);
         self.plan.rules(rules(&self.boot));
         self.prove();
         self.watch();
-        self.steer = begin_to_steer(&self.boot);
         log::info!("configuration read again");
     }
 

@@ -43,13 +43,13 @@ pub struct Steer {
     said: Arc<Mutex<String>>,
 }
 
-/// Begins, if a thread is to be had.
-pub fn spawn(config: Arc<Config>, me: ServerName, args: Args) -> Steer {
+/// Begins, if a thread is to be had. `fresh` if syncd has just started, so that the clock may still be set.
+pub fn spawn(config: Arc<Config>, me: ServerName, args: Args, fresh: bool) -> Steer {
     let (stop, said) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::default()));
     let (stopped, tell) = (Arc::clone(&stop), Arc::clone(&said));
     let work = move || {
         let machine = This::new(&config, &me);
-        let mut helm = Helm::new(machine, &config, args.state_dir.clone());
+        let mut helm = Helm::new(machine, &config, args.state_dir.clone(), fresh);
         while !stopped.load(Ordering::Relaxed) {
             let view = helm.needs_view().then(|| View::of(&config, &me, &args));
             helm.second(daemon::now(), &view.unwrap_or_default());
@@ -77,6 +77,13 @@ impl Steer {
 
 impl Drop for Steer {
     fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Steer {
+    /// Ends; the clock goes on at its own rate.
+    pub fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
@@ -187,14 +194,14 @@ struct Helm<M> {
 }
 
 impl<M: Machine> Helm<M> {
-    fn new(machine: M, config: &Config, state_dir: PathBuf) -> Self {
+    fn new(machine: M, config: &Config, state_dir: PathBuf, fresh: bool) -> Self {
         Self {
             machine,
             wanted: config.time.discipline,
             skew_ns: u64::try_from(config.time.max_skew.as_nanos()).unwrap_or(u64::MAX),
             state_dir,
             course: Course::Looking { first: None },
-            fresh: true,
+            fresh,
         }
     }
 
@@ -454,7 +461,7 @@ address = "192.0.2.12"
                 ..Fake::default()
             };
             Self {
-                helm: Helm::new(free, &config, dir.path().to_owned()),
+                helm: Helm::new(free, &config, dir.path().to_owned(), true),
                 now: BootTime(1_000_000_000),
                 _dir: dir,
             }

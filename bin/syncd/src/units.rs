@@ -13,6 +13,7 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path as FsPath, PathBuf},
+    time::Duration,
 };
 
 /// One directory and what of it is kept alike.
@@ -22,6 +23,8 @@ pub struct Unit {
     pub name: String,
     /// Of what is there how much a run may remove without being told to, in percent.
     pub delete_limit: u8,
+    /// What clocks may differ by while modification times decide: the same on all servers.
+    pub max_skew: Duration,
     /// Which former versions are kept.
     pub keep: Option<store::Keep>,
     /// It is of account files, merged record by record.
@@ -186,6 +189,7 @@ fn units(
                 units.push(Unit {
                     name: format!("{}:{}", set.name, root.display()),
                     delete_limit: set.delete_limit,
+                    max_skew: config.time.max_skew,
                     keep: set.keep.map(kept),
                     accounts: set.merge_accounts,
                     root,
