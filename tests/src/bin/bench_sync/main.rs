@@ -136,7 +136,7 @@ fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, Str
         }
         scene.quiet()?;
         outcomes.push(scene.measure(&mut (tool.call)(&scene)?)?);
-        scene.alike()?;
+        scene.alike(tool.exact)?;
     }
     Ok(outcomes)
 }

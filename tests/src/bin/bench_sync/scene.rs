@@ -244,7 +244,7 @@ impl Scene {
     /// Nothing of former runs is left, nor what beta has: the next one is the first.
     pub fn forget(&self) -> Result<(), String> {
         let script =
-            "rm -rf */state unison alpha/data/.standin-* && find beta/data -mindepth 1 -delete";
+            "rm -rf */state unison* alpha/data/.standin-* && find beta/data -mindepth 1 -delete";
         let mut command = Command::new("sh");
         fine(command.args(["-c", script]).current_dir(&self.dir)).map(drop)
     }
@@ -306,14 +306,17 @@ impl Scene {
         Ok(seconds(own.user_time()) + seconds(own.system_time()) + ticks / 100.0)
     }
 
-    /// Both sides have the same, or what differs first.
-    pub fn alike(&self) -> Result<(), String> {
-        let list = "find . -mindepth 1 -name .standin-stage -prune -o ! -name .standin-set -printf '%P %y %m %U %G %s %T@ %l\\n' \
-                    | sed '/ d /s/[0-9]* [0-9.]* $//' | LC_ALL=C sort | sha256sum";
+    /// Both sides have the same; with times in nanoseconds, if they go `exactly`.
+    pub fn alike(&self, exactly: bool) -> Result<(), String> {
+        let time = if exactly { "%T@" } else { "" };
+        let list = format!(
+            "find . -mindepth 1 -name .standin-stage -prune -o ! -name .standin-set -printf '%P %y %m %U %G %s {time} %l\\n' \
+             | sed '/ d /s/[0-9]* [0-9.]* $//' | LC_ALL=C sort | sha256sum"
+        );
         let list = |side: &str| {
             fine(
                 Command::new("sh")
-                    .args(["-c", list])
+                    .args(["-c", &list])
                     .current_dir(self.data(side)),
             )
         };

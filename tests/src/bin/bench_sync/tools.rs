@@ -22,6 +22,8 @@ pub struct Tool {
     pub title: &'static str,
     /// Sessions are kept by alpha's daemon.
     pub warm: bool,
+    /// It knows nanoseconds.
+    pub exact: bool,
     /// The call that is measured.
     pub call: fn(&Scene) -> Result<Command, String>,
 }
@@ -31,7 +33,10 @@ pub struct Tool {
 pub const TOOLS: &[Tool] = &[
     tool("rsync", "rsync", rsync),
     tool("durable", "rsync, sync -f", durable),
-    tool("unison", "unison", unison),
+    Tool {
+        exact: false,
+        ..tool("unison", "unison", unison)
+    },
     tool("cold", "syncd, cold", cold),
     Tool {
         warm: true,
@@ -48,6 +53,7 @@ const fn tool(
         key,
         title,
         warm: false,
+        exact: true,
         call,
     }
 }
@@ -100,8 +106,10 @@ fn unison(scene: &Scene) -> Result<Command, String> {
     let (from, ssh) = (scene.data("alpha"), scene.ssh_options());
     let mut command = each(scene, |side, address| {
         format!(
-            "unison -batch -silent -owner -group -numericids -times -perms -1 -confirmbigdel=false -sshargs '{ssh}' {} \
+            "unison -batch -silent -owner -group -numericids -times -perms -1 -confirmbigdel=false -sshargs '{ssh}' \
+             -servercmd 'env UNISON={} unison' {} \
              ssh://root@{address}/{}",
+            scene.at("unison-there").display(),
             from.display(),
             scene.data(side).display()
         )
