@@ -18,6 +18,7 @@
 use crate::{
     Error, Mac, Shared, arp,
     clock::now,
+    early::Early,
     gate::{Gate, NOTE, Note},
     ndp,
     sleep::Sleeper,
@@ -211,6 +212,7 @@ struct Holder {
     /// This server's own MAC addresses, by interface, during a handover.
     macs: HashMap<u32, Mac>,
     handovers: Vec<Handover>,
+    early: Early<Way>,
     kept_frames: usize,
     kept_bytes: usize,
     blocked_until: Option<BootTime>,
@@ -245,6 +247,7 @@ pub(crate) fn start(
         ears: None,
         macs: HashMap::new(),
         handovers: Vec::new(),
+        early: Early::new(),
         kept_frames: 0,
         kept_bytes: 0,
         blocked_until: None,
@@ -304,7 +307,7 @@ impl Holder {
         true
     }
 
-    fn begin(&mut self, handover: Handover) {
+    fn begin(&mut self, mut handover: Handover) {
         if self.ears.is_none() {
             // MAC addresses may have changed since the last time.
             self.macs.clear();
@@ -314,6 +317,8 @@ impl Holder {
             }
         }
         self.end(|h| h.v == handover.v);
+        handover.waiting = self.early.of(handover.door);
+        count(&self.counters.held, handover.waiting.len());
         self.handovers.push(handover);
     }
 
@@ -404,19 +409,22 @@ impl Holder {
             let Some(note) = Note::read(frame) else {
                 continue; // the kernel's own, about the tap itself
             };
-            let handover = self.handovers.iter_mut().find(|h| h.door == note.door);
-            let room = self.kept_frames < FRAMES_MAX && self.kept_bytes < BYTES_MAX;
-            let Some(handover) = handover.filter(|_| room) else {
+            if self.kept_frames >= FRAMES_MAX || self.kept_bytes >= BYTES_MAX {
                 count(&self.counters.dropped, 1);
                 continue;
-            };
+            }
             // Sent on by the interface below, not with the virtual MAC address as sender.
             let way = (self.gate.below(note.interface), is_ipv6(frame));
+            self.kept_frames += 1;
+            self.kept_bytes += frame.len();
+            let handover = self.handovers.iter_mut().find(|h| h.door == note.door);
+            let Some(handover) = handover else {
+                self.early.keep(now(), note.door, way, frame.to_vec());
+                continue;
+            };
             if handover.successor(way).is_none() {
                 count(&self.counters.held, 1);
             }
-            self.kept_frames += 1;
-            self.kept_bytes += frame.len();
             handover.waiting.push_back((way, frame.to_vec()));
         }
         true
@@ -458,6 +466,9 @@ impl Holder {
 
     /// Ends what nobody came for, and what has been sent on for long enough.
     fn expire(&mut self) {
+        let (frames, bytes) = self.early.expired(now());
+        (self.kept_frames, self.kept_bytes) = (self.kept_frames - frames, self.kept_bytes - bytes);
+        count(&self.counters.dropped, frames);
         if self.handovers.is_empty() {
             return;
         }
@@ -490,7 +501,8 @@ impl Holder {
             let until = h.drained.unwrap_or(h.until) + after;
             linger.filter(|l| *l < until && now() < *l).unwrap_or(until)
         });
-        self.sleeper.wait(due.chain(self.blocked_until).min(), busy);
+        let due = due.chain(self.blocked_until).chain(self.early.due());
+        self.sleeper.wait(due.min(), busy);
     }
 }
 

@@ -22,6 +22,7 @@ mod arp;
 mod carrier;
 mod clients;
 mod clock;
+mod early;
 mod error;
 mod gate;
 mod gate_file;
