@@ -333,6 +333,7 @@ impl World {
             return;
         };
         let real = self.servers[i].real_ns(self.now);
+        self.times_leave(i, real);
         let wire = if self.schedule.sealed == 1 {
             let nonce = self.random.bytes();
             let Some(hbd) = self.servers[i].hbd.as_ref() else {
