@@ -17,9 +17,9 @@ THREADS ?= 1
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS = hbd listend doctord electd syncd standin
 # What the lab needs, and what has it in Debian. keepalived is there to be compared with; an SSH server for tests of
-# syncd; cc, pkg-config and OpenSSL's headers to build it.
-TOOLS = ip nft keepalived cc pkg-config sshd
-PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev openssh-server
+# syncd, and rsync for one of them; cc, pkg-config and OpenSSL's headers to build it.
+TOOLS = ip nft keepalived cc pkg-config sshd rsync
+PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev openssh-server rsync
 
 # What is fed hostile input, and by what; make test does without them.
 SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
@@ -45,7 +45,8 @@ deps:
 # Unpacked and not installed: tests look at a chronyd, and an installed one would be started and steer the clock.
 chrony:
 	@test -x $(TARGET)/chrony/usr/sbin/chronyd || test -x /usr/sbin/chronyd || { command -v apt-get >/dev/null && \
-		mkdir -p $(TARGET)/chrony && cd $(TARGET)/chrony && apt-get download -q chrony && \
+		mkdir -p $(TARGET)/chrony && cd $(TARGET)/chrony && \
+		{ apt-get download -q chrony || { apt-get update -q && apt-get download -q chrony; }; } && \
 		dpkg -x chrony_*.deb . && rm -f chrony_*.deb; } || \
 		echo "no chronyd: the tests beside it are skipped, or fail where nothing may be"
 
