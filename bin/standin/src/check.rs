@@ -233,11 +233,8 @@ fn roles(config: &Config, run_dir: &Path, report: &mut Report) -> bool {
 /// How far the other servers' clocks are from this one's.
 fn clocks(args: &Args, config: &Config, report: &mut Report) {
     let limit = config.time.max_skew;
-    let doctord = daemon::ctl::call(&args.run_dir, Role::Doctord, &CtlRequest::Status, TIMEOUT);
-    let Ok(CtlReply::Status(status)) = doctord else {
-        return;
-    };
-    let Detail::Doctord { offsets, .. } = status.detail else {
+    let doctord = daemon::ctl::detail(&args.run_dir, Role::Doctord, TIMEOUT);
+    let Some(Detail::Doctord { offsets, .. }) = doctord else {
         return;
     };
     for (name, offset) in &offsets {

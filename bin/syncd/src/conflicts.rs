@@ -27,22 +27,14 @@ pub fn command() -> Command {
         )
 }
 
-pub fn run(matches: &ArgMatches) -> ExitCode {
-    let args = Args::from_matches(matches);
-    let config = match daemon::load_config(&args) {
-        Ok((config, _)) => config,
-        Err(e) => {
-            eprintln!("syncd: {e}");
-            return e.exit_code();
-        }
-    };
+pub fn run(matches: &ArgMatches, args: &Args, config: &Config) -> ExitCode {
     let only = matches.get_one::<String>("set");
     let wanted = |name: &str| only.is_none_or(|o| o == name);
     if !config.sets.iter().any(|s| wanted(s.name.as_str())) {
         eprintln!("syncd: no such [[sync]] in {}", config.file.display());
         return ExitCode::from(2);
     }
-    match list(&config, &args, wanted) {
+    match list(config, args, wanted) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("syncd: {why}");

@@ -42,13 +42,23 @@ fn command() -> Command {
 
 fn main() -> ExitCode {
     let matches = command().get_matches();
-    match matches.subcommand() {
-        Some(("run", matches)) => run::run(matches),
-        Some(("conflicts", matches)) => conflicts::run(matches),
-        Some(("serve", matches)) => serve::run(matches),
-        Some(("restore", matches)) => restore::run(matches),
-        Some(("why", matches)) => why::run(matches),
-        _ => daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run),
+    let Some((name, matches)) = matches.subcommand() else {
+        return daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run);
+    };
+    let args = Args::from_matches(matches);
+    let (config, me) = match daemon::load_config(&args) {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            eprintln!("syncd: {e}");
+            return e.exit_code();
+        }
+    };
+    match name {
+        "run" => run::run(matches, &args, &config, &me),
+        "conflicts" => conflicts::run(matches, &args, &config),
+        "restore" => restore::run(matches, &args, &config, &me),
+        "why" => why::run(matches, &args, &config, &me),
+        _ => serve::run(&args),
     }
 }
 

@@ -5,10 +5,7 @@ use daemon::Args;
 use filesync::{Author, Digest, Path, Planner, Replica};
 use protocol::{
     Role, ServerName,
-    local::{
-        ctl::{CtlReply, CtlRequest},
-        status::{Detail, OffsetStatus},
-    },
+    local::status::{Detail, OffsetStatus},
     wire::beat::Freshness,
 };
 use std::{
@@ -185,17 +182,12 @@ fn told(e: store::Error) -> String {
 
 /// Whether this server is master of anything; if nobody can tell, it is not.
 fn holds_an_address(args: &Args, me: &ServerName) -> bool {
-    let status = daemon::ctl::call(&args.run_dir, Role::Electd, &CtlRequest::Status, ANSWER);
-    let Ok(CtlReply::Status(status)) = status else {
+    let electd = daemon::ctl::detail(&args.run_dir, Role::Electd, ANSWER);
+    let Some(Detail::Electd(electd)) = electd else {
         return false;
     };
-    match status.detail {
-        Detail::Electd(electd) => electd
-            .virtual_servers
-            .iter()
-            .any(|v| v.master.as_ref() == Some(me)),
-        _ => false,
-    }
+    let mut virtuals = electd.virtual_servers.iter();
+    virtuals.any(|v| v.master.as_ref() == Some(me))
 }
 
 /// Of a clock that nothing is known of it is believed that somebody keeps it.
@@ -206,12 +198,8 @@ fn may_be_apart(clocks: &[(ServerName, OffsetStatus)], other: &ServerName, skew_
 
 /// How far other servers' clocks are from this one's, if doctord runs.
 fn clocks(args: &Args) -> Vec<(ServerName, OffsetStatus)> {
-    let status = daemon::ctl::call(&args.run_dir, Role::Doctord, &CtlRequest::Status, ANSWER);
-    match status {
-        Ok(CtlReply::Status(status)) => match status.detail {
-            Detail::Doctord { offsets, .. } => offsets,
-            _ => Vec::new(),
-        },
+    match daemon::ctl::detail(&args.run_dir, Role::Doctord, ANSWER) {
+        Some(Detail::Doctord { offsets, .. }) => offsets,
         _ => Vec::new(),
     }
 }

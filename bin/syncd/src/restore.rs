@@ -7,6 +7,7 @@ use crate::{
     when,
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use config::Config;
 use daemon::Args;
 use filesync::{Entry, Kind, Node, Operation, Path, Source};
 use protocol::ServerName;
@@ -60,15 +61,7 @@ pub fn command() -> Command {
         ])
 }
 
-pub fn run(matches: &ArgMatches) -> ExitCode {
-    let args = Args::from_matches(matches);
-    let (config, me) = match daemon::load_config(&args) {
-        Ok(loaded) => loaded,
-        Err(e) => {
-            eprintln!("syncd: {e}");
-            return e.exit_code();
-        }
-    };
+pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) -> ExitCode {
     let text = |id: &str| matches.get_one::<String>(id).map(String::as_str);
     let path = matches
         .get_one::<PathBuf>("path")
@@ -86,10 +79,10 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         (None, Some(id)) => Wanted::Version(id.to_owned()),
         (None, None) => Wanted::Last,
     };
-    let done = place(&config, &args, &path).and_then(|(unit, path)| {
+    let done = place(config, args, &path).and_then(|(unit, path)| {
         let restore = Restore {
-            me: &me,
-            args: &args,
+            me,
+            args,
             unit,
             wanted,
         };
@@ -125,11 +118,7 @@ pub fn plain(path: &FsPath) -> Result<PathBuf, String> {
 }
 
 /// The unit that a path belongs to.
-fn place(
-    config: &config::Config,
-    args: &Args,
-    path: &FsPath,
-) -> Result<(Unit, Option<Path>), String> {
+fn place(config: &Config, args: &Args, path: &FsPath) -> Result<(Unit, Option<Path>), String> {
     let path = plain(path)?;
     let units = units::former(config, &args.state_dir)?;
     let place = units.into_iter().find_map(|unit| {

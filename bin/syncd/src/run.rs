@@ -57,8 +57,7 @@ pub fn command() -> Command {
         ])
 }
 
-pub fn run(matches: &ArgMatches) -> ExitCode {
-    let args = Args::from_matches(matches);
+pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) -> ExitCode {
     let names =
         |id: &str| -> Vec<String> { matches.get_many(id).unwrap_or_default().cloned().collect() };
     let wanted = Wanted {
@@ -72,35 +71,20 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         quiet: false,
         until: None,
     };
-    let (config, me) = match daemon::load_config(&args) {
-        Ok(loaded) => loaded,
-        Err(e) => {
-            eprintln!("syncd: {e}");
-            return e.exit_code();
-        }
-    };
-    if let Err(why) = wanted.check(&config) {
+    if let Err(why) = wanted.check(config) {
         eprintln!("syncd: {why}");
         return ExitCode::from(2);
     }
-    let peers = config.peers(&me).filter(|s| !s.witness && wanted.peer(s));
+    let peers = config.peers(me).filter(|s| !s.witness && wanted.peer(s));
     let peers: Vec<_> = peers.collect();
     let mut fine = true;
     let sessions = Sessions::default();
-    match sync(
-        &config,
-        &me,
-        &args,
-        &wanted,
-        &peers,
-        &sessions,
-        &mut |ended| {
-            if let Ok(done) = &ended.outcome {
-                tell_daemon(&args, ended.unit, done.taken);
-            }
-            fine &= ended.outcome.is_ok_and(|done| done.complete);
-        },
-    ) {
+    match sync(config, me, args, &wanted, &peers, &sessions, &mut |ended| {
+        if let Ok(done) = &ended.outcome {
+            tell_daemon(args, ended.unit, done.taken);
+        }
+        fine &= ended.outcome.is_ok_and(|done| done.complete);
+    }) {
         Ok(()) if fine => ExitCode::SUCCESS,
         Ok(()) => ExitCode::FAILURE,
         Err(why) => {

@@ -9,7 +9,7 @@ use crate::{
     ssh::BANNER,
     units::{self, Unit},
 };
-use clap::{ArgMatches, Command};
+use clap::Command;
 use config::Config;
 use daemon::Args;
 use filesync::{Digest, Path, Replica};
@@ -20,11 +20,7 @@ use nix::{
 };
 use protocol::{
     Role, ServerName,
-    local::{
-        ctl::{CtlReply, CtlRequest},
-        ring::HealthState,
-        status::Detail,
-    },
+    local::{ctl::CtlRequest, ring::HealthState, status::Detail},
     wire::beat::Freshness,
 };
 use std::{
@@ -53,19 +49,14 @@ pub fn command() -> Command {
     Command::new("serve").about("Answer another server over standard input and output")
 }
 
-pub fn run(matches: &ArgMatches) -> ExitCode {
-    let args = Args::from_matches(matches);
-    if let Err(e) = daemon::load_config(&args) {
-        eprintln!("syncd: {e}");
-        return e.exit_code();
-    }
+pub fn run(args: &Args) -> ExitCode {
     let opened = Standard::open(&args.run_dir).map_err(Error::Io);
     let answered = opened.and_then(|standard| {
         let client = Rc::clone(&standard.client);
         let mut stream = Buffered::new(standard);
         stream.write_all(BANNER)?;
         stream.flush()?;
-        answer(&mut stream, &args, &client)
+        answer(&mut stream, args, &client)
     });
     match answered {
         Ok(()) => ExitCode::SUCCESS,
@@ -134,16 +125,12 @@ impl Standard {
 
 /// Whether this server's doctor holds another one for dead; without a doctor nobody is.
 fn is_dead(run_dir: &FsPath, server: &ServerName) -> bool {
-    match daemon::ctl::call(run_dir, Role::Doctord, &CtlRequest::Status, DAEMON) {
-        Ok(CtlReply::Status(status)) => match status.detail {
-            Detail::Doctord { health, .. } => {
-                let mut servers = health.servers.iter();
-                servers.any(|s| s.server == *server && s.state == HealthState::Dead)
-            }
-            _ => false,
-        },
-        Ok(CtlReply::Done(_) | CtlReply::No(_)) | Err(_) => false,
-    }
+    let doctord = daemon::ctl::detail(run_dir, Role::Doctord, DAEMON);
+    let Some(Detail::Doctord { health, .. }) = doctord else {
+        return false;
+    };
+    let mut servers = health.servers.iter();
+    servers.any(|s| s.server == *server && s.state == HealthState::Dead)
 }
 
 impl Read for Standard {

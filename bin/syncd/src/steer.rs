@@ -12,10 +12,7 @@ use config::{Config, TimeDiscipline};
 use daemon::{Args, durable};
 use protocol::{
     BootTime, Role, ServerName,
-    local::{
-        ctl::{CtlReply, CtlRequest},
-        status::{Detail, OffsetStatus},
-    },
+    local::status::{Detail, OffsetStatus},
 };
 use std::{
     path::PathBuf,
@@ -103,14 +100,9 @@ pub struct View {
 
 impl View {
     fn of(config: &Config, me: &ServerName, args: &Args) -> Self {
-        let ask = |role| daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, ANSWER);
-        let (Ok(CtlReply::Status(doctord)), Ok(CtlReply::Status(electd))) =
+        let ask = |role| daemon::ctl::detail(&args.run_dir, role, ANSWER);
+        let (Some(Detail::Doctord { offsets, .. }), Some(Detail::Electd(electd))) =
             (ask(Role::Doctord), ask(Role::Electd))
-        else {
-            return Self::unknown();
-        };
-        let (Detail::Doctord { offsets, .. }, Detail::Electd(electd)) =
-            (doctord.detail, electd.detail)
         else {
             return Self::unknown();
         };
@@ -608,7 +600,7 @@ address = "192.0.2.12"
         let Some(chronyd) = unpacked.chain(installed).find(|p| p.exists()) else {
             assert!(
                 std::env::var_os("STANDIN_TESTS_SKIP_NOTHING").is_none(),
-                "chronyd is missing: make deps"
+                "chronyd is missing: make chrony"
             );
             eprintln!("skipped: no chronyd (make deps)");
             return;

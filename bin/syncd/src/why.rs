@@ -29,24 +29,12 @@ pub fn command() -> Command {
         )
 }
 
-pub fn run(matches: &ArgMatches) -> ExitCode {
-    let args = Args::from_matches(matches);
-    let (config, me) = match daemon::load_config(&args) {
-        Ok(loaded) => loaded,
-        Err(e) => {
-            eprintln!("syncd: {e}");
-            return e.exit_code();
-        }
-    };
+pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) -> ExitCode {
     let path = matches
         .get_one::<PathBuf>("path")
         .cloned()
         .unwrap_or_default();
-    let why = Why {
-        config: &config,
-        me: &me,
-        args: &args,
-    };
+    let why = Why { config, me, args };
     match plain(&path).and_then(|path| why.tell(&path)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -10,6 +10,7 @@ use protocol::{
     local::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
+        status::Detail,
     },
     version,
 };
@@ -49,6 +50,14 @@ pub fn call(
     }
     transmit(&socket, request).map_err(failed)?;
     receive(&socket).map_err(failed)
+}
+
+/// What `role` tells of itself, if it runs and answers in time.
+pub fn detail(run_dir: &Path, role: Role, timeout: Duration) -> Option<Detail> {
+    match call(run_dir, role, &CtlRequest::Status, timeout) {
+        Ok(CtlReply::Status(status)) => Some(status.detail),
+        Ok(CtlReply::Done(_) | CtlReply::No(_)) | Err(_) => None,
+    }
 }
 
 fn transmit<M: serde::Serialize>(socket: &OwnedFd, message: &M) -> io::Result<()> {
