@@ -175,6 +175,7 @@ pub struct Cluster {
 #[derive(Default)]
 struct Server {
     child: Option<Child>,
+    ssh: Option<Child>,
     environment: Vec<(&'static str, String)>,
 }
 
@@ -340,8 +341,19 @@ impl Cluster {
             let to = folder.join(name);
             fs::copy(binary(name)?, &to).map_err(Error::system(to.display().to_string()))?;
         }
-        self.command = folder.join("standin");
+        self.use_programs(folder.clone());
         Ok(folder)
+    }
+
+    pub(crate) fn use_programs(&mut self, folder: PathBuf) {
+        self.command = folder.join("standin");
+    }
+
+    /// The SSH server that runs on a server now.
+    pub(crate) fn keep_ssh(&mut self, server: usize, child: Child) {
+        if let Some(mut killed) = self.servers[server].ssh.replace(child) {
+            let _ = killed.try_wait();
+        }
     }
 
     /// Adds to the environment of a server's daemons, from its next start on.
@@ -352,7 +364,7 @@ impl Cluster {
             .push((name, value.to_owned()));
     }
 
-    fn args(&self, server: usize, command: &[&str]) -> Vec<String> {
+    pub(crate) fn args(&self, server: usize, command: &[&str]) -> Vec<String> {
         let mut args: Vec<String> = command.iter().map(|&a| a.to_owned()).collect();
         let paths = [
             ("--config", self.config_file(server)),
@@ -412,8 +424,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Asks a server's main daemon to stop and waits for it.
+    /// Asks a server's main daemon to stop and waits for it. An SSH server ends with it.
     pub fn stop(&mut self, server: usize) -> Result<(), Error> {
+        let mut processes = self.host(server).processes();
+        processes.retain(|p| p.name.starts_with("sshd"));
+        processes
+            .iter()
+            .try_for_each(|p| p.signal(Signal::SIGKILL))?;
         self.send(server, Signal::SIGTERM)?;
         self.reap(server)
     }
@@ -600,7 +617,7 @@ impl Drop for Cluster {
         for (host, server) in self.net.servers().iter().zip(&mut self.servers) {
             // Whatever remains ends with the lab's own process.
             let _ = host.kill_all();
-            if let Some(child) = &mut server.child {
+            for child in server.child.iter_mut().chain(&mut server.ssh) {
                 let _ = child.wait();
             }
             for mounted in ["state", "run/bpf"] {
@@ -609,17 +626,18 @@ impl Drop for Cluster {
             }
             let _ = fs::remove_dir_all(Path::new(FOLDER).join(host.name()));
         }
-        let _ = fs::remove_file(Path::new(FOLDER).join("cluster.key"));
-        let _ = fs::remove_file(Path::new(FOLDER).join("scripts"));
+        for file in ["cluster.key", "scripts"] {
+            let _ = fs::remove_file(Path::new(FOLDER).join(file));
+        }
         let _ = fs::remove_dir_all(Path::new(FOLDER).join("bin"));
     }
 }
 
-fn make_folder(path: &Path) -> Result<(), Error> {
+pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::system(path.display().to_string()))
 }
 
-fn accepted(command: &str, output: Output) -> Result<String, Error> {
+pub(crate) fn accepted(command: &str, output: Output) -> Result<String, Error> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(text);
