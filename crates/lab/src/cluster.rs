@@ -170,6 +170,7 @@ pub struct Cluster {
     spec: Spec,
     command: PathBuf,
     servers: Vec<Server>,
+    pub(crate) keeps_files: bool,
 }
 
 #[derive(Default)]
@@ -198,6 +199,7 @@ impl Cluster {
             spec,
             command,
             servers: (0..hosts).map(|_| Server::default()).collect(),
+            keeps_files: false,
         };
         let root = Path::new(FOLDER);
         for side in ["master.d", "slave.d"] {
@@ -237,14 +239,15 @@ impl Cluster {
     /// A cluster of that kind, initialised and started, with a master everywhere.
     pub fn start(spec: Spec) -> Result<Self, Error> {
         let mut cluster = Self::prepare(spec)?;
-        for server in 0..cluster.spec.servers {
-            cluster.init(server)?;
-        }
-        for server in 0..cluster.spec.servers {
-            cluster.start_server(server)?;
-        }
+        cluster.boot()?;
         cluster.settle()?;
         Ok(cluster)
+    }
+
+    /// Initialises all servers, and starts them.
+    pub fn boot(&mut self) -> Result<(), Error> {
+        (0..self.spec.servers).try_for_each(|server| self.init(server))?;
+        (0..self.spec.servers).try_for_each(|server| self.start_server(server))
     }
 
     /// The network.
@@ -345,6 +348,11 @@ impl Cluster {
         Ok(folder)
     }
 
+    /// Whether the servers keep files alike.
+    pub fn keeps_files(&self) -> bool {
+        self.keeps_files
+    }
+
     pub(crate) fn use_programs(&mut self, folder: PathBuf) {
         self.command = folder.join("standin");
     }
@@ -426,11 +434,7 @@ impl Cluster {
 
     /// Asks a server's main daemon to stop and waits for it. An SSH server ends with it.
     pub fn stop(&mut self, server: usize) -> Result<(), Error> {
-        let mut processes = self.host(server).processes();
-        processes.retain(|p| p.name.starts_with("sshd"));
-        processes
-            .iter()
-            .try_for_each(|p| p.signal(Signal::SIGKILL))?;
+        self.stop_ssh(server)?;
         self.send(server, Signal::SIGTERM)?;
         self.reap(server)
     }

@@ -4,7 +4,7 @@
 //! not root, in a namespace within, and lets in nobody else; whom it starts becomes the lab's root again.
 
 use crate::{
-    Cluster, Error, FOLDER, NAMES,
+    Cluster, Error, FOLDER, NAMES, Signal,
     cluster::{accepted, make_folder},
     process::{binary, find},
     wait_for,
@@ -103,7 +103,9 @@ impl Cluster {
             self.start_ssh_by(server, &sshd)?;
         }
         let text = self.config_with_files(on)?;
-        (0..self.spec().servers).try_for_each(|server| self.write_config(server, &text))
+        (0..self.spec().servers).try_for_each(|server| self.write_config(server, &text))?;
+        self.keeps_files = true;
+        Ok(())
     }
 
     fn config_with_files(&self, on: &[&str]) -> Result<String, Error> {
@@ -199,5 +201,12 @@ impl Cluster {
         })?;
         self.keep_ssh(server, child);
         Ok(())
+    }
+
+    /// Ends a server's SSH server, and whoever it has let in.
+    pub fn stop_ssh(&self, server: usize) -> Result<(), Error> {
+        let mut processes = self.host(server).processes();
+        processes.retain(|p| p.name.starts_with("sshd"));
+        processes.iter().try_for_each(|p| p.signal(Signal::SIGKILL))
     }
 }
