@@ -1,4 +1,5 @@
-//! How fast files become alike: syncd beside rsync and unison, over the same SSH server on loopback, in the same run.
+//! How fast files become alike: syncd beside rsync, unison and csync2, on loopback, in the same run; all but csync2, which
+//! knows none, over the same SSH server.
 //!
 //! Needs root: each side sees its own directory at the same path, and the network is one of its own.
 
@@ -9,9 +10,19 @@ mod works;
 
 use scene::{Outcome, Scene};
 use standin_tests::Summary;
-use std::{env, fmt::Write, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    fmt::Write,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 use tools::{TOOLS, Tool};
 use works::{WORKS, Work};
+
+/// Whoever has taken so long for so many runs is known well enough.
+const LONG: Duration = Duration::from_secs(20);
+const FEW: usize = 3;
 
 const USAGE: &str = "bench-sync [--runs N] [--scale PERCENT] [--tools NAME,...] [--works NAME,...]";
 
@@ -91,11 +102,14 @@ fn run(options: &Options) -> Result<(), String> {
         .filter(|t| named(&options.tools, t.key, true))
         .collect();
     println!(
-        "median (minimum..maximum) of {}; times in seconds, CPU of both sides, bytes over loopback with all headers, memory of the \
-         calling side; ratio = rsync's median : this one's\n",
+        "median (minimum..maximum) of {}, or of {FEW} where each takes long; times in seconds, CPU of both sides, bytes over \
+         loopback with all headers, memory of the calling side; ratio = rsync's median : this one's; lacks = what syncd does \
+         and it does not\n",
         options.runs
     );
-    println!("| work | tool | s | ratio | CPU s | kB | MB |\n|---|---|---|---|---|---|---|");
+    println!(
+        "| work | tool | s | ratio | CPU s | kB | MB | lacks |\n|---|---|---|---|---|---|---|---|"
+    );
     for work in WORKS
         .iter()
         .filter(|w| named(&options.works, w.key, w.usual))
@@ -114,21 +128,23 @@ fn run(options: &Options) -> Result<(), String> {
 
 /// One work with one tool, as often as asked for.
 fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, String> {
-    let mut scene = Scene::new(work.others)?;
-    let size = |usual: u64| (usual * options.scale / 100).max(1);
-    (work.make)(&scene, &size)?;
-    if tool.warm && work.begin_alike {
-        scene.start_daemon()?;
-    }
-    if work.begin_alike {
-        tool.run(&scene)?;
-        scene.settle(tool)?;
-    }
     let mut outcomes = Vec::new();
     if tool.warm && !work.begin_alike {
         return Ok(outcomes); // the first time is cold
     }
+    let mut scene = Scene::new(work.others, work.accounts)?;
+    let size = |usual: u64| (usual * options.scale / 100).max(1);
+    (work.make)(&scene, &size)?;
+    (tool.start)(&mut scene)?;
+    if work.begin_alike {
+        tool.run(&scene)?;
+        scene.settle(tool)?;
+    }
+    let start = Instant::now();
     for round in 0..options.runs {
+        if round >= FEW && start.elapsed() > LONG {
+            break;
+        }
         if work.begin_alike {
             (work.change)(&scene, round)?;
         } else {
@@ -150,9 +166,15 @@ fn row(work: &Work, tool: &Tool, outcomes: &[Outcome], first: &mut Option<f64>) 
     let mut line = format!("| {} | {} ", work.title, tool.title);
     let _ = write!(line, "| {:.3} ", seconds.median);
     let _ = write!(line, "({:.3}..{:.3}) ", seconds.min, seconds.max);
-    let _ = write!(line, "| {:.2} ", rsync / seconds.median.max(0.000_001));
+    let ratio = of(&|o| rsync / o.seconds.max(0.000_001));
+    let _ = write!(
+        line,
+        "| {:.2} ({:.2}..{:.2}) ",
+        ratio.median, ratio.min, ratio.max
+    );
     let _ = write!(line, "| {:.2} ", of(&|o| o.processor).median);
     let _ = write!(line, "| {:.1} ", of(&|o| o.kilobytes).median);
-    let _ = write!(line, "| {:.0} |", of(&|o| o.megabytes).max);
+    let _ = write!(line, "| {:.0} ", of(&|o| o.megabytes).max);
+    let _ = write!(line, "| {} |", tool.lacks);
     line
 }
