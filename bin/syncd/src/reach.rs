@@ -19,10 +19,8 @@ pub fn run(config: &Config, me: &ServerName) -> ExitCode {
             .into_iter()
             .map(|server| scope.spawn(|| reach(config, server)))
             .collect();
-        tried.into_iter().fold(true, |fine, one| {
-            // A thread that panicked has said so.
-            one.join().unwrap_or(false) && fine
-        })
+        // A thread that panicked has said so.
+        tried.into_iter().all(|one| one.join().unwrap_or(false))
     });
     match fine {
         true => ExitCode::SUCCESS,
