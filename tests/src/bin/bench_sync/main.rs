@@ -9,7 +9,7 @@ mod trees;
 mod works;
 
 use scene::{Outcome, Scene};
-use standin_tests::Summary;
+use standin_tests::{Summary, wanted};
 use std::{
     env,
     fmt::Write,
@@ -43,32 +43,21 @@ fn options() -> Result<Options, String> {
     };
     let tools: Vec<_> = TOOLS.iter().map(|t| t.key).collect();
     let works: Vec<_> = WORKS.iter().map(|w| w.key).collect();
-    let usage = || {
-        format!(
-            "{USAGE}\ntools: {}\nworks: {}",
-            tools.join(" "),
-            works.join(" ")
-        )
-    };
-    let mut args = env::args().skip(1);
-    while let Some(option) = args.next() {
-        let value = args.next().ok_or_else(usage)?;
-        let list = |known: &[&str]| {
-            let names: Vec<_> = value.split(',').map(str::to_owned).collect();
-            match names.iter().find(|name| !known.contains(&name.as_str())) {
-                Some(unknown) => Err(format!("{unknown}: no such name\n{}", usage())),
-                None => Ok(Some(names)),
-            }
-        };
-        let number = || value.parse().map_err(|_| usage());
-        match option.as_str() {
-            "--runs" => options.runs = number()?,
-            "--scale" => options.scale = number()? as u64,
-            "--tools" => options.tools = list(&tools)?,
-            "--works" => options.works = list(&works)?,
-            _ => return Err(usage()),
+    let usage = format!(
+        "{USAGE}\ntools: {}\nworks: {}",
+        tools.join(" "),
+        works.join(" ")
+    );
+    standin_tests::options(&usage, |option, value| {
+        match option {
+            "--runs" => options.runs = value.number()?,
+            "--scale" => options.scale = value.number()?,
+            "--tools" => options.tools = value.names(&tools)?,
+            "--works" => options.works = value.names(&works)?,
+            _ => return Ok(false),
         }
-    }
+        Ok(true)
+    })?;
     Ok(options)
 }
 
@@ -92,14 +81,9 @@ fn end(told: Result<(), String>) -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), String> {
-    let named = |names: &Option<Vec<String>>, key: &str, usual: bool| {
-        names
-            .as_ref()
-            .map_or(usual, |names| names.iter().any(|n| n == key))
-    };
     let tools: Vec<_> = TOOLS
         .iter()
-        .filter(|t| named(&options.tools, t.key, true))
+        .filter(|t| wanted(options.tools.as_ref(), t.key, true))
         .collect();
     println!(
         "median (minimum..maximum) of {}, or of {FEW} where each takes long; times in seconds, CPU of both sides, bytes over \
@@ -112,7 +96,7 @@ fn run(options: &Options) -> Result<(), String> {
     );
     for work in WORKS
         .iter()
-        .filter(|w| named(&options.works, w.key, w.usual))
+        .filter(|w| wanted(options.works.as_ref(), w.key, w.usual))
     {
         let mut first = None;
         for tool in &tools {
