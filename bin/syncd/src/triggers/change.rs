@@ -243,3 +243,54 @@ impl<'a> Tree<'a> {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::{fs, sync::mpsc};
+
+    /// What a watch says next; it waits for whoever hears it.
+    fn word(words: &mpsc::Receiver<Word>) -> Word {
+        words.recv_timeout(Duration::from_secs(60)).unwrap()
+    }
+
+    /// What was said until everything is watched (anew).
+    fn until_watched(words: &mpsc::Receiver<Word>) {
+        while !matches!(word(words), Word::Trouble(None)) {}
+        assert!(matches!(word(words), Word::Changed), "it counts as changed");
+    }
+
+    #[test]
+    fn where_the_kernel_loses_count_all_is_watched_anew_and_counts_as_changed() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let root = dir.path().join("data");
+        fs::create_dir(&root).unwrap();
+        let text = format!(
+            "[cluster]\nname = \"web\"\nquorum = \"none\"\n[[server]]\nname = \"alpha\"\n\
+             address = \"127.0.0.1\"\nhost_key = \"ssh-ed25519 AAAAx\"\n[[sync]]\nname = \"data\"\npath = \"{}\"\n",
+            root.display()
+        );
+        let config = config::parse(&text, Path::new("standin.toml")).unwrap();
+        let (tell, words) = mpsc::sync_channel(0);
+        let tell = move |word| drop(tell.send(word));
+        let units = move || crate::units::of(&config, |_| true);
+        let _watch = watch(units, tell).unwrap();
+        assert!(matches!(word(&words), Word::Trouble(None)));
+        // It waits to say that all counts as changed, and reads nothing meanwhile.
+        let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let (one, other) = (root.join("one"), root.join("other"));
+        fs::write(&one, "").unwrap();
+        for _ in 0..=most.trim().parse::<u32>().unwrap() / 4 {
+            fs::rename(&one, &other).unwrap();
+            fs::rename(&other, &one).unwrap();
+        }
+        let unheard = root.join("unheard");
+        fs::create_dir(&unheard).unwrap();
+        assert!(matches!(word(&words), Word::Changed));
+        until_watched(&words);
+        // Nothing happened since but this.
+        fs::write(unheard.join("file"), "").unwrap();
+        assert!(matches!(word(&words), Word::Changed));
+    }
+}
