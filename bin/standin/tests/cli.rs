@@ -375,13 +375,13 @@ impl Run {
         fs::create_dir(&bin).unwrap();
         install(&bin);
         let script = role.replace("LOG", place.path("log").to_str().unwrap());
-        for role in ["hbd", "listend", "doctord", "electd"] {
+        for role in ["hbd", "listend", "doctord", "electd", "syncd"] {
             fs::write(bin.join(role), &script).unwrap();
             place.mode(&format!("bin/{role}"), 0o755);
         }
         let main = Self::spawn(&place);
         let run = Self { place, main };
-        for role in ["hbd", "listend", "doctord", "electd"] {
+        for role in ["hbd", "listend", "doctord", "electd", "syncd"] {
             run.await_line(role, "start", 1);
         }
         run
@@ -423,7 +423,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         let _ = self.main.kill();
         let _ = self.main.wait();
-        for role in ["hbd", "listend", "doctord", "electd"] {
+        for role in ["hbd", "listend", "doctord", "electd", "syncd"] {
             for pid in self.lines(role, "start") {
                 if fs::read_to_string(format!("/proc/{pid}/cmdline"))
                     .is_ok_and(|c| c.contains(role))
