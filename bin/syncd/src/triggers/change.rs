@@ -31,6 +31,8 @@ const STEP: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(300);
 /// A set that is not there is looked for so often.
 const MISSING: Duration = Duration::from_secs(30);
+/// What happened is told at the latest after so many readings, each of some hundred events.
+const READS: u32 = 256;
 
 /// What a watch says.
 #[derive(Debug)]
@@ -192,16 +194,19 @@ impl<'a> Tree<'a> {
                 Ok(_) => {}
                 Err(_) => return,
             }
-            let events = match self.inotify.read_events() {
-                Ok(events) => events,
-                Err(Errno::EAGAIN | Errno::EINTR) => continue,
-                Err(_) => return,
-            };
+            // Read as fast as they come: the kernel has room for some only.
             let mut changed = false;
-            for event in &events {
-                match self.takes(event) {
-                    Ok(of_ours) => changed |= of_ours,
-                    Err(()) => return,
+            for _ in 0..READS {
+                let events = match self.inotify.read_events() {
+                    Ok(events) => events,
+                    Err(Errno::EAGAIN | Errno::EINTR) => break,
+                    Err(_) => return,
+                };
+                for event in &events {
+                    match self.takes(event) {
+                        Ok(of_ours) => changed |= of_ours,
+                        Err(()) => return,
+                    }
                 }
             }
             if changed {
