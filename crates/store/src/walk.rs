@@ -27,6 +27,8 @@ pub struct Counts {
     pub skipped: Listing,
     /// Files that were read.
     pub read: u64,
+    /// Directories whose names were read.
+    pub listed: u64,
 }
 
 impl Counts {
@@ -36,6 +38,7 @@ impl Counts {
         self.unreadable.join(other.unreadable);
         self.skipped.join(other.skipped);
         self.read += other.read;
+        self.listed += other.listed;
     }
 }
 
@@ -121,9 +124,11 @@ where
         };
         let dir = level.dir.child(Name::last(path))?;
         let same = sight::stat(&dir.stat()?) == stat;
-        let names = match known && same {
-            true => Names::Known(rows::below(path)),
-            false => Names::Read(dir.names()?.into_iter(), same),
+        let names = if known && same {
+            Names::Known(rows::below(path))
+        } else {
+            self.counts.listed += 1;
+            Names::Read(dir.names()?.into_iter(), same)
         };
         self.levels.push(Level {
             dir: Arc::new(dir),
