@@ -86,13 +86,12 @@ fn told(output: Output) -> (i32, String) {
     (output.status.code().unwrap_or(-1), text.concat())
 }
 
+fn told_of(command: &mut Command) -> (i32, String) {
+    told(command.output().unwrap())
+}
+
 fn standin(arguments: &[&str]) -> (i32, String) {
-    told(
-        Command::new(env!("CARGO_BIN_EXE_standin"))
-            .args(arguments)
-            .output()
-            .unwrap(),
-    )
+    told_of(Command::new(env!("CARGO_BIN_EXE_standin")).args(arguments))
 }
 
 #[test]
@@ -200,6 +199,46 @@ fn keygen_makes_a_secret_file_and_never_overwrites_one() {
     let (code, nowhere) = standin(&["keygen", &format!("{file}/deeper")]);
     assert_eq!(code, 1);
     assert!(nowhere.contains("new.key/deeper"), "{nowhere}");
+}
+
+#[test]
+fn keygen_makes_an_ssh_key_tells_its_line_and_never_overwrites_one() {
+    let place = Place::new();
+    let file = place.path("ssh.key");
+    let file = file.to_str().unwrap();
+    let (code, told) = standin(&["keygen", "--ssh", file]);
+    assert_eq!(code, 0, "{told}");
+    let private = fs::read_to_string(file).unwrap();
+    assert!(private.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----"));
+    assert_eq!(
+        fs::metadata(file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let public = fs::read_to_string(place.path("ssh.key.pub")).unwrap();
+    let words: Vec<_> = public.split_whitespace().collect();
+    assert_eq!(words[0], "ssh-ed25519");
+    let line = told.lines().last().unwrap();
+    assert!(line.starts_with("restrict,command=\"/"), "{line}");
+    assert!(
+        line.ends_with(&format!("syncd serve\" {} {}", words[0], words[1])),
+        "{line}"
+    );
+    let (code, again) = standin(&["keygen", "--ssh", file]);
+    assert_eq!(code, 1);
+    assert!(again.contains("exists and is left as it is"), "{again}");
+    assert!(again.contains(line), "{again}");
+    fs::remove_file(file).unwrap();
+    let (code, half) = standin(&["keygen", "--ssh", file]);
+    assert_eq!(code, 1);
+    assert!(half.contains("ssh.key.pub exists"), "{half}");
+    let (code, nowhere) = standin(&["keygen", "--ssh", &format!("{file}/deeper")]);
+    assert_eq!(code, 1);
+    assert!(nowhere.contains("ssh.key/deeper"), "{nowhere}");
+    let mut without = Command::new(env!("CARGO_BIN_EXE_standin"));
+    let without = without.args(["keygen", "--ssh", &format!("{file}2")]);
+    let (code, missing) = told_of(without.env("PATH", place.path("none")));
+    assert_eq!(code, 1);
+    assert!(missing.contains("apt-get install"), "{missing}");
 }
 
 #[test]

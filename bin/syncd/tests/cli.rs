@@ -436,6 +436,38 @@ fn a_server_with_another_host_key_and_a_server_that_does_not_know_us_get_nothing
 }
 
 #[test]
+fn the_way_to_each_other_server_can_be_tried_before_anything_is_made_alike() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    let reach = |scene: &Scene| {
+        let output = done(&mut scene.syncd("alpha", &["reach"]));
+        (
+            String::from_utf8(output.stdout).unwrap(),
+            output.status.code(),
+        )
+    };
+    let (said, code) = reach(&scene);
+    assert_eq!(code, Some(0), "{said}");
+    for other in ["beta", "gamma"] {
+        assert!(said.contains(&format!("ok     {other}: ")), "{said}");
+    }
+    fs::write(scene.at("gamma/authorized"), "").unwrap();
+    let mut beta = scene.sshds.remove(1);
+    beta.kill().unwrap();
+    beta.wait().unwrap();
+    let (said, code) = reach(&scene);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("note   files cannot be kept alike with beta"),
+        "{said}"
+    );
+    assert!(said.contains("WRONG  gamma at 127.0.0.3"), "{said}");
+    assert!(said.contains("does not let in root with"), "{said}");
+}
+
+#[test]
 fn a_server_that_is_down_is_told_and_the_others_are_served() {
     if !may_run() {
         return;
