@@ -88,10 +88,7 @@ impl<'a, S: Read + Write> Bring<'a, S> {
             return Ok(false);
         };
         let mut contents = vec![Vec::new(); paths.len()];
-        let part = |i: usize, _: u64, bytes: &[u8]| {
-            contents[i].extend_from_slice(bytes);
-            Ok(())
-        };
+        let part = |i: usize, _: u64, bytes: &[u8]| contents[i].extend_from_slice(bytes);
         let came = self.puller.hear_files(&asked, part)?;
         let contents = contents.into_iter().zip(came);
         let contents = contents.map(|(contents, came)| came.then_some(contents));

@@ -519,6 +519,68 @@ fn a_server_that_is_down_is_told_and_the_others_are_served() {
 }
 
 #[test]
+fn a_disk_that_is_full_or_read_only_is_told_and_the_next_run_makes_it_good() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    // This thread's own, and that of what it starts.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    let disk = scene.data("beta");
+    let mount = |arguments: &str| {
+        let mut command = Command::new("mount");
+        let done = done(command.args(arguments.split(' ')).arg(&disk));
+        assert!(done.status.success(), "{done:?}");
+    };
+    let private = done(Command::new("mount").args(["--make-rprivate", "/"]));
+    assert!(private.status.success(), "{private:?}");
+    take_away(scene.sshds.remove(1));
+    mount("-t tmpfs -o size=1m small");
+    scene.start_sshd("beta", scene.port());
+    scene.write("alpha", "old", "as it was");
+    scene.write("alpha", "d/old", "as it was");
+    scene.fine("alpha", &[]);
+    let mut noise = vec![0; 3 << 20];
+    let mut random = fs::File::open("/dev/urandom").unwrap();
+    random.read_exact(&mut noise).unwrap();
+    let of_beta = |name: &str| fs::read(scene.data("beta").join(name)).ok();
+    // A run that begins on this side, and one that begins on the other.
+    for (first, end) in [("alpha", "beta"), ("beta", "alpha")] {
+        let why = match first {
+            "alpha" => "not taken there: run syncd on beta to see why",
+            _ => "No space left on device",
+        };
+        mount("-o remount,size=1m");
+        let large = format!("large of {first}");
+        fs::write(scene.data("alpha").join(&large), &noise).unwrap();
+        fs::write(scene.data("alpha").join("old"), &noise).unwrap();
+        let before = of_beta("old");
+        let (said, code) = scene.run(first, &["--peer", end]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(why), "{said}");
+        assert_eq!((of_beta("old"), of_beta(&large)), (before, None));
+        assert_eq!(of_beta("d/old").unwrap(), b"as it was");
+        mount("-o remount,size=64m");
+        scene.fine(first, &[]);
+        scene.assert_alike();
+        scene.write("alpha", "old", "as it was");
+        fs::remove_file(scene.data("alpha").join(&large)).unwrap();
+        scene.fine(first, &[]);
+        // Nothing is written, nothing removed, and all is told.
+        mount("-o remount,ro");
+        scene.write("alpha", "old", first);
+        let (said, code) = scene.run(first, &["--peer", end]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("Read-only file system"), "{said}");
+        assert_eq!(of_beta("old").unwrap(), b"as it was");
+        mount("-o remount,rw");
+        scene.fine(first, &[]);
+        scene.assert_alike();
+        assert_eq!(of_beta("old").unwrap(), first.as_bytes());
+    }
+}
+
+#[test]
 fn neither_a_mass_of_removals_nor_a_directory_that_is_not_mounted_is_believed() {
     if !may_run() {
         return;
