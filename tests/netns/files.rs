@@ -1,7 +1,7 @@
 //! Files are alike after an election, and whoever has the last of them wins the next.
 
-use crate::scene::{Failure, Outcome, PATIENCE, ensure, judged, patient};
-use lab::{Cluster, Error, NAMES, wait_for};
+use crate::scene::{Failure, Outcome, PATIENCE, Two, ensure, gave_up, judged, patient};
+use lab::{Cluster, Error, NAMES, Spec, wait_for};
 use std::{fs, process::Command, time::Duration};
 
 fn system<T>(what: &str, result: std::io::Result<T>) -> Result<T, Failure> {
@@ -88,7 +88,7 @@ fn rank(cluster: &Cluster, by: usize, of: usize) -> Option<u64> {
 
 pub fn files_are_alike_after_an_election_and_a_server_that_missed_a_run_does_not_win() -> Outcome {
     let (alpha, bravo, charlie) = (0, 1, 2);
-    judged(patient(), crate::scene::Two::Never, |cluster| {
+    judged(patient(), Two::Never, |cluster| {
         prepare(cluster)?;
         for server in [alpha, bravo, charlie] {
             let name = format!("of-{}", cluster.name(server));
@@ -166,7 +166,7 @@ pub fn files_are_alike_after_an_election_and_a_server_that_missed_a_run_does_not
 
 pub fn a_master_that_loses_its_power_in_a_run_keeps_nothing_occupied() -> Outcome {
     let all = [0, 1, 2];
-    judged(patient(), crate::scene::Two::Never, |cluster| {
+    judged(patient(), Two::Never, |cluster| {
         prepare(cluster)?;
         for server in all {
             cluster.start_server(server)?;
@@ -191,6 +191,96 @@ pub fn a_master_that_loses_its_power_in_a_run_keeps_nothing_occupied() -> Outcom
         let _ = asking.wait();
         cluster.wait_master(0, Some(master))?;
         all_fresh(cluster, &left, run)?;
+        Ok(())
+    })
+}
+
+/// What a server makes of a file while it does not hear the other.
+fn own(cluster: &Cluster, server: usize, name: &str) -> String {
+    format!("{name} of {}", cluster.name(server))
+}
+
+/// What `standin sync conflicts` says where this version of a file is, which it lists.
+fn kept_aside(cluster: &Cluster, server: usize, name: &str, contents: &str) -> Outcome {
+    let listed = cluster.tell(server, &["sync", "conflicts"])?;
+    let of = format!(
+        "{}/{name}: file of {} bytes",
+        Cluster::files_path().display(),
+        contents.len()
+    );
+    let mut lines = listed.lines().skip_while(|line| !line.contains(&of));
+    let file = lines.nth(1).and_then(|l| l.split_once("its contents: "));
+    let read = file.and_then(|(_, file)| fs::read_to_string(file).ok());
+    ensure(
+        read.as_deref() == Some(contents),
+        format!("not kept aside: {of}, \"{contents}\", but {read:?}:\n{listed}"),
+    )
+}
+
+pub fn what_two_masters_changed_in_a_split_is_alike_after_it_and_nothing_is_lost() -> Outcome {
+    let (alpha, bravo) = (0, 1);
+    let both = [alpha, bravo];
+    let spec = Spec {
+        servers: 2,
+        quorum: "none",
+        ..patient()
+    };
+    judged(spec, Two::Allowed, |cluster| {
+        prepare(cluster)?;
+        let alone = both.map(|server| format!("of-{}", cluster.name(server)));
+        let before = ["edited", "removed", &alone[alpha], &alone[bravo]];
+        for name in before {
+            write(cluster, alpha, name, "before")?;
+        }
+        for server in both {
+            cluster.start_server(server)?;
+        }
+        cluster.settle()?;
+        for name in before {
+            alike(cluster, &both, name, "before")?;
+        }
+        all_fresh(cluster, &both, (0, 0))?;
+        cluster.net().partition(&[&[alpha], &[bravo]])?;
+        wait_for("both servers serve their side", PATIENCE, || {
+            (cluster.net().judge().holders(0) == both).then_some(())
+        })?;
+        for server in both {
+            write(cluster, server, &alone[server], "changed")?;
+            for name in ["edited", "made"] {
+                write(cluster, server, name, &own(cluster, server, name))?;
+            }
+        }
+        system(
+            "remove",
+            fs::remove_file(cluster.files(alpha).join("removed")),
+        )?;
+        write(cluster, bravo, "removed", "changed")?;
+        cluster.net().heal()?;
+        let master = cluster.settle()?;
+        gave_up(cluster, 1 - master)?;
+        // Nobody asks for it.
+        for name in ["removed", &alone[alpha], &alone[bravo]] {
+            alike(cluster, &both, name, "changed")?;
+        }
+        for name in ["edited", "made"] {
+            let read = |server: usize| fs::read_to_string(cluster.files(server).join(name)).ok();
+            let won = wait_for(&format!("{name} is alike"), PATIENCE, || {
+                read(alpha).filter(|text| read(bravo).as_ref() == Some(text))
+            })?;
+            let winner = both.into_iter().find(|s| own(cluster, *s, name) == won);
+            let Some(winner) = winner else {
+                return Err(Failure::Wrong(format!(
+                    "{name} is {won}, which nobody wrote"
+                )));
+            };
+            let loser = 1 - winner;
+            let lost = own(cluster, loser, name);
+            kept_aside(cluster, loser, name, &lost)?;
+            let path = Cluster::files_path().join(name).display().to_string();
+            cluster.tell(loser, &["sync", "restore", &path])?;
+            synced(cluster, loser)?;
+            alike(cluster, &both, name, &lost)?;
+        }
         Ok(())
     })
 }

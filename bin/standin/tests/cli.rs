@@ -324,6 +324,73 @@ fn without_daemons_status_and_requests_say_so() {
     }
 }
 
+/// A syncd that says what it was asked, and ends so.
+const ASKED: &str = "#!/bin/sh\nprintf '<%s>' \"$@\"\nexit 5\n";
+
+#[test]
+fn what_only_syncd_knows_is_handed_over_to_it() {
+    let place = Place::new();
+    fs::create_dir(place.path("bin")).unwrap();
+    install(&place.path("bin"));
+    let ask = |line: &str| {
+        let mut command = Command::new(place.path("bin/standin"));
+        place.complete(&mut command, line);
+        told(command.output().unwrap())
+    };
+    for line in [
+        "sync conflicts",
+        "sync restore /etc/motd",
+        "sync why /etc/motd",
+    ] {
+        let (code, text) = ask(line);
+        assert_eq!(code, 1, "{line}: {text}");
+        assert!(
+            text.contains("bin/syncd is missing; install it beside"),
+            "{line}: {text}"
+        );
+    }
+    fs::write(place.path("bin/syncd"), ASKED).unwrap();
+    place.mode("bin/syncd", 0o755);
+    let own: String = [
+        ("config", "standin.toml"),
+        ("run-dir", "run"),
+        ("state-dir", "state"),
+    ]
+    .map(|(option, name)| format!("<--{option}><{}>", place.path(name).display()))
+    .concat();
+    for (line, first, last) in [
+        ("sync conflicts", "<conflicts>", ""),
+        ("sync conflicts --set www", "<conflicts>", "<--set><www>"),
+        ("sync why /a/b", "<why></a/b>", ""),
+        (
+            "sync restore /a/b --at 2h --list",
+            "<restore></a/b><--at><2h><--list>",
+            "",
+        ),
+    ] {
+        let (code, text) = ask(line);
+        assert_eq!(code, 5, "{line}: {text}");
+        assert_eq!(
+            text,
+            format!("{first}{own}<--server><alpha>{last}"),
+            "{line}"
+        );
+    }
+    // What is not given is told all the same, before the path, and nothing twice.
+    let mut command = Command::new(place.path("bin/standin"));
+    command.args(["sync", "why", "/a/b", "--server", "beta"]);
+    let (code, text) = told(command.output().unwrap());
+    assert_eq!(code, 5, "{text}");
+    assert!(text.starts_with("<why><--config></"), "{text}");
+    assert!(text.ends_with("></a/b><--server><beta>"), "{text}");
+    assert_eq!(text.matches("<--").count(), 4, "{text}");
+    for wrong in ["sync conflicts www", "sync conflicts --sets www"] {
+        let (code, text) = ask(wrong);
+        let help = text.contains("Usage: ");
+        assert!(code == 2 && help, "{wrong}: {code}: {text}");
+    }
+}
+
 // The main daemon with four shell scripts.
 
 /// Says on which Unix signal it ended.
