@@ -3,11 +3,9 @@
 use filesync::{Digest, Kind, Node, Operation, Path, Source};
 use std::{
     collections::VecDeque,
-    fs::File,
     io::{self, Read, Write},
-    os::unix::fs::FileExt,
 };
-use store::{Contents, Set};
+use store::{Contents, Filling, Set};
 use transfer::{Asked, Error, Puller, Wanted, together};
 
 /// Files up to this size are fetched ahead, in bytes,
@@ -122,7 +120,7 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
         came.ok_or_else(gone).map(Some)
     }
 
-    fn bring(&mut self, path: &Path, node: &Node, into: &File) -> io::Result<()> {
+    fn bring(&mut self, path: &Path, node: &Node, into: &mut Filling<'_>) -> io::Result<()> {
         let Kind::File { size, digest } = &node.kind else {
             return Ok(());
         };
@@ -136,9 +134,9 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
             .then(|| self.set.read(path).ok())
             .flatten();
         let came = match like {
-            Some(like) => self.puller.alike(&wanted, &like, into),
+            Some(like) => self.puller.alike(&wanted, &like, into.file()),
             None => {
-                let part = |_: usize, at, bytes: &[u8]| into.write_all_at(bytes, at);
+                let part = |_: usize, _: u64, bytes: &[u8]| into.write_all(bytes);
                 self.puller
                     .files(&[wanted], part)
                     .map(|came| came == [true])

@@ -5,7 +5,7 @@ use crate::{
     replica::{Allowed, Answering, BUSY, Local},
     serve::tell_daemon,
     sessions::Sessions,
-    ssh::Connection,
+    ssh::{Connection, PATIENCE, READING},
     units::{self, Unit},
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -371,6 +371,7 @@ impl Run<'_> {
         let session = self.sessions.lend(self.config, peer);
         let mut session = session.map_err(|why| Stopped::Lost(format!("cannot reach {why}")))?;
         session.get_mut().pace = local.unit.pace.clone();
+        session.get_mut().until = self.wanted.until;
         let broken = |e: Error| Stopped::of(e.to_string());
         let mut puller = Puller::new(&mut session).map_err(|e| broken(e.into()))?;
         let (cluster, name) = (&self.config.cluster.name, &local.unit.name);
@@ -387,7 +388,10 @@ impl Run<'_> {
             other => other.map_err(broken)?,
         };
         let Wanted { allowed, dry, .. } = *self.wanted;
+        puller.stream().get_mut().patience(READING);
         let report = pull(local, &mut puller, &greeting, allowed, dry).map_err(broken)?;
+        // It may have to wait for a slow disk now.
+        session.get_mut().patience(PATIENCE);
         Ok((session, report))
     }
 

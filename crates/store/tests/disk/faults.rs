@@ -7,7 +7,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write},
 };
 use store::{Applied, Contents, apply};
@@ -49,7 +49,7 @@ fn memory(at: &std::path::Path, flags: MsFlags, options: &str) {
 struct Given(&'static [(&'static str, usize)]);
 
 impl Contents for Given {
-    fn bring(&mut self, path: &Path, _: &Node, mut into: &File) -> io::Result<()> {
+    fn bring(&mut self, path: &Path, _: &Node, into: &mut store::Filling<'_>) -> io::Result<()> {
         let found = self
             .0
             .iter()
