@@ -4,7 +4,7 @@
 # make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
 # make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
-# make bench-sync  how fast files become alike, beside rsync and unison; BENCH="--runs 1 --scale 10" and the like
+# make bench-sync  how fast files become alike, beside rsync, unison and csync2; BENCH="--runs 1 --scale 10" and the like
 # make model     explore the election exhaustively, at the nightly depth; MODEL="--scenario crash" and the like
 # make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
@@ -86,10 +86,14 @@ chaos: deps build
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
 
+# Where csync2 was not, nobody wants it to listen.
 bench-sync-deps:
-	@for tool in rsync unison ssh; do command -v $$tool >/dev/null || missing=1; done; [ -z "$$missing" ] || { \
+	@for tool in rsync unison csync2 ssh; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || { \
 		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -qy --no-install-recommends rsync unison openssh-client; }
+		apt-get install -qy --no-install-recommends rsync unison csync2 openssh-client && case "$$missing" in *csync2*) \
+		! command -v systemctl >/dev/null || systemctl disable --now csync2.socket;; esac; } || \
+		{ echo "not installed:$$missing; as root: apt-get install rsync unison csync2 openssh-client"; false; }
 
 bench-sync: deps bench-sync-deps build
 	$(TARGET)/release/bench-sync $(BENCH)

@@ -77,7 +77,8 @@ tests! {
         handovers_lose_no_request_over_ipv6;
     files:
         files_are_alike_after_an_election_and_a_server_that_missed_a_run_does_not_win
-        a_master_that_loses_its_power_in_a_run_keeps_nothing_occupied;
+        a_master_that_loses_its_power_in_a_run_keeps_nothing_occupied
+        what_two_masters_changed_in_a_split_is_alike_after_it_and_nothing_is_lost;
     quorum:
         partition_never_makes_two_masters_and_healing_moves_nothing
         lost_beats_make_no_takeover

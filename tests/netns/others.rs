@@ -194,7 +194,7 @@ fn copies() -> Result<Temporary, lab::Error> {
     fs::set_permissions(&folder.0, open).map_err(failed(&folder.0))?;
     let own = env::current_exe().map_err(failed(Path::new("own program's path")))?;
     fs::copy(&own, folder.0.join("netns")).map_err(failed(&own))?;
-    for name in ["standin", "hbd", "listend", "doctord", "electd"] {
+    for name in ["standin", "hbd", "listend", "doctord", "electd", "syncd"] {
         let program = lab::binary(name)?;
         fs::copy(&program, folder.0.join(name)).map_err(failed(&program))?;
     }

@@ -1,4 +1,10 @@
-//! What the whole-system tests and the comparison share.
+//! What the whole-system tests and the comparisons share.
+
+mod chronyd;
+mod options;
+
+pub use chronyd::chronyd;
+pub use options::{Value, options, wanted};
 
 use std::fmt;
 

@@ -2,6 +2,7 @@
 
 mod shell;
 mod socket;
+mod wall;
 
 use daemon::{Boot, Error};
 use protocol::Role;

@@ -1,6 +1,6 @@
 //! The thin shell around the core: sockets, clocks, randomness, the ring, and the log.
 
-use crate::socket::Socket;
+use crate::{socket::Socket, wall::WallClock};
 use config::{ClusterKeys, Config};
 use daemon::{Boot, Error, Event, EventLoop, Keep, Limiter};
 use heartbeat::{Heartbeat, Input, Output, Path, PeerSettings, Refusal, Settings, Transmit};
@@ -9,10 +9,10 @@ use protocol::{
     BootTime, Role, ServerName, codec,
     local::{
         ctl::{CtlReply, CtlRequest},
-        ring::{ElectdToHbd, FourTimes, HbdToDoctord},
+        ring::{ElectdToHbd, HbdToDoctord},
         status::Detail,
     },
-    seal::Sealer,
+    seal::{NONCE, OVERHEAD, Sealer},
     wire::datagram::{DATAGRAM_MAX, Incarnation},
 };
 use std::{
@@ -30,8 +30,11 @@ const READ_BUDGET: usize = 64;
 /// Pause after that many from anybody at all; what comes from a peer's address and port has no pause.
 const STRANGERS_PAUSE: Duration = Duration::from_millis(1);
 
-/// Packets whose time of sending is known when they are echoed: of as many peers as there may be, the last few.
-const SENT: usize = 256;
+/// Packets of which the kernel may still tell when they left.
+const SENT: usize = 64;
+
+/// Room for a packet as the kernel gives it back, with the headers of all layers.
+const LEFT_MAX: usize = DATAGRAM_MAX + 256;
 
 /// First and longest wait before a socket that could not be opened is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -54,10 +57,32 @@ pub struct Shell {
     /// doctord got a message in this turn.
     delivered: bool,
     buffer: Vec<u8>,
-    /// When the last packets were sent: CLOCK_REALTIME as they say, and CLOCK_MONOTONIC_RAW.
-    sent: VecDeque<(u64, u64)>,
-    /// When the datagram being read arrived, by CLOCK_MONOTONIC_RAW.
-    arrived: u64,
+    /// The last packets that were sent.
+    sent: VecDeque<Sent>,
+    wall: WallClock,
+}
+
+/// One packet that was sent.
+struct Sent {
+    to: ServerName,
+    /// By its seal it is known again.
+    end: [u8; OVERHEAD - NONCE],
+    /// As it says.
+    real_ns: u64,
+    /// As far as was known then, the wall clock had not been set since.
+    even: BootTime,
+}
+
+impl Sent {
+    fn new(to: &ServerName, bytes: &[u8], real_ns: u64, even: BootTime) -> Self {
+        let end = bytes.last_chunk().copied().unwrap_or_default();
+        Self {
+            to: to.clone(),
+            end,
+            real_ns,
+            even,
+        }
+    }
 }
 
 /// One address of this server and a socket there.
@@ -121,7 +146,7 @@ impl Shell {
             delivered: false,
             buffer: vec![0; DATAGRAM_MAX],
             sent: VecDeque::new(),
-            arrived: 0,
+            wall: WallClock::default(),
         };
         shell.renew_slots(false)?;
         Ok(shell)
@@ -281,15 +306,16 @@ impl Shell {
             };
             let local = slot.address;
             let (now, real_now) = (daemon::now(), daemon::real_now_ns());
-            let (raw, lead) = daemon::raw_and_lead_ns();
+            let (raw, lead) = self.wall.read();
             let real_ns = datagram.received_ns.unwrap_or(real_now);
             // Setting the wall clock in between must not move an arrival out of the time it can have had.
             let waited = Duration::from_nanos(real_now.saturating_sub(real_ns));
             let at = (now - waited).max(slot.drained.min(now));
             slot.read_to = at;
-            // A stamp from before the clock was set measures nothing.
+            // A stamp that may be from before the clock was set measures nothing.
             let stamped = real_ns.wrapping_sub(lead as u64);
-            self.arrived = if stamped <= raw { stamped } else { 0 };
+            let even = slot.drained >= self.wall.even && stamped <= raw;
+            let raw_ns = even.then_some(stamped);
             let overflowed = datagram.overflowed.unwrap_or(slot.overflowed);
             let lost = overflowed.wrapping_sub(slot.overflowed);
             slot.overflowed = overflowed;
@@ -304,6 +330,7 @@ impl Shell {
                     bytes,
                     at,
                     real_ns,
+                    raw_ns,
                 }
             };
             self.core.handle(now, input);
@@ -322,8 +349,7 @@ impl Shell {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Transmit(transmit) => self.transmit(transmit)?,
-                Output::Deliver(mut message) => {
-                    self.by_the_raw_clock(&mut message);
+                Output::Deliver(message) => {
                     self.delivered |= self.ring.queue(Role::Doctord, &message);
                 }
                 Output::Met(server) => log::info!("{server}: heard, its incarnation is proved"),
@@ -333,26 +359,13 @@ impl Shell {
         Ok(())
     }
 
-    /// Our two of the four timestamps leave as CLOCK_MONOTONIC_RAW has them: nobody has set or slewed it meanwhile.
-    fn by_the_raw_clock(&self, message: &mut HbdToDoctord) {
-        let (HbdToDoctord::Beat { arrival, .. } | HbdToDoctord::Ack { arrival, .. }) = message
-        else {
-            return;
-        };
-        arrival.times = arrival.times.and_then(|times| {
-            let (_, t1) = *self.sent.iter().find(|(real, _)| *real == times.t1)?;
-            let t4 = Some(self.arrived).filter(|at| *at >= t1)?;
-            Some(FourTimes { t1, t4, ..times })
-        });
-    }
-
     fn transmit(&mut self, mut transmit: Transmit) -> Result<(), Error> {
         let nonce = daemon::random()?;
-        let (raw, lead) = daemon::raw_and_lead_ns();
+        self.note_left();
+        let (raw, lead) = self.wall.read();
         let real = raw.wrapping_add_signed(lead);
-        self.sent.truncate(SENT - 1);
-        self.sent.push_front((real, raw));
-        let bytes = match self.core.seal(&mut transmit, nonce, real) {
+        self.core.leaves(&mut transmit, real, raw);
+        let bytes = match self.core.seal(&transmit, nonce) {
             Ok(bytes) => bytes,
             Err(e) => {
                 self.count("unsent_too_long");
@@ -360,6 +373,9 @@ impl Shell {
                 return Ok(());
             }
         };
+        self.sent.truncate(SENT - 1);
+        self.sent
+            .push_front(Sent::new(&transmit.to, &bytes, real, self.wall.even));
         let port = self.boot.config.cluster.port;
         for path in &transmit.paths {
             let from = |s: &&Slot| s.address == path.local && s.peer.is_none();
@@ -372,7 +388,30 @@ impl Shell {
                 None => self.count("unsent_no_socket"),
             }
         }
+        // Most have left by now; nobody is woken for what is read.
+        self.note_left();
         Ok(())
+    }
+
+    /// When packets left, as far as the kernel has told by now.
+    fn note_left(&mut self) {
+        let mut buffer = [0; LEFT_MAX];
+        for slot in self.slots.values().filter(|s| s.peer.is_none()) {
+            let Some(socket) = &slot.socket else { continue };
+            while let Some((at, length)) = socket.left(&mut buffer) {
+                let it = |sent: &&Sent| buffer[..length].ends_with(&sent.end);
+                let Some(sent) = self.sent.iter().find(it) else {
+                    continue;
+                };
+                self.wall.read();
+                // By a clock that nobody has set meanwhile.
+                if sent.even == self.wall.even
+                    && let Ok(late) = u32::try_from(at.wrapping_sub(sent.real_ns))
+                {
+                    self.core.left(&sent.to, sent.real_ns, late);
+                }
+            }
+        }
     }
 
     /// An error of sending is never fatal: the next beat tries again.

@@ -8,8 +8,8 @@ use mio::net::UdpSocket;
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, bind,
-        connect, recvmsg, setsockopt, socket, sockopt,
+        AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage,
+        TimestampingFlag, Timestamps, bind, connect, recvmsg, setsockopt, socket, sockopt,
     },
     sys::time::TimeSpec,
 };
@@ -87,6 +87,11 @@ impl Socket {
         setsockopt(&fd, sockopt::IpFreebind, &true)?;
         setsockopt(&fd, sockopt::ReuseAddr, &shared)?;
         setsockopt(&fd, sockopt::ReceiveTimestampns, &true)?;
+        // When what is sent really leaves is a favour, too. Without OPT_TSONLY the whole packet comes with it: whoever sent
+        // it knows it again for certain, and a count of packets might slip.
+        let leaving = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
+            | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
+        let _ = setsockopt(&fd, sockopt::Timestamping, &leaving);
         setsockopt(&fd, sockopt::RxqOvfl, &1)?;
         if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
@@ -114,7 +119,7 @@ impl Socket {
 
     /// Reads one datagram into `buffer`; `EAGAIN` if none is there.
     pub fn receive(&self, buffer: &mut [u8]) -> Result<Datagram, Errno> {
-        let mut control = nix::cmsg_space!(TimeSpec, u32);
+        let mut control = nix::cmsg_space!(TimeSpec, Timestamps, u32);
         let mut parts = [IoSliceMut::new(buffer)];
         let message = recvmsg::<SockaddrStorage>(
             self.inner.as_raw_fd(),
@@ -145,6 +150,32 @@ impl Socket {
         })
     }
 
+    /// A packet that was sent and has left since, with all its headers: when the kernel gave it to the network, by
+    /// CLOCK_REALTIME in nanoseconds since 1970, and its length in `buffer`. None: no other has, or it is not told.
+    pub fn left(&self, buffer: &mut [u8]) -> Option<(u64, usize)> {
+        let mut control = nix::cmsg_space!(
+            TimeSpec,
+            Timestamps,
+            nix::libc::sock_extended_err,
+            nix::libc::sockaddr_in6
+        );
+        loop {
+            let mut parts = [IoSliceMut::new(buffer)];
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_ERRQUEUE;
+            let fd = self.inner.as_raw_fd();
+            let message =
+                recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut control), flags).ok()?;
+            let stamps = message.cmsgs().into_iter().flatten().find_map(|c| match c {
+                ControlMessageOwned::ScmTimestampsns(stamps) => nanoseconds(stamps.system),
+                _ => None,
+            });
+            // Others wait behind one that says nothing.
+            if let Some(at) = stamps.filter(|_| !message.flags.contains(MsgFlags::MSG_TRUNC)) {
+                return Some((at, message.bytes));
+            }
+        }
+    }
+
     /// For the event loop.
     pub fn source(&mut self) -> &mut UdpSocket {
         &mut self.inner
@@ -152,9 +183,13 @@ impl Socket {
 }
 
 fn timestamp(message: ControlMessageOwned) -> Option<u64> {
-    let ControlMessageOwned::ScmTimestampns(time) = message else {
-        return None;
-    };
+    match message {
+        ControlMessageOwned::ScmTimestampns(time) => nanoseconds(time),
+        _ => None,
+    }
+}
+
+fn nanoseconds(time: TimeSpec) -> Option<u64> {
     let seconds = u64::try_from(time.tv_sec()).ok()?;
     seconds
         .checked_mul(1_000_000_000)?
@@ -198,6 +233,31 @@ mod tests {
         assert!(before <= stamp && stamp <= daemon::real_now_ns());
         assert!(receive(&a, &mut buffer).cut);
         assert_eq!(a.receive(&mut buffer).unwrap_err(), Errno::EAGAIN);
+    }
+
+    #[test]
+    fn when_a_packet_left_is_told_with_the_packet() {
+        for home in [HOME, "::1".parse().unwrap()] {
+            let a = Socket::open(home, 0).unwrap();
+            let to = a.inner.local_addr().unwrap();
+            let b = Socket::open(home, 0).unwrap();
+            let mut buffer = [0; 200];
+            assert_eq!(b.left(&mut buffer), None);
+            let before = daemon::real_now_ns();
+            b.send(b"beat", to).unwrap();
+            b.send(&[7; 500], to).unwrap();
+            b.send(b"another beat", to).unwrap();
+            let (first, length) = b.left(&mut buffer).unwrap();
+            assert!(before <= first && buffer[..length].ends_with(b"beat"));
+            let (second, length) = b.left(&mut buffer).unwrap();
+            assert!(
+                buffer[..length].ends_with(b"another beat"),
+                "a cut one is passed over"
+            );
+            assert_eq!(b.left(&mut buffer), None);
+            let arrived = receive(&a, &mut buffer).received_ns.unwrap();
+            assert!(first <= arrived && first <= second && second <= daemon::real_now_ns());
+        }
     }
 
     #[test]

@@ -86,6 +86,10 @@ fn beats_and_acknowledgements_arrive_once_with_their_times() {
         beta.ack("alpha", n);
         let (arrival, number) = alpha.next();
         assert_eq!((arrival.from, number), (name("beta"), n));
+        if n == 1000 {
+            continue;
+        }
+        // Those of the exchange before: when its packets really left is known since.
         let times = arrival.times.unwrap();
         // One clock: what is raw time here is as much later there as it is by the clock of this machine.
         let (_, lead) = daemon::raw_and_lead_ns();

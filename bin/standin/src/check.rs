@@ -60,6 +60,9 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
                         Err(what) => report.wrong(what),
                     }
                 }
+                if let Err(what) = crate::ssh::reach(&config, &args) {
+                    report.wrong(what);
+                }
             }
         }
         let running = roles(&config, &args.run_dir, &mut report);

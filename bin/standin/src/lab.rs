@@ -1,5 +1,7 @@
 //! `standin lab`: a whole cluster on this machine, to be broken at will, or to watch being broken.
 
+mod files;
+
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use lab::{
     Cluster, DEFAULT, Error, FAST, FASTEST, Outage, Profile, Signal, Spec, Spinners, Stalls,
@@ -27,6 +29,10 @@ const HELP: &str = "\
   promote SERVER            planned handover
   stop SERVER               ask its main daemon to end
   log SERVER                the last lines of its log
+  write SERVER FILE TEXT    write a file there; the others get it when it has been quiet for 2 s
+  remove SERVER FILE        remove it there
+  read FILE                 what each server has in it
+  sync now|status|conflicts|why FILE [SERVER]        as `standin sync` there; without SERVER at the master
   help, quit";
 
 /// The subcommand.
@@ -151,7 +157,8 @@ fn play(spec: &Spec, runs: u32) -> Result<bool, Error> {
             lines: Vec::new(),
         };
         let mut cluster = Cluster::prepare(spec.clone())?;
-        if let Err(error) = story.tell(&mut cluster) {
+        let keeps_files = files::keep(&mut cluster);
+        if let Err(error) = story.tell(&mut cluster, keeps_files) {
             return Err(Error::Wrong(format!("{error}\n{}", cluster.tails(20))));
         }
         story.summary();
@@ -168,14 +175,9 @@ struct Story<'a> {
 }
 
 impl Story<'_> {
-    fn tell(&mut self, cluster: &mut Cluster) -> Result<(), Error> {
+    fn tell(&mut self, cluster: &mut Cluster, keeps_files: bool) -> Result<(), Error> {
         self.act(cluster, "All servers start", |cluster| {
-            for server in 0..cluster.spec().servers {
-                cluster.init(server)?;
-            }
-            for server in 0..cluster.spec().servers {
-                cluster.start_server(server)?;
-            }
+            cluster.boot()?;
             cluster.wait_master(0, None).map(drop)
         })?;
         let first = cluster.settle()?;
@@ -189,7 +191,7 @@ impl Story<'_> {
             cluster.name(first)
         );
         self.act(cluster, &title, |cluster| {
-            cluster.power_on(first)?;
+            files::power_on(cluster, first)?;
             cluster.settle().map(drop)
         })?;
         let (name, master) = (cluster.name(first).to_owned(), cluster.settle()?);
@@ -218,7 +220,11 @@ impl Story<'_> {
         self.act(cluster, &title, |cluster| {
             cluster.kill(master, "electd", Signal::SIGKILL)?;
             cluster.settle().map(drop)
-        })
+        })?;
+        if keeps_files {
+            files::tell(self, cluster)?;
+        }
+        Ok(())
     }
 
     /// Plays one act and tells what came of it.
@@ -341,7 +347,10 @@ fn draw(cluster: &Cluster, verdict: &Verdict) {
 fn interact(spec: &Spec) -> Result<bool, Error> {
     println!("Building {} servers and a client ...", spec.servers);
     let _spinners = Spinners::start()?;
-    let mut cluster = Cluster::start(spec.clone())?;
+    let mut cluster = Cluster::prepare(spec.clone())?;
+    files::keep(&mut cluster);
+    cluster.boot()?;
+    cluster.settle()?;
     println!(
         "{} is master. The client asks each millisecond. You may:\n{HELP}",
         who(&cluster, cluster.master(0))
@@ -478,7 +487,7 @@ fn obey(cluster: &mut Cluster, words: &[&str]) -> Result<(), Error> {
         ["power-off", name] => cluster.power_loss(server(cluster, name)?),
         ["power-on", name] => match server(cluster, name)? {
             on if cluster.is_on(on) => Err(Error::Wrong(format!("{name} is on"))),
-            off => cluster.power_on(off),
+            off => files::power_on(cluster, off),
         },
         ["cut", name] => cluster.net().cable(server(cluster, name)?, false),
         ["plug", name] => cluster.net().cable(server(cluster, name)?, true),
@@ -518,6 +527,12 @@ fn obey(cluster: &mut Cluster, words: &[&str]) -> Result<(), Error> {
             println!("{}", lines[lines.len().saturating_sub(20)..].join("\n"));
             Ok(())
         }
+        ["write", name, file, ref text @ ..] => {
+            files::write(cluster, server(cluster, name)?, file, &text.join(" "))
+        }
+        ["remove", name, file] => files::remove(cluster, server(cluster, name)?, file),
+        ["read", file] => files::read(cluster, file),
+        ["sync", ref words @ ..] if !words.is_empty() => files::sync(cluster, words),
         _ => Err(Error::Wrong(format!(
             "not understood: {}\n{HELP}",
             words.join(" ")

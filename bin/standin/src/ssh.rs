@@ -1,9 +1,15 @@
 //! What servers need of SSH to keep files alike: pinned host keys, one key pair, and a forced command.
 
 use config::Config;
+use daemon::Args;
 use nix::unistd::User;
 use protocol::{Role, ServerName};
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// Where SSH servers keep their public keys.
 const HOST_KEYS: &str = "/etc/ssh";
@@ -30,11 +36,36 @@ fn first_words(line: &str) -> Option<String> {
 /// What is good, and what is wrong, each with the mend.
 pub type Findings = Vec<Result<String, String>>;
 
-/// Whether files could be kept alike by SSH, as far as this server can tell.
+/// Whether files could be kept alike by SSH, as far as this server can tell without asking another.
 pub fn check(config: &Config, me: &ServerName) -> Findings {
-    let mut found = vec![pinned(config, me), private_key(&config.ssh.key)];
-    found.push(forced_command(config));
-    found
+    vec![
+        pinned(config, me),
+        private_key(&config.ssh.key),
+        forced_command(config),
+    ]
+}
+
+/// The public part lies beside a private key.
+pub fn public_of(key: &Path) -> PathBuf {
+    let mut name = key.as_os_str().to_owned();
+    name.push(".pub");
+    name.into()
+}
+
+/// What authorized_keys needs for this private key: whoever has it may talk with `syncd serve`, and do nothing else.
+pub fn line_of(key: &Path) -> Result<String, String> {
+    let public = public_of(key);
+    let text = fs::read_to_string(&public).ok();
+    let text = text.and_then(|l| first_words(&l)).ok_or_else(|| {
+        format!(
+            "{} is missing or no public key; make it with `ssh-keygen -y -f {} >{0}`",
+            public.display(),
+            key.display()
+        )
+    })?;
+    let syncd = crate::child::executable(Role::Syncd);
+    let syncd = syncd.map_or("/usr/sbin/syncd".into(), |p| p.display().to_string());
+    Ok(format!("restrict,command=\"{syncd} serve\" {text}"))
 }
 
 /// The key that the others believe in is the one that is shown here.
@@ -61,57 +92,71 @@ fn pinned(config: &Config, me: &ServerName) -> Result<String, String> {
 fn private_key(path: &Path) -> Result<String, String> {
     let shown = path.display();
     let made = format!(
-        "make it once with `ssh-keygen -t ed25519 -N '' -f {shown}` and copy it to all servers"
+        "make it on one server with `standin keygen --ssh {shown}` and copy it to the others"
     );
     let meta = fs::metadata(path).map_err(|e| format!("{shown}: {e}; {made}"))?;
-    if meta.permissions().mode() & 0o077 != 0 {
-        return Err(format!("{shown} can be read by others; chmod 600 {shown}"));
+    if !meta.is_file() {
+        return Err(format!("{shown} is no file; {made}"));
+    }
+    let mode = meta.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(format!(
+            "{shown}: mode {mode:04o} lets others at the key; run `chmod 600 {shown}`"
+        ));
     }
     Ok(format!("{shown}: key for the other servers"))
 }
 
 /// The others come in with the same key, and to `syncd serve` only.
 fn forced_command(config: &Config) -> Result<String, String> {
-    let public = config.ssh.key.with_extension("pub");
-    let key = fs::read_to_string(&public)
-        .ok()
-        .and_then(|l| first_words(&l));
-    let key = key.ok_or_else(|| {
-        format!(
-            "{} is missing: put it beside {}, to tell what authorized_keys needs",
-            public.display(),
-            config.ssh.key.display()
-        )
-    })?;
+    let line = line_of(&config.ssh.key)?;
     let user = &config.ssh.user;
     let home = User::from_name(user).ok().flatten().map(|u| u.dir);
     let home = home.ok_or_else(|| format!("there is no user {user} here ([ssh] user)"))?;
     let file = home.join(".ssh/authorized_keys");
     let text = fs::read_to_string(&file).unwrap_or_default();
-    judge(&text, &key)
+    judge(&text, &line)
         .map(|()| format!("{}: syncd serve, and nothing else", file.display()))
-        .map_err(|what| {
-            let syncd = crate::child::executable(Role::Syncd);
-            let syncd = syncd.map_or("/usr/sbin/syncd".into(), |p| p.display().to_string());
-            format!(
-                "{}: {what}; it needs the line\nrestrict,command=\"{syncd} serve\" {key}",
-                file.display()
-            )
-        })
+        .map_err(|what| format!("{}: {what}; it needs the line\n{line}", file.display()))
 }
 
-/// Whether the lines of an authorized_keys let this key in for `syncd serve` only.
-fn judge(text: &str, key: &str) -> Result<(), &'static str> {
+/// Whether the lines of an authorized_keys let the key of this line in, and for `syncd serve` only.
+fn judge(text: &str, line: &str) -> Result<(), &'static str> {
+    let key = line.split_once("\" ").map_or(line, |(_, key)| key);
     let lines = text.lines().filter(|l| !l.trim_start().starts_with('#'));
-    let mut with_key = lines.filter(|l| l.contains(key)).peekable();
-    if with_key.peek().is_none() {
-        return Err("the other servers are not let in");
-    }
     // The first line with the key is the one that counts.
-    match with_key.next() {
-        Some(line) if line.contains("command=\"") && line.contains("syncd serve") => Ok(()),
-        _ => Err("whoever has the key may do anything here"),
+    match lines.into_iter().find(|l| l.contains(key)) {
+        None => Err("the other servers are not let in"),
+        Some(l) if !(l.contains("command=\"") && l.contains("syncd serve")) => {
+            Err("whoever has the key may do anything here")
+        }
+        Some(l) if !l.trim_start().starts_with("restrict,") => {
+            Err("whoever has the key may forward ports and more")
+        }
+        Some(_) => Ok(()),
     }
+}
+
+/// Tries the way to each other server, which only syncd can, and tells of each what came of it. Without a key there is
+/// nothing to try.
+pub fn reach(config: &Config, args: &Args) -> Result<(), String> {
+    if private_key(&config.ssh.key).is_err() {
+        return Ok(());
+    }
+    let syncd = crate::child::executable(Role::Syncd).map_err(|e| e.to_string())?;
+    let mut command = Command::new(&syncd);
+    command.arg("reach").args(args.to_arguments());
+    let ended = command.status();
+    let ended = ended.map_err(|e| format!("cannot start {}: {e}", syncd.display()))?;
+    if ended.success() {
+        return Ok(());
+    }
+    let line = line_of(&config.ssh.key)?;
+    Err(format!(
+        "not every server can be used; one that does not let this one in needs this line in authorized_keys of {}:\n\
+         {line}",
+        config.ssh.user
+    ))
 }
 
 #[cfg(test)]
@@ -123,13 +168,28 @@ mod tests {
 
     #[test]
     fn the_key_must_be_tied_to_syncd_serve() {
-        let good =
-            format!("# of root\nrestrict,command=\"/usr/sbin/syncd serve\" {KEY} a comment\n");
-        assert_eq!(judge(&good, KEY), Ok(()));
-        assert!(judge("", KEY).unwrap_err().contains("not let in"));
-        assert!(judge(&format!("#{good}"), "ssh-ed25519 BBBB").is_err());
+        let line = format!("restrict,command=\"/usr/sbin/syncd serve\" {KEY}");
+        let good = format!("# of root\n{line} a comment\n");
+        assert_eq!(judge(&good, &line), Ok(()));
+        assert!(judge("", &line).unwrap_err().contains("not let in"));
+        let commented = good.replace("restrict", "#restrict");
+        assert!(judge(&commented, &line).unwrap_err().contains("not let in"));
+        let other = good.replace(KEY, "ssh-ed25519 BBBB");
+        assert!(judge(&other, &line).unwrap_err().contains("not let in"));
         let open = format!("{KEY}\n{good}");
-        assert!(judge(&open, KEY).unwrap_err().contains("anything"));
+        assert!(judge(&open, &line).unwrap_err().contains("anything"));
+        let half = good.replace("restrict,", "");
+        assert!(judge(&half, &line).unwrap_err().contains("forward ports"));
+    }
+
+    #[test]
+    fn the_line_is_of_the_public_key_beside() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key.of.web");
+        assert!(line_of(&key).unwrap_err().contains("key.of.web.pub"));
+        fs::write(public_of(&key), format!("{KEY} standin\n")).unwrap();
+        let line = line_of(&key).unwrap();
+        assert!(line.ends_with(&format!("syncd serve\" {KEY}")), "{line}");
     }
 
     #[test]
@@ -139,7 +199,7 @@ mod tests {
         assert!(
             private_key(&key)
                 .unwrap_err()
-                .contains("ssh-keygen -t ed25519")
+                .contains("standin keygen --ssh")
         );
         fs::write(&key, "secret").unwrap();
         fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();

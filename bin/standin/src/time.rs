@@ -92,17 +92,7 @@ witness = true
 
     #[test]
     fn chronyd_understands_it() {
-        let program = std::env::current_exe().unwrap();
-        let unpacked = program
-            .ancestors()
-            .map(|p| p.join("chrony/usr/sbin/chronyd"));
-        let Some(chronyd) = unpacked
-            .chain(["/usr/sbin/chronyd".into()])
-            .find(|p| p.exists())
-        else {
-            let all = std::env::var_os("STANDIN_TESTS_SKIP_NOTHING").is_some();
-            assert!(!all, "chronyd is missing: make chrony");
-            eprintln!("skipped: no chronyd (make chrony)");
+        let Some(chronyd) = standin_tests::chronyd() else {
             return;
         };
         let config = config::parse(CONFIG, std::path::Path::new("f")).unwrap();

@@ -86,13 +86,12 @@ fn told(output: Output) -> (i32, String) {
     (output.status.code().unwrap_or(-1), text.concat())
 }
 
+fn told_of(command: &mut Command) -> (i32, String) {
+    told(command.output().unwrap())
+}
+
 fn standin(arguments: &[&str]) -> (i32, String) {
-    told(
-        Command::new(env!("CARGO_BIN_EXE_standin"))
-            .args(arguments)
-            .output()
-            .unwrap(),
-    )
+    told_of(Command::new(env!("CARGO_BIN_EXE_standin")).args(arguments))
 }
 
 #[test]
@@ -203,6 +202,46 @@ fn keygen_makes_a_secret_file_and_never_overwrites_one() {
 }
 
 #[test]
+fn keygen_makes_an_ssh_key_tells_its_line_and_never_overwrites_one() {
+    let place = Place::new();
+    let file = place.path("ssh.key");
+    let file = file.to_str().unwrap();
+    let (code, told) = standin(&["keygen", "--ssh", file]);
+    assert_eq!(code, 0, "{told}");
+    let private = fs::read_to_string(file).unwrap();
+    assert!(private.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----"));
+    assert_eq!(
+        fs::metadata(file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let public = fs::read_to_string(place.path("ssh.key.pub")).unwrap();
+    let words: Vec<_> = public.split_whitespace().collect();
+    assert_eq!(words[0], "ssh-ed25519");
+    let line = told.lines().last().unwrap();
+    assert!(line.starts_with("restrict,command=\"/"), "{line}");
+    assert!(
+        line.ends_with(&format!("syncd serve\" {} {}", words[0], words[1])),
+        "{line}"
+    );
+    let (code, again) = standin(&["keygen", "--ssh", file]);
+    assert_eq!(code, 1);
+    assert!(again.contains("exists and is left as it is"), "{again}");
+    assert!(again.contains(line), "{again}");
+    fs::remove_file(file).unwrap();
+    let (code, half) = standin(&["keygen", "--ssh", file]);
+    assert_eq!(code, 1);
+    assert!(half.contains("ssh.key.pub exists"), "{half}");
+    let (code, nowhere) = standin(&["keygen", "--ssh", &format!("{file}/deeper")]);
+    assert_eq!(code, 1);
+    assert!(nowhere.contains("ssh.key/deeper"), "{nowhere}");
+    let mut without = Command::new(env!("CARGO_BIN_EXE_standin"));
+    let without = without.args(["keygen", "--ssh", &format!("{file}2")]);
+    let (code, missing) = told_of(without.env("PATH", place.path("none")));
+    assert_eq!(code, 1);
+    assert!(missing.contains("apt-get install"), "{missing}");
+}
+
+#[test]
 fn init_writes_the_first_reservation_once() {
     let place = Place::new();
     let (code, text) = place.run("init");
@@ -285,6 +324,73 @@ fn without_daemons_status_and_requests_say_so() {
     }
 }
 
+/// A syncd that says what it was asked, and ends so.
+const ASKED: &str = "#!/bin/sh\nprintf '<%s>' \"$@\"\nexit 5\n";
+
+#[test]
+fn what_only_syncd_knows_is_handed_over_to_it() {
+    let place = Place::new();
+    fs::create_dir(place.path("bin")).unwrap();
+    install(&place.path("bin"));
+    let ask = |line: &str| {
+        let mut command = Command::new(place.path("bin/standin"));
+        place.complete(&mut command, line);
+        told(command.output().unwrap())
+    };
+    for line in [
+        "sync conflicts",
+        "sync restore /etc/motd",
+        "sync why /etc/motd",
+    ] {
+        let (code, text) = ask(line);
+        assert_eq!(code, 1, "{line}: {text}");
+        assert!(
+            text.contains("bin/syncd is missing; install it beside"),
+            "{line}: {text}"
+        );
+    }
+    fs::write(place.path("bin/syncd"), ASKED).unwrap();
+    place.mode("bin/syncd", 0o755);
+    let own: String = [
+        ("config", "standin.toml"),
+        ("run-dir", "run"),
+        ("state-dir", "state"),
+    ]
+    .map(|(option, name)| format!("<--{option}><{}>", place.path(name).display()))
+    .concat();
+    for (line, first, last) in [
+        ("sync conflicts", "<conflicts>", ""),
+        ("sync conflicts --set www", "<conflicts>", "<--set><www>"),
+        ("sync why /a/b", "<why></a/b>", ""),
+        (
+            "sync restore /a/b --at 2h --list",
+            "<restore></a/b><--at><2h><--list>",
+            "",
+        ),
+    ] {
+        let (code, text) = ask(line);
+        assert_eq!(code, 5, "{line}: {text}");
+        assert_eq!(
+            text,
+            format!("{first}{own}<--server><alpha>{last}"),
+            "{line}"
+        );
+    }
+    // What is not given is told all the same, before the path, and nothing twice.
+    let mut command = Command::new(place.path("bin/standin"));
+    command.args(["sync", "why", "/a/b", "--server", "beta"]);
+    let (code, text) = told(command.output().unwrap());
+    assert_eq!(code, 5, "{text}");
+    assert!(text.starts_with("<why><--config></"), "{text}");
+    assert!(text.ends_with("></a/b><--server><beta>"), "{text}");
+    assert_eq!(text.matches("<--").count(), 4, "{text}");
+    for wrong in ["sync conflicts www", "sync conflicts --sets www"] {
+        let (code, text) = ask(wrong);
+        let help = text.contains("Usage: ");
+        assert!(code == 2 && help, "{wrong}: {code}: {text}");
+    }
+}
+
 // The main daemon with four shell scripts.
 
 /// Says on which Unix signal it ended.
@@ -308,13 +414,13 @@ impl Run {
         fs::create_dir(&bin).unwrap();
         install(&bin);
         let script = role.replace("LOG", place.path("log").to_str().unwrap());
-        for role in ["hbd", "listend", "doctord", "electd"] {
+        for role in ["hbd", "listend", "doctord", "electd", "syncd"] {
             fs::write(bin.join(role), &script).unwrap();
             place.mode(&format!("bin/{role}"), 0o755);
         }
         let main = Self::spawn(&place);
         let run = Self { place, main };
-        for role in ["hbd", "listend", "doctord", "electd"] {
+        for role in ["hbd", "listend", "doctord", "electd", "syncd"] {
             run.await_line(role, "start", 1);
         }
         run
@@ -356,7 +462,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         let _ = self.main.kill();
         let _ = self.main.wait();
-        for role in ["hbd", "listend", "doctord", "electd"] {
+        for role in ["hbd", "listend", "doctord", "electd", "syncd"] {
             for pid in self.lines(role, "start") {
                 if fs::read_to_string(format!("/proc/{pid}/cmdline"))
                     .is_ok_and(|c| c.contains(role))

@@ -9,6 +9,7 @@ mod locks;
 mod machine;
 mod pace;
 mod pull;
+mod reach;
 mod replica;
 mod restore;
 mod run;
@@ -37,7 +38,7 @@ fn command() -> Command {
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
         .subcommands([run::command(), serve::command(), conflicts::command()])
-        .subcommands([restore::command(), why::command()])
+        .subcommands([restore::command(), why::command(), reach::command()])
 }
 
 fn main() -> ExitCode {
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         "run" => run::run(matches, &args, &config, &me),
         "conflicts" => conflicts::run(matches, &args, &config),
         "restore" => restore::run(matches, &args, &config, &me),
+        "reach" => reach::run(&config, &me),
         "why" => why::run(matches, &args, &config, &me),
         _ => serve::run(&args),
     }

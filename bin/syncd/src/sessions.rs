@@ -19,7 +19,7 @@ use std::{
 use transfer::ping;
 
 /// What runs on the other server; a forced command there runs the same whatever this says.
-const COMMAND: &str = "syncd serve";
+pub const COMMAND: &str = "syncd serve";
 
 /// How long a session that is alive may take to say so.
 const PING: Duration = Duration::from_secs(2);

@@ -41,11 +41,15 @@ const WINDOW: u32 = 16 << 20;
 
 /// Why a server cannot be reached.
 #[derive(Debug)]
-pub struct Unreachable(String);
+pub struct Unreachable {
+    what: String,
+    /// Nobody answers at all, and there may be nothing wrong with it.
+    pub silent: bool,
+}
 
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.what)
     }
 }
 
@@ -110,18 +114,19 @@ pub fn connect(config: &Config, server: &Server, command: &str) -> Result<Connec
         let address = SocketAddr::new(*address, config.ssh.port);
         match TcpStream::connect_timeout(&address, CONNECT) {
             Ok(socket) => {
-                let because =
-                    |what: String| Unreachable(format!("{} at {address}: {what}", server.name));
+                let because = |what: String| Unreachable {
+                    what: format!("{} at {address}: {what}", server.name),
+                    silent: false,
+                };
                 return open(config, server, socket, command).map_err(because);
             }
             Err(e) => reasons.push(format!("{address}: {e}")),
         }
     }
-    Err(Unreachable(format!(
-        "{}: {}",
-        server.name,
-        reasons.join("; ")
-    )))
+    Err(Unreachable {
+        what: format!("{}: {}", server.name, reasons.join("; ")),
+        silent: true,
+    })
 }
 
 fn open(

@@ -592,17 +592,7 @@ address = "192.0.2.12"
     /// The real chronyd, with and without `rtcsync`, told not to touch the clock (`-x`): no test may.
     #[test]
     fn beside_a_real_chronyd_nothing_is_steered() {
-        let program = std::env::current_exe().unwrap();
-        let unpacked = program
-            .ancestors()
-            .map(|p| p.join("chrony/usr/sbin/chronyd"));
-        let installed = ["/usr/sbin/chronyd".into(), "/usr/local/sbin/chronyd".into()];
-        let Some(chronyd) = unpacked.chain(installed).find(|p| p.exists()) else {
-            assert!(
-                std::env::var_os("STANDIN_TESTS_SKIP_NOTHING").is_none(),
-                "chronyd is missing: make chrony"
-            );
-            eprintln!("skipped: no chronyd (make deps)");
+        let Some(chronyd) = standin_tests::chronyd() else {
             return;
         };
         let user = nix::unistd::User::from_uid(nix::unistd::getuid());

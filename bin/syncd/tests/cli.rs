@@ -436,6 +436,38 @@ fn a_server_with_another_host_key_and_a_server_that_does_not_know_us_get_nothing
 }
 
 #[test]
+fn the_way_to_each_other_server_can_be_tried_before_anything_is_made_alike() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    let reach = |scene: &Scene| {
+        let output = done(&mut scene.syncd("alpha", &["reach"]));
+        (
+            String::from_utf8(output.stdout).unwrap(),
+            output.status.code(),
+        )
+    };
+    let (said, code) = reach(&scene);
+    assert_eq!(code, Some(0), "{said}");
+    for other in ["beta", "gamma"] {
+        assert!(said.contains(&format!("ok     {other}: ")), "{said}");
+    }
+    fs::write(scene.at("gamma/authorized"), "").unwrap();
+    let mut beta = scene.sshds.remove(1);
+    beta.kill().unwrap();
+    beta.wait().unwrap();
+    let (said, code) = reach(&scene);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("note   files cannot be kept alike with beta"),
+        "{said}"
+    );
+    assert!(said.contains("WRONG  gamma at 127.0.0.3"), "{said}");
+    assert!(said.contains("does not let in root with"), "{said}");
+}
+
+#[test]
 fn a_server_that_is_down_is_told_and_the_others_are_served() {
     if !may_run() {
         return;
@@ -833,6 +865,61 @@ fn what_lost_a_conflict_comes_back() {
         2,
         "{list:?}"
     );
+}
+
+#[test]
+fn conflicts_lists_what_lost_with_where_its_contents_are() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(DATA);
+    let listed = |server: &str, arguments: &[&str]| {
+        let output = done(&mut scene.syncd(server, &[&["conflicts"], arguments].concat()));
+        let said = [output.stdout, output.stderr].concat();
+        (String::from_utf8(said).unwrap(), output.status.code())
+    };
+    let none = ("nothing is kept aside\n".to_owned(), Some(0));
+    assert_eq!(listed("alpha", &[]), none, "nothing ever ran");
+    scene.write("alpha", "file", "before");
+    std::os::unix::fs::symlink("before", scene.data("alpha").join("link")).unwrap();
+    scene.fine("alpha", &[]);
+    assert_eq!(listed("alpha", &[]), none);
+    let link = |server: &str| {
+        let link = scene.data(server).join("link");
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(server, link).unwrap();
+    };
+    link("alpha");
+    scene.write("alpha", "file", "of alpha");
+    thread::sleep(Duration::from_millis(1100));
+    link("beta");
+    scene.write("beta", "file", "of beta!");
+    scene.fine("alpha", &["--peer", "beta"]);
+    assert_eq!(scene.read("alpha", "file").unwrap(), "of beta!");
+    assert_eq!(listed("beta", &[]), none, "what won is kept nowhere");
+    let (said, code) = listed("alpha", &["--set", "data"]);
+    assert_eq!((&said, code), (&listed("alpha", &[]).0, Some(0)));
+    let path = |name: &str| scene.at("data").join(name).display().to_string();
+    let file = format!("  {}: file of 8 bytes: ", path("file"));
+    let after = said.split_once(&file).unwrap().1;
+    let contents = after.lines().nth(1).unwrap().trim();
+    let contents = contents.strip_prefix("its contents: ").unwrap();
+    assert_eq!(fs::read_to_string(contents).unwrap(), "of alpha");
+    assert!(
+        said.contains(&format!("  {}: symbolic link: ", path("link"))),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 3, "{said}");
+    let (said, code) = listed("alpha", &["--set", "date"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("no such [[sync]]"), "{said}");
+    // What cannot be read is not told to be nothing.
+    let folder = Path::new(contents).parent().unwrap();
+    fs::remove_dir_all(folder).unwrap();
+    fs::write(folder, "").unwrap();
+    let (said, code) = listed("alpha", &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&folder.display().to_string()), "{said}");
 }
 
 impl Scene {

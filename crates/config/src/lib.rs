@@ -308,9 +308,9 @@ impl Config {
         self.servers.iter().find(|s| s.name == *name)
     }
 
-    /// Whether there is anything for syncd to do.
+    /// Whether there is anything for syncd to do: files, or the clock.
     pub fn runs_syncd(&self) -> bool {
-        !self.sets.is_empty() || self.time.discipline == TimeDiscipline::Builtin
+        !self.sets.is_empty() || self.time.discipline != TimeDiscipline::Observe
     }
 
     /// All servers but `me`.

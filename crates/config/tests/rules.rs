@@ -608,8 +608,8 @@ fn a_server_finds_itself_by_option_then_address_then_host_name() {
 }
 
 #[test]
-fn without_files_syncd_runs_where_it_alone_keeps_the_clock() {
-    for (word, runs) in [("auto", false), ("observe", false), ("builtin", true)] {
+fn without_files_syncd_runs_where_it_may_keep_the_clock() {
+    for (word, runs) in [("auto", true), ("observe", false), ("builtin", true)] {
         let text = format!("{GOOD}[time]\ndiscipline = \"{word}\"\n");
         assert_eq!(read(&text).unwrap().runs_syncd(), runs, "{word}");
     }

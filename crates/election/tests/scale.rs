@@ -14,7 +14,7 @@ use protocol::{
             Ack, Answer, Beat, Claim, Freshness, Participation, Roster, Standing,
             VIRTUAL_SERVERS_MAX, Verdict, Why,
         },
-        datagram::{Body, Data, Incarnation, Packet},
+        datagram::{Body, Data, Echo, Incarnation, Left, Packet},
     },
 };
 use std::time::{Duration, Instant};
@@ -142,7 +142,14 @@ fn fits(body: Body) -> usize {
         to: Incarnation([255; 16]),
         sequence: u64::MAX,
         sent_ns: u64::MAX,
-        echo: None,
+        left: Some(Left {
+            sent_ns: u64::MAX,
+            late_ns: u32::MAX,
+        }),
+        echo: Some(Echo {
+            sent_ns: u64::MAX,
+            received_ns: u64::MAX,
+        }),
         bodies: vec![body],
     };
     encode(&Packet::Data(Box::new(data)))

@@ -40,6 +40,8 @@ pub enum Input<'a> {
         at: BootTime,
         /// The same by CLOCK_REALTIME, in nanoseconds since 1970.
         real_ns: u64,
+        /// The same by CLOCK_MONOTONIC_RAW in nanoseconds, which nobody sets or slews; none if that is not certain.
+        raw_ns: Option<u64>,
     },
     /// The same, its seal opened already: for whoever carries packets where no stranger can be.
     Opened {
@@ -53,6 +55,8 @@ pub enum Input<'a> {
         at: BootTime,
         /// The same by CLOCK_REALTIME, in nanoseconds since 1970.
         real_ns: u64,
+        /// The same by CLOCK_MONOTONIC_RAW in nanoseconds, which nobody sets or slews; none if that is not certain.
+        raw_ns: Option<u64>,
     },
     /// A datagram longer than any packet arrived from this address and was not read.
     TooLong(IpAddr),

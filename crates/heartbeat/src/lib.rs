@@ -26,6 +26,7 @@ mod output;
 mod peer;
 mod refusal;
 mod state;
+mod times;
 mod window;
 
 pub use input::{Input, PeerSettings, Settings};

@@ -2,12 +2,13 @@
 
 use crate::{
     Path, Refusal,
+    times::Times,
     window::{Verdict, Window},
 };
 use mutants::{Mutant, planted};
 use protocol::{
     BootTime, ServerName,
-    local::ring::{Arrival, FourTimes, HbdToDoctord},
+    local::ring::{Arrival, HbdToDoctord},
     wire::datagram::{Body, Challenge, Data, Echo, Incarnation, Packet},
 };
 use std::{collections::VecDeque, net::IpAddr, time::Duration};
@@ -35,6 +36,7 @@ pub(crate) struct Peer {
     answers: (BootTime, u32),
     sequence: u64,
     heard: Vec<Option<BootTime>>,
+    times: Times,
 }
 
 /// The incarnation that has proved itself and what came of it.
@@ -53,6 +55,7 @@ pub(crate) struct Receipt {
     pub(crate) path: usize,
     pub(crate) at: BootTime,
     pub(crate) real_ns: u64,
+    pub(crate) raw_ns: Option<u64>,
 }
 
 impl Peer {
@@ -70,6 +73,7 @@ impl Peer {
             answers: (BootTime(0), 0),
             sequence: 0,
             heard: Vec::new(),
+            times: Times::default(),
         };
         peer.set_paths(paths);
         peer
@@ -246,12 +250,7 @@ impl Peer {
             from: self.name.clone(),
             path: self.paths.get(receipt.path).map_or(0, |p| p.number),
             at: receipt.at,
-            times: data.echo.map(|echo| FourTimes {
-                t1: echo.sent_ns,
-                t2: echo.received_ns,
-                t3: data.sent_ns,
-                t4: receipt.real_ns,
-            }),
+            times: self.times.arrived(&data, receipt.raw_ns),
         };
         // All came with one packet: the times of it count once.
         let arrivals = std::iter::once(arrival.clone()).chain(std::iter::repeat(Arrival {
@@ -275,9 +274,15 @@ impl Peer {
             to,
             sequence: self.sequence,
             sent_ns: 0,
+            left: None,
             echo,
             bodies,
         })))
+    }
+
+    /// Its timestamps.
+    pub(crate) fn times(&mut self) -> &mut Times {
+        &mut self.times
     }
 
     fn is_known(&self, incarnation: Incarnation) -> bool {

@@ -3,6 +3,7 @@
 use crate::{
     Input, Output, Path, Refusal, Settings, Transmit,
     peer::{Peer, Receipt},
+    times::Times,
 };
 use protocol::{
     BootTime, ServerName,
@@ -85,10 +86,13 @@ impl Heartbeat {
                 bytes,
                 at,
                 real_ns,
+                raw_ns,
             } => {
                 let outcome = self
                     .open((source, local), bytes)
-                    .and_then(|(place, packet)| self.packet(now, place, packet, (at, real_ns)));
+                    .and_then(|(place, packet)| {
+                        self.packet(now, place, packet, (at, real_ns, raw_ns))
+                    });
                 self.note(source, outcome);
             }
             Input::Opened {
@@ -97,10 +101,11 @@ impl Heartbeat {
                 packet,
                 at,
                 real_ns,
+                raw_ns,
             } => {
                 let outcome = self
                     .listed((source, local))
-                    .and_then(|place| self.packet(now, place, packet, (at, real_ns)));
+                    .and_then(|place| self.packet(now, place, packet, (at, real_ns, raw_ns)));
                 self.note(source, outcome);
             }
             Input::TooLong(source) => self.refuse(source, Refusal::TooLong),
@@ -119,17 +124,30 @@ impl Heartbeat {
         self.peers.iter().filter_map(Peer::hello_due).min()
     }
 
-    /// The bytes of a transmission sent now: `nonce` is random and never given before, `real_ns` is
-    /// CLOCK_REALTIME in nanoseconds since 1970.
-    pub fn seal(
-        &self,
-        transmit: &mut Transmit,
-        nonce: [u8; NONCE],
-        real_ns: u64,
-    ) -> Result<Vec<u8>, CodecError> {
+    /// A transmission is sent now: CLOCK_REALTIME in nanoseconds since 1970, and CLOCK_MONOTONIC_RAW.
+    pub fn leaves(&mut self, transmit: &mut Transmit, real_ns: u64, raw_ns: u64) {
         if let Packet::Data(data) = &mut transmit.packet {
             data.sent_ns = real_ns;
+            data.left = self
+                .times(&transmit.to)
+                .and_then(|times| times.leaves(real_ns, raw_ns));
         }
+    }
+
+    /// What left to this peer at `real_ns` was given to the network so much later, as the kernel tells.
+    pub fn left(&mut self, to: &ServerName, real_ns: u64, late_ns: u32) {
+        if let Some(times) = self.times(to) {
+            times.left(real_ns, late_ns);
+        }
+    }
+
+    fn times(&mut self, of: &ServerName) -> Option<&mut Times> {
+        let peer = self.peers.iter_mut().find(|peer| peer.name == *of);
+        peer.map(Peer::times)
+    }
+
+    /// The bytes of a transmission: `nonce` is random and never given before.
+    pub fn seal(&self, transmit: &Transmit, nonce: [u8; NONCE]) -> Result<Vec<u8>, CodecError> {
         datagram::seal(
             &self.sealer,
             &self.me,
@@ -202,10 +220,15 @@ impl Heartbeat {
         now: BootTime,
         (index, path): (usize, usize),
         packet: Packet,
-        (at, real_ns): (BootTime, u64),
+        (at, real_ns, raw_ns): (BootTime, u64, Option<u64>),
     ) -> Result<Vec<Output>, Refusal> {
         let peer = &mut self.peers[index];
-        let receipt = Receipt { path, at, real_ns };
+        let receipt = Receipt {
+            path,
+            at,
+            real_ns,
+            raw_ns,
+        };
         let (me, heartbeat) = (self.incarnation, self.heartbeat);
         Ok(match packet {
             Packet::Hello { from, challenge } => {

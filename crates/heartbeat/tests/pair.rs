@@ -15,6 +15,8 @@ use protocol::{
 };
 use std::{net::IpAddr, time::Duration};
 
+/// All wall clocks are so far ahead of the one that nobody sets, in nanoseconds.
+const WALL: u64 = 1_000_000_000;
 const H: Duration = Duration::from_millis(100);
 const KEY: [u8; 32] = [1; 32];
 
@@ -120,10 +122,8 @@ impl Host {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Transmit(mut t) => {
-                    let bytes = self
-                        .core
-                        .seal(&mut t, fresh(), now.0 + 1_000_000_000)
-                        .unwrap();
+                    self.core.leaves(&mut t, now.0 + WALL, now.0);
+                    let bytes = self.core.seal(&t, fresh()).unwrap();
                     self.out.extend(t.paths.iter().map(|p| Datagram {
                         source: p.local,
                         target: p.remote,
@@ -139,7 +139,7 @@ impl Host {
 
     fn receive(&mut self, now: BootTime, d: &Datagram) {
         let (source, local, bytes) = (d.source, d.target, d.bytes.as_slice());
-        let real_ns = now.0 + 1_000_000_000;
+        let real_ns = now.0 + WALL;
         self.core.handle(
             now,
             Input::Datagram {
@@ -148,6 +148,7 @@ impl Host {
                 bytes,
                 at: now,
                 real_ns,
+                raw_ns: Some(now.0),
             },
         );
         self.drain(now);
@@ -680,10 +681,28 @@ fn four_timestamps_come_with_the_first_echo() {
     };
     assert_eq!(times(&b.delivered[0]), None);
     let t = times(&a.delivered[0]).unwrap();
-    let base = 1_000_000_000;
     assert_eq!(
-        [t.t1, t.t2, t.t3, t.t4],
-        [10, 12, 15, 16].map(|n| base + n * 1_000_000)
+        [t.t1, t.t2 - WALL, t.t3 - WALL, t.t4],
+        [10, 12, 15, 16].map(|n| n * 1_000_000)
+    );
+}
+
+#[test]
+fn what_the_kernel_tells_of_packets_that_left_comes_with_the_next() {
+    let (mut a, mut b) = pair();
+    let (alpha, beta) = (name("alpha"), name("beta"));
+    a.send(ms(10), 1).iter().for_each(|d| b.receive(ms(12), d));
+    a.core.left(&beta, ms(10).0 + WALL, 300_000);
+    b.send(ms(15), 1).iter().for_each(|d| a.receive(ms(16), d));
+    b.core.left(&alpha, ms(15).0 + WALL, 200_000);
+    b.send(ms(25), 2).iter().for_each(|d| a.receive(ms(26), d));
+    let HbdToDoctord::Beat { arrival, .. } = &a.delivered[1] else {
+        panic!("a beat")
+    };
+    let t = arrival.times.unwrap();
+    assert_eq!(
+        [t.t1, t.t2 - WALL, t.t3 - WALL, t.t4].map(|t| t / 100_000),
+        [103, 120, 152, 160]
     );
 }
 
@@ -759,7 +778,7 @@ fn the_echo_is_of_the_newest_message() {
     let times = arrival.times.unwrap();
     assert_eq!(
         [times.t1, times.t2],
-        [20, 21].map(|n| 1_000_000_000 + n * 1_000_000)
+        [20, WALL / 1_000_000 + 21].map(|n| n * 1_000_000)
     );
 }
 

@@ -170,11 +170,13 @@ pub struct Cluster {
     spec: Spec,
     command: PathBuf,
     servers: Vec<Server>,
+    pub(crate) keeps_files: bool,
 }
 
 #[derive(Default)]
 struct Server {
     child: Option<Child>,
+    ssh: Option<Child>,
     environment: Vec<(&'static str, String)>,
 }
 
@@ -197,6 +199,7 @@ impl Cluster {
             spec,
             command,
             servers: (0..hosts).map(|_| Server::default()).collect(),
+            keeps_files: false,
         };
         let root = Path::new(FOLDER);
         for side in ["master.d", "slave.d"] {
@@ -236,14 +239,15 @@ impl Cluster {
     /// A cluster of that kind, initialised and started, with a master everywhere.
     pub fn start(spec: Spec) -> Result<Self, Error> {
         let mut cluster = Self::prepare(spec)?;
-        for server in 0..cluster.spec.servers {
-            cluster.init(server)?;
-        }
-        for server in 0..cluster.spec.servers {
-            cluster.start_server(server)?;
-        }
+        cluster.boot()?;
         cluster.settle()?;
         Ok(cluster)
+    }
+
+    /// Initialises all servers, and starts them.
+    pub fn boot(&mut self) -> Result<(), Error> {
+        (0..self.spec.servers).try_for_each(|server| self.init(server))?;
+        (0..self.spec.servers).try_for_each(|server| self.start_server(server))
     }
 
     /// The network.
@@ -340,8 +344,24 @@ impl Cluster {
             let to = folder.join(name);
             fs::copy(binary(name)?, &to).map_err(Error::system(to.display().to_string()))?;
         }
-        self.command = folder.join("standin");
+        self.use_programs(folder.clone());
         Ok(folder)
+    }
+
+    /// Whether the servers keep files alike.
+    pub fn keeps_files(&self) -> bool {
+        self.keeps_files
+    }
+
+    pub(crate) fn use_programs(&mut self, folder: PathBuf) {
+        self.command = folder.join("standin");
+    }
+
+    /// The SSH server that runs on a server now.
+    pub(crate) fn keep_ssh(&mut self, server: usize, child: Child) {
+        if let Some(mut killed) = self.servers[server].ssh.replace(child) {
+            let _ = killed.try_wait();
+        }
     }
 
     /// Adds to the environment of a server's daemons, from its next start on.
@@ -352,7 +372,7 @@ impl Cluster {
             .push((name, value.to_owned()));
     }
 
-    fn args(&self, server: usize, command: &[&str]) -> Vec<String> {
+    pub(crate) fn args(&self, server: usize, command: &[&str]) -> Vec<String> {
         let mut args: Vec<String> = command.iter().map(|&a| a.to_owned()).collect();
         let paths = [
             ("--config", self.config_file(server)),
@@ -412,8 +432,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// Asks a server's main daemon to stop and waits for it.
+    /// Asks a server's main daemon to stop and waits for it. An SSH server ends with it.
     pub fn stop(&mut self, server: usize) -> Result<(), Error> {
+        self.stop_ssh(server)?;
         self.send(server, Signal::SIGTERM)?;
         self.reap(server)
     }
@@ -600,7 +621,7 @@ impl Drop for Cluster {
         for (host, server) in self.net.servers().iter().zip(&mut self.servers) {
             // Whatever remains ends with the lab's own process.
             let _ = host.kill_all();
-            if let Some(child) = &mut server.child {
+            for child in server.child.iter_mut().chain(&mut server.ssh) {
                 let _ = child.wait();
             }
             for mounted in ["state", "run/bpf"] {
@@ -609,17 +630,18 @@ impl Drop for Cluster {
             }
             let _ = fs::remove_dir_all(Path::new(FOLDER).join(host.name()));
         }
-        let _ = fs::remove_file(Path::new(FOLDER).join("cluster.key"));
-        let _ = fs::remove_file(Path::new(FOLDER).join("scripts"));
+        for file in ["cluster.key", "scripts"] {
+            let _ = fs::remove_file(Path::new(FOLDER).join(file));
+        }
         let _ = fs::remove_dir_all(Path::new(FOLDER).join("bin"));
     }
 }
 
-fn make_folder(path: &Path) -> Result<(), Error> {
+pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::system(path.display().to_string()))
 }
 
-fn accepted(command: &str, output: Output) -> Result<String, Error> {
+pub(crate) fn accepted(command: &str, output: Output) -> Result<String, Error> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(text);

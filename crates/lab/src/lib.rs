@@ -24,7 +24,7 @@
 //! - [`Sweep`] is a client of thousands of addresses.
 //! - [`Recorder`] and [`Forger`] are what an attacker on the same network has.
 //! - [`Stalls`] tells how long this machine itself stood still, without which no figure here means anything.
-//! - [`Cluster`] runs standin's daemons on the hosts; [`Keepalived`] runs keepalived there, for comparison.
+//! - [`Cluster`] runs standin's daemons on the hosts, with files to keep alike if asked to; [`Keepalived`] runs keepalived there, for comparison.
 //!
 //! It does not simulate: time is real time, and a figure is worth what the machine's stalls leave of it.
 
@@ -34,6 +34,7 @@ mod crowd;
 mod echo;
 mod enter;
 mod error;
+mod files;
 mod judge;
 mod keepalived;
 mod mac_watch;

@@ -15,14 +15,26 @@ use std::{
     time::Duration,
 };
 
+/// Folders that are not in every user's path.
+const SBIN: &str = ":/usr/local/sbin:/usr/sbin:/sbin";
+
 /// A command that does not inherit the lab's mark, and finds tools in the `sbin` folders too.
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     let path = env::var("PATH").unwrap_or_default();
+    command.env_remove(STAGE).env("PATH", path + SBIN);
     command
-        .env_remove(STAGE)
-        .env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
-    command
+}
+
+/// The path of a program of the system, for those that must be called by it.
+pub(crate) fn find(name: &str) -> Result<PathBuf, Error> {
+    let path = env::var("PATH").unwrap_or_default() + SBIN;
+    let mut folders = env::split_paths(&path).map(|folder| folder.join(name));
+    folders
+        .find(|p| p.is_absolute() && p.is_file())
+        .ok_or_else(|| Error::Missing {
+            tool: name.to_owned(),
+        })
 }
 
 /// Runs a tool of the system in the calling thread's namespace, with `input` on its standard input.

@@ -26,7 +26,7 @@ use protocol::{
             Ack, Answer, Beat, Claim, Freshness, Heard, Participation, Roster, Standing, Verdict,
             Why,
         },
-        datagram::{self, Challenge, Data, Echo, Incarnation, Packet},
+        datagram::{self, Challenge, Data, Echo, Incarnation, Left, Packet},
         frame::{self, Frame},
         signal::{Body, Client, PreVerdict, Released, Signal},
     },
@@ -344,17 +344,22 @@ fn ack() -> Ack {
 fn packets() -> [Packet; 5] {
     let (from, to) = (Incarnation([0xaa; 16]), Incarnation([0xbb; 16]));
     let challenge = Challenge([0xcc; 16]);
-    let data = |bodies, echo| {
+    let data = |bodies, echo, left| {
         let (sequence, sent_ns) = (70_000, 1_700_000_000_000_000_000);
         Packet::Data(Box::new(Data {
             from,
             to,
             sequence,
             sent_ns,
+            left,
             echo,
             bodies,
         }))
     };
+    let left = Some(Left {
+        sent_ns: 1_600_000_000_000_000_000,
+        late_ns: 12_345,
+    });
     let echo = Some(Echo {
         sent_ns: 1,
         received_ns: u64::MAX,
@@ -366,10 +371,11 @@ fn packets() -> [Packet; 5] {
             to,
             challenge,
         },
-        data(vec![datagram::Body::Beat(beat())], echo),
-        data(vec![datagram::Body::Ack(ack())], None),
+        data(vec![datagram::Body::Beat(beat())], echo, left),
+        data(vec![datagram::Body::Ack(ack())], None, None),
         data(
             vec![datagram::Body::Ack(ack()), datagram::Body::Beat(beat())],
+            None,
             None,
         ),
     ]

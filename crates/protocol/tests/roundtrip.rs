@@ -23,7 +23,7 @@ use protocol::{
             Ack, Answer, Beat, Claim, Freshness, Heard, Participation, Roster, Standing,
             VIRTUAL_SERVERS_MAX, Verdict, Why,
         },
-        datagram::{self, Challenge, Data, Echo, Incarnation, Packet},
+        datagram::{self, Challenge, Data, Echo, Incarnation, Left, Packet},
         frame,
         signal::{Body, CLIENTS_MAX, Client, PreVerdict, Released, Signal},
     },
@@ -239,6 +239,10 @@ fn the_largest_beat_and_acknowledgement_are_one_packet() {
             to: Incarnation([0xff; 16]),
             sequence: u64::MAX,
             sent_ns: u64::MAX,
+            left: Some(Left {
+                sent_ns: u64::MAX,
+                late_ns: u32::MAX,
+            }),
             echo: Some(Echo {
                 sent_ns: u64::MAX,
                 received_ns: u64::MAX,
@@ -404,19 +408,23 @@ fn packet() -> impl Strategy<Value = Packet> {
             received_ns,
         })
     });
+    let left = any::<Option<(u64, u32)>>()
+        .prop_map(|l| l.map(|(sent_ns, late_ns)| Left { sent_ns, late_ns }));
     let data = (
         incarnation(),
         incarnation(),
         any::<u64>(),
         any::<u64>(),
+        left,
         echo,
         vec(body, 0..3),
     )
-        .prop_map(|(from, to, sequence, sent_ns, echo, bodies)| Data {
+        .prop_map(|(from, to, sequence, sent_ns, left, echo, bodies)| Data {
             from,
             to,
             sequence,
             sent_ns,
+            left,
             echo,
             bodies,
         });

@@ -8,20 +8,11 @@ use crate::{
     world::World,
 };
 use ::clock::PeerClock;
-use protocol::{
-    BootTime,
-    local::ring::{FourTimes, HbdToDoctord},
-};
-use std::collections::VecDeque;
-
-/// As many packets as hbd remembers.
-const SENT: usize = 256;
+use protocol::{BootTime, local::ring::HbdToDoctord};
 
 /// See the module; by server and peer.
 pub(crate) struct Clocks {
     known: Vec<Vec<PeerClock>>,
-    /// When each server's last packets left: by its wall clock, as they say, and by the one that nobody sets.
-    sent: Vec<VecDeque<(u64, u64)>>,
     /// Since when nobody has set, stopped or restarted a server's clock.
     even: Vec<Time>,
 }
@@ -30,7 +21,6 @@ impl Clocks {
     pub fn new(n: usize) -> Self {
         Self {
             known: vec![vec![PeerClock::default(); n]; n],
-            sent: vec![VecDeque::new(); n],
             even: vec![0; n],
         }
     }
@@ -46,13 +36,6 @@ impl World {
         for known in &mut self.clocks.known {
             known[i] = PeerClock::default();
         }
-    }
-
-    /// A packet leaves, and says when.
-    pub(crate) fn times_leave(&mut self, i: usize, real: u64) {
-        let sent = &mut self.clocks.sent[i];
-        sent.truncate(SENT - 1);
-        sent.push_front((real, self.servers[i].local(self.now).0));
     }
 
     /// Four timestamps have come with a message.
@@ -71,21 +54,12 @@ impl World {
         {
             return;
         }
-        // As hbd does: by a clock that nobody sets.
-        let mut sent = self.clocks.sent[i].iter();
-        let Some((_, t1)) = sent.find(|(real, _)| *real == times.t1).copied() else {
-            return;
-        };
-        let sent = own.clock.true_time(BootTime(t1));
+        let sent = own.clock.true_time(BootTime(times.t1));
         if sent <= self.clocks.even[i].max(self.clocks.even[j]) {
             return;
         }
         let known = &mut self.clocks.known[i][j];
-        known.add(FourTimes {
-            t1,
-            t4: times.t4.wrapping_sub(own.wall),
-            ..times
-        });
+        known.add(times);
         let local = own.local(self.now).0;
         let Some(estimate) = known.estimate(local) else {
             return;

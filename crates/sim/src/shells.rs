@@ -209,6 +209,7 @@ impl World {
 
     pub(crate) fn hbd_job(&mut self, i: usize, job: Job) {
         let (now, real_now) = (self.local(i), self.servers[i].real_ns(self.now));
+        let wall = self.servers[i].wall;
         match job {
             Job::Datagram {
                 from,
@@ -227,6 +228,7 @@ impl World {
                 // As the shell reckons when it arrived, with a wall clock that may have been set since.
                 let waited = Duration::from_nanos(real_now.saturating_sub(real_ns));
                 let at = (now - waited).max(hbd.drained.min(now));
+                let raw_ns = Some(real_ns.wrapping_sub(wall));
                 let met = match wire {
                     Wire::Packet(packet) => {
                         let met = data_of(&packet);
@@ -238,6 +240,7 @@ impl World {
                                 packet,
                                 at,
                                 real_ns,
+                                raw_ns,
                             },
                         );
                         met
@@ -251,6 +254,7 @@ impl World {
                                 bytes: &bytes,
                                 at,
                                 real_ns,
+                                raw_ns,
                             },
                         );
                         None
@@ -332,22 +336,21 @@ impl World {
         let Some(to) = self.index(&transmit.to) else {
             return;
         };
-        let real = self.servers[i].real_ns(self.now);
-        self.times_leave(i, real);
-        let wire = if self.schedule.sealed == 1 {
-            let nonce = self.random.bytes();
-            let Some(hbd) = self.servers[i].hbd.as_ref() else {
-                return;
-            };
-            match hbd.core.seal(&mut transmit, nonce, real) {
-                Ok(bytes) => Wire::Bytes(bytes),
-                Err(_) => return,
-            }
-        } else {
-            if let Packet::Data(data) = &mut transmit.packet {
-                data.sent_ns = real;
-            }
-            Wire::Packet(transmit.packet)
+        let (real, raw) = (self.servers[i].real_ns(self.now), self.local(i).0);
+        let sealed = self.schedule.sealed == 1;
+        let nonce = sealed.then(|| self.random.bytes());
+        let Some(hbd) = self.servers[i].hbd.as_mut() else {
+            return;
+        };
+        hbd.core.leaves(&mut transmit, real, raw);
+        // Every second server's kernel tells when packets left: at once, here.
+        if i.is_multiple_of(2) {
+            hbd.core.left(&transmit.to, real, 0);
+        }
+        let wire = match nonce.map(|nonce| hbd.core.seal(&transmit, nonce)) {
+            Some(Ok(bytes)) => Wire::Bytes(bytes),
+            Some(Err(_)) => return,
+            None => Wire::Packet(transmit.packet),
         };
         for path in transmit.paths.iter().skip(1) {
             self.datagram(i, to, usize::from(path.number), wire.clone(), false);

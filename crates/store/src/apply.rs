@@ -21,7 +21,7 @@ use crate::{
     aside::Kept,
     dir::{Dir, Name},
     error::{At, Error, Listing},
-    index::{Index, Reader},
+    index::{Batch, Index, Reader},
     rows::Row,
     set::{Set, reserved},
     sight::{self, Found},
@@ -95,6 +95,34 @@ struct Ready {
     links: Vec<(Path, Entry)>,
 }
 
+impl Ready {
+    /// What the index is to be told before it happens.
+    fn intents(&self) -> impl Iterator<Item = (&Path, &Entry, bool)> {
+        let acts = !matches!(self.action, Action::Note);
+        let own = (&self.operation.path, &self.operation.entry, false);
+        let links = self.links.iter().map(|(path, entry)| (path, entry, true));
+        std::iter::once(own).chain(links).filter(move |_| acts)
+    }
+}
+
+/// Into the index: what was done, and what is intended, of a further name only if it has not become something else.
+fn note(
+    batch: &mut Batch<'_>,
+    done: &[(Path, Entry)],
+    intents: &[(&Path, &Entry, bool)],
+    now: u64,
+) -> Result<(), Error> {
+    for (path, entry) in done {
+        batch.note(path, entry, None, now)?;
+    }
+    for (path, entry, further) in intents {
+        if !further || batch.entry(path)?.as_ref() == Some(*entry) {
+            batch.intend(path, entry)?;
+        }
+    }
+    Ok(())
+}
+
 struct Run<'a> {
     set: &'a Set,
     index: &'a Index,
@@ -150,17 +178,15 @@ pub fn apply_by(
     while !staged.is_empty() || !intended.is_empty() || operations.peek().is_some() {
         // While what is staged goes to the disk, what did so before is put in place, and the next is made ready.
         let done = std::mem::take(&mut run.done);
-        let next = run.barrier(|run| {
+        let next = run.barrier(done, &staged, |run| {
             run.carry_out_all(intended);
             run.make_ready(&mut operations, together)
         })?;
-        run.commit(done, &staged)?;
         intended = staged;
         staged = next;
     }
     let done = std::mem::take(&mut run.done);
-    run.barrier(|_| ())?;
-    run.commit(done, &[])?;
+    run.barrier(done, &[], |_| ())?;
     Ok(run.applied)
 }
 
@@ -239,47 +265,45 @@ impl Run<'_> {
         }
     }
 
-    /// All that was written up to now is on the disk when this returns, and `meanwhile` was done.
-    fn barrier<T>(&mut self, meanwhile: impl FnOnce(&mut Self) -> T) -> Result<T, Error> {
-        if !std::mem::take(&mut self.dirty) {
-            return Ok(meanwhile(self));
-        }
-        let set = self.set;
-        let (synced, done) = thread::scope(|scope| {
-            let synced = scope.spawn(|| set.root.sync_all());
-            let done = meanwhile(self);
-            (synced.join(), done)
-        });
-        let died = |_| Err(io::Error::other("the thread that waits for the disk died"));
-        synced.unwrap_or_else(died).at("sync", &self.set.name)?;
-        Ok(done)
-    }
-
-    /// What was done before the last barrier goes to the index, and what is to be done after it as well.
-    fn commit(&mut self, done: Vec<(Path, Entry)>, next: &[Ready]) -> Result<(), Error> {
-        let acts = |r: &&Ready| !matches!(r.action, Action::Note);
-        if done.is_empty() && !next.iter().any(|r| acts(&r)) {
-            return Ok(());
-        }
-        self.applied.done += done.len() as u64;
+    /// All that was written up to now is on the disk when this returns; then in the index, too, what was `done` before,
+    /// and that `next` is to be done. `meanwhile` was done beside it.
+    fn barrier<T>(
+        &mut self,
+        done: Vec<(Path, Entry)>,
+        next: &[Ready],
+        meanwhile: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T, Error> {
         self.last.take();
-        self.index.write(|batch| {
-            for (path, entry) in &done {
-                batch.note(path, entry, None, self.now)?;
+        let dirty = std::mem::take(&mut self.dirty);
+        let intents: Vec<_> = next.iter().flat_map(Ready::intents).collect();
+        let changes = !done.is_empty() || !intents.is_empty();
+        self.applied.done += done.len() as u64;
+        let (set, index, now) = (self.set, self.index, self.now);
+        let settle = || {
+            if dirty {
+                set.root.sync_all().at("sync", &set.name)?;
             }
-            for ready in next.iter().filter(acts) {
-                batch.intend(&ready.operation.path, &ready.operation.entry)?;
-                for (path, entry) in &ready.links {
-                    // Not if it has become something else since.
-                    if batch.entry(path)?.as_ref() == Some(entry) {
-                        batch.intend(path, entry)?;
-                    }
-                }
+            match changes {
+                true => index.write(|batch| note(batch, &done, &intents, now)),
+                false => Ok(()),
             }
-            Ok(())
-        })?;
+        };
+        let (settled, value) = if dirty || changes {
+            thread::scope(|scope| {
+                let settled = scope.spawn(settle);
+                let value = meanwhile(self);
+                (settled.join(), value)
+            })
+        } else {
+            (Ok(Ok(())), meanwhile(self))
+        };
+        let died = |_| {
+            let died = io::Error::other("the thread that waits for the disk died");
+            Err(died).at("sync", &set.name)
+        };
+        settled.unwrap_or_else(died)?;
         self.reader = self.index.reader()?;
-        Ok(())
+        Ok(value)
     }
 
     /// The directory that a path is in, and its name there.

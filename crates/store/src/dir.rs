@@ -8,8 +8,8 @@ use crate::calls::Calls;
 use filesync::{Node, Path};
 use rustix::{
     fs::{
-        AtFlags, Dev, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fstat, fsync,
-        linkat, makedev, mkdirat, mknodat, open, openat2, readlinkat, renameat_with, statat,
+        AtFlags, Dev, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fstat, fstatfs,
+        fsync, linkat, makedev, mkdirat, mknodat, open, openat2, readlinkat, renameat_with, statat,
         symlinkat, syncfs, unlinkat,
     },
     io::Errno,
@@ -129,6 +129,18 @@ impl Dir {
             true => Ok(self.child(name)?.fd),
             false => Ok(self.open(name)?.into()),
         }
+    }
+
+    /// Whether each name that comes or goes changes the times of the directory, at once and for all to see: so it is
+    /// with these file systems; of others, and of those on other machines, nothing is assumed.
+    pub(crate) fn tells_of_names(&self) -> io::Result<bool> {
+        const EXT: u64 = 0xef53;
+        const XFS: u64 = 0x5846_5342;
+        const BTRFS: u64 = 0x9123_683e;
+        const F2FS: u64 = 0xf2f5_2010;
+        const TMPFS: u64 = 0x0102_1994;
+        let kind = u64::try_from(fstatfs(&self.fd)?.f_type).unwrap_or(0);
+        Ok([EXT, XFS, BTRFS, F2FS, TMPFS].contains(&kind))
     }
 
     /// What is in it, sorted.

@@ -9,7 +9,7 @@ use crate::{
         decode, decode_row, encode, encode_row, key,
     },
 };
-use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Tree};
+use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Stat, Tree};
 use protocol::ServerName;
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table};
 use std::{io, iter::Peekable, path::PathBuf, sync::Arc, time::Duration};
@@ -257,6 +257,8 @@ type Raw = (
     redb::AccessGuard<'static, &'static [u8]>,
 );
 
+type Bytes<'a> = (&'a [u8], &'a [u8]);
+
 impl Cursor {
     /// The next row whose path is before this one; of none, the next one at all.
     pub(crate) fn before(&mut self, path: Option<&Path>) -> Option<Result<(Path, Row), Error>> {
@@ -268,6 +270,24 @@ impl Cursor {
     /// The row of this path, if all before it were asked for.
     pub(crate) fn of(&mut self, path: &Path) -> Option<Result<Raw, Error>> {
         self.next_if(|key| compare(key, path).is_eq())
+    }
+
+    /// The next row, if its key begins with this.
+    pub(crate) fn peek(&mut self, start: &[u8]) -> Result<Option<Bytes<'_>>, Error> {
+        if let Some(Err(e)) = self.0.next_if(Result::is_err) {
+            return Err(e.into());
+        }
+        Ok(match self.0.peek() {
+            Some(Ok((key, row))) if key.value().starts_with(start) => {
+                Some((key.value(), row.value()))
+            }
+            _ => None,
+        })
+    }
+
+    /// Nothing more is asked of the next row.
+    pub(crate) fn skip(&mut self) {
+        self.0.next();
     }
 
     /// An error is due at once.
@@ -316,7 +336,7 @@ impl Reader {
     }
 
     fn below(&self, directory: &Path) -> Result<Vec<Path>, Error> {
-        let (from, until) = beginning(&rows::pair(&key(directory), &[0]));
+        let (from, until) = beginning(&rows::below(directory));
         let mut live = Vec::new();
         for item in self.paths.range(from.as_slice()..until.as_slice())? {
             let (key, row) = item?;
@@ -447,6 +467,21 @@ impl Batch<'_> {
         row.proof = Some(proof);
         self.paths
             .insert(key.as_slice(), encode_row(&row)?.as_slice())?;
+        Ok(())
+    }
+
+    /// All names that the directory at `path` had are known, if it is still the one that was looked at.
+    pub(crate) fn has_all(&mut self, path: &Path, stat: &Stat) -> Result<(), Error> {
+        let key = key(path);
+        let row = self.paths.get(key.as_slice())?.map(|r| r.value().to_vec());
+        let Some(row) = row else { return Ok(()) };
+        if rows::proof(&row)?
+            .0
+            .is_some_and(|proof| proof.stat == *stat)
+        {
+            self.paths
+                .insert(key.as_slice(), rows::with_all(&row).as_slice())?;
+        }
         Ok(())
     }
 

@@ -51,11 +51,13 @@ pub struct Summary {
     pub counts: Counts,
 }
 
-/// One thing to be written: an entry if it changed, a proof if it was looked at.
+/// One thing to be written: an entry if it changed, a proof if it was looked at, or that all names of the directory
+/// which was like this are known.
 struct News {
     path: Path,
     entry: Option<Entry>,
     proof: Option<Proof>,
+    all: Option<Stat>,
 }
 
 /// A path of which more must be found out, or told.
@@ -70,6 +72,8 @@ enum Seen {
     Node(Node, Option<Proof>),
     /// A file in this directory that is still to be read.
     Unread(Arc<Dir>),
+    /// All names of the directory that was like this are in the index.
+    All(Stat),
 }
 
 /// Looks at the whole set and writes what changed to the index.
@@ -101,7 +105,8 @@ fn see_all<'scope, 'env>(
     intents: &BTreeMap<Path, Entry>,
 ) -> Result<(Summary, Vec<Path>), Error> {
     let mut walk = Walk::new(&set.root, how.excluded).at("read", &set.name)?;
-    let mut next = walk.next();
+    let mut rows = index.cursor()?;
+    let mut next = walk.next(&mut rows)?;
     let root = state.root.as_ref().unwrap_or(&set.seen);
     match guard::recognise(root, &set.seen, state.live, u64::from(next.is_some())) {
         Err(guard::Doubt::Empty) if how.may_be_empty => {}
@@ -133,7 +138,6 @@ fn see_all<'scope, 'env>(
         summary: Summary::default(),
         unknown: Vec::new(),
     };
-    let mut rows = index.cursor()?;
     let mut hidden = Hidden {
         excluded: how.excluded,
         directory: None,
@@ -149,31 +153,52 @@ fn see_all<'scope, 'env>(
         let Some(Step { path, what }) = next else {
             break;
         };
+        if let What::All(stat) = what {
+            if set.tells_of_names {
+                sights.note(path, None, Some(Seen::All(stat)))?;
+            }
+            next = walk.next(&mut rows)?;
+            continue;
+        }
         let raw = rows.of(&path).transpose()?;
         let bytes = raw.as_ref().map(|(_, row)| row.value());
+        if bytes.is_none() {
+            walk.is_new();
+        }
         let proof = bytes.map(rows::proof).transpose()?.and_then(|(p, _)| p);
-        let proven = match &what {
+        let mut proven = match &what {
             What::Here(_, stat) => proof.is_some_and(|proof| proof.holds(stat)),
-            What::Unknown | What::Further(_) => false,
+            _ => false,
         };
+        let (mut seen, stat) = match what {
+            What::Nothing | What::All(_) => (None, None),
+            What::Unknown => (Some(Seen::Unknown), None),
+            What::Further(to) => (Some(Seen::Node(sight::further_name(to), None)), None),
+            What::Here(_, stat) if proven => (None, Some(stat)),
+            What::Here(dir, stat) if is_file(&stat) => (Some(Seen::Unread(dir)), None),
+            What::Here(dir, _) => match sights.found(&path, sight::see(&dir, Name::last(&path))) {
+                Some(Seen::Node(node, proof)) => {
+                    let stat = proof.map(|proof| proof.stat);
+                    (Some(Seen::Node(node, proof)), stat)
+                }
+                other => (other, None),
+            },
+        };
+        if let Some(stat) = stat.filter(is_directory) {
+            let known = proven && set.tells_of_names && bytes.is_some_and(rows::has_all);
+            if let Err(e) = walk.enter(&path, stat, known) {
+                seen = sights.found(&path, Err(e));
+                proven = false;
+            }
+        }
         if !proven {
             let known = bytes.map(rows::decode_row).transpose()?;
             let known = known.filter(|row| !hidden.hides(&path, &row.entry));
-            let seen = match what {
-                What::Unknown => Some(Seen::Unknown),
-                What::Further(to) => Some(Seen::Node(sight::further_name(to), None)),
-                What::Here(dir, stat) if is_file(&stat) => Some(Seen::Unread(dir)),
-                What::Here(dir, stat) => {
-                    let seen = sights.found(&path, sight::see(&dir, Name::last(&path)));
-                    if is_directory(&stat) && !matches!(seen, Some(Seen::Node(..))) {
-                        walk.pass_over(&path);
-                    }
-                    seen
-                }
-            };
-            sights.note(path, known, seen)?;
+            if known.is_some() || seen.is_some() {
+                sights.note(path, known, seen)?;
+            }
         }
-        next = walk.next();
+        next = walk.next(&mut rows)?;
     }
     sights.flush()?;
     let Sights {
@@ -273,6 +298,16 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                 (Some(Seen::Node(node, proof)), known) => {
                     (self.observer.seen(&path, known, Sight::Node(node)), proof)
                 }
+                (Some(Seen::All(stat)), _) => {
+                    let all = Some(stat);
+                    self.news.push(News {
+                        path,
+                        entry: None,
+                        proof: None,
+                        all,
+                    });
+                    continue;
+                }
                 (Some(Seen::Unknown | Seen::Unread(_)), known) => {
                     self.unknown.push(path.clone());
                     (self.observer.seen(&path, known, Sight::Unknown), None)
@@ -284,7 +319,12 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                 None if proof.is_none() => continue,
                 None => {}
             }
-            self.news.push(News { path, entry, proof });
+            self.news.push(News {
+                path,
+                entry,
+                proof,
+                all: None,
+            });
         }
     }
 
@@ -298,11 +338,13 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
         let index = self.index;
         let write = move || {
             index.write(|batch| {
-                news.iter().try_for_each(|n| match (&n.entry, n.proof) {
-                    (Some(entry), proof) => batch.note(&n.path, entry, proof, now),
-                    (None, Some(proof)) => batch.prove(&n.path, proof),
-                    (None, None) => Ok(()),
-                })
+                news.iter()
+                    .try_for_each(|n| match (&n.entry, n.proof, n.all) {
+                        (Some(entry), proof, _) => batch.note(&n.path, entry, proof, now),
+                        (None, Some(proof), _) => batch.prove(&n.path, proof),
+                        (None, None, Some(stat)) => batch.has_all(&n.path, &stat),
+                        (None, None, None) => Ok(()),
+                    })
             })
         };
         self.writing = Some(self.scope.spawn(write));

@@ -79,12 +79,21 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 
 /// Bytes of a proof.
 const PROOF: usize = 60;
+/// What follows the version: no proof, one, or one of a directory of which all names are known.
+const UNPROVEN: u8 = 0;
+const PROVEN: u8 = 1;
+const ALL: u8 = 2;
 
 pub(crate) fn encode_row(row: &Row) -> Result<Vec<u8>, Error> {
     let record =
         codec::encode_record(&(&row.entry, row.sequence, row.at)).map_err(Error::Record)?;
     let mut bytes = Vec::with_capacity(2 + PROOF + record.len());
-    bytes.extend([VERSION, u8::from(row.proof.is_some())]);
+    let proven = if row.proof.is_some() {
+        PROVEN
+    } else {
+        UNPROVEN
+    };
+    bytes.extend([VERSION, proven]);
     if let Some(Proof { stat, at }) = &row.proof {
         bytes.extend(stat.size.to_le_bytes());
         bytes.extend(
@@ -113,8 +122,8 @@ pub(crate) fn decode_row(bytes: &[u8]) -> Result<Row, Error> {
 /// The proof of a row, and the rest.
 pub(crate) fn proof(bytes: &[u8]) -> Result<(Option<Proof>, &[u8]), Error> {
     let rest = match bytes {
-        [VERSION, 0, record @ ..] => return Ok((None, record)),
-        [VERSION, 1, rest @ ..] => rest,
+        [VERSION, UNPROVEN, record @ ..] => return Ok((None, record)),
+        [VERSION, PROVEN | ALL, rest @ ..] => rest,
         other => return Err(Error::Version(other.first().copied())),
     };
     let (fields, record) = rest.split_at_checked(PROOF).ok_or(Error::Version(None))?;
@@ -132,6 +141,20 @@ pub(crate) fn proof(bytes: &[u8]) -> Result<(Option<Proof>, &[u8]), Error> {
     };
     let at = eight(52).cast_signed();
     Ok((Some(Proof { stat, at }), record))
+}
+
+/// Whether it is the row of a directory that had no other names than those in the index when it was like its proof.
+pub(crate) fn has_all(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[VERSION, ALL])
+}
+
+/// The same row, as such a directory's.
+pub(crate) fn with_all(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    if let [_, proven @ PROVEN, ..] = bytes.as_mut_slice() {
+        *proven = ALL;
+    }
+    bytes
 }
 
 /// How a key stands to that of a path.
@@ -168,6 +191,11 @@ pub(crate) fn beginning(start: &[u8]) -> (Vec<u8>, Vec<u8>) {
 
 pub(crate) fn pair(first: &[u8], path: &[u8]) -> Vec<u8> {
     [first, path].concat()
+}
+
+/// What the keys of all that is in a directory begin with.
+pub(crate) fn below(directory: &Path) -> Vec<u8> {
+    pair(&key(directory), &[0])
 }
 
 pub(crate) fn link(to: &Path) -> Vec<u8> {

@@ -70,6 +70,8 @@ pub struct Set {
     pub(crate) name: String,
     /// As it is now.
     pub(crate) seen: Root,
+    /// A directory in which a name comes or goes has other times afterwards.
+    pub(crate) tells_of_names: bool,
     /// What lost.
     pub aside: Aside,
 }
@@ -124,6 +126,7 @@ impl Set {
             .and_then(Aside::open)
             .at("open", &shown)?;
         Ok(Self {
+            tells_of_names: dir.tells_of_names().at("find the file system of", &name)?,
             root: dir,
             stage,
             name,

@@ -1,9 +1,14 @@
 //! What is in a set, in the order of paths, one after another: memory does not grow with the tree, only with the names
 //! of one directory and with the hard links.
+//!
+//! A directory in which nothing came or went since its names were read has those that the index knows; each of them is
+//! still looked at, and told of only if it is not what it was.
 
 use crate::{
     dir::{Dir, Name},
-    error::Listing,
+    error::{Error, Listing},
+    index::Cursor,
+    rows,
     set::reserved,
     sight,
 };
@@ -22,6 +27,8 @@ pub struct Counts {
     pub skipped: Listing,
     /// Files that were read.
     pub read: u64,
+    /// Directories whose names were read.
+    pub listed: u64,
 }
 
 impl Counts {
@@ -31,6 +38,7 @@ impl Counts {
         self.unreadable.join(other.unreadable);
         self.skipped.join(other.skipped);
         self.read += other.read;
+        self.listed += other.listed;
     }
 }
 
@@ -48,6 +56,10 @@ pub(crate) struct Step {
 pub(crate) enum What {
     /// It, and all below it, could not be looked at.
     Unknown,
+    /// Nothing, where the index knows something.
+    Nothing,
+    /// Every name that this directory had at the time of this is in the index.
+    All(Stat),
     /// A further name of a file.
     Further(Path),
     /// This, in this directory.
@@ -56,8 +68,18 @@ pub(crate) enum What {
 
 struct Level {
     dir: Arc<Dir>,
+    /// None: the root.
     path: Option<Path>,
-    names: vec::IntoIter<Vec<u8>>,
+    /// Of the directory before its names were read.
+    stat: Stat,
+    names: Names,
+}
+
+enum Names {
+    /// As they were read, and whether the index knew all of them up to now.
+    Read(vec::IntoIter<Vec<u8>>, bool),
+    /// Those in the index whose keys begin with this.
+    Known(Vec<u8>),
 }
 
 /// See the module.
@@ -78,33 +100,71 @@ where
     /// Of all beneath `root` that is not `excluded` (the path, and whether it is a directory).
     pub(crate) fn new(root: &Dir, excluded: X) -> io::Result<Self> {
         let dir = root.again()?;
-        let device = dir.stat()?.st_dev;
-        let names = dir.names()?.into_iter();
+        let stat = sight::stat(&dir.stat()?);
+        let names = Names::Read(dir.names()?.into_iter(), false);
         Ok(Self {
             excluded,
             levels: vec![Level {
                 dir: Arc::new(dir),
                 path: None,
+                stat,
                 names,
             }],
             links: HashMap::new(),
-            device,
+            device: stat.device,
             counts: Counts::default(),
         })
     }
 
-    /// What is in the directory of the last step is not looked at.
-    pub(crate) fn pass_over(&mut self, directory: &Path) {
-        if self
-            .levels
-            .last()
-            .is_some_and(|l| l.path.as_ref() == Some(directory))
+    /// What is in the directory of the last step comes next; `known`: it has the names that the index knows. It was
+    /// like this before.
+    pub(crate) fn enter(&mut self, path: &Path, stat: Stat, known: bool) -> io::Result<()> {
+        let Some(level) = self.levels.last() else {
+            return Ok(());
+        };
+        let dir = level.dir.child(Name::last(path))?;
+        let same = sight::stat(&dir.stat()?) == stat;
+        let names = if known && same {
+            Names::Known(rows::below(path))
+        } else {
+            self.counts.listed += 1;
+            Names::Read(dir.names()?.into_iter(), same)
+        };
+        self.levels.push(Level {
+            dir: Arc::new(dir),
+            path: Some(path.clone()),
+            stat,
+            names,
+        });
+        Ok(())
+    }
+
+    /// The index knows nothing of a name in the directory of the last step.
+    pub(crate) fn is_new(&mut self) {
+        if let Some(Level {
+            names: Names::Read(_, all),
+            ..
+        }) = self.levels.last_mut()
         {
-            self.levels.pop();
+            *all = false;
         }
     }
 
-    /// What is at one name; none if there is nothing to tell.
+    /// What is at a path in the directory that was entered last.
+    fn at(&mut self, path: &Path) -> What {
+        match self.step(path) {
+            Ok(Some(what)) => what,
+            Ok(None) => What::Nothing,
+            // Gone since its name was read.
+            Err(e) if e.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => What::Nothing,
+            Err(e) => {
+                self.counts.unreadable.add(path, e);
+                What::Unknown
+            }
+        }
+    }
+
+    /// The same; none if there is nothing to tell.
     fn step(&mut self, path: &Path) -> io::Result<Option<What>> {
         let Some(level) = self.levels.last() else {
             return Ok(None);
@@ -129,18 +189,81 @@ where
                 }
             }
         }
-        let here = What::Here(Arc::clone(&level.dir), stat);
-        if directory {
-            let dir = level.dir.child(name)?;
-            let names = dir.names()?.into_iter();
-            self.levels.push(Level {
-                dir: Arc::new(dir),
-                path: Some(path.clone()),
-                names,
-            });
-        }
-        Ok(Some(here))
+        Ok(Some(What::Here(Arc::clone(&level.dir), stat)))
     }
+
+    /// What comes next; `rows` are past all that was told of.
+    pub(crate) fn next(&mut self, rows: &mut Cursor) -> Result<Option<Step>, Error> {
+        loop {
+            let Some(level) = self.levels.last_mut() else {
+                return Ok(None);
+            };
+            let path = match &mut level.names {
+                Names::Read(names, all) => {
+                    let Some(name) = names.next() else {
+                        let all = *all;
+                        let left = self.levels.pop();
+                        match left.and_then(|l| Some((l.path?, What::All(l.stat)))) {
+                            Some((path, what)) if all => return Ok(Some(Step { path, what })),
+                            _ => continue,
+                        }
+                    };
+                    match join(level.path.as_ref(), &name) {
+                        Ok(path) if reserved(&path) => continue,
+                        Ok(path) => path,
+                        Err(_) => {
+                            *all = false;
+                            if let Some(directory) = &level.path {
+                                self.counts.skipped.add(directory, "too long a path in it");
+                            }
+                            continue;
+                        }
+                    }
+                }
+                Names::Known(start) => {
+                    let Some((key, row)) = rows.peek(start)? else {
+                        self.levels.pop();
+                        continue;
+                    };
+                    let name = key.get(start.len()..).and_then(Name::new);
+                    let proven = match name {
+                        Some(name) => is_proven(&level.dir, name, row, self.device)?,
+                        None => false,
+                    };
+                    if proven {
+                        rows.skip();
+                        continue;
+                    }
+                    let path = rows::path(key)?;
+                    // What is in a directory that is none any more is gone with it.
+                    if name.is_none() {
+                        let what = What::Nothing;
+                        return Ok(Some(Step { path, what }));
+                    }
+                    path
+                }
+            };
+            let what = self.at(&path);
+            return Ok(Some(Step { path, what }));
+        }
+    }
+}
+
+/// Whether what is at this name is certainly what the index knows, and is all: no directory, no file of several names.
+fn is_proven(dir: &Dir, name: Name, row: &[u8], device: u64) -> Result<bool, Error> {
+    let Some(proof) = rows::proof(row)?.0 else {
+        return Ok(false);
+    };
+    // Whatever fails here is told when the path is looked at.
+    let Ok(Some(raw)) = dir.stat_of(name) else {
+        return Ok(false);
+    };
+    let alone = match FileType::from_raw_mode(raw.st_mode) {
+        FileType::Directory => false,
+        FileType::RegularFile => raw.st_nlink == 1,
+        _ => true,
+    };
+    Ok(alone && raw.st_dev == device && proof.holds(&sight::stat(&raw)))
 }
 
 /// Puts a name behind a directory's path.
@@ -152,42 +275,4 @@ fn join(directory: Option<&Path>, name: &[u8]) -> Result<Path, filesync::BadPath
     }
     bytes.extend(name);
     Path::try_from(bytes)
-}
-
-impl<X> Iterator for Walk<X>
-where
-    X: Fn(&Path, bool) -> bool,
-{
-    type Item = Step;
-
-    fn next(&mut self) -> Option<Step> {
-        loop {
-            let level = self.levels.last_mut()?;
-            let Some(name) = level.names.next() else {
-                self.levels.pop();
-                continue;
-            };
-            let path = match join(level.path.as_ref(), &name) {
-                Ok(path) if reserved(&path) => continue,
-                Ok(path) => path,
-                Err(_) => {
-                    if let Some(directory) = &level.path {
-                        self.counts.skipped.add(directory, "too long a path in it");
-                    }
-                    continue;
-                }
-            };
-            let what = match self.step(&path) {
-                Ok(None) => continue,
-                Ok(Some(what)) => what,
-                // Gone since its name was read.
-                Err(e) if e.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => continue,
-                Err(e) => {
-                    self.counts.unreadable.add(&path, e);
-                    What::Unknown
-                }
-            };
-            return Some(Step { path, what });
-        }
-    }
 }

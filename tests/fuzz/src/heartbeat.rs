@@ -10,7 +10,7 @@ use protocol::{
     BootTime, ServerName,
     local::ring::ElectdToHbd,
     seal::{NONCE, Sealer},
-    wire::datagram::{self, Body, Challenge, DATAGRAM_MAX, Data, Echo, Incarnation, Packet},
+    wire::datagram::{self, Body, Challenge, DATAGRAM_MAX, Data, Echo, Incarnation, Left, Packet},
 };
 use std::net::IpAddr;
 
@@ -180,6 +180,10 @@ impl Host {
                 to,
                 sequence: messages::number_near(u, 1)?,
                 sent_ns: u.arbitrary()?,
+                left: Some(Left {
+                    sent_ns: u.arbitrary()?,
+                    late_ns: u.arbitrary()?,
+                }),
                 echo: Some(Echo {
                     sent_ns: u.arbitrary()?,
                     received_ns: u.arbitrary()?,
@@ -200,6 +204,7 @@ impl Host {
         datagram: (IpAddr, IpAddr, Vec<u8>),
     ) -> Result<()> {
         let (at, real_ns) = (messages::time(u, self.now)?, u.arbitrary()?);
+        let raw_ns = u.arbitrary()?;
         let (source, local, bytes) = &datagram;
         let before = state(&self.twins[0]);
         for twin in &mut self.twins {
@@ -212,6 +217,7 @@ impl Host {
                     bytes,
                     at,
                     real_ns,
+                    raw_ns,
                 },
             );
         }
@@ -263,7 +269,11 @@ impl Host {
                     if let Packet::Hello { challenge, .. } = &transmit.packet {
                         self.challenge = *challenge;
                     }
-                    if let Ok(bytes) = one.seal(&mut transmit, [0; NONCE], u64::MAX) {
+                    for twin in [&mut *one, &mut *other] {
+                        twin.leaves(&mut transmit, u64::MAX, u64::MAX);
+                        twin.left(&transmit.to, u64::MAX, u32::MAX);
+                    }
+                    if let Ok(bytes) = one.seal(&transmit, [0; NONCE]) {
                         assert!(bytes.len() <= DATAGRAM_MAX);
                     }
                 }

@@ -124,6 +124,7 @@ fn a_message_full_of_small_entries_costs_so_many_times_its_length() {
         to: Incarnation([0; 16]),
         sequence: 1,
         sent_ns: 0,
+        left: None,
         echo: None,
         bodies: vec![ack; (MESSAGE_MAX - 64) / entry],
     }));

@@ -31,6 +31,8 @@ const STEP: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(300);
 /// A set that is not there is looked for so often.
 const MISSING: Duration = Duration::from_secs(30);
+/// What happened is told at the latest after so many readings, each of some hundred events.
+const READS: u32 = 256;
 
 /// What a watch says.
 #[derive(Debug)]
@@ -192,16 +194,19 @@ impl<'a> Tree<'a> {
                 Ok(_) => {}
                 Err(_) => return,
             }
-            let events = match self.inotify.read_events() {
-                Ok(events) => events,
-                Err(Errno::EAGAIN | Errno::EINTR) => continue,
-                Err(_) => return,
-            };
+            // Read as fast as they come: the kernel has room for some only.
             let mut changed = false;
-            for event in &events {
-                match self.takes(event) {
-                    Ok(of_ours) => changed |= of_ours,
-                    Err(()) => return,
+            for _ in 0..READS {
+                let events = match self.inotify.read_events() {
+                    Ok(events) => events,
+                    Err(Errno::EAGAIN | Errno::EINTR) => break,
+                    Err(_) => return,
+                };
+                for event in &events {
+                    match self.takes(event) {
+                        Ok(of_ours) => changed |= of_ours,
+                        Err(()) => return,
+                    }
                 }
             }
             if changed {
@@ -241,5 +246,56 @@ impl<'a> Tree<'a> {
             self.add(unit, path).map_err(|_| ())?;
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::{fs, sync::mpsc};
+
+    /// What a watch says next; it waits for whoever hears it.
+    fn word(words: &mpsc::Receiver<Word>) -> Word {
+        words.recv_timeout(Duration::from_secs(60)).unwrap()
+    }
+
+    /// What was said until everything is watched (anew).
+    fn until_watched(words: &mpsc::Receiver<Word>) {
+        while !matches!(word(words), Word::Trouble(None)) {}
+        assert!(matches!(word(words), Word::Changed), "it counts as changed");
+    }
+
+    #[test]
+    fn where_the_kernel_loses_count_all_is_watched_anew_and_counts_as_changed() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let root = dir.path().join("data");
+        fs::create_dir(&root).unwrap();
+        let text = format!(
+            "[cluster]\nname = \"web\"\nquorum = \"none\"\n[[server]]\nname = \"alpha\"\n\
+             address = \"127.0.0.1\"\nhost_key = \"ssh-ed25519 AAAAx\"\n[[sync]]\nname = \"data\"\npath = \"{}\"\n",
+            root.display()
+        );
+        let config = config::parse(&text, Path::new("standin.toml")).unwrap();
+        let (tell, words) = mpsc::sync_channel(0);
+        let tell = move |word| drop(tell.send(word));
+        let units = move || crate::units::of(&config, |_| true);
+        let _watch = watch(units, tell).unwrap();
+        assert!(matches!(word(&words), Word::Trouble(None)));
+        // It waits to say that all counts as changed, and reads nothing meanwhile.
+        let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let (one, other) = (root.join("one"), root.join("other"));
+        fs::write(&one, "").unwrap();
+        for _ in 0..=most.trim().parse::<u32>().unwrap() / 4 {
+            fs::rename(&one, &other).unwrap();
+            fs::rename(&other, &one).unwrap();
+        }
+        let unheard = root.join("unheard");
+        fs::create_dir(&unheard).unwrap();
+        assert!(matches!(word(&words), Word::Changed));
+        until_watched(&words);
+        // Nothing happened since but this.
+        fs::write(unheard.join("file"), "").unwrap();
+        assert!(matches!(word(&words), Word::Changed));
     }
 }

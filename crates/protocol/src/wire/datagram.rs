@@ -80,6 +80,8 @@ pub struct Data {
     pub sequence: u64,
     /// When it was sent: the sender's CLOCK_REALTIME in nanoseconds since 1970.
     pub sent_ns: u64,
+    /// When the last packet to the receiver of which that is known really left, if the sender's kernel tells such a thing.
+    pub left: Option<Left>,
     /// The newest message that the sender has had from the receiver, if any.
     pub echo: Option<Echo>,
     /// The messages, in the order in which they were made.
@@ -93,6 +95,15 @@ pub struct Echo {
     pub sent_ns: u64,
     /// When the kernel received it: by the clock of this packet's sender.
     pub received_ns: u64,
+}
+
+/// How much later than it says a packet left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// What it says: `sent_ns`.
+    pub sent_ns: u64,
+    /// How much later the kernel gave it to the network, in nanoseconds.
+    pub late_ns: u32,
 }
 
 /// One message in a [`Data`] packet.

@@ -12,4 +12,5 @@ mod faults;
 mod index;
 mod look;
 mod metadata;
+mod names;
 mod rsync;

@@ -13,7 +13,8 @@ mod table;
 mod watch;
 
 use lab::{Error, Spinners, Stalls};
-use std::{env, process::ExitCode, time::Duration};
+use standin_tests::wanted;
+use std::{process::ExitCode, time::Duration};
 use subject::{SYSTEMS, Subject, System};
 use table::Table;
 use watch::{Figures, jitter, millis};
@@ -135,44 +136,25 @@ fn options() -> Result<Options, String> {
         systems: None,
         scenarios: None,
     };
-    let systems = || SYSTEMS.iter().map(|s| s.key).collect::<Vec<_>>();
-    let scenarios = || SCENARIOS.iter().map(|s| s.key).collect::<Vec<_>>();
-    let usage = || {
-        format!(
-            "{USAGE}\nsystems: {}\nscenarios: {}",
-            systems().join(" "),
-            scenarios().join(" ")
-        )
-    };
-    let mut args = env::args().skip(1);
-    while let Some(option) = args.next() {
-        let value = args.next().ok_or_else(usage)?;
-        let list = |known: &[&str]| {
-            let names: Vec<_> = value.split(',').map(str::to_owned).collect();
-            match names.iter().find(|name| !known.contains(&name.as_str())) {
-                Some(strange) => Err(format!("{option} {strange}: not known\n{}", usage())),
-                None => Ok(Some(names)),
-            }
-        };
-        let number = || {
-            value
-                .parse::<u32>()
-                .map_err(|e| format!("{option} {value}: {e}\n{}", usage()))
-        };
-        match option.as_str() {
-            "--runs" => options.runs = number()?.max(1) as usize,
-            "--loss-seconds" => options.loss = Duration::from_secs(number()?.into()),
-            "--rounds" => options.rounds = number()?,
-            "--systems" => options.systems = list(&systems())?,
-            "--scenarios" => options.scenarios = list(&scenarios())?,
-            _ => return Err(usage()),
+    let systems = SYSTEMS.map(|s| s.key);
+    let scenarios: Vec<_> = SCENARIOS.iter().map(|s| s.key).collect();
+    let usage = format!(
+        "{USAGE}\nsystems: {}\nscenarios: {}",
+        systems.join(" "),
+        scenarios.join(" ")
+    );
+    standin_tests::options(&usage, |option, value| {
+        match option {
+            "--runs" => options.runs = value.number::<usize>()?.max(1),
+            "--loss-seconds" => options.loss = Duration::from_secs(value.number()?),
+            "--rounds" => options.rounds = value.number()?,
+            "--systems" => options.systems = value.names(&systems)?,
+            "--scenarios" => options.scenarios = value.names(&scenarios)?,
+            _ => return Ok(false),
         }
-    }
+        Ok(true)
+    })?;
     Ok(options)
-}
-
-fn wanted(list: Option<&Vec<String>>, name: &str, usual: bool) -> bool {
-    list.map_or(usual, |l| l.iter().any(|one| one == name))
 }
 
 /// All wanted scenarios on one system; the longest stall of the machine in the runs that count.

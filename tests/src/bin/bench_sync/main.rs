@@ -1,4 +1,5 @@
-//! How fast files become alike: syncd beside rsync and unison, over the same SSH server on loopback, in the same run.
+//! How fast files become alike: syncd beside rsync, unison and csync2, on loopback, in the same run; all but csync2, which
+//! knows none, over the same SSH server.
 //!
 //! Needs root: each side sees its own directory at the same path, and the network is one of its own.
 
@@ -8,10 +9,20 @@ mod trees;
 mod works;
 
 use scene::{Outcome, Scene};
-use standin_tests::Summary;
-use std::{env, fmt::Write, path::PathBuf, process::ExitCode};
+use standin_tests::{Summary, wanted};
+use std::{
+    env,
+    fmt::Write,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 use tools::{TOOLS, Tool};
 use works::{WORKS, Work};
+
+/// Whoever has taken so long for so many runs is known well enough.
+const LONG: Duration = Duration::from_secs(20);
+const FEW: usize = 3;
 
 const USAGE: &str = "bench-sync [--runs N] [--scale PERCENT] [--tools NAME,...] [--works NAME,...]";
 
@@ -32,32 +43,21 @@ fn options() -> Result<Options, String> {
     };
     let tools: Vec<_> = TOOLS.iter().map(|t| t.key).collect();
     let works: Vec<_> = WORKS.iter().map(|w| w.key).collect();
-    let usage = || {
-        format!(
-            "{USAGE}\ntools: {}\nworks: {}",
-            tools.join(" "),
-            works.join(" ")
-        )
-    };
-    let mut args = env::args().skip(1);
-    while let Some(option) = args.next() {
-        let value = args.next().ok_or_else(usage)?;
-        let list = |known: &[&str]| {
-            let names: Vec<_> = value.split(',').map(str::to_owned).collect();
-            match names.iter().find(|name| !known.contains(&name.as_str())) {
-                Some(unknown) => Err(format!("{unknown}: no such name\n{}", usage())),
-                None => Ok(Some(names)),
-            }
-        };
-        let number = || value.parse().map_err(|_| usage());
-        match option.as_str() {
-            "--runs" => options.runs = number()?,
-            "--scale" => options.scale = number()? as u64,
-            "--tools" => options.tools = list(&tools)?,
-            "--works" => options.works = list(&works)?,
-            _ => return Err(usage()),
+    let usage = format!(
+        "{USAGE}\ntools: {}\nworks: {}",
+        tools.join(" "),
+        works.join(" ")
+    );
+    standin_tests::options(&usage, |option, value| {
+        match option {
+            "--runs" => options.runs = value.number()?,
+            "--scale" => options.scale = value.number()?,
+            "--tools" => options.tools = value.names(&tools)?,
+            "--works" => options.works = value.names(&works)?,
+            _ => return Ok(false),
         }
-    }
+        Ok(true)
+    })?;
     Ok(options)
 }
 
@@ -81,24 +81,22 @@ fn end(told: Result<(), String>) -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), String> {
-    let named = |names: &Option<Vec<String>>, key: &str, usual: bool| {
-        names
-            .as_ref()
-            .map_or(usual, |names| names.iter().any(|n| n == key))
-    };
     let tools: Vec<_> = TOOLS
         .iter()
-        .filter(|t| named(&options.tools, t.key, true))
+        .filter(|t| wanted(options.tools.as_ref(), t.key, true))
         .collect();
     println!(
-        "median (minimum..maximum) of {}; times in seconds, CPU of both sides, bytes over loopback with all headers, memory of the \
-         calling side; ratio = rsync's median : this one's\n",
+        "median (minimum..maximum) of {}, or of {FEW} where each takes long; times in seconds, CPU of both sides, bytes over \
+         loopback with all headers, memory of the calling side; ratio = rsync's median : this one's; lacks = what syncd does \
+         and it does not\n",
         options.runs
     );
-    println!("| work | tool | s | ratio | CPU s | kB | MB |\n|---|---|---|---|---|---|---|");
+    println!(
+        "| work | tool | s | ratio | CPU s | kB | MB | lacks |\n|---|---|---|---|---|---|---|---|"
+    );
     for work in WORKS
         .iter()
-        .filter(|w| named(&options.works, w.key, w.usual))
+        .filter(|w| wanted(options.works.as_ref(), w.key, w.usual))
     {
         let mut first = None;
         for tool in &tools {
@@ -114,21 +112,23 @@ fn run(options: &Options) -> Result<(), String> {
 
 /// One work with one tool, as often as asked for.
 fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, String> {
-    let mut scene = Scene::new(work.others)?;
-    let size = |usual: u64| (usual * options.scale / 100).max(1);
-    (work.make)(&scene, &size)?;
-    if tool.warm && work.begin_alike {
-        scene.start_daemon()?;
-    }
-    if work.begin_alike {
-        tool.run(&scene)?;
-        scene.settle(tool)?;
-    }
     let mut outcomes = Vec::new();
     if tool.warm && !work.begin_alike {
         return Ok(outcomes); // the first time is cold
     }
+    let mut scene = Scene::new(work.others, work.accounts)?;
+    let size = |usual: u64| (usual * options.scale / 100).max(1);
+    (work.make)(&scene, &size)?;
+    (tool.start)(&mut scene)?;
+    if work.begin_alike {
+        tool.run(&scene)?;
+        scene.settle(tool)?;
+    }
+    let start = Instant::now();
     for round in 0..options.runs {
+        if round >= FEW && start.elapsed() > LONG {
+            break;
+        }
         if work.begin_alike {
             (work.change)(&scene, round)?;
         } else {
@@ -150,9 +150,15 @@ fn row(work: &Work, tool: &Tool, outcomes: &[Outcome], first: &mut Option<f64>) 
     let mut line = format!("| {} | {} ", work.title, tool.title);
     let _ = write!(line, "| {:.3} ", seconds.median);
     let _ = write!(line, "({:.3}..{:.3}) ", seconds.min, seconds.max);
-    let _ = write!(line, "| {:.2} ", rsync / seconds.median.max(0.000_001));
+    let ratio = of(&|o| rsync / o.seconds.max(0.000_001));
+    let _ = write!(
+        line,
+        "| {:.2} ({:.2}..{:.2}) ",
+        ratio.median, ratio.min, ratio.max
+    );
     let _ = write!(line, "| {:.2} ", of(&|o| o.processor).median);
     let _ = write!(line, "| {:.1} ", of(&|o| o.kilobytes).median);
-    let _ = write!(line, "| {:.0} |", of(&|o| o.megabytes).max);
+    let _ = write!(line, "| {:.0} ", of(&|o| o.megabytes).max);
+    let _ = write!(line, "| {} |", tool.lacks);
     line
 }

@@ -20,6 +20,7 @@ use std::{
 };
 
 const PORT: u16 = 2222;
+const CSYNC2_PORT: u16 = 30865;
 /// Who may be there besides alpha, each with an address of its own.
 const OTHERS: [(&str, &str); 3] = [
     ("beta", "127.0.0.1"),
@@ -43,14 +44,16 @@ pub struct Outcome {
 pub struct Scene {
     dir: PathBuf,
     others: &'static [(&'static str, &'static str)],
-    sshds: Vec<Child>,
+    /// Of SSH, and of csync2 if it is its turn.
+    servers: Vec<Child>,
     /// syncd's daemon of alpha, if one is running.
     daemon: Option<Child>,
+    accounts: &'static [&'static str],
 }
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        for child in self.daemon.iter_mut().chain(&mut self.sshds) {
+        for child in self.daemon.iter_mut().chain(&mut self.servers) {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -84,8 +87,8 @@ fn told(what: &str) -> impl Fn(std::io::Error) -> String {
 }
 
 impl Scene {
-    /// Alpha, and so many others.
-    pub fn new(others: usize) -> Result<Self, String> {
+    /// Alpha, and so many others; these files of theirs are account files.
+    pub fn new(others: usize, accounts: &'static [&'static str]) -> Result<Self, String> {
         let parent = std::env::temp_dir();
         let free = statvfs(&parent).map_err(|e| e.to_string())?;
         if (free.blocks_available() as u64).saturating_mul(free.fragment_size() as u64) < 8 << 30 {
@@ -95,8 +98,9 @@ impl Scene {
         let mut scene = Self {
             dir,
             others: &OTHERS[..others],
-            sshds: Vec::new(),
+            servers: Vec::new(),
             daemon: None,
+            accounts,
         };
         let sides = scene.others.iter().map(|(name, _)| *name);
         for side in sides.chain(["alpha", "."]) {
@@ -136,7 +140,7 @@ impl Scene {
         let key: Vec<_> = key.split_whitespace().take(2).collect();
         let key = key.join(" ");
         let own = self.at("syncd").display().to_string();
-        let data = self.at("data").display().to_string();
+        let data = self.at("data");
         let mut text = format!(
             "[cluster]\nname = \"bench\"\nquorum = \"none\"\n[ssh]\nport = {PORT}\nkey = \"{own}\"\n"
         );
@@ -145,17 +149,28 @@ impl Scene {
                 "[[server]]\nname = \"{name}\"\naddress = [\"{address}\"]\nhost_key = \"{key}\"\n"
             );
         }
-        text += &format!("[[sync]]\nname = \"data\"\npath = [\"{data}\"]\n");
-        self.write("standin.toml", &text)
+        let files: Vec<_> = self.accounts.iter().map(|name| data.join(name)).collect();
+        text += &match files.is_empty() {
+            true => format!("[[sync]]\nname = \"data\"\npath = {data:?}\n"),
+            false => format!("[[sync]]\nname = \"data\"\npath = {files:?}\nmerge = \"accounts\"\n"),
+        };
+        self.write("standin.toml", &text)?;
+        // csync2 knows servers by name, and takes only calls from where a name leads.
+        let mut hosts = "127.0.0.1 localhost alpha\n".to_owned();
+        for (name, address) in self.others {
+            hosts += &format!("{address} {name}\n");
+        }
+        self.write("hosts", &hosts)
     }
 
     /// A command on a side: where the directory is that side's.
     pub fn on(&self, side: &str, program: &Path) -> Command {
-        let view = "mount --bind \"$1\" \"$2\" && mount -t tmpfs run /run && mkdir -m 755 /run/sshd && shift 2 && exec \"$@\"";
+        let view = "mount --bind \"$1\" \"$2\" && mount --bind \"$3\" /etc/hosts && mount -t tmpfs run /run && \
+                    mkdir -m 755 /run/sshd && shift 3 && exec \"$@\"";
         let mut command = Command::new("unshare");
         command
             .args(["-m", "--propagation", "private", "sh", "-c", view, "sh"])
-            .args([self.data(side), self.at("data")])
+            .args([self.data(side), self.at("data"), self.at("hosts")])
             .arg(program);
         command
     }
@@ -196,15 +211,56 @@ impl Scene {
         ] {
             command.args(["-o", &option]);
         }
-        let log = fs::File::create(self.at("sshd.log")).map_err(told("sshd.log"))?;
-        let sshd = command.stdin(Stdio::null()).stderr(log).spawn();
-        self.sshds.push(sshd.map_err(told("sshd"))?);
+        self.serve(command, (address, PORT), "sshd")
+    }
+
+    /// Starts a server and waits until it listens.
+    fn serve(&mut self, mut command: Command, at: (&str, u16), name: &str) -> Result<(), String> {
+        let log = format!("{name}.log");
+        let said = fs::File::create(self.at(&log)).map_err(told(&log))?;
+        let server = command.stdin(Stdio::null()).stderr(said).spawn();
+        self.servers.push(server.map_err(told(name))?);
         let start = Instant::now();
-        while TcpStream::connect((address, PORT)).is_err() {
+        while TcpStream::connect(at).is_err() {
             if start.elapsed() > Duration::from_secs(30) {
-                return Err(format!("sshd: {}", self.read("sshd.log")?));
+                return Err(format!("{name}: {}", self.read(&log)?));
             }
             thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// csync2 on a side, with configuration and database of its own.
+    pub fn csync2(&self, side: &str) -> Command {
+        let mut command = self.on(side, Path::new("csync2"));
+        command
+            .args(["-N", side, "-D"])
+            .arg(self.at("csync2").join(side));
+        command.env("CSYNC2_SYSTEM_DIR", self.at("csync2"));
+        command
+    }
+
+    /// Starts csync2's servers, which are no SSH servers and whose data nobody encrypts.
+    pub fn start_csync2(&mut self) -> Result<(), String> {
+        let dir = self.at("csync2");
+        let sides = self.others.iter().map(|(side, _)| *side);
+        for side in sides.chain(["alpha"]) {
+            fs::create_dir_all(dir.join(side)).map_err(told("csync2"))?;
+        }
+        let others: Vec<_> = self.others.iter().map(|(side, _)| *side).collect();
+        let config = format!(
+            "nossl * *;\ngroup data {{\nhost alpha {};\nkey {};\ninclude {};\nexclude {};\nauto younger;\n}}\n",
+            others.join(" "),
+            dir.join("key").display(),
+            self.at("data").display(),
+            self.at("data").join(".standin-stage").display()
+        );
+        self.write("csync2/csync2.cfg", &config)?;
+        self.write("csync2/key", &"keyOfABench".repeat(5))?;
+        for (side, address) in self.others {
+            let mut command = self.csync2(side);
+            command.arg("-ii").stdout(Stdio::null());
+            self.serve(command, (address, CSYNC2_PORT), "csync2")?;
         }
         Ok(())
     }
@@ -214,8 +270,19 @@ impl Scene {
         self.others
     }
 
+    /// syncd wants single files to be there, for what is missing may be on a disk that is.
+    pub fn make_room(&mut self) -> Result<(), String> {
+        for (side, _) in self.others {
+            for file in self.accounts {
+                fs::File::create(self.data(side).join(file)).map_err(told(file))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Starts alpha's daemon, which keeps its sessions.
     pub fn start_daemon(&mut self) -> Result<(), String> {
+        self.make_room()?;
         fs::create_dir_all(self.at("alpha/run")).map_err(told("run"))?;
         let mut command = self.on("alpha", &crate::tools::syncd()?);
         command.args(self.options("alpha")).stdin(Stdio::null());
@@ -243,8 +310,7 @@ impl Scene {
 
     /// Nothing of former runs is left, nor what beta has: the next one is the first.
     pub fn forget(&self) -> Result<(), String> {
-        let script =
-            "rm -rf */state unison* alpha/data/.standin-* && find beta/data -mindepth 1 -delete";
+        let script = "rm -rf */state unison* csync2/*/* alpha/data/.standin-* && find beta/data -mindepth 1 -delete";
         let mut command = Command::new("sh");
         fine(command.args(["-c", script]).current_dir(&self.dir)).map(drop)
     }
@@ -255,9 +321,9 @@ impl Scene {
         tool.run(self)
     }
 
-    /// What others wrote is on the disk, and the disk has nothing to do.
+    /// What others wrote here is on the disk.
     pub fn quiet(&self) -> Result<(), String> {
-        fine(&mut Command::new("sync")).map(drop)
+        fine(Command::new("sync").arg("-f").arg(&self.dir)).map(drop)
     }
 
     /// What it takes to run this.
@@ -289,7 +355,7 @@ impl Scene {
         let own = getrusage(UsageWho::RUSAGE_CHILDREN).map_err(|e| e.to_string())?;
         let seconds = |t: TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
         let mut ticks = 0.0;
-        for id in self.sshds.iter().map(Child::id) {
+        for id in self.servers.iter().map(Child::id) {
             let children = format!("/proc/{id}/task/{id}/children");
             let start = Instant::now();
             while fs::read_to_string(&children).is_ok_and(|c| !c.is_empty())
@@ -310,8 +376,9 @@ impl Scene {
     pub fn alike(&self, exactly: bool) -> Result<(), String> {
         let time = if exactly { "%T@" } else { "" };
         let list = format!(
-            "find . -mindepth 1 -name .standin-stage -prune -o ! -name .standin-set -printf '%P %y %m %U %G %s {time} %l\\n' \
-             | sed '/ d /s/[0-9]* [0-9.]* $//' | LC_ALL=C sort | sha256sum"
+            "find . -mindepth 1 -name .standin-stage -prune -o ! -name '.standin-*set' ! -name .pwd.lock -printf '%P %y %m %U %G %s {time} %l\\n' \
+             | sed '/ d /s/[0-9]* [0-9.]* $//' | LC_ALL=C sort; \
+             find . -type f -size -1024k ! -name '.standin-*set' -print0 | LC_ALL=C sort -z | xargs -0r cat | sha256sum"
         );
         let list = |side: &str| {
             fine(
@@ -322,8 +389,13 @@ impl Scene {
         };
         let own = list("alpha")?;
         for (side, _) in self.others {
-            if list(side)? != own {
-                return Err(format!("alpha and {side} differ afterwards"));
+            let theirs = list(side)?;
+            let mut lines = own.lines().zip(theirs.lines());
+            if let Some((own, theirs)) = lines.find(|(own, theirs)| own != theirs) {
+                return Err(format!("afterwards alpha has {own}, and {side} {theirs}"));
+            }
+            if own.len() != theirs.len() {
+                return Err(format!("one of alpha and {side} has more than the other"));
             }
         }
         Ok(())

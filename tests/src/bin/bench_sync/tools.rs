@@ -24,22 +24,39 @@ pub struct Tool {
     pub warm: bool,
     /// It knows nanoseconds.
     pub exact: bool,
+    /// What syncd does and it does not.
+    pub lacks: &'static str,
+    /// Starts what it needs besides SSH servers.
+    pub start: fn(&mut Scene) -> Result<(), String>,
     /// The call that is measured.
     pub call: fn(&Scene) -> Result<Command, String>,
 }
 
-/// rsync first: the others are measured by it. What it wrote may be lost with the power, as with unison; not so with
-/// syncd, nor if rsync is waited for in the same way.
+/// rsync first: the others are measured by it.
 pub const TOOLS: &[Tool] = &[
-    tool("rsync", "rsync", rsync),
+    Tool {
+        lacks: "durable",
+        ..tool("rsync", "rsync", rsync)
+    },
     tool("durable", "rsync, sync -f", durable),
     Tool {
         exact: false,
+        lacks: "durable, ACLs, attributes, hard links",
         ..tool("unison", "unison", unison)
     },
-    tool("cold", "syncd, cold", cold),
+    Tool {
+        exact: false,
+        lacks: "durable, ACLs, attributes, hard links, encrypted",
+        start: Scene::start_csync2,
+        ..tool("csync2", "csync2", csync2)
+    },
+    Tool {
+        start: Scene::make_room,
+        ..tool("cold", "syncd, cold", cold)
+    },
     Tool {
         warm: true,
+        start: Scene::start_daemon,
         ..tool("warm", "syncd, warm", warm)
     },
 ];
@@ -54,6 +71,8 @@ const fn tool(
         title,
         warm: false,
         exact: true,
+        lacks: "",
+        start: |_| Ok(()),
         call,
     }
 }
@@ -115,6 +134,12 @@ fn unison(scene: &Scene) -> Result<Command, String> {
         )
     });
     command.env("UNISON", scene.at("unison"));
+    Ok(command)
+}
+
+fn csync2(scene: &Scene) -> Result<Command, String> {
+    let mut command = scene.csync2("alpha");
+    command.arg("-x");
     Ok(command)
 }
 

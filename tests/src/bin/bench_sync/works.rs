@@ -1,7 +1,7 @@
 //! What is to be done.
 
 use crate::{scene::Scene, trees};
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, io::Write, os::unix::fs::PermissionsExt};
 
 type Size<'a> = &'a dyn Fn(u64) -> u64;
 
@@ -17,6 +17,8 @@ pub struct Work {
     pub begin_alike: bool,
     /// Servers besides alpha.
     pub others: usize,
+    /// All that is there, if these are account files; the tools that know none copy them.
+    pub accounts: &'static [&'static str],
     /// What alpha does before each run.
     pub change: fn(&Scene, usize) -> Result<(), String>,
 }
@@ -48,8 +50,18 @@ pub const WORKS: &[Work] = &[
     },
     Work {
         others: 3,
-        change: accounts,
-        ..alike("accounts", "4 small files changed, to 3 servers", some)
+        change: |scene, round| touch(scene, round + 1),
+        ..alike("small", "4 small files changed, to 3 servers", some)
+    },
+    Work {
+        others: 3,
+        accounts: &ACCOUNTS,
+        change: add_user,
+        ..alike(
+            "accounts",
+            "account files, a user added, to 3 servers",
+            users,
+        )
     },
     Work {
         usual: false,
@@ -69,6 +81,7 @@ const fn alike(
         make,
         begin_alike: true,
         others: 1,
+        accounts: &[],
         change: nothing,
     }
 }
@@ -94,16 +107,67 @@ fn huge(scene: &Scene, size: Size<'_>) -> Result<(), String> {
     trees::large(&scene.data("alpha").join("large-0"), size(1 << 30)).map_err(told)
 }
 
-const ACCOUNTS: [&str; 4] = ["passwd", "shadow", "group", "gshadow"];
-
 fn some(scene: &Scene, _: Size<'_>) -> Result<(), String> {
-    accounts(scene, 0)
+    touch(scene, 0)
 }
 
-fn accounts(scene: &Scene, round: usize) -> Result<(), String> {
-    for name in ACCOUNTS {
-        let text = format!("root:{round}:0:0:root:/root:/bin/sh\n").repeat(40);
+fn touch(scene: &Scene, round: usize) -> Result<(), String> {
+    for name in ["first", "second", "third", "fourth"] {
+        // Of another length: what stays as long within a second, rsync and csync2 do not see.
+        let text = "a line of a file\n".repeat(100 + round);
         fs::write(scene.data("alpha").join(name), text).map_err(told)?;
+    }
+    Ok(())
+}
+
+const ACCOUNTS: [&str; 6] = ["passwd", "shadow", "group", "gshadow", "subuid", "subgid"];
+
+/// A server's own: root, a group of it, and two hundred people.
+fn users(scene: &Scene, _: Size<'_>) -> Result<(), String> {
+    let first = [
+        "root:x:0:0:root:/root:/bin/bash\n",
+        "root:*:19700:0:99999:7:::\n",
+        "root:x:0:\n",
+        "root:*::\n",
+        "",
+        "",
+    ];
+    for (name, text) in ACCOUNTS.iter().zip(first) {
+        let file = scene.data("alpha").join(name);
+        let mode = if name.contains("shadow") {
+            0o640
+        } else {
+            0o644
+        };
+        fs::write(&file, text)
+            .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(mode)))
+            .map_err(told)?;
+    }
+    (0..200).try_for_each(|user| add(scene, 1000 + user))
+}
+
+fn add_user(scene: &Scene, round: usize) -> Result<(), String> {
+    add(scene, 2000 + round)
+}
+
+/// As useradd(8) does it.
+fn add(scene: &Scene, id: usize) -> Result<(), String> {
+    let (name, subordinate) = (format!("person{id}"), 100_000 + (id - 1000) * 65_536);
+    let hash = format!("$y$j9T${id:0>22}${}", "fh3x7k".repeat(7));
+    let lines = [
+        format!("{name}:x:{id}:{id}::/home/{name}:/bin/bash\n"),
+        format!("{name}:{hash}:19700:0:99999:7:::\n"),
+        format!("{name}:x:{id}:\n"),
+        format!("{name}:!::\n"),
+        format!("{name}:{subordinate}:65536\n"),
+        format!("{name}:{subordinate}:65536\n"),
+    ];
+    for (file, line) in ACCOUNTS.iter().zip(lines) {
+        let file = fs::File::options()
+            .append(true)
+            .open(scene.data("alpha").join(file));
+        file.and_then(|mut f| f.write_all(line.as_bytes()))
+            .map_err(told)?;
     }
     Ok(())
 }
