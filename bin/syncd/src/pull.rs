@@ -145,6 +145,9 @@ fn take<S: Read + Write>(
         let operations = planner.batch(&index, offered);
         carry_out(local, puller, operations, dry, &mut report)?;
     }
+    let index = local.index.reader().map_err(failed)?;
+    let operations = planner.groups(&index);
+    carry_out(local, puller, operations, dry, &mut report)?;
     let removals = planner.removal_count();
     let limit = Limit {
         percent: local.unit.delete_limit,
