@@ -67,9 +67,7 @@ impl Report {
 
 /// As the other may tell it.
 fn note((path, note): &(Path, String)) -> String {
-    let mut line = format!("{path}: {note}");
-    line.truncate(line.floor_char_boundary(NOTE_MAX));
-    line
+    format!("{path}: {note}").chars().take(NOTE_MAX).collect()
 }
 
 impl fmt::Display for Report {
@@ -154,6 +152,9 @@ fn take<S: Read + Write>(
         let operations = planner.batch(&index, offered);
         carry_out(local, puller, operations, dry, &mut report)?;
     }
+    let index = local.index.reader().map_err(failed)?;
+    let operations = planner.groups(&index);
+    carry_out(local, puller, operations, dry, &mut report)?;
     let removals = planner.removed().count() as u64;
     let limit = Limit {
         percent: local.unit.delete_limit,
@@ -194,7 +195,7 @@ fn carry_out<S: Read + Write>(
         report.planned.extend(operations);
         return Ok(());
     }
-    let mut bring = Bring::new(puller, local, &operations);
+    let mut bring = Bring::new(puller, &local.set, &local.meter, &operations);
     let now = daemon::real_now_ns();
     let applied =
         store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;

@@ -232,6 +232,17 @@ impl Scene {
         fs::write(path, contents).unwrap();
     }
 
+    /// Makes a file that cannot be packed, of a set that may not go faster.
+    fn noise(&self, server: &str, name: &str, length: usize, rate: &str) {
+        let config = self.at("standin.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, format!("{text}rate = \"{rate}\"\n")).unwrap();
+        let mut noise = vec![0; length];
+        let mut random = fs::File::open("/dev/urandom").unwrap();
+        random.read_exact(&mut noise).unwrap();
+        fs::write(self.data(server).join(name), &noise).unwrap();
+    }
+
     fn read(&self, server: &str, name: &str) -> Option<String> {
         fs::read_to_string(self.data(server).join(name)).ok()
     }
@@ -363,15 +374,7 @@ fn contents_go_no_faster_than_the_set_may() {
         return;
     }
     let scene = Scene::new();
-    let config = scene.at("standin.toml");
-    let text = fs::read_to_string(&config).unwrap() + "rate = \"200KB/s\"\n";
-    fs::write(&config, text).unwrap();
-    let mut noise = vec![0; 150_000];
-    fs::File::open("/dev/urandom")
-        .unwrap()
-        .read_exact(&mut noise)
-        .unwrap();
-    fs::write(scene.data("beta").join("noise"), &noise).unwrap();
+    scene.noise("beta", "noise", 150_000, "200KB/s");
     let start = Instant::now();
     scene.fine("alpha", &[]);
     // It came here, and went to gamma: in one direction after the other.
@@ -709,6 +712,40 @@ fn a_run_that_is_killed_at_any_moment_is_made_good_by_the_next() {
     let said = scene.fine("beta", &[]);
     assert!(said.contains("0 taken; 0 given"), "{said}");
     assert!(!said.contains("kept aside"), "{said}");
+}
+
+#[test]
+fn what_came_of_a_large_file_before_a_run_was_killed_is_gone_on_with() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.noise("alpha", "large", 8_000_000, "2MB/s");
+    let mut run = scene.syncd("beta", &["run", "--peer", "alpha"]);
+    let mut run = run.stdout(Stdio::null()).spawn().unwrap();
+    let stage = scene.data("beta").join(".standin-stage");
+    let parts = || -> Vec<fs::Metadata> {
+        let all = fs::read_dir(&stage).into_iter().flatten();
+        all.filter_map(|entry| entry.unwrap().metadata().ok())
+            .collect()
+    };
+    let start = Instant::now();
+    while !parts().iter().any(|part| part.len() >= 2_000_000) {
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing comes");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let _ = run.kill(); // unshare has become syncd
+    run.wait().unwrap();
+    let part = &parts()[0];
+    assert!(part.len() < 8_000_000 && scene.read("beta", "large").is_none());
+
+    scene.fine("beta", &["--peer", "alpha"]);
+    let large = fs::metadata(scene.data("beta").join("large")).unwrap();
+    let which = |file: &fs::Metadata| (file.ino(), file.created().unwrap());
+    assert_eq!(which(&large), which(part), "it was gone on with");
+    assert!(parts().is_empty());
+    scene.fine("gamma", &[]);
+    scene.assert_alike();
 }
 
 #[test]

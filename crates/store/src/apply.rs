@@ -118,7 +118,8 @@ impl Ready {
 /// What is at a path now, and a proof if nothing needs to be read for it.
 type Done = (Path, Entry, Option<Proof>);
 
-/// Into the index: what was done, and what is intended, of a further name only if it has not become something else.
+/// Into the index: what was done, and what is intended, of a further name only if it has not become something else and
+/// is not about to.
 fn note(
     batch: &mut Batch<'_>,
     done: &[Done],
@@ -129,9 +130,13 @@ fn note(
         batch.note(path, entry, *proof, now)?;
     }
     for (path, entry, further) in intents {
-        if !further || batch.entry(path)?.as_ref() == Some(*entry) {
-            batch.intend(path, entry)?;
+        if *further {
+            let stays = batch.entry(path)?.as_ref() == Some(*entry);
+            if !stays || batch.intent(path)?.is_some_and(|other| other != **entry) {
+                continue;
+            }
         }
+        batch.intend(path, entry)?;
     }
     Ok(())
 }

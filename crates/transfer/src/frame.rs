@@ -26,8 +26,8 @@ pub const LIST_MAX: usize = 256;
 
 /// Most notes in a farewell.
 pub const NOTES_MAX: usize = 16;
-/// Longest note in bytes.
-pub const NOTE_MAX: usize = 500;
+/// Longest note in characters.
+pub const NOTE_MAX: usize = 300;
 
 /// So much of a blob is packed to see whether it pays.
 const SAMPLE: usize = 16 * 1024;

@@ -241,9 +241,14 @@ impl<S: Read + Write> Puller<S> {
             .unpack(std::mem::take(&mut self.blob), length, packed)
     }
 
-    /// A file of which something `like` it is here, in no more bytes than it takes, `into` an empty one. Whether it
-    /// came.
-    pub fn alike(&mut self, wanted: &Wanted<'_>, like: &File, into: &File) -> Result<bool, Error> {
+    /// A file of which something `like` it may be here, in no more bytes than it takes, `into` an empty one, or one that
+    /// has some of it at its place. Whether it came.
+    pub fn alike(
+        &mut self,
+        wanted: &Wanted<'_>,
+        like: Option<&File>,
+        into: &File,
+    ) -> Result<bool, Error> {
         let all = Range {
             offset: 0,
             length: wanted.size,
@@ -251,15 +256,19 @@ impl<S: Read + Write> Puller<S> {
         let average = chunks::coarse(wanted.size);
         self.ask_recipe(wanted, all, average)?;
         // Cut here while the other cuts there.
-        let own = Range {
-            offset: 0,
-            length: like.metadata()?.len(),
-        };
-        let mut places = chunks::places(like, own, average)?;
-        let Some(recipe) = self.recipe(all)? else {
+        let mut places = HashMap::new();
+        if let Some(like) = like {
+            let length = like.metadata()?.len();
+            places = chunks::places(like, Range { offset: 0, length }, average)?;
+        }
+        let like = like.unwrap_or(into);
+        let Some(mut recipe) = self.recipe(all)? else {
             return Ok(false);
         };
         let kept: HashSet<_> = recipe.iter().map(|(_, chunk)| *chunk).collect();
+        if into.metadata()?.len() > 0 {
+            recipe.retain(|(range, chunk)| !has(into, *range, chunk));
+        }
         let missing = joined(reuse(recipe, &places, like, into)?);
         // What of the former chunks is in none of the new file may have much in common with the new ones: cut once
         // more, smaller, a change of a few bytes is few bytes on the way.
@@ -408,6 +417,13 @@ fn joined(ranges: Vec<Range>) -> Vec<Range> {
         }
     }
     joined
+}
+
+/// Whether a file has a chunk at its place.
+fn has(file: &File, range: Range, chunk: &Chunk) -> bool {
+    let mut data = Vec::new();
+    let read = chunks::Part::of(file, range).read_to_end(&mut data);
+    read.is_ok() && chunks::name(&data) == *chunk
 }
 
 /// Puts in place what is here; the ranges that are not.

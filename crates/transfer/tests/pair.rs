@@ -257,7 +257,7 @@ fn delta(old: &[u8], new: &[u8]) -> usize {
             digest: &digest(new),
             size: new.len() as u64,
         };
-        let came = puller.alike(&wanted, &like, &into).unwrap();
+        let came = puller.alike(&wanted, Some(&like), &into).unwrap();
         puller.bye(Farewell::default()).unwrap();
         came && contents(&into) == new
     });
