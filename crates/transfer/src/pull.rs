@@ -151,18 +151,25 @@ impl<S: Read + Write> Puller<S> {
     ) -> Result<Vec<bool>, Error> {
         let (mut came, mut rest) = (Vec::new(), wanted);
         let mut under_way = VecDeque::new();
+        // What was asked for is heard to its end all the same: else it would be taken for the next answer.
+        let mut put = Ok(());
         loop {
-            while under_way.len() < AHEAD && !rest.is_empty() {
+            while put.is_ok() && under_way.len() < AHEAD && !rest.is_empty() {
                 let (some, others) = rest.split_at(together(rest));
                 under_way.push_back(self.ask_files(some)?);
                 rest = others;
             }
             self.stream.flush()?;
             let Some(first) = under_way.pop_front() else {
+                put?;
                 return Ok(came);
             };
             let before = came.len();
-            came.extend(self.hear_files(&first, |i, at, bytes| part(before + i, at, bytes))?);
+            came.extend(self.hear_files(&first, |i, at, bytes| {
+                if put.is_ok() {
+                    put = part(before + i, at, bytes);
+                }
+            })?);
         }
     }
 
@@ -182,7 +189,7 @@ impl<S: Read + Write> Puller<S> {
     pub fn hear_files(
         &mut self,
         asked: &Asked,
-        mut part: impl FnMut(usize, u64, &[u8]) -> io::Result<()>,
+        mut part: impl FnMut(usize, u64, &[u8]),
     ) -> Result<Vec<bool>, Error> {
         const MORE: Error = Error::Unexpected("more than the file has");
         let mut came = Vec::new();
@@ -200,7 +207,7 @@ impl<S: Read + Write> Puller<S> {
                             return Err(MORE);
                         }
                         if length.is_some() {
-                            part(came.len(), 0, contents)?;
+                            part(came.len(), 0, contents);
                         }
                         came.push(length.is_some());
                         rest = others;
@@ -213,7 +220,7 @@ impl<S: Read + Write> Puller<S> {
                         if at + plain.len() as u64 > *size {
                             return Err(MORE);
                         }
-                        part(i, at, &plain)?;
+                        part(i, at, &plain);
                         at += plain.len() as u64;
                         match self.hear()? {
                             Response::Bytes { length, packed } => next = (length, packed),
@@ -321,6 +328,7 @@ impl<S: Read + Write> Puller<S> {
                 ranges: ranges.to_vec(),
             })?;
             self.stream.flush()?;
+            let mut put = Ok(()); // as in `files`
             for range in ranges {
                 match self.hear()? {
                     Response::Bytes { length, packed } => {
@@ -328,12 +336,15 @@ impl<S: Read + Write> Puller<S> {
                         if plain.len() as u64 > range.length {
                             return Err(Error::Unexpected("more than was asked for"));
                         }
-                        into.write_all_at(&plain, range.offset)?;
+                        if put.is_ok() {
+                            put = into.write_all_at(&plain, range.offset);
+                        }
                     }
                     Response::Gone => return Ok(false),
                     _ => return Err(Error::Unexpected("no contents")),
                 }
             }
+            put?;
         }
         Ok(true)
     }
