@@ -1,5 +1,6 @@
 //! Contents from another server, for whoever puts files in place: small ones are fetched ahead, many at once.
 
+use crate::{progress::Meter, replica::Local};
 use filesync::{Digest, Kind, Node, Operation, Path, Source};
 use std::{
     collections::VecDeque,
@@ -21,6 +22,7 @@ const BY_PARTS: u64 = 1 << 20;
 pub struct Bring<'a, S> {
     puller: &'a mut Puller<S>,
     set: &'a Set,
+    meter: &'a Meter,
     /// What will be asked for, in order.
     queue: VecDeque<(Path, Digest, u64)>,
     asked: VecDeque<(Asked, Vec<Path>)>,
@@ -29,15 +31,21 @@ pub struct Bring<'a, S> {
 }
 
 impl<'a, S: Read + Write> Bring<'a, S> {
-    pub fn new(puller: &'a mut Puller<S>, set: &'a Set, operations: &[Operation]) -> Self {
+    pub fn new(puller: &'a mut Puller<S>, local: &'a Local, operations: &[Operation]) -> Self {
         let fetched = operations.iter().filter(|o| o.source == Source::Fetch);
+        for operation in fetched.clone() {
+            if let Some(Kind::File { size, .. }) = operation.entry.node.as_ref().map(|n| &n.kind) {
+                local.meter.expect(*size);
+            }
+        }
         let small = |o: &Operation| match o.entry.node.as_ref()?.kind {
             Kind::File { size, digest } if size <= SMALL => Some((o.path.clone(), digest, size)),
             _ => None,
         };
         Self {
             puller,
-            set,
+            set: &local.set,
+            meter: &local.meter,
             queue: fetched.filter_map(small).collect(),
             asked: VecDeque::new(),
             ready: VecDeque::new(),
@@ -93,6 +101,9 @@ impl<'a, S: Read + Write> Bring<'a, S> {
         loop {
             while let Some((next, contents)) = self.ready.pop_front() {
                 if next == *path {
+                    self.meter
+                        .part(contents.as_ref().map_or(0, Vec::len) as u64);
+                    self.meter.file();
                     return Ok(contents);
                 }
             }
@@ -131,15 +142,23 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
             .then(|| self.set.read(path).ok())
             .flatten();
         let came = match like {
-            Some(like) => self.puller.alike(&wanted, &like, into.file()),
+            Some(like) => {
+                let came = self.puller.alike(&wanted, &like, into.file());
+                self.meter.part(*size);
+                came
+            }
             None => {
-                let part = |_: usize, _: u64, bytes: &[u8]| into.write_all(bytes);
+                let part = |_: usize, _: u64, bytes: &[u8]| {
+                    self.meter.part(bytes.len() as u64);
+                    into.write_all(bytes)
+                };
                 self.puller
                     .files(&[wanted], part)
                     .map(|came| came == [true])
             }
         };
         if came.map_err(io::Error::other)? {
+            self.meter.file();
             Ok(())
         } else {
             Err(gone())

@@ -138,7 +138,10 @@ impl Scene {
 
     /// A command on a server: where the set's directory is that server's.
     fn on(&self, server: &str, program: &str) -> Command {
-        let view = "mount --bind \"$1\" \"$2\" && mount -t tmpfs run /run && mkdir -m 755 /run/sshd && shift 2 && exec \"$@\"";
+        // A shell that reads no start-up files of root's, which could do anything and take any time.
+        let view = "mount --bind \"$1\" \"$2\" && mount -t tmpfs run /run && \
+                    mkdir -m 755 /run/sshd && sed '/^root:/s|[^:]*$|/bin/sh|' /etc/passwd >/run/passwd && \
+                    mount --bind /run/passwd /etc/passwd && shift 2 && exec \"$@\"";
         let mut command = Command::new("unshare");
         command
             .args(["-m", "--propagation", "private", "sh", "-c", view, "sh"])
@@ -320,6 +323,38 @@ fn what_was_made_changed_and_removed_anywhere_is_everywhere() {
         2,
         "nothing is left to do: {said}"
     );
+}
+
+#[test]
+fn on_a_terminal_a_run_shows_how_far_it_has_got_and_nowhere_else() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "one", "1");
+    let seen = |options: &[&str]| {
+        let run = scene.syncd("alpha", &[&["run"], options].concat());
+        let words = std::iter::once(run.get_program()).chain(run.get_args());
+        let quoted = words.map(|word| format!("'{}'", word.to_str().unwrap()));
+        let line = quoted.collect::<Vec<_>>().join(" ");
+        let output = done(Command::new("script").args(["-qec", &line, "/dev/null"]));
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = seen(&[]);
+    assert!(
+        shown.contains("/data: looking") && shown.contains("1 given"),
+        "{shown}"
+    );
+    scene.write("alpha", "two", "2");
+    let hidden = seen(&["--no-progress"]);
+    assert!(
+        !hidden.contains('\x1b') && hidden.contains("1 given"),
+        "{hidden}"
+    );
+    scene.write("alpha", "three", "3");
+    let (said, _) = scene.run("alpha", &[]);
+    assert!(!said.contains('\x1b') && said.contains("1 given"), "{said}");
 }
 
 #[test]
@@ -578,6 +613,59 @@ fn neither_a_mass_of_removals_nor_a_directory_that_is_not_mounted_is_believed() 
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is it mounted?"), "{said}");
     assert!(scene.read("alpha", "f95").is_some() && scene.read("beta", "f95").is_some());
+}
+
+#[test]
+fn a_mass_of_removals_is_believed_if_a_second_server_that_had_the_files_removed_them() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    for i in 0..100 {
+        scene.write("alpha", &format!("f{i}"), "x");
+    }
+    // Each tells each other that it has them.
+    for server in SERVERS {
+        scene.fine(server, &[]);
+    }
+    for i in 0..90 {
+        fs::remove_file(scene.data("alpha").join(format!("f{i}"))).unwrap();
+    }
+    // A server that begins anew is told of the removals, and removes nothing.
+    fs::remove_dir_all(scene.at("gamma").join("state")).unwrap();
+    for left in fs::read_dir(scene.data("gamma")).unwrap() {
+        let left = left.unwrap().path();
+        let _ = fs::remove_file(&left).or_else(|_| fs::remove_dir(&left));
+    }
+    scene.fine("gamma", &["--peer", "alpha"]);
+    let (said, code) = scene.run("beta", &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("were removed on alpha and stay here"),
+        "{said}"
+    );
+    assert!(
+        said.contains("were removed on gamma and stay here"),
+        "{said}"
+    );
+    assert!(scene.read("beta", "f0").is_some());
+    // One that had them, and removed what it had, is a second one.
+    for i in 0..100 {
+        scene.write("gamma", &format!("g{i}"), "x");
+    }
+    for server in SERVERS {
+        scene.run(server, &[]);
+        scene.run(server, &["--allow-deletes"]);
+    }
+    scene.assert_alike();
+    for i in 0..90 {
+        fs::remove_file(scene.data("alpha").join(format!("g{i}"))).unwrap();
+    }
+    scene.fine("gamma", &["--peer", "alpha", "--allow-deletes"]);
+    scene.run("beta", &["--peer", "alpha"]);
+    assert!(scene.read("beta", "g0").is_some());
+    scene.fine("beta", &["--peer", "gamma"]);
+    assert_eq!(scene.read("beta", "g0"), None);
 }
 
 #[test]
