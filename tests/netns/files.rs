@@ -45,6 +45,13 @@ fn alike(cluster: &Cluster, servers: &[usize], name: &str, contents: &str) -> Ou
     Ok(())
 }
 
+/// `standin check` tells this among other things.
+fn checked(cluster: &Cluster, server: usize, what: &str) -> Outcome {
+    let said = cluster.ask(server, &["check"])?.stdout;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    ensure(said.contains(what), format!("not \"{what}\": {said}"))
+}
+
 /// How fresh `of` is, as `by` sees it.
 fn fresh(cluster: &Cluster, by: usize, of: usize) -> Option<(u64, u64)> {
     let status = cluster.status(by)?;
@@ -95,6 +102,7 @@ pub fn files_are_alike_after_an_election_and_a_server_that_missed_a_run_does_not
             alike(cluster, &[alpha, bravo, charlie], name, "here before")?;
         }
         let run = all_fresh(cluster, &[alpha, bravo, charlie], (0, 0))?;
+        checked(cluster, alpha, "ok     charlie: its syncd answers")?;
         if first != alpha {
             cluster.tell(first, &["promote", "alpha"])?;
         }
@@ -117,6 +125,11 @@ pub fn files_are_alike_after_an_election_and_a_server_that_missed_a_run_does_not
         // It is back, but nobody reaches its files.
         cluster.power_on(charlie)?;
         cluster.settle()?;
+        checked(
+            cluster,
+            alpha,
+            "note   files cannot be kept alike with charlie",
+        )?;
         wait_for("bravo ranks before charlie", PATIENCE, || {
             let ranks = (
                 rank(cluster, charlie, bravo)?,

@@ -137,6 +137,7 @@ tests! {
         a_client_that_hears_no_broadcast_moves_after_power_loss
         the_judge_sees_two_masters_where_there_are_two
         the_demo_plays_to_its_end
+        a_person_writes_a_file_in_the_lab_and_reads_it_on_the_others
         chaos_for_a_while
         an_ordinary_user_can_run_a_lab;
 }

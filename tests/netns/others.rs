@@ -4,6 +4,7 @@ use crate::scene::{Failure, Outcome, PATIENCE, ensure, with};
 use lab::{Keepalived, Spec};
 use std::{
     env, fs,
+    io::Write,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -144,10 +145,18 @@ pub fn the_judge_sees_two_masters_where_there_are_two() -> Outcome {
     )
 }
 
-/// A program that makes a lab of its own, and ends well.
-fn whole_program(mut command: Command, name: &str) -> Outcome {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.map_err(|e| Failure::Wrong(format!("{name}: {e}")))?;
+/// What a program says that makes a lab of its own, and ends well.
+fn whole_program(program: &str, args: &[&str], input: &str) -> Result<String, Failure> {
+    let mut command = Command::new(lab::binary(program)?);
+    command.args(args).stdin(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let failed = |e| Failure::Wrong(format!("{program}: {e}"));
+    let mut child = command.spawn().map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that ends early says why.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(failed)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     if said.contains("not permitted here") {
@@ -155,21 +164,36 @@ fn whole_program(mut command: Command, name: &str) -> Outcome {
     }
     ensure(
         output.status.success(),
-        format!("{name} ended with {}:\n{said}", output.status),
-    )
+        format!("{program} ended with {}:\n{said}", output.status),
+    )?;
+    Ok(said)
 }
 
 pub fn the_demo_plays_to_its_end() -> Outcome {
-    let mut command = Command::new(lab::binary("standin")?);
-    command.args(["lab", "demo"]);
-    whole_program(command, "standin lab demo")
+    whole_program("standin", &["lab", "demo"], "").map(drop)
+}
+
+pub fn a_person_writes_a_file_in_the_lab_and_reads_it_on_the_others() -> Outcome {
+    let typed = "write alpha docs/news it is so\nsync now alpha\nread docs/news\n\
+                 write alpha ../news x\nremove bravo docs/news\nsync now bravo\nread docs/news\n";
+    let said = whole_program("standin", &["lab"], typed)?;
+    if said.contains("files are left out") {
+        return Err(Failure::Skip(said));
+    }
+    for told in ["alpha: it is so", "bravo: it is so", "charlie: it is so"] {
+        ensure(said.contains(told), format!("not \"{told}\":\n{said}"))?;
+    }
+    let gone = said.matches("No such file").count();
+    ensure(gone == 3, format!("it was removed from {gone}:\n{said}"))?;
+    ensure(
+        said.contains("../news: give a name"),
+        format!("a name that leads out is taken:\n{said}"),
+    )
 }
 
 /// Other faults each time; what fails can be had again with the seed printed.
 pub fn chaos_for_a_while() -> Outcome {
-    let mut command = Command::new(lab::binary("chaos")?);
-    command.args(["--seconds", "45"]);
-    whole_program(command, "chaos")
+    whole_program("chaos", &["--seconds", "45"], "").map(drop)
 }
 
 /// Removes a folder when it goes.
@@ -210,25 +234,27 @@ pub fn an_ordinary_user_can_run_a_lab() -> Outcome {
         ));
     }
     let folder = copies()?;
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(folder.0.join("netns"));
-    command.args([
-        "--one",
+    for scenario in [
         "power_loss_moves_the_address_and_the_old_master_returns_as_slave",
-    ]);
-    command
-        .env("STANDIN_BIN_DIR", &folder.0)
-        .current_dir("/")
-        .stdin(Stdio::null());
-    let output = command
-        .output()
-        .map_err(|e| Failure::Wrong(format!("setpriv: {e}")))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    match output.status.code() {
-        Some(0) => Ok(()),
-        Some(crate::SKIPPED) => Err(Failure::Skip(said)),
-        _ => Err(Failure::Wrong(said)),
+        "a_master_that_loses_its_power_in_a_run_keeps_nothing_occupied",
+    ] {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(folder.0.join("netns"))
+            .args(["--one", scenario])
+            .env("STANDIN_BIN_DIR", &folder.0)
+            .current_dir("/")
+            .stdin(Stdio::null());
+        let output = command
+            .output()
+            .map_err(|e| Failure::Wrong(format!("setpriv: {e}")))?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        match output.status.code() {
+            Some(0) => {}
+            Some(crate::SKIPPED) => return Err(Failure::Skip(said)),
+            _ => return Err(Failure::Wrong(said)),
+        }
     }
+    Ok(())
 }

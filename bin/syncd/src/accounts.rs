@@ -22,11 +22,11 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Read, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
     time::SystemTime,
 };
-use store::{Contents, Kept};
+use store::{Contents, Filling, Kept};
 use transfer::{Error, Puller, Wanted};
 
 /// No such file is larger, in bytes.
@@ -283,9 +283,9 @@ struct Merging<'a, S> {
 struct Texts<'a>(BTreeMap<&'a Path, &'a [u8]>);
 
 impl Contents for Texts<'_> {
-    fn bring(&mut self, path: &Path, _: &Node, into: &File) -> io::Result<()> {
+    fn bring(&mut self, path: &Path, _: &Node, into: &mut Filling<'_>) -> io::Result<()> {
         let text = self.0.get(path).ok_or(io::ErrorKind::NotFound)?;
-        into.write_all_at(text, 0)
+        into.write_all(text)
     }
 }
 

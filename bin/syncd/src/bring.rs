@@ -1,13 +1,12 @@
 //! Contents from another server, for whoever puts files in place: small ones are fetched ahead, many at once.
 
+use crate::progress::Meter;
 use filesync::{Digest, Kind, Node, Operation, Path, Source};
 use std::{
     collections::VecDeque,
-    fs::File,
     io::{self, Read, Write},
-    os::unix::fs::FileExt,
 };
-use store::{Contents, Set};
+use store::{Contents, Filling, Set};
 use transfer::{Asked, Error, Puller, Wanted, together};
 
 /// Files up to this size are fetched ahead, in bytes,
@@ -23,6 +22,7 @@ const BY_PARTS: u64 = 1 << 20;
 pub struct Bring<'a, S> {
     puller: &'a mut Puller<S>,
     set: &'a Set,
+    meter: &'a Meter,
     /// What will be asked for, in order.
     queue: VecDeque<(Path, Digest, u64)>,
     asked: VecDeque<(Asked, Vec<Path>)>,
@@ -31,8 +31,18 @@ pub struct Bring<'a, S> {
 }
 
 impl<'a, S: Read + Write> Bring<'a, S> {
-    pub fn new(puller: &'a mut Puller<S>, set: &'a Set, operations: &[Operation]) -> Self {
+    pub fn new(
+        puller: &'a mut Puller<S>,
+        set: &'a Set,
+        meter: &'a Meter,
+        operations: &[Operation],
+    ) -> Self {
         let fetched = operations.iter().filter(|o| o.source == Source::Fetch);
+        for operation in fetched.clone() {
+            if let Some(Kind::File { size, .. }) = operation.entry.node.as_ref().map(|n| &n.kind) {
+                meter.expect(*size);
+            }
+        }
         let small = |o: &Operation| match o.entry.node.as_ref()?.kind {
             Kind::File { size, digest } if size <= SMALL => Some((o.path.clone(), digest, size)),
             _ => None,
@@ -40,6 +50,7 @@ impl<'a, S: Read + Write> Bring<'a, S> {
         Self {
             puller,
             set,
+            meter,
             queue: fetched.filter_map(small).collect(),
             asked: VecDeque::new(),
             ready: VecDeque::new(),
@@ -82,10 +93,7 @@ impl<'a, S: Read + Write> Bring<'a, S> {
             return Ok(false);
         };
         let mut contents = vec![Vec::new(); paths.len()];
-        let part = |i: usize, _: u64, bytes: &[u8]| {
-            contents[i].extend_from_slice(bytes);
-            Ok(())
-        };
+        let part = |i: usize, _: u64, bytes: &[u8]| contents[i].extend_from_slice(bytes);
         let came = self.puller.hear_files(&asked, part)?;
         let contents = contents.into_iter().zip(came);
         let contents = contents.map(|(contents, came)| came.then_some(contents));
@@ -98,6 +106,9 @@ impl<'a, S: Read + Write> Bring<'a, S> {
         loop {
             while let Some((next, contents)) = self.ready.pop_front() {
                 if next == *path {
+                    self.meter
+                        .part(contents.as_ref().map_or(0, Vec::len) as u64);
+                    self.meter.file();
                     return Ok(contents);
                 }
             }
@@ -126,7 +137,7 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
         true
     }
 
-    fn bring(&mut self, path: &Path, node: &Node, into: &File) -> io::Result<()> {
+    fn bring(&mut self, path: &Path, node: &Node, into: &mut Filling<'_>) -> io::Result<()> {
         let Kind::File { size, digest } = &node.kind else {
             return Ok(());
         };
@@ -139,17 +150,25 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
         let like = (*size > BY_PARTS)
             .then(|| self.set.read(path).ok())
             .flatten();
-        let begun = into.metadata()?.len() > 0;
+        let begun = into.is_begun()?;
         let came = match like {
-            like if begun || like.is_some() => self.puller.alike(&wanted, like.as_ref(), into),
+            like if begun || like.is_some() => {
+                let came = self.puller.alike(&wanted, like.as_ref(), into.file());
+                self.meter.part(*size);
+                came
+            }
             _ => {
-                let part = |_: usize, at, bytes: &[u8]| into.write_all_at(bytes, at);
+                let part = |_: usize, _: u64, bytes: &[u8]| {
+                    self.meter.part(bytes.len() as u64);
+                    into.write_all(bytes)
+                };
                 self.puller
                     .files(&[wanted], part)
                     .map(|came| came == [true])
             }
         };
         if came.map_err(io::Error::other)? {
+            self.meter.file();
             Ok(())
         } else {
             Err(gone())
@@ -165,7 +184,7 @@ mod tests {
     use protocol::wire::beat::Freshness;
     use std::{
         collections::BTreeMap,
-        fs,
+        fs::{self, File},
         os::unix::{fs::MetadataExt, net::UnixStream},
         thread,
     };
@@ -287,10 +306,11 @@ mod tests {
                 });
                 let mut puller = Puller::new(Short(here, most)).unwrap();
                 puller.greet("c", "s", &replica("alpha")).unwrap();
-                let mut bring = Bring::new(&mut puller, &set, &operations);
+                let meter = Meter::default();
+                let mut bring = Bring::new(&mut puller, &set, &meter, &operations);
                 let applied = apply(&set, &index, operations.clone(), &mut bring, 9).unwrap();
                 drop(bring);
-                (applied, most - puller.into_stream().1)
+                (applied, most - puller.stream().1)
             })
         }
 

@@ -13,14 +13,13 @@ use filesync::{Entry, Kind, Node, Operation, Path, Source};
 use protocol::ServerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io::{self, Write},
     path::{Component, Path as FsPath, PathBuf},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
-use store::{Archive, Aside, Contents, Kept};
+use store::{Archive, Aside, Contents, Filling, Kept};
 
 /// So long a run that is at work is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -250,12 +249,12 @@ struct Bytes<'a> {
 }
 
 impl Contents for Bytes<'_> {
-    fn bring(&mut self, path: &Path, node: &Node, mut into: &File) -> io::Result<()> {
+    fn bring(&mut self, path: &Path, node: &Node, into: &mut Filling<'_>) -> io::Result<()> {
         let Kind::File { digest, .. } = &node.kind else {
             return Ok(());
         };
         if let (Some(id), Some(aside)) = (self.aside.get(path), self.kept.aside) {
-            io::copy(&mut aside.contents(id)?, &mut into)?;
+            io::copy(&mut aside.contents(id)?, into)?;
             return Ok(());
         }
         let piece = |bytes: &[u8]| into.write_all(bytes);

@@ -81,6 +81,7 @@ impl Sessions {
     /// Takes back a session on which nothing is under way.
     pub fn give_back(&self, config: &Config, server: &Server, mut session: Connection) {
         session.get_mut().pace = Pace::default();
+        session.get_mut().until = None;
         self.kept().insert(To::of(config, server), session);
     }
 
@@ -102,8 +103,8 @@ impl Sessions {
 }
 
 fn answers(mut session: Connection) -> Option<Connection> {
-    session.get_ref().patience(PING);
+    session.get_mut().patience(PING);
     ping(&mut session).ok()?;
-    session.get_ref().patience(ssh::PATIENCE);
+    session.get_mut().patience(ssh::PATIENCE);
     Some(session)
 }

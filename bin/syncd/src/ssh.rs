@@ -11,7 +11,7 @@ use std::{
     fmt,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use transfer::Buffered;
 
@@ -28,6 +28,9 @@ const HANDSHAKE: Duration = Duration::from_secs(20);
 /// disk. Whether it is there at all, its system tells all the while.
 pub const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
+/// How long it may be silent while it tells what it has: then it only reads, and others wait for what comes.
+pub const READING: Duration = Duration::from_secs(60);
+
 /// If the other says nothing for so long, its system is asked, as often as this, and so many times.
 const QUIET: Duration = Duration::from_secs(10);
 const PROBE: Duration = Duration::from_secs(4);
@@ -38,6 +41,12 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// The window of the channel: at 10 ms round trip enough for 1.6 GB/s.
 const WINDOW: u32 = 16 << 20;
+
+/// How what is sent is sealed, best first: of all that libssh2 has, it sends this a quarter faster than its first choice,
+/// ChaCha20, with which it receives faster than with anything else.
+const SEND_CIPHERS: &str = "aes128-ctr,chacha20-poly1305@openssh.com,aes256-ctr,aes128-gcm@openssh.com,aes256-gcm@openssh.com";
+const SEND_MACS: &str =
+    "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,hmac-sha2-256,hmac-sha2-512";
 
 /// Why a server cannot be reached.
 #[derive(Debug)]
@@ -65,13 +74,34 @@ pub struct Ssh {
     socket: TcpStream,
     /// How fast it goes from now on.
     pub pace: Pace,
+    /// Nothing is said or heard later.
+    pub until: Option<Instant>,
+    patience: Duration,
 }
 
 impl Ssh {
     /// How long the other may take to answer from now on.
-    pub fn patience(&self, patience: Duration) {
-        self.session.set_timeout(millis(patience));
+    pub fn patience(&mut self, patience: Duration) {
+        self.patience = patience;
     }
+
+    /// Before anything is said or heard.
+    fn wait_at_most(&self) -> io::Result<()> {
+        let most = time_left(self.patience, self.until, Instant::now())?;
+        self.session.set_timeout(millis(most));
+        Ok(())
+    }
+}
+
+/// How long the other may still take.
+fn time_left(patience: Duration, until: Option<Instant>, now: Instant) -> io::Result<Duration> {
+    let left = until.map_or(patience, |until| until.saturating_duration_since(now));
+    // libssh2 takes nothing for no limit.
+    if left < Duration::from_millis(1) {
+        let why = "the time for this run is over; the rest is owed";
+        return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+    }
+    Ok(left.min(patience))
 }
 
 fn millis(time: Duration) -> u32 {
@@ -91,6 +121,7 @@ impl Drop for Ssh {
 
 impl Read for Ssh {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.wait_at_most()?;
         let Self { pace, channel, .. } = self;
         pace.get(buffer, |buffer| channel.read(buffer))
     }
@@ -98,6 +129,7 @@ impl Read for Ssh {
 
 impl Write for Ssh {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.wait_at_most()?;
         let Self { pace, channel, .. } = self;
         pace.send(buffer, |buffer| channel.write(buffer))
     }
@@ -159,6 +191,10 @@ fn open(
     session
         .method_pref(MethodType::HostKey, kind)
         .map_err(failed("the kind of the host_key"))?;
+    session
+        .method_pref(MethodType::CryptCs, SEND_CIPHERS)
+        .and_then(|()| session.method_pref(MethodType::MacCs, SEND_MACS))
+        .map_err(failed("the ciphers"))?;
     session.set_tcp_stream(socket.try_clone().map_err(|e| e.to_string())?);
     session.handshake().map_err(failed("no handshake"))?;
     let (key, key_kind) = session.host_key().ok_or("it shows no host key")?;
@@ -193,9 +229,11 @@ fn open(
         channel,
         socket,
         pace: Pace::default(),
+        until: None,
+        patience: HANDSHAKE,
     });
     pass_over_noise(&mut connection)?;
-    connection.get_ref().patience(PATIENCE);
+    connection.get_mut().patience(PATIENCE);
     Ok(connection)
 }
 
@@ -256,6 +294,19 @@ fn base64(bytes: &[u8]) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_run_cuts_patience_short() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let left = |until: Option<Duration>| time_left(60 * second, until.map(|u| now + u), now);
+        assert_eq!(left(None).unwrap(), 60 * second);
+        assert_eq!(left(Some(90 * second)).unwrap(), 60 * second);
+        assert_eq!(left(Some(second)).unwrap(), second);
+        assert_eq!(
+            left(Some(Duration::ZERO)).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
+    }
 
     #[test]
     fn base64_as_in_the_rfc() {

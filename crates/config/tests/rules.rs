@@ -692,6 +692,54 @@ fn the_sample_file_is_good_and_shows_every_default() {
 }
 
 #[test]
+fn the_example_sets_are_good_and_have_every_key() {
+    let (sample, sets) = (
+        include_str!("../../../etc/standin.toml"),
+        include_str!("../../../etc/sync.toml"),
+    );
+    let named = |line: &str| line == "name = \"alpha\"" || line == "name = \"beta\"";
+    let pinned: String = sample
+        .lines()
+        .map(|line| match named(line) {
+            true => format!("{line}\nhost_key = \"ssh-ed25519 AAAA\"\n"),
+            false => format!("{line}\n"),
+        })
+        .collect();
+    let sets_of = |text: &str| read(&(pinned.clone() + text)).unwrap().sets;
+    let [accounts, www, mail, home] = &sets_of(sets)[..] else {
+        panic!("four sets")
+    };
+    assert!(accounts.merge_accounts && accounts.on.election && accounts.on.change);
+    assert_eq!(accounts.paths.len(), config::ACCOUNT_FILES.len());
+    assert!(www.on.change && www.keep.is_some() && !www.excludes.is_empty());
+    assert!(mail.on.cron.len() == 2 && mail.rate.is_some() && mail.keep.is_some());
+    assert_eq!(home.on, config::Triggers::default());
+    // The short one in the sample, once it is no comment any more and without what is told beside the values.
+    let at = sample.find("#   [[sync]]").unwrap();
+    let lines = sample[at..].lines().filter_map(|l| l.strip_prefix("#   "));
+    let plain = |l: &str| l.split("   ").next().unwrap().to_owned();
+    let lines: Vec<_> = lines.map(plain).filter(|l| !l.contains("merge")).collect();
+    assert_eq!(sets_of(&lines.join("\n"))[0].name.as_str(), "www");
+    for key in [
+        "name",
+        "path",
+        "on",
+        "exclude",
+        "delete_limit",
+        "rate",
+        "keep",
+        "merge",
+    ] {
+        let has = |l: &str| {
+            l.trim_start_matches(['#', ' '])
+                .starts_with(&format!("{key} = "))
+        };
+        assert!(sets.lines().any(has), "{key} is not in the examples");
+        assert!(sample[at..].lines().any(has), "{key} is not in the sample");
+    }
+}
+
+#[test]
 fn what_is_kept_and_merged_is_read_with_the_lines_it_stands_in() {
     let key = "host_key = \"ssh-ed25519 AAAA\"\n";
     let text = GOOD.replace("priority = 100\n", key);

@@ -198,10 +198,10 @@ impl Planner {
             .collect()
     }
 
-    /// How many files and directories the run would remove.
-    pub fn removal_count(&self) -> u64 {
-        let directories = self.directories.values().filter(|o| o.removes()).count();
-        (self.removals.len() + directories) as u64
+    /// The files and directories that the run would remove.
+    pub fn removed(&self) -> impl Iterator<Item = &Operation> {
+        let directories = self.directories.values().filter(|o| o.removes());
+        self.removals.values().chain(directories)
     }
 
     /// The removals of all but directories, once every batch is done: further names first, lest one that is left for a

@@ -23,6 +23,10 @@ use std::{
 const PORT: u16 = 2222;
 /// Who the SSH servers let in where there is no user but one.
 const OTHER: &str = "lab";
+/// The users as an SSH server of the lab sees them: root's shell reads no start-up files, which could do anything and take
+/// any time, and whoever may be let in instead of root is there.
+const USERS: &str = "{ echo lab:x:1:1::/:/bin/sh; sed '/^root:/s|[^:]*$|/bin/sh|' /etc/passwd; } >\"$0\" && \
+                     mount --bind \"$0\" /etc/passwd &&";
 /// Room for an index.
 const STATE: &str = "size=64m,mode=755";
 
@@ -80,8 +84,6 @@ impl Cluster {
         write(&bin.join("syncd"), &own, 0o755)?;
         make_folder(&Self::files_path())?;
         make_folder(Path::new("/run/sshd"))?; // sshd wants it, and puts nothing there
-        let user = format!("root:x:0:0::/:/bin/sh\n{OTHER}:x:1:1::/:/bin/sh\n");
-        write(&at("passwd"), &user, 0o644)?;
         let standin = bin.join("standin");
         for key in ["host", "user"] {
             for file in [key.to_owned(), format!("{key}.pub")] {
@@ -150,25 +152,15 @@ impl Cluster {
         let forced = format!("restrict,command=\"{become_root}{FOLDER}/bin/syncd {serve}\" {key}");
         write(&own.join("authorized"), &forced, 0o644)?;
         let address = SocketAddr::new(self.server_address(server), PORT);
-        let mut args: Vec<String> = match one_user {
-            true => {
-                let become_other = "mount --bind \"$1\" /etc/passwd && shift && \
-                                    exec unshare --user --map-user=1 --map-group=1 \"$@\"";
-                let words = [
-                    "--mount",
-                    "--propagation",
-                    "private",
-                    "sh",
-                    "-c",
-                    become_other,
-                    "sh",
-                ];
-                let passwd = at("passwd").display().to_string();
-                let words = words.into_iter().map(str::to_owned);
-                words.chain([passwd, sshd.display().to_string()]).collect()
-            }
-            false => Vec::new(),
+        let become_other = match one_user {
+            true => "unshare --user --map-user=1 --map-group=1",
+            false => "",
         };
+        let among = format!("{USERS} exec {become_other} \"$@\"");
+        let passwd = own.join("passwd").display().to_string();
+        let words = ["--mount", "--propagation", "private", "sh", "-c", &among];
+        let mut args: Vec<String> = words.map(str::to_owned).into();
+        args.extend([passwd, sshd.display().to_string()]);
         args.extend(["-D", "-e", "-f", "/dev/null"].map(str::to_owned));
         for option in [
             format!("ListenAddress={address}"),
@@ -181,11 +173,8 @@ impl Cluster {
         ] {
             args.extend(["-o".to_owned(), option]);
         }
-        let (program, log) = (
-            if one_user { Path::new("unshare") } else { sshd },
-            own.join("log"),
-        );
-        let mut child = self.host(server).spawn(program, &args, &[], &log)?;
+        let (unshare, log) = (Path::new("unshare"), own.join("log"));
+        let mut child = self.host(server).spawn(unshare, &args, &[], &log)?;
         let what = format!("the SSH server of {} listens", self.name(server));
         wait_for(&what, Duration::from_secs(20), || {
             let reached = self.host(server).run(|| TcpStream::connect(address));

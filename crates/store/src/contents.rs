@@ -173,23 +173,31 @@ pub(crate) fn digest_of(bytes: &[u8]) -> (u64, Digest) {
     (bytes.len() as u64, Digest(*blake3::hash(bytes).as_bytes()))
 }
 
-/// Writes all of a file into an empty one, whole pages of zeros as holes.
-pub(crate) fn write(into: &File, bytes: &[u8]) -> io::Result<()> {
+/// Writes all of a small file into an empty one, whole pages of zeros as holes.
+pub(crate) fn write_all(into: &File, bytes: &[u8]) -> io::Result<()> {
+    write(into, 0, bytes)?;
+    // It may end in a hole.
+    match bytes.last() {
+        Some(0) => Ok(ftruncate(into, bytes.len() as u64)?),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a part of a file where nothing is yet, whole pages of zeros as holes; at the end of the file, too.
+pub(crate) fn write(into: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
     let (mut from, mut to) = (0, 0);
     for page in bytes.chunks(PAGE) {
         let zeros = page.len() == PAGE && page.iter().all(|b| *b == 0);
         if zeros {
-            into.write_all_at(&bytes[from..to], from as u64)?;
+            into.write_all_at(&bytes[from..to], at + from as u64)?;
             from = to + PAGE;
         }
         to += page.len();
     }
-    if from < to {
-        into.write_all_at(&bytes[from..to], from as u64)?;
-    } else if from > 0 {
-        ftruncate(into, bytes.len() as u64)?;
+    match from < to {
+        true => into.write_all_at(&bytes[from..to], at + from as u64),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Copies all of a file into an empty one, holes as holes.
@@ -309,7 +317,7 @@ mod tests {
             for end in &ends {
                 let bytes = [pages.map(page).concat(), end.clone()].concat();
                 let into = tempfile::tempfile().unwrap();
-                write(&into, &bytes).unwrap();
+                write_all(&into, &bytes).unwrap();
                 assert_eq!(digest(&into).unwrap(), digest_of(&bytes), "{pages:?}");
             }
         }

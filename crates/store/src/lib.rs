@@ -27,6 +27,7 @@
 //! | `recover` | what a run that was cut off left half done |
 //! | `look` | from the disk to the index |
 //! | `stage` | a file made ready out of sight |
+//! | `filling` | its contents, as they come |
 //! | `apply` | operations checked, staged and brought to the index together |
 //! | `apply/place` | the one rename that carries an operation out |
 //!
@@ -42,6 +43,7 @@ mod contents;
 mod dir;
 mod error;
 mod export;
+mod filling;
 mod index;
 mod look;
 mod recover;
@@ -59,6 +61,7 @@ pub use calls::Calls;
 pub use dir::{Dir, Name};
 pub use error::{Error, Listing};
 pub use export::export;
+pub use filling::Filling;
 pub use index::{Batch, Index, Opened, Reader};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State};

@@ -3,6 +3,7 @@
 use crate::{
     attributes, contents,
     dir::{Dir, Name},
+    filling::Filling,
     sight::{self, Found},
 };
 use filesync::{Digest, Kind, Node, Path};
@@ -23,7 +24,7 @@ pub trait Contents {
 
     /// Writes the contents of the file `node`, which the other replica has at `path`, `into` an empty file, or see
     /// [`Contents::resumes`]. They are checked afterwards, and whatever is wrong with them the file here stays as it is.
-    fn bring(&mut self, path: &Path, node: &Node, into: &File) -> io::Result<()>;
+    fn bring(&mut self, path: &Path, node: &Node, into: &mut Filling<'_>) -> io::Result<()>;
 }
 
 /// A file of which so many bytes are to come is kept if the run ends before all of it is here,
@@ -177,8 +178,9 @@ fn fill(
                     ftruncate(&file, 0)?;
                 }
                 stage.calls().one("bring")?;
-                contents.bring(path, node, &file)?;
-                if contents::digest_and_punch(&file)? != wanted {
+                let mut filling = Filling::new(&file);
+                contents.bring(path, node, &mut filling)?;
+                if filling.finish()? != wanted {
                     return Err(OTHER());
                 }
             }
@@ -233,7 +235,7 @@ pub(crate) fn make_small(stage: &Dir, node: &Node, bytes: &[u8]) -> io::Result<T
         let file = stage.create_as(temp.name(), node.mode)?;
         if !bytes.is_empty() {
             stage.calls().one("write")?;
-            contents::write(&file, bytes)?;
+            contents::write_all(&file, bytes)?;
         }
         // Most files have nothing that a new one has not.
         attributes::give_time(&file, node, stage.calls())?;

@@ -13,6 +13,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::unix::fs::FileExt,
+    thread,
 };
 
 /// Requests for contents under way at once; each is a few kilobytes.
@@ -68,9 +69,9 @@ impl<S: Read + Write> Puller<S> {
         })
     }
 
-    /// The stream, for what comes next.
-    pub fn into_stream(self) -> S {
-        self.stream
+    /// The stream, to be set up otherwise.
+    pub fn stream(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     fn ask(&mut self, request: &Request) -> Result<(), Error> {
@@ -150,18 +151,25 @@ impl<S: Read + Write> Puller<S> {
     ) -> Result<Vec<bool>, Error> {
         let (mut came, mut rest) = (Vec::new(), wanted);
         let mut under_way = VecDeque::new();
+        // What was asked for is heard to its end all the same: else it would be taken for the next answer.
+        let mut put = Ok(());
         loop {
-            while under_way.len() < AHEAD && !rest.is_empty() {
+            while put.is_ok() && under_way.len() < AHEAD && !rest.is_empty() {
                 let (some, others) = rest.split_at(together(rest));
                 under_way.push_back(self.ask_files(some)?);
                 rest = others;
             }
             self.stream.flush()?;
             let Some(first) = under_way.pop_front() else {
+                put?;
                 return Ok(came);
             };
             let before = came.len();
-            came.extend(self.hear_files(&first, |i, at, bytes| part(before + i, at, bytes))?);
+            came.extend(self.hear_files(&first, |i, at, bytes| {
+                if put.is_ok() {
+                    put = part(before + i, at, bytes);
+                }
+            })?);
         }
     }
 
@@ -181,7 +189,7 @@ impl<S: Read + Write> Puller<S> {
     pub fn hear_files(
         &mut self,
         asked: &Asked,
-        mut part: impl FnMut(usize, u64, &[u8]) -> io::Result<()>,
+        mut part: impl FnMut(usize, u64, &[u8]),
     ) -> Result<Vec<bool>, Error> {
         const MORE: Error = Error::Unexpected("more than the file has");
         let mut came = Vec::new();
@@ -199,7 +207,7 @@ impl<S: Read + Write> Puller<S> {
                             return Err(MORE);
                         }
                         if length.is_some() {
-                            part(came.len(), 0, contents)?;
+                            part(came.len(), 0, contents);
                         }
                         came.push(length.is_some());
                         rest = others;
@@ -212,7 +220,7 @@ impl<S: Read + Write> Puller<S> {
                         if at + plain.len() as u64 > *size {
                             return Err(MORE);
                         }
-                        part(i, at, &plain)?;
+                        part(i, at, &plain);
                         at += plain.len() as u64;
                         match self.hear()? {
                             Response::Bytes { length, packed } => next = (length, packed),
@@ -329,6 +337,7 @@ impl<S: Read + Write> Puller<S> {
                 ranges: ranges.to_vec(),
             })?;
             self.stream.flush()?;
+            let mut put = Ok(()); // as in `files`
             for range in ranges {
                 match self.hear()? {
                     Response::Bytes { length, packed } => {
@@ -336,12 +345,15 @@ impl<S: Read + Write> Puller<S> {
                         if plain.len() as u64 > range.length {
                             return Err(Error::Unexpected("more than was asked for"));
                         }
-                        into.write_all_at(&plain, range.offset)?;
+                        if put.is_ok() {
+                            put = into.write_all_at(&plain, range.offset);
+                        }
                     }
                     Response::Gone => return Ok(false),
                     _ => return Err(Error::Unexpected("no contents")),
                 }
             }
+            put?;
         }
         Ok(true)
     }
@@ -421,20 +433,32 @@ fn reuse(
     from: &File,
     into: &File,
 ) -> Result<Vec<Range>, Error> {
-    let mut missing = Vec::new();
+    let (mut here, mut missing) = (Vec::new(), Vec::new());
     for (range, chunk) in recipe {
         match places.get(&chunk) {
-            Some(place) => copy(from, *place, into, range.offset)?,
+            Some(place) => here.push((*place, range.offset)),
             None => missing.push(range),
         }
     }
+    // Two copy twice as much in the same time; more wait for the same memory.
+    let (some, others) = here.split_at(here.len() / 2);
+    thread::scope(|scope| {
+        let others = scope.spawn(|| copy(from, others, into));
+        copy(from, some, into)?;
+        let died = |_| Err(io::Error::other("the thread that copies died"));
+        others.join().unwrap_or_else(died)
+    })?;
     Ok(missing)
 }
 
-fn copy(from: &File, range: Range, into: &File, at: u64) -> Result<(), Error> {
+fn copy(from: &File, chunks: &[(Range, u64)], into: &File) -> io::Result<()> {
     let mut data = Vec::new();
-    chunks::Part::of(from, range).read_to_end(&mut data)?;
-    Ok(into.write_all_at(&data, at)?)
+    for (range, at) in chunks {
+        data.clear();
+        chunks::Part::of(from, *range).read_to_end(&mut data)?;
+        into.write_all_at(&data, *at)?;
+    }
+    Ok(())
 }
 
 /// Entries as the other wrote them.

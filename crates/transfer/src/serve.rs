@@ -250,6 +250,8 @@ impl<S: Read + Write> Answers<'_, S> {
             list.push(one?.1);
             if list.len() == LIST_MAX {
                 self.say(&Response::Chunks(std::mem::take(&mut list)))?;
+                // Whoever waits sees that something is done.
+                self.stream.flush()?;
             }
         }
         self.say(&Response::Chunks(list))?;

@@ -3,7 +3,7 @@
 use filesync::{Node, Path, Planner, Replica};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs,
     io::{self, Read},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
-use store::{Applied, Calls, Contents, Error, Index, Look, Set, Summary, apply_by, look};
+use store::{Applied, Calls, Contents, Error, Filling, Index, Look, Set, Summary, apply_by, look};
 
 /// Ten seconds from now: whatever a test has written is old by then, and can be proven.
 pub fn later() -> u64 {
@@ -206,8 +206,8 @@ impl Contents for Peer<'_> {
         Ok(Some(bytes))
     }
 
-    fn bring(&mut self, path: &Path, _: &Node, mut into: &File) -> io::Result<()> {
-        io::copy(&mut self.0.read(path)?, &mut into)?;
+    fn bring(&mut self, path: &Path, _: &Node, into: &mut Filling<'_>) -> io::Result<()> {
+        io::copy(&mut self.0.read(path)?, into)?;
         Ok(())
     }
 }

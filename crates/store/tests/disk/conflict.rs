@@ -88,7 +88,7 @@ impl store::Contents for Meddler<'_> {
         &mut self,
         path: &filesync::Path,
         node: &filesync::Node,
-        into: &fs::File,
+        into: &mut store::Filling<'_>,
     ) -> std::io::Result<()> {
         (self.1)();
         self.0.bring(path, node, into)

@@ -7,7 +7,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write},
 };
 use store::{Applied, Contents, apply};
@@ -53,7 +53,7 @@ impl Contents for Given {
         true
     }
 
-    fn bring(&mut self, path: &Path, _: &Node, mut into: &File) -> io::Result<()> {
+    fn bring(&mut self, path: &Path, _: &Node, into: &mut store::Filling<'_>) -> io::Result<()> {
         let found = self
             .0
             .iter()

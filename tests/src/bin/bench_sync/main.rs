@@ -20,9 +20,10 @@ use std::{
 use tools::{TOOLS, Tool};
 use works::{WORKS, Work};
 
-/// Whoever has taken so long for so many runs is known well enough.
+/// Whoever has taken so long for so many runs is known well enough, and so is who took much longer for fewer.
 const LONG: Duration = Duration::from_secs(20);
 const FEW: usize = 3;
+const MUCH: Duration = Duration::from_secs(45);
 
 const USAGE: &str = "bench-sync [--runs N] [--scale PERCENT] [--tools NAME,...] [--works NAME,...]";
 
@@ -86,7 +87,7 @@ fn run(options: &Options) -> Result<(), String> {
         .filter(|t| wanted(options.tools.as_ref(), t.key, true))
         .collect();
     println!(
-        "median (minimum..maximum) of {}, or of {FEW} where each takes long; times in seconds, CPU of both sides, bytes over \
+        "median (minimum..maximum) of {}, or of fewer where each takes long; times in seconds, CPU of both sides, bytes over \
          loopback with all headers, memory of the calling side; ratio = rsync's median : this one's; lacks = what syncd does \
          and it does not\n",
         options.runs
@@ -126,7 +127,8 @@ fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, Str
     }
     let start = Instant::now();
     for round in 0..options.runs {
-        if round >= FEW && start.elapsed() > LONG {
+        let enough = if round < FEW { MUCH } else { LONG };
+        if start.elapsed() > enough {
             break;
         }
         if work.begin_alike {
