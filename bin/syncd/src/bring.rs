@@ -181,10 +181,9 @@ mod tests {
     use super::*;
     use filesync::{Author, Entry, Replica};
     use protocol::wire::beat::Freshness;
-    use std::fs::File;
     use std::{
         collections::BTreeMap,
-        fs,
+        fs::{self, File},
         os::unix::{fs::MetadataExt, net::UnixStream},
         thread,
     };
