@@ -36,7 +36,8 @@ pub(crate) struct Times {
 impl Times {
     /// A packet is made; what it says of the ones before.
     pub(crate) fn leaves(&mut self, real_ns: u64, raw_ns: u64) -> Option<Left> {
-        let known = self.sent.iter().find_map(|sent| {
+        // Older ones the other waits for no more.
+        let known = self.sent.iter().take(WAITING).find_map(|sent| {
             let late_ns = sent.late_ns?;
             Some(Left {
                 sent_ns: sent.real_ns,
@@ -159,6 +160,12 @@ mod tests {
             t4: 260,
         };
         assert_eq!(times.arrived(&second, Some(460)), Some(whole));
+        // A kernel that tells no more is not believed to.
+        let left = [400, 500, 600, 700].map(|at| times.leaves(WALL + at, at));
+        assert_eq!(
+            left,
+            [Some(first_path), Some(first_path), Some(first_path), None]
+        );
         let lost = packet(5_800, (WALL + 300, 5_350), Some((5_600, 4)));
         assert_eq!(times.arrived(&lost, Some(860)), None);
     }
