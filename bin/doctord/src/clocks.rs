@@ -20,6 +20,8 @@ pub struct Clocks {
     notes: BTreeMap<ServerName, String>,
     look_at: BootTime,
     limiter: Limiter,
+    /// For those who were set.
+    set: Limiter,
 }
 
 impl Clocks {
@@ -30,6 +32,7 @@ impl Clocks {
             notes: BTreeMap::new(),
             look_at: BootTime(0),
             limiter: Limiter::new(EVERY.1),
+            set: Limiter::new(EVERY.1),
         };
         clocks.configure(config, me);
         clocks
@@ -47,11 +50,21 @@ impl Clocks {
         self.notes.retain(|name, _| self.peers.contains_key(name));
     }
 
-    /// What arrived may bring timestamps along.
-    pub fn heard(&mut self, arrival: &Arrival) {
-        if let (Some(peer), Some(times)) = (self.peers.get_mut(&arrival.from), arrival.times) {
-            peer.add(times);
+    /// What arrived may bring timestamps along. Whether they show that the clock was set.
+    pub fn heard(&mut self, now: BootTime, arrival: &Arrival) -> bool {
+        let (Some(peer), Some(times)) = (self.peers.get_mut(&arrival.from), arrival.times) else {
+            return false;
+        };
+        let before = peer.steps();
+        peer.add(times);
+        let set = peer.steps() > before;
+        if set && self.set.allow(now, arrival.from.as_str()).is_some() {
+            log::warn!(
+                "somebody has set the clock of {}, or slews it faster than 500 ppm: it is measured anew",
+                arrival.from
+            );
         }
+        set
     }
 
     /// Every other server's clock minus this server's, where known.

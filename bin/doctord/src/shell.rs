@@ -15,7 +15,7 @@ use protocol::{
     codec::decode_all,
     local::{
         ctl::{CtlReply, CtlRequest},
-        ring::{DoctordToElectd, HbdToDoctord, Health, HealthState},
+        ring::{Arrival, DoctordToElectd, HbdToDoctord, Health, HealthState},
         status::Detail,
     },
 };
@@ -155,7 +155,7 @@ impl Shell {
         match message {
             HbdToDoctord::Beat { arrival, beat } => {
                 self.count("beats");
-                self.clocks.heard(&arrival);
+                self.clock_of(&arrival);
                 let (from, at, lease) = (arrival.from.clone(), arrival.at, beat.lease);
                 let message = DoctordToElectd::Beat {
                     from: arrival.from,
@@ -167,7 +167,7 @@ impl Shell {
             }
             HbdToDoctord::Ack { arrival, ack } => {
                 self.count("acks");
-                self.clocks.heard(&arrival);
+                self.clock_of(&arrival);
                 let (from, at) = (arrival.from.clone(), arrival.at);
                 let message = DoctordToElectd::Ack {
                     from: arrival.from,
@@ -280,6 +280,12 @@ impl Shell {
             offsets: self.clocks.offsets(),
         };
         CtlReply::Status(Box::new(self.boot.status(self.counters(), notes, detail)))
+    }
+
+    fn clock_of(&mut self, arrival: &Arrival) {
+        if self.clocks.heard(daemon::now(), arrival) {
+            self.count("clocks_set");
+        }
     }
 
     fn count(&mut self, name: &'static str) {

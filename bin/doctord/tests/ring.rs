@@ -394,11 +394,14 @@ fn beats_of_a_clock_ahead(stage: &Stage, operator: &Wire, ns: i64) -> RoleStatus
 fn clocks_are_compared_and_one_too_far_off_is_told() {
     let stage = Stage::set();
     let operator = Wire::dial(&stage.directory.path().join("doctord.sock"), Role::Standin);
-    for (ahead, far) in [
+    for (set, (ahead, far)) in [
         (-40_000_000, false),
         (3_000_000_000, true),
         (1_000_000, false),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let start = Instant::now();
         loop {
             let status = beats_of_a_clock_ahead(&stage, &operator, ahead);
@@ -410,7 +413,9 @@ fn clocks_are_compared_and_one_too_far_off_is_told() {
                 o.offset_ns.abs_diff(ahead) <= o.bound_ns && o.bound_ns < 10_000_000
             });
             let told = status.notes.iter().any(|n| n.contains("beta is 3.0"));
+            let counted = status.counters.get("clocks_set").copied();
             if right && told == far {
+                assert_eq!(counted.unwrap_or_default(), set as u64);
                 break;
             }
             assert!(start.elapsed() < PATIENCE, "{ahead} ahead: {status:?}");

@@ -71,6 +71,10 @@ struct Sent {
     real_ns: u64,
     /// As far as was known then, the wall clock had not been set since.
     even: BootTime,
+    /// Copies, one for each path, of which the kernel has not told when they left.
+    untold: usize,
+    /// How much later the first of the others did.
+    late: Option<u32>,
 }
 
 impl Sent {
@@ -81,7 +85,17 @@ impl Sent {
             end,
             real_ns,
             even,
+            untold: 0,
+            late: None,
         }
+    }
+
+    /// A copy left so much later. When the first did is known once all have been told: a copy that no driver tells of may
+    /// have been before them, and a time of leaving that is too late would make a wrong limit.
+    fn left(&mut self, late: u32) -> Option<u32> {
+        self.late = Some(self.late.map_or(late, |known| known.min(late)));
+        self.untold = self.untold.checked_sub(1)?;
+        self.late.filter(|_| self.untold == 0)
     }
 }
 
@@ -383,6 +397,7 @@ impl Shell {
             match slot.and_then(|s| s.socket.as_ref()) {
                 Some(socket) => {
                     let sent = socket.send(&bytes, SocketAddr::new(path.remote, port));
+                    self.sent[0].untold += usize::from(sent.is_ok());
                     self.note_sent(&transmit.to, path, sent);
                 }
                 None => self.count("unsent_no_socket"),
@@ -399,14 +414,15 @@ impl Shell {
         for slot in self.slots.values().filter(|s| s.peer.is_none()) {
             let Some(socket) = &slot.socket else { continue };
             while let Some((at, length)) = socket.left(&mut buffer) {
-                let it = |sent: &&Sent| buffer[..length].ends_with(&sent.end);
-                let Some(sent) = self.sent.iter().find(it) else {
+                let it = |sent: &&mut Sent| buffer[..length].ends_with(&sent.end);
+                let Some(sent) = self.sent.iter_mut().find(it) else {
                     continue;
                 };
                 self.wall.read();
                 // By a clock that nobody has set meanwhile.
                 if sent.even == self.wall.even
                     && let Ok(late) = u32::try_from(at.wrapping_sub(sent.real_ns))
+                    && let Some(late) = sent.left(late)
                 {
                     self.core.left(&sent.to, sent.real_ns, late);
                 }
@@ -617,5 +633,22 @@ fn settings(config: &Config, me: &ServerName) -> Settings {
         addresses: own_addresses(config, me),
         heartbeat: config.cluster.heartbeat,
         peers: config.peers(me).map(peer).collect(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_packet_left_is_known_once_all_its_copies_are_told() {
+        let mut sent = Sent::new(&"beta".parse().unwrap(), &[7; 60], 1, BootTime(0));
+        sent.untold = 3;
+        assert_eq!(
+            [30, 10, 20].map(|late| sent.left(late)),
+            [None, None, Some(10)]
+        );
+        assert_eq!(sent.left(5), None, "more than were sent");
     }
 }

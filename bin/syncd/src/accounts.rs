@@ -239,6 +239,7 @@ pub fn pull<S: Read + Write>(
     let offered = offered.into_iter().filter(ours).collect();
     let index = local.index.reader().map_err(failed)?;
     let mut operations = planner.batch(&index, offered);
+    operations.extend(planner.groups(&index));
     operations.extend(planner.removals());
     let mut run = Merging {
         local,

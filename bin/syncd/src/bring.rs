@@ -1,5 +1,6 @@
 //! Contents from another server, for whoever puts files in place: small ones are fetched ahead, many at once.
 
+use crate::progress::Meter;
 use filesync::{Digest, Kind, Node, Operation, Path, Source};
 use std::{
     collections::VecDeque,
@@ -21,6 +22,7 @@ const BY_PARTS: u64 = 1 << 20;
 pub struct Bring<'a, S> {
     puller: &'a mut Puller<S>,
     set: &'a Set,
+    meter: &'a Meter,
     /// What will be asked for, in order.
     queue: VecDeque<(Path, Digest, u64)>,
     asked: VecDeque<(Asked, Vec<Path>)>,
@@ -29,8 +31,18 @@ pub struct Bring<'a, S> {
 }
 
 impl<'a, S: Read + Write> Bring<'a, S> {
-    pub fn new(puller: &'a mut Puller<S>, set: &'a Set, operations: &[Operation]) -> Self {
+    pub fn new(
+        puller: &'a mut Puller<S>,
+        set: &'a Set,
+        meter: &'a Meter,
+        operations: &[Operation],
+    ) -> Self {
         let fetched = operations.iter().filter(|o| o.source == Source::Fetch);
+        for operation in fetched.clone() {
+            if let Some(Kind::File { size, .. }) = operation.entry.node.as_ref().map(|n| &n.kind) {
+                meter.expect(*size);
+            }
+        }
         let small = |o: &Operation| match o.entry.node.as_ref()?.kind {
             Kind::File { size, digest } if size <= SMALL => Some((o.path.clone(), digest, size)),
             _ => None,
@@ -38,6 +50,7 @@ impl<'a, S: Read + Write> Bring<'a, S> {
         Self {
             puller,
             set,
+            meter,
             queue: fetched.filter_map(small).collect(),
             asked: VecDeque::new(),
             ready: VecDeque::new(),
@@ -80,10 +93,7 @@ impl<'a, S: Read + Write> Bring<'a, S> {
             return Ok(false);
         };
         let mut contents = vec![Vec::new(); paths.len()];
-        let part = |i: usize, _: u64, bytes: &[u8]| {
-            contents[i].extend_from_slice(bytes);
-            Ok(())
-        };
+        let part = |i: usize, _: u64, bytes: &[u8]| contents[i].extend_from_slice(bytes);
         let came = self.puller.hear_files(&asked, part)?;
         let contents = contents.into_iter().zip(came);
         let contents = contents.map(|(contents, came)| came.then_some(contents));
@@ -96,6 +106,9 @@ impl<'a, S: Read + Write> Bring<'a, S> {
         loop {
             while let Some((next, contents)) = self.ready.pop_front() {
                 if next == *path {
+                    self.meter
+                        .part(contents.as_ref().map_or(0, Vec::len) as u64);
+                    self.meter.file();
                     return Ok(contents);
                 }
             }
@@ -120,6 +133,10 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
         came.ok_or_else(gone).map(Some)
     }
 
+    fn resumes(&self) -> bool {
+        true
+    }
+
     fn bring(&mut self, path: &Path, node: &Node, into: &mut Filling<'_>) -> io::Result<()> {
         let Kind::File { size, digest } = &node.kind else {
             return Ok(());
@@ -134,18 +151,227 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
             .then(|| self.set.read(path).ok())
             .flatten();
         let came = match like {
-            Some(like) => self.puller.alike(&wanted, &like, into.file()),
-            None => {
-                let part = |_: usize, _: u64, bytes: &[u8]| into.write_all(bytes);
+            like if into.begun() || like.is_some() => {
+                let came = self.puller.alike(&wanted, like.as_ref(), into.file());
+                self.meter.part(*size);
+                came
+            }
+            _ => {
+                let part = |_: usize, _: u64, bytes: &[u8]| {
+                    self.meter.part(bytes.len() as u64);
+                    into.write_all(bytes)
+                };
                 self.puller
                     .files(&[wanted], part)
                     .map(|came| came == [true])
             }
         };
         if came.map_err(io::Error::other)? {
+            self.meter.file();
             Ok(())
         } else {
             Err(gone())
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use filesync::{Author, Entry, Replica};
+    use protocol::wire::beat::Freshness;
+    use std::fs::File;
+    use std::{
+        collections::BTreeMap,
+        fs,
+        os::unix::{fs::MetadataExt, net::UnixStream},
+        thread,
+    };
+    use store::{Applied, Calls, Index, apply};
+    use transfer::{Changes, Origin, serve};
+
+    fn replica(name: &str) -> Replica {
+        Replica {
+            server: name.parse().unwrap(),
+            incarnation: 1,
+        }
+    }
+
+    fn noise(seed: u8, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new()
+            .update(&[seed])
+            .finalize_xof()
+            .fill(&mut bytes);
+        bytes
+    }
+
+    /// Has one file.
+    struct Beta(Vec<u8>);
+
+    impl Origin for Beta {
+        fn greet(&mut self, _: &str, _: &str, _: &Replica) -> Result<(Replica, u64, u64), String> {
+            Ok((replica("beta"), 1, 0))
+        }
+
+        fn fresh(&self) -> Freshness {
+            Freshness::default()
+        }
+
+        fn changes(&mut self, _: u64) -> io::Result<Changes> {
+            Ok(Box::new(std::iter::empty()))
+        }
+
+        fn open(&mut self, _: &Path, _: &Digest) -> io::Result<Option<File>> {
+            let mut file = tempfile::tempfile()?;
+            file.write_all(&self.0)?;
+            Ok(Some(file))
+        }
+
+        fn took(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A stream that ends after so many bytes from the other.
+    struct Short(UnixStream, usize);
+
+    impl Read for Short {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = buffer.len().min(self.1);
+            let read = self.0.read(&mut buffer[..length])?;
+            self.1 -= read;
+            Ok(read)
+        }
+    }
+
+    impl Write for Short {
+        fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+            self.0.write(buffer)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Alpha(tempfile::TempDir);
+
+    impl Alpha {
+        /// Takes these contents in a run of its own, which hears so many bytes at most; what came of it, and how many
+        /// bytes there were.
+        fn take(&self, contents: &[u8], most: usize) -> (Applied, usize) {
+            let (root, state) = (self.0.path().join("data"), self.0.path().join("state"));
+            fs::create_dir_all(&root).unwrap();
+            fs::create_dir_all(&state).unwrap();
+            let own = fs::metadata(&state).unwrap();
+            let calls = Calls::unlimited();
+            let opened = Index::open(&state.join("index"), || replica("alpha"), calls.clone());
+            let index = opened.unwrap().index;
+            let set = Set::open(&root, &state, &index, false, calls).unwrap();
+            let path = Path::try_from(b"large".to_vec()).unwrap();
+            let was = index.row(&path).unwrap().map(|row| row.entry);
+            let node = Node {
+                kind: Kind::File {
+                    size: contents.len() as u64,
+                    digest: Digest(*blake3::hash(contents).as_bytes()),
+                },
+                mode: 0o400,
+                uid: own.uid(),
+                gid: own.gid(),
+                mtime: 1_000_000_007,
+                attributes: BTreeMap::new(),
+            };
+            let mut author = Author {
+                replica: replica("beta"),
+                count: was
+                    .as_ref()
+                    .map_or(0, |w: &Entry| w.vector.count(&replica("beta"))),
+                held: false,
+                unit: 1,
+            };
+            let entry = author.change(was.as_ref(), Some(node), 7);
+            let operations = vec![Operation {
+                path,
+                was,
+                entry,
+                keep: false,
+                source: Source::Fetch,
+            }];
+            let (here, mut there) = UnixStream::pair().unwrap();
+            thread::scope(|scope| {
+                scope.spawn(move || {
+                    let _ = serve(&mut there, &mut Beta(contents.to_vec()));
+                });
+                let mut puller = Puller::new(Short(here, most)).unwrap();
+                puller.greet("c", "s", &replica("alpha")).unwrap();
+                let meter = Meter::default();
+                let mut bring = Bring::new(&mut puller, &set, &meter, &operations);
+                let applied = apply(&set, &index, operations.clone(), &mut bring, 9).unwrap();
+                drop(bring);
+                (applied, most - puller.stream().1)
+            })
+        }
+
+        fn has(&self, contents: &[u8]) -> bool {
+            fs::read(self.0.path().join("data/large")).is_ok_and(|own| own == contents)
+        }
+
+        /// What is in the stage.
+        fn staged(&self) -> Vec<std::path::PathBuf> {
+            let stage = self.0.path().join("data").join(store::STAGE);
+            let all = fs::read_dir(stage).unwrap();
+            all.map(|entry| entry.unwrap().path()).collect()
+        }
+    }
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn what_came_before_the_other_died_is_not_sent_again() {
+        let alpha = Alpha(tempfile::tempdir().unwrap());
+        let new = noise(1, 16 * MIB);
+        let mut came = 0;
+        for _ in 0..3 {
+            let (applied, bytes) = alpha.take(&new, 5 * MIB);
+            assert_eq!((applied.done, applied.failed.count), (0, 1), "{applied:?}");
+            assert_eq!(alpha.staged().len(), 1);
+            came += bytes;
+        }
+        let (applied, bytes) = alpha.take(&new, usize::MAX);
+        assert!(applied.is_complete() && alpha.has(&new), "{applied:?}");
+        // With each death went what was half here.
+        assert!(came + bytes < new.len() + 4 * MIB, "{came}, then {bytes}");
+        assert!(alpha.staged().is_empty());
+    }
+
+    #[test]
+    fn an_older_version_and_what_came_of_the_new_one_are_both_of_use() {
+        let alpha = Alpha(tempfile::tempdir().unwrap());
+        let old = noise(1, 8 * MIB);
+        assert!(alpha.take(&old, usize::MAX).0.is_complete());
+        let new = [noise(2, 6 * MIB), old.clone()].concat();
+        let (applied, came) = alpha.take(&new, 4 * MIB);
+        assert_eq!(applied.failed.count, 1);
+        assert!(alpha.has(&old));
+        let (applied, bytes) = alpha.take(&new, usize::MAX);
+        assert!(applied.is_complete() && alpha.has(&new), "{applied:?}");
+        assert!(came + bytes < 8 * MIB, "{came}, then {bytes}");
+    }
+
+    #[test]
+    fn what_is_left_is_believed_by_nobody() {
+        let alpha = Alpha(tempfile::tempdir().unwrap());
+        let new = [noise(1, 3 * MIB), vec![0; MIB], noise(2, 3 * MIB)].concat();
+        assert!(!alpha.take(&new, 5 * MIB).0.is_complete());
+        let left = &alpha.staged()[0];
+        let mut spoilt = fs::read(left).unwrap();
+        spoilt[MIB / 2..MIB].fill(7);
+        spoilt[3 * MIB..3 * MIB + 9000].fill(7);
+        fs::write(left, &spoilt).unwrap();
+        let (applied, _) = alpha.take(&new, usize::MAX);
+        assert!(applied.is_complete() && alpha.has(&new), "{applied:?}");
+        assert!(alpha.staged().is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! syncd, the file daemon: keeps files alike on all servers (syncd(8)).
 
 mod accounts;
+mod agreed;
 mod bring;
 mod conflicts;
 mod fresh;
@@ -8,6 +9,7 @@ mod jobs;
 mod locks;
 mod machine;
 mod pace;
+mod progress;
 mod pull;
 mod reach;
 mod replica;

@@ -1,7 +1,7 @@
 //! Takes from another server what is newer there.
 
 use crate::{
-    accounts,
+    accounts, agreed,
     bring::Bring,
     fresh,
     replica::{Allowed, Local},
@@ -13,7 +13,7 @@ use std::{
     sync::PoisonError,
 };
 use store::{Applied, Listing};
-use transfer::{Error, Farewell, Greeting, Puller};
+use transfer::{Error, Farewell, Greeting, NOTE_MAX, NOTES_MAX, Puller};
 
 /// So many entries, and a page more, are planned at once: some tens of megabytes.
 const MANY: usize = 16 * 1024;
@@ -53,6 +53,7 @@ impl Report {
             taken: self.applied.done,
             left: self.applied.put_off.count + self.applied.failed.count + self.refused_removals,
             kept: self.applied.kept,
+            notes: self.notes.iter().take(NOTES_MAX).map(note).collect(),
         }
     }
 
@@ -62,6 +63,11 @@ impl Report {
         self.applied.put_off.join(applied.put_off);
         self.applied.failed.join(applied.failed);
     }
+}
+
+/// As the other may tell it.
+fn note((path, note): &(Path, String)) -> String {
+    format!("{path}: {note}").chars().take(NOTE_MAX).collect()
 }
 
 impl fmt::Display for Report {
@@ -104,7 +110,7 @@ pub fn pull<S: Read + Write>(
     let planner = local.planner(&greeting.replica.server);
     let mut report = match local.unit.accounts {
         true => accounts::pull(local, puller, planner, told, allowed, dry)?,
-        false => take(local, puller, planner, told, allowed, dry)?,
+        false => take(local, puller, planner, greeting, allowed, dry)?,
     };
     if !dry {
         unkept.join(local.keep().map_err(failed)?);
@@ -124,12 +130,13 @@ fn take<S: Read + Write>(
     local: &Local,
     puller: &mut Puller<S>,
     mut planner: Planner,
-    told: u64,
+    greeting: &Greeting,
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
     let mut report = Report::default();
-    let mut next = puller.changes(told)?;
+    let from = &greeting.replica;
+    let mut next = puller.changes(greeting.told)?;
     while !next.is_empty() {
         let mut page = next;
         // Many together: while some wait for the disk, others come.
@@ -145,13 +152,20 @@ fn take<S: Read + Write>(
         let operations = planner.batch(&index, offered);
         carry_out(local, puller, operations, dry, &mut report)?;
     }
-    let removals = planner.removal_count();
+    let index = local.index.reader().map_err(failed)?;
+    let operations = planner.groups(&index);
+    carry_out(local, puller, operations, dry, &mut report)?;
+    let removals = planner.removed().count() as u64;
     let limit = Limit {
         percent: local.unit.delete_limit,
         least: FEW,
     };
     let live = local.index.state().map_err(failed)?.live;
-    if allowed.deletes || limit.permits(removals, live) {
+    let permitted = allowed.deletes || limit.permits(removals, live) || {
+        let alone = agreed::alone(local, from, planner.removed(), dry).map_err(failed)?;
+        limit.permits(alone, live)
+    };
+    if permitted {
         report.removed = removals;
         let operations = planner.removals();
         carry_out(local, puller, operations, dry, &mut report)?;
@@ -181,7 +195,7 @@ fn carry_out<S: Read + Write>(
         report.planned.extend(operations);
         return Ok(());
     }
-    let mut bring = Bring::new(puller, &local.set, &operations);
+    let mut bring = Bring::new(puller, &local.set, &local.meter, &operations);
     let now = daemon::real_now_ns();
     let applied =
         store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;

@@ -1,8 +1,8 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::{accounts, fresh, units::Unit, versions::Versions};
+use crate::{accounts, fresh, progress::Meter, units::Unit, versions::Versions};
 use daemon::Args;
-use filesync::{Author, Digest, Path, Planner, Replica};
+use filesync::{Author, Digest, Kind, Path, Planner, Replica};
 use protocol::{
     Role, ServerName,
     local::status::{Detail, OffsetStatus},
@@ -12,7 +12,7 @@ use std::{
     fs::File,
     io,
     path::PathBuf,
-    sync::{Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 use store::{Calls, Counts, Index, Listing, Look, Opened, Own, Set, Summary};
@@ -38,6 +38,8 @@ pub struct Local {
     summary: OnceLock<Summary>,
     /// Taken by whoever changes what is here: from one server after another.
     pub turn: Mutex<()>,
+    /// How much is to be moved, and was.
+    pub meter: Arc<Meter>,
     held: bool,
     /// The other servers' clocks, as far as known.
     clocks: Vec<(ServerName, OffsetStatus)>,
@@ -108,6 +110,7 @@ impl Local {
             state: state_dir,
             summary: OnceLock::new(),
             turn: Mutex::new(()),
+            meter: Arc::default(),
             held,
             clocks: clocks(args),
             allowed,
@@ -236,8 +239,12 @@ impl Origin for Answering<'_> {
 
     fn changes(&mut self, after: u64) -> io::Result<Changes> {
         let rows = self.local.index.since(after).map_err(io::Error::other)?;
-        Ok(Box::new(rows.map(|row| {
+        let meter = Arc::clone(&self.local.meter);
+        Ok(Box::new(rows.map(move |row| {
             let (path, row) = row.map_err(io::Error::other)?;
+            if let Some(Kind::File { size, .. }) = row.entry.node.as_ref().map(|n| &n.kind) {
+                meter.expect(*size);
+            }
             Ok((path, row.entry))
         })))
     }
@@ -248,10 +255,13 @@ impl Origin for Answering<'_> {
         }
         let row = self.local.index.row(path).map_err(io::Error::other)?;
         let node = row.and_then(|r| r.entry.node);
-        let has = matches!(node.map(|n| n.kind), Some(filesync::Kind::File { digest: d, .. }) if d == *digest);
-        if !has {
-            return Ok(None);
-        }
+        let size = match node.map(|n| n.kind) {
+            Some(Kind::File { digest: d, size }) if d == *digest => size,
+            _ => return Ok(None),
+        };
+        // As if it had gone by now.
+        self.local.meter.part(size);
+        self.local.meter.file();
         match self.local.set.read(path) {
             Ok(file) => Ok(Some(file)),
             // It went meanwhile; the next look will tell.

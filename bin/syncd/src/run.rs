@@ -1,6 +1,7 @@
 //! `syncd run`: makes files alike now, with all other servers that can be reached, for people and for cron.
 
 use crate::{
+    progress::Board,
     pull::{Report, pull},
     replica::{Allowed, Answering, BUSY, Local},
     serve::tell_daemon,
@@ -54,6 +55,10 @@ pub fn command() -> Command {
                 "trust-root",
                 "A set's directory is on another file system than before, and that is right",
             ),
+            flag(
+                "no-progress",
+                "Do not show on a terminal how far it has got",
+            ),
         ])
 }
 
@@ -70,6 +75,10 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
         },
         quiet: false,
         until: None,
+        board: match matches.get_flag("no-progress") {
+            true => Board::default(),
+            false => Board::of_terminal(),
+        },
     };
     if let Err(why) = wanted.check(config) {
         eprintln!("syncd: {why}");
@@ -79,12 +88,14 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
     let peers: Vec<_> = peers.collect();
     let mut fine = true;
     let sessions = Sessions::default();
-    match sync(config, me, args, &wanted, &peers, &sessions, &mut |ended| {
+    let mut told = |ended: Ended<'_>| {
         if let Ok(done) = &ended.outcome {
             tell_daemon(args, ended.unit, done.taken);
         }
         fine &= ended.outcome.is_ok_and(|done| done.complete);
-    }) {
+    };
+    let board = &wanted.board;
+    match board.beside(|| sync(config, me, args, &wanted, &peers, &sessions, &mut told)) {
         Ok(()) if fine => ExitCode::SUCCESS,
         Ok(()) => ExitCode::FAILURE,
         Err(why) => {
@@ -182,6 +193,8 @@ pub struct Wanted {
     pub quiet: bool,
     /// Nothing is begun later.
     pub until: Option<Instant>,
+    /// Where an operator sees how far it has got.
+    pub board: Board,
 }
 
 impl Wanted {
@@ -316,6 +329,7 @@ impl Run<'_> {
             Ok(local) => local,
             Err(why) => return all(&why),
         };
+        self.wanted.board.show(&unit.name, &local.meter);
         let start = Instant::now();
         let (looked, taken) = (OnceLock::new(), Taken::new(peers.len()));
         let ended = thread::scope(|scope| {
@@ -422,7 +436,12 @@ impl Run<'_> {
         seconds: f64,
     ) -> Done {
         let name = &local.unit.name;
-        let Farewell { taken, left, kept } = given;
+        let Farewell {
+            taken,
+            left,
+            kept,
+            notes,
+        } = given;
         let counts = &local.counts();
         let done = Done {
             complete: report.is_complete() && left == 0 && counts.unreadable.count == 0,
@@ -430,7 +449,8 @@ impl Run<'_> {
             given: taken,
             conflicts: report.conflicts.len() as u64,
         };
-        if self.wanted.quiet && done.complete && done.taken + taken + done.conflicts == 0 {
+        let quiet = self.wanted.quiet && notes.is_empty();
+        if quiet && done.complete && done.taken + taken + done.conflicts == 0 {
             return done;
         }
         let mut line = format!("{name} with {}: {report}; {taken} given", peer.name);
@@ -466,6 +486,9 @@ impl Run<'_> {
         for (path, note) in &report.notes {
             self.say(&format!("{name}: {path}: {note}"));
         }
+        for note in notes {
+            self.say(&format!("{name} on {}: {}", peer.name, note.escape_debug()));
+        }
         for Conflict { path, outcome, .. } in &report.conflicts {
             let what = match outcome {
                 Outcome::GaveWay => format!(
@@ -495,7 +518,7 @@ impl Run<'_> {
         if report.refused_removals > 0 {
             self.complain(&format!(
                 "{name}: {} were removed on {} and stay here, more than {} %: if that is right, run syncd with \
-                 --allow-deletes",
+                 --allow-deletes here, or on another server first: what two servers removed is believed",
                 report.refused_removals, peer.name, local.unit.delete_limit
             ));
         }
@@ -516,6 +539,7 @@ impl Run<'_> {
         if self.wanted.quiet {
             log::info!("{line}");
         } else {
+            self.wanted.board.clear();
             println!("{line}");
         }
     }
@@ -524,6 +548,7 @@ impl Run<'_> {
         if self.wanted.quiet {
             log::warn!("{line}");
         } else {
+            self.wanted.board.clear();
             eprintln!("{line}");
         }
     }

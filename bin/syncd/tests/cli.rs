@@ -232,6 +232,17 @@ impl Scene {
         fs::write(path, contents).unwrap();
     }
 
+    /// Makes a file that cannot be packed, of a set that may not go faster.
+    fn noise(&self, server: &str, name: &str, length: usize, rate: &str) {
+        let config = self.at("standin.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, format!("{text}rate = \"{rate}\"\n")).unwrap();
+        let mut noise = vec![0; length];
+        let mut random = fs::File::open("/dev/urandom").unwrap();
+        random.read_exact(&mut noise).unwrap();
+        fs::write(self.data(server).join(name), &noise).unwrap();
+    }
+
     fn read(&self, server: &str, name: &str) -> Option<String> {
         fs::read_to_string(self.data(server).join(name)).ok()
     }
@@ -326,20 +337,44 @@ fn what_was_made_changed_and_removed_anywhere_is_everywhere() {
 }
 
 #[test]
+fn on_a_terminal_a_run_shows_how_far_it_has_got_and_nowhere_else() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "one", "1");
+    let seen = |options: &[&str]| {
+        let run = scene.syncd("alpha", &[&["run"], options].concat());
+        let words = std::iter::once(run.get_program()).chain(run.get_args());
+        let quoted = words.map(|word| format!("'{}'", word.to_str().unwrap()));
+        let line = quoted.collect::<Vec<_>>().join(" ");
+        let output = done(Command::new("script").args(["-qec", &line, "/dev/null"]));
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = seen(&[]);
+    assert!(
+        shown.contains("/data: looking") && shown.contains("1 given"),
+        "{shown}"
+    );
+    scene.write("alpha", "two", "2");
+    let hidden = seen(&["--no-progress"]);
+    assert!(
+        !hidden.contains('\x1b') && hidden.contains("1 given"),
+        "{hidden}"
+    );
+    scene.write("alpha", "three", "3");
+    let (said, _) = scene.run("alpha", &[]);
+    assert!(!said.contains('\x1b') && said.contains("1 given"), "{said}");
+}
+
+#[test]
 fn contents_go_no_faster_than_the_set_may() {
     if !may_run() {
         return;
     }
     let scene = Scene::new();
-    let config = scene.at("standin.toml");
-    let text = fs::read_to_string(&config).unwrap() + "rate = \"200KB/s\"\n";
-    fs::write(&config, text).unwrap();
-    let mut noise = vec![0; 150_000];
-    fs::File::open("/dev/urandom")
-        .unwrap()
-        .read_exact(&mut noise)
-        .unwrap();
-    fs::write(scene.data("beta").join("noise"), &noise).unwrap();
+    scene.noise("beta", "noise", 150_000, "200KB/s");
     let start = Instant::now();
     scene.fine("alpha", &[]);
     // It came here, and went to gamma: in one direction after the other.
@@ -490,6 +525,68 @@ fn a_server_that_is_down_is_told_and_the_others_are_served() {
 }
 
 #[test]
+fn a_disk_that_is_full_or_read_only_is_told_and_the_next_run_makes_it_good() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    // This thread's own, and that of what it starts.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    let disk = scene.data("beta");
+    let mount = |arguments: &str| {
+        let mut command = Command::new("mount");
+        let done = done(command.args(arguments.split(' ')).arg(&disk));
+        assert!(done.status.success(), "{done:?}");
+    };
+    let private = done(Command::new("mount").args(["--make-rprivate", "/"]));
+    assert!(private.status.success(), "{private:?}");
+    take_away(scene.sshds.remove(1));
+    mount("-t tmpfs -o size=1m small");
+    scene.start_sshd("beta", scene.port());
+    scene.write("alpha", "old", "as it was");
+    scene.write("alpha", "d/old", "as it was");
+    scene.fine("alpha", &[]);
+    let mut noise = vec![0; 3 << 20];
+    let mut random = fs::File::open("/dev/urandom").unwrap();
+    random.read_exact(&mut noise).unwrap();
+    let of_beta = |name: &str| fs::read(scene.data("beta").join(name)).ok();
+    // A run that begins on this side, and one that begins on the other.
+    for (first, end) in [("alpha", "beta"), ("beta", "alpha")] {
+        let why = match first {
+            "alpha" => "not taken there: run syncd on beta to see why",
+            _ => "No space left on device",
+        };
+        mount("-o remount,size=1m");
+        let large = format!("large of {first}");
+        fs::write(scene.data("alpha").join(&large), &noise).unwrap();
+        fs::write(scene.data("alpha").join("old"), &noise).unwrap();
+        let before = of_beta("old");
+        let (said, code) = scene.run(first, &["--peer", end]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(why), "{said}");
+        assert_eq!((of_beta("old"), of_beta(&large)), (before, None));
+        assert_eq!(of_beta("d/old").unwrap(), b"as it was");
+        mount("-o remount,size=64m");
+        scene.fine(first, &[]);
+        scene.assert_alike();
+        scene.write("alpha", "old", "as it was");
+        fs::remove_file(scene.data("alpha").join(&large)).unwrap();
+        scene.fine(first, &[]);
+        // Nothing is written, nothing removed, and all is told.
+        mount("-o remount,ro");
+        scene.write("alpha", "old", first);
+        let (said, code) = scene.run(first, &["--peer", end]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("Read-only file system"), "{said}");
+        assert_eq!(of_beta("old").unwrap(), b"as it was");
+        mount("-o remount,rw");
+        scene.fine(first, &[]);
+        scene.assert_alike();
+        assert_eq!(of_beta("old").unwrap(), first.as_bytes());
+    }
+}
+
+#[test]
 fn neither_a_mass_of_removals_nor_a_directory_that_is_not_mounted_is_believed() {
     if !may_run() {
         return;
@@ -519,6 +616,59 @@ fn neither_a_mass_of_removals_nor_a_directory_that_is_not_mounted_is_believed() 
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is it mounted?"), "{said}");
     assert!(scene.read("alpha", "f95").is_some() && scene.read("beta", "f95").is_some());
+}
+
+#[test]
+fn a_mass_of_removals_is_believed_if_a_second_server_that_had_the_files_removed_them() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    for i in 0..100 {
+        scene.write("alpha", &format!("f{i}"), "x");
+    }
+    // Each tells each other that it has them.
+    for server in SERVERS {
+        scene.fine(server, &[]);
+    }
+    for i in 0..90 {
+        fs::remove_file(scene.data("alpha").join(format!("f{i}"))).unwrap();
+    }
+    // A server that begins anew is told of the removals, and removes nothing.
+    fs::remove_dir_all(scene.at("gamma").join("state")).unwrap();
+    for left in fs::read_dir(scene.data("gamma")).unwrap() {
+        let left = left.unwrap().path();
+        let _ = fs::remove_file(&left).or_else(|_| fs::remove_dir(&left));
+    }
+    scene.fine("gamma", &["--peer", "alpha"]);
+    let (said, code) = scene.run("beta", &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("were removed on alpha and stay here"),
+        "{said}"
+    );
+    assert!(
+        said.contains("were removed on gamma and stay here"),
+        "{said}"
+    );
+    assert!(scene.read("beta", "f0").is_some());
+    // One that had them, and removed what it had, is a second one.
+    for i in 0..100 {
+        scene.write("gamma", &format!("g{i}"), "x");
+    }
+    for server in SERVERS {
+        scene.run(server, &[]);
+        scene.run(server, &["--allow-deletes"]);
+    }
+    scene.assert_alike();
+    for i in 0..90 {
+        fs::remove_file(scene.data("alpha").join(format!("g{i}"))).unwrap();
+    }
+    scene.fine("gamma", &["--peer", "alpha", "--allow-deletes"]);
+    scene.run("beta", &["--peer", "alpha"]);
+    assert!(scene.read("beta", "g0").is_some());
+    scene.fine("beta", &["--peer", "gamma"]);
+    assert_eq!(scene.read("beta", "g0"), None);
 }
 
 #[test]
@@ -562,6 +712,40 @@ fn a_run_that_is_killed_at_any_moment_is_made_good_by_the_next() {
     let said = scene.fine("beta", &[]);
     assert!(said.contains("0 taken; 0 given"), "{said}");
     assert!(!said.contains("kept aside"), "{said}");
+}
+
+#[test]
+fn what_came_of_a_large_file_before_a_run_was_killed_is_gone_on_with() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.noise("alpha", "large", 8_000_000, "2MB/s");
+    let mut run = scene.syncd("beta", &["run", "--peer", "alpha"]);
+    let mut run = run.stdout(Stdio::null()).spawn().unwrap();
+    let stage = scene.data("beta").join(".standin-stage");
+    let parts = || -> Vec<fs::Metadata> {
+        let all = fs::read_dir(&stage).into_iter().flatten();
+        all.filter_map(|entry| entry.unwrap().metadata().ok())
+            .collect()
+    };
+    let start = Instant::now();
+    while !parts().iter().any(|part| part.len() >= 2_000_000) {
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing comes");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let _ = run.kill(); // unshare has become syncd
+    run.wait().unwrap();
+    let part = &parts()[0];
+    assert!(part.len() < 8_000_000 && scene.read("beta", "large").is_none());
+
+    scene.fine("beta", &["--peer", "alpha"]);
+    let large = fs::metadata(scene.data("beta").join("large")).unwrap();
+    let which = |file: &fs::Metadata| (file.ino(), file.created().unwrap());
+    assert_eq!(which(&large), which(part), "it was gone on with");
+    assert!(parts().is_empty());
+    scene.fine("gamma", &[]);
+    scene.assert_alike();
 }
 
 #[test]

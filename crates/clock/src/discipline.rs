@@ -19,6 +19,13 @@ pub const STEP_SANE: i64 = 86_400_000_000_000;
 /// An offset up to this is made good slowly, so that the noise of the network is not passed on, in nanoseconds.
 const NEAR: i64 = 200_000;
 
+/// A master whose clock has been as near as the first is not followed any more once a majority agrees that it is
+/// further off than the second, in nanoseconds;
+const LEAP: (i64, u64) = (1_000_000, 10_000_000);
+
+/// unless nothing was known of it for so many seconds: clocks left alone may have gone apart by themselves.
+const ALONE: u32 = 60;
+
 /// Seconds in which an offset is made good, if the limit of the rate permits, far and near.
 const HASTE: (i64, i64) = (2, 8);
 
@@ -150,6 +157,8 @@ pub struct Discipline {
     started: bool,
     stopped: bool,
     followed: u32,
+    /// The master whose clock has been like this one, and seconds for which nothing is known of it.
+    like: Option<(ServerName, u32)>,
     remembered: Option<i64>,
     alarm: Option<Alarm>,
 }
@@ -171,6 +180,7 @@ impl Discipline {
             started: !fresh,
             stopped: false,
             followed: 0,
+            like: None,
             remembered,
             alarm: None,
         }
@@ -198,6 +208,7 @@ impl Discipline {
         }
         self.started |= reading.holds;
         let source = reading.source.as_ref();
+        self.compare(source);
         let alarm = source.and_then(|s| self.objection(s, &reading.others));
         let follow = source.filter(|_| alarm.is_none());
         let far = follow.and_then(|s| self.step_or_far(s, &mut actions));
@@ -241,6 +252,18 @@ impl Discipline {
         }
     }
 
+    /// Notes whether this master's clock has been like this one.
+    fn compare(&mut self, source: Option<&Source>) {
+        let Some(source) = source else {
+            let like = self.like.take().map(|(server, alone)| (server, alone + 1));
+            self.like = like.filter(|(_, alone)| *alone < ALONE);
+            return;
+        };
+        let near = source.interval.offset_ns.abs() < LEAP.0;
+        let known = self.like.as_ref().is_some_and(|l| l.0 == source.server);
+        self.like = (near || known).then(|| (source.server.clone(), 0));
+    }
+
     /// Why this master's clock is not to be followed.
     fn objection(&self, source: &Source, others: &[Interval]) -> Option<Alarm> {
         let server = || source.server.clone();
@@ -250,7 +273,11 @@ impl Discipline {
             bound_ns: 0,
         };
         let all: Vec<_> = others.iter().copied().chain([own]).collect();
-        if outvoted(source.interval, &all, self.skew_ns) {
+        let skew = match self.like {
+            Some(_) => self.skew_ns.min(LEAP.1),
+            None => self.skew_ns,
+        };
+        if outvoted(source.interval, &all, skew) {
             Some(Alarm::Outvoted(server()))
         } else if offset.abs() > STEP_SANE {
             Some(Alarm::Absurd(server(), offset))

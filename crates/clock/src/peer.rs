@@ -18,6 +18,9 @@ const SETTLED: u32 = 4;
 /// Exchanges among which the quickest is looked for.
 const WINDOW: usize = 64;
 
+/// The latest time that a clock may show, in nanoseconds since 1970: 2116. Differences of two such times have room in 64 bits.
+const SHOWS_MAX: u64 = i64::MAX as u64 / 2;
+
 /// An estimate without a new exchange for so long is none.
 const LIFE: u64 = 300_000_000_000;
 
@@ -63,8 +66,7 @@ impl PeerClock {
         let (Some(taken), Some(held)) = (t4.checked_sub(t1), t3.checked_sub(t2)) else {
             return;
         };
-        if taken > EXCHANGE_MAX || t4 <= self.newest || t3 > i64::MAX as u64 || t4 > i64::MAX as u64
-        {
+        if taken > EXCHANGE_MAX || t4 <= self.newest || t3 > SHOWS_MAX || t4 > SHOWS_MAX {
             return;
         }
         // By the peer's clock it may have been held a little longer than it was.
@@ -139,7 +141,7 @@ impl PeerClock {
         }
         Some(Estimate {
             offset_ns: self.base.saturating_add(offset),
-            bound_ns: (most - offset).max(offset - least).unsigned_abs(),
+            bound_ns: most.abs_diff(offset).max(offset.abs_diff(least)),
             rate_ppb: filter.rate() as i64,
         })
     }
@@ -166,7 +168,7 @@ impl PeerClock {
 /// which they do.
 fn sharper(known: Limit, new: Limit, sign: i64) -> Limit {
     let later = new.at.max(known.at);
-    let aged = |l: Limit| sign * l.value.saturating_add(sign * drift(later - l.at) as i64);
+    let aged = |l: Limit| (sign * l.value).saturating_add(drift(later - l.at) as i64);
     if aged(new) <= aged(known) { new } else { known }
 }
 
@@ -284,6 +286,11 @@ mod tests {
             },
             FourTimes {
                 t3: u64::MAX,
+                ..good
+            },
+            FourTimes {
+                t2: SHOWS_MAX + 1,
+                t3: SHOWS_MAX + 1,
                 ..good
             },
             FourTimes {

@@ -129,6 +129,8 @@ struct World {
     discipline: Discipline,
     holds: bool,
     steer: bool,
+    /// Nothing is known of the other slave.
+    alone: bool,
     /// What the master's stamps are falsified by.
     lie: f64,
     now: f64,
@@ -152,6 +154,7 @@ impl World {
             discipline: Discipline::new(None, 0, SKEW, true),
             holds: false,
             steer: true,
+            alone: false,
             lie: 0.0,
             now: SECOND,
             alarms: Vec::new(),
@@ -233,7 +236,8 @@ impl World {
 
     fn look(&mut self) {
         let master = self.interval(0);
-        let others = self.interval(1).map(|(interval, _)| interval);
+        let other = self.interval(1).filter(|_| !self.alone);
+        let others = other.map(|(interval, _)| interval);
         if !self.steer {
             return;
         }
@@ -409,8 +413,27 @@ fn a_master_that_leads_away_slowly_is_followed_no_faster_than_a_clock_can_run() 
 }
 
 #[test]
-fn a_master_that_leads_away_by_leaps_is_followed_at_the_limit_of_the_rate() {
+fn a_master_that_leads_away_by_leaps_is_left_where_a_majority_sees_it() {
     let mut world = World::new(11, LAN, steady(1.0), steady(-1.0), steady(0.0));
+    world.seconds(60);
+    for _ in 0..200 {
+        world.lie += 5e6;
+        world.second();
+    }
+    let led = world.me.real - world.peers[1].real;
+    assert!(led.abs() < 5e6, "led {led} ns away in 200 s");
+    assert!(
+        matches!(world.alarms[..], [Alarm::Outvoted(_)]),
+        "{:?}",
+        world.alarms
+    );
+    assert_eq!(world.steps, []);
+}
+
+#[test]
+fn where_nobody_else_is_known_it_is_followed_at_the_limit_of_the_rate() {
+    let mut world = World::new(11, LAN, steady(1.0), steady(-1.0), steady(0.0));
+    world.alone = true;
     world.seconds(60);
     for _ in 0..200 {
         world.lie += 5e6;
@@ -419,6 +442,19 @@ fn a_master_that_leads_away_by_leaps_is_followed_at_the_limit_of_the_rate() {
     let led = world.me.real - world.peers[1].real;
     assert!(led.abs() < 200.0 * 510_000.0, "led {led} ns away in 200 s");
     assert_eq!(world.steps, []);
+}
+
+#[test]
+fn slaves_that_were_long_without_their_master_follow_it_again_though_they_agree_against_it() {
+    let mut world = World::new(12, LAN, steady(1.0), steady(-1.0), steady(0.0));
+    world.seconds(60);
+    let lost = std::mem::replace(&mut world.net.loss, 1.0);
+    world.seconds(400);
+    world.net.loss = lost;
+    world.peers[0].step(50 * MS);
+    world.seconds(150);
+    assert!(world.off().abs() < 1e6, "{} ns", world.off());
+    assert_eq!(world.alarms, []);
 }
 
 proptest! {

@@ -96,6 +96,14 @@ impl Node {
     pub fn is_directory(&self) -> bool {
         self.kind == Kind::Directory
     }
+
+    /// The file of which it is a further name, if it is one.
+    pub fn further_name_of(&self) -> Option<&Path> {
+        match &self.kind {
+            Kind::HardLink { to } => Some(to),
+            _ => None,
+        }
+    }
 }
 
 /// One path as a replica knows it.

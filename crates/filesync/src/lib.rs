@@ -39,7 +39,7 @@ mod version;
 
 pub use entry::{Author, Digest, Entry, Kind, Node};
 pub use ledger::{Debt, Ledger};
-pub use observe::{Difference, Observer, Proof, RACY, Sight, Span, Stat};
+pub use observe::{Difference, LENT, Observer, Proof, RACY, Sight, Span, Stat};
 pub use path::{BadPath, NAME_MAX, PATH_MAX, Path};
 pub use plan::{Conflict, Operation, Outcome, Planner, Source, Tree};
 pub use version::{Rank, Relation, Replica, Vector};

@@ -11,6 +11,9 @@ use std::iter::Peekable;
 /// worst, and a little more for other machines' file systems.
 pub const RACY: i64 = 2_000_000_000;
 
+/// What syncd itself moved, or gave other metadata, is not read again for the sake of that for so many nanoseconds.
+pub const LENT: i64 = 60_000_000_000;
+
 /// What stat(2) tells of a file; all of it changes, or the change time does, when the file changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
@@ -32,20 +35,42 @@ pub struct Stat {
     pub ctime: i64,
 }
 
-/// That a file's contents were looked at.
+/// That a file's contents were looked at; or, `lent`, that they were before syncd itself moved it or gave it other
+/// metadata, and that it was the same file before and after. Somebody may have changed it in between and put its time
+/// back, so that is believed for a while only, and never where what is there goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
     /// As it was before and after.
     pub stat: Stat,
     /// When, in nanoseconds since 1970, by the clock that stamps the files.
     pub at: i64,
+    /// Nothing was read at that time.
+    pub lent: bool,
 }
 
 impl Proof {
     /// Whether a file that looks like this now is certainly what it was then: git's "racily clean" is not.
     pub fn holds(&self, now: &Stat) -> bool {
         let quiet = |time: i64| time < self.at.saturating_sub(RACY);
-        self.stat == *now && quiet(now.mtime) && quiet(now.ctime)
+        !self.lent && self.stat == *now && quiet(now.mtime) && quiet(now.ctime)
+    }
+
+    /// Whether it need not be read at `time`.
+    pub fn serves(&self, now: &Stat, time: i64) -> bool {
+        let young = (self.at..self.at.saturating_add(LENT)).contains(&time);
+        self.holds(now) || (self.lent && self.stat == *now && young)
+    }
+
+    /// Of a file that was like its stat at `time`, and is like this after syncd itself moved it, or gave it what `now`
+    /// has. A proof that was lent is not good for longer thereby.
+    pub fn lend(before: Option<&Self>, now: Stat, time: i64) -> Self {
+        let lent = before.filter(|p| p.lent && p.at <= time);
+        let at = lent.map_or(time, |p| p.at);
+        Self {
+            stat: now,
+            at,
+            lent: true,
+        }
     }
 }
 
@@ -341,7 +366,11 @@ mod tests {
             mtime: 10 * RACY,
             ctime: 10 * RACY,
         };
-        let proof = |at| Proof { stat, at };
+        let proof = |at| Proof {
+            stat,
+            at,
+            lent: false,
+        };
         assert!(proof(11 * RACY + 1).holds(&stat));
         assert!(
             !proof(11 * RACY).holds(&stat),
@@ -352,5 +381,39 @@ mod tests {
         assert!(!proof(20 * RACY).holds(&changed));
         let renamed_back = Stat { inode: 3, ..stat };
         assert!(!proof(20 * RACY).holds(&renamed_back));
+    }
+
+    #[test]
+    fn what_syncd_moved_is_read_again_in_a_while_however_often_it_moves() {
+        let stat = Stat {
+            size: 5,
+            mode: 0o100_644,
+            uid: 1,
+            gid: 1,
+            device: 1,
+            inode: 2,
+            mtime: 10,
+            ctime: 20 * RACY,
+        };
+        let at = 20 * RACY;
+        let first = Proof::lend(None, stat, at);
+        assert!(!first.holds(&stat), "not where anything is lost with it");
+        assert!(first.serves(&stat, at) && first.serves(&stat, at + LENT - 1));
+        assert!(!first.serves(&stat, at + LENT));
+        assert!(!first.serves(&stat, at - 1), "a clock that was set back");
+        let touched = Stat {
+            ctime: 20 * RACY + 1,
+            ..stat
+        };
+        assert!(!first.serves(&touched, at));
+        let second = Proof::lend(Some(&first), touched, at + LENT - 1);
+        assert!(second.serves(&touched, at + LENT - 1) && !second.serves(&touched, at + LENT));
+        let read = Proof {
+            stat,
+            at: at + LENT,
+            lent: false,
+        };
+        assert!(read.holds(&stat) && read.serves(&stat, i64::MAX));
+        assert_eq!(Proof::lend(Some(&read), touched, at).at, at, "anew");
     }
 }

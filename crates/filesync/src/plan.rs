@@ -11,14 +11,16 @@
 //!   neither           the higher rank stays; whoever has the lower one keeps it aside and takes the other
 //! ```
 //!
-//! First come files and directories to be made or changed, parents before what is in them; then removals of files, so
-//! that what only moved is still there to move; then directories, the deepest first. A directory that is to go but has
+//! First come files and directories to be made or changed, parents before what is in them; then files that have further
+//! names; then removals of files, so that what only moved is still there to move; then directories, the deepest first.
+//! A file's further names change with it, all at once: whichever is to be another file's, or a file of its own, has to be
+//! that before. Only where files swap names in a circle does one change with a file that it is to leave. A directory that is to go but has
 //! something in it that nobody removed stays, as an event of this replica. Where a directory and something else want
 //! the same path, what the directory has in it is kept aside if it gives way; which of the two that is may depend on
 //! who met first, and all come to the same.
 
 use crate::{
-    entry::{Author, Digest, Entry, Kind},
+    entry::{Author, Digest, Entry, Kind, Node},
     path::Path,
     version::Relation,
 };
@@ -32,6 +34,8 @@ pub trait Tree {
     fn live_below(&self, directory: &Path) -> Vec<Path>;
     /// A file with these contents.
     fn holder(&self, digest: &Digest) -> Option<Path>;
+    /// Whether the file at a path has further names.
+    fn has_names(&self, path: &Path) -> bool;
 }
 
 /// Where the contents of a file come from.
@@ -68,6 +72,18 @@ impl Operation {
     /// Nothing changes on the disk.
     pub fn is_note(&self) -> bool {
         self.was.as_ref().and_then(|w| w.node.as_ref()) == self.entry.node.as_ref()
+    }
+
+    /// The file of which this will be a further name.
+    fn joins(&self) -> Option<&Path> {
+        self.entry.node.as_ref().and_then(Node::further_name_of)
+    }
+
+    /// The file of which this was a further name and will not be.
+    fn leaves(&self) -> Option<&Path> {
+        let was = self.was.as_ref().and_then(|w| w.node.as_ref());
+        let file = was.and_then(Node::further_name_of);
+        file.filter(|file| Some(*file) != self.joins())
     }
 
     /// Something that is there goes.
@@ -109,12 +125,14 @@ pub struct Planner {
     pub undecided: bool,
     /// Seen so far.
     pub conflicts: Vec<Conflict>,
+    groups: BTreeMap<Path, Operation>,
     removals: BTreeMap<Path, Operation>,
     directories: BTreeMap<Path, Operation>,
 }
 
 impl Planner {
-    /// What to do now with a batch of the other's entries, sorted by path; removals are put off.
+    /// What to do now with a batch of the other's entries, sorted by path; removals are put off, and
+    /// files with further names.
     pub fn batch(&mut self, tree: &impl Tree, offered: Vec<(Path, Entry)>) -> Vec<Operation> {
         let decided = offered.into_iter().filter_map(|(path, entry)| {
             let operation = self.decide(tree, path, entry)?;
@@ -124,6 +142,8 @@ impl Planner {
                 self.directories.insert(operation.path.clone(), operation);
             } else if operation.removes() {
                 self.removals.insert(operation.path.clone(), operation);
+            } else if self.waits(tree, &operation) {
+                self.groups.insert(operation.path.clone(), operation);
             } else {
                 return Some(operation);
             }
@@ -136,15 +156,61 @@ impl Planner {
             .collect()
     }
 
-    /// How many files and directories the run would remove.
-    pub fn removal_count(&self) -> u64 {
-        let directories = self.directories.values().filter(|o| o.removes()).count();
-        (self.removals.len() + directories) as u64
+    /// It is a file with further names, or must come after one.
+    fn waits(&self, tree: &impl Tree, operation: &Operation) -> bool {
+        let waits = |path: &Path| self.groups.contains_key(path);
+        operation.joins().is_some_and(waits)
+            || operation.path.parent().as_ref().is_some_and(waits)
+            || !operation.is_note() && operation.was.is_some() && tree.has_names(&operation.path)
     }
 
-    /// The removals of all but directories, once every batch is done.
+    /// What is to be done about files with further names, once every batch is done.
+    pub fn groups(&mut self, tree: &impl Tree) -> Vec<Operation> {
+        let mut waiting = std::mem::take(&mut self.groups);
+        let mut leaving: BTreeMap<Path, usize> = BTreeMap::new();
+        for file in waiting.values().filter_map(Operation::leaves) {
+            *leaving.entry(file.clone()).or_default() += 1;
+        }
+        let (mut ordered, mut circle) = (Vec::new(), false);
+        while !waiting.is_empty() {
+            let before = ordered.len();
+            for path in waiting.keys().cloned().collect::<Vec<_>>() {
+                let Some(operation) = waiting.get(&path) else {
+                    continue;
+                };
+                let waits = |path: &Path| waiting.contains_key(path);
+                let held = operation.joins().is_some_and(waits)
+                    || path.parent().as_ref().is_some_and(waits)
+                    || leaving.get(&path).is_some_and(|names| *names > 0);
+                if held && !circle {
+                    continue;
+                }
+                if let Some(names) = operation.leaves().and_then(|file| leaving.get_mut(file)) {
+                    *names -= 1;
+                }
+                ordered.extend(waiting.remove(&path));
+            }
+            circle = ordered.len() == before;
+        }
+        let ordered = ordered.into_iter();
+        ordered
+            .map(|operation| self.place(tree, operation))
+            .collect()
+    }
+
+    /// The files and directories that the run would remove.
+    pub fn removed(&self) -> impl Iterator<Item = &Operation> {
+        let directories = self.directories.values().filter(|o| o.removes());
+        self.removals.values().chain(directories)
+    }
+
+    /// The removals of all but directories, once every batch is done: further names first, lest one that is left for a
+    /// moment is taken for a new file.
     pub fn removals(&mut self) -> Vec<Operation> {
-        std::mem::take(&mut self.removals).into_values().collect()
+        let all = std::mem::take(&mut self.removals).into_values();
+        let (mut further, files): (Vec<_>, Vec<_>) = all.partition(|o| o.leaves().is_some());
+        further.extend(files);
+        further
     }
 
     /// What becomes of directories that are to go, once the removals are done: the deepest first.

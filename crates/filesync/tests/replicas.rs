@@ -99,6 +99,11 @@ impl Tree for Machine {
         let mut holders = self.index.iter().filter(|(_, (entry, _))| has(entry));
         holders.next().map(|(p, _)| p.clone())
     }
+
+    fn has_names(&self, path: &Path) -> bool {
+        let nodes = self.index.values().filter_map(|(e, _)| e.node.as_ref());
+        nodes.filter_map(Node::further_name_of).any(|to| to == path)
+    }
 }
 
 /// Where a run is cut off: after so many steps.
@@ -228,6 +233,8 @@ impl Machine {
             let operations = planner.batch(self, batch.collect());
             self.carry_out(operations, other, steps, &mut pulled)?;
         }
+        let operations = planner.groups(self);
+        self.carry_out(operations, other, steps, &mut pulled)?;
         let operations = planner.removals();
         self.carry_out(operations, other, steps, &mut pulled)?;
         let mut author = self.author.clone();

@@ -22,13 +22,14 @@ use crate::{
     dir::{Dir, Name},
     error::{At, Error, Listing},
     index::{Batch, Index, Reader},
+    look::signed,
     rows::Row,
     set::{Set, reserved},
     sight::{self, Found},
     stage::{self, Contents, Temp},
     threads,
 };
-use filesync::{Entry, Kind, Node, Operation, Path, Source, Stat};
+use filesync::{Entry, Kind, Node, Operation, Path, Proof, Source, Stat};
 use rustix::io::Errno;
 use std::{cell::RefCell, fs::File, io, rc::Rc, thread};
 
@@ -73,6 +74,15 @@ impl From<Error> for Refusal {
     }
 }
 
+/// What becomes of the contents that are at a path.
+#[derive(Clone, Copy)]
+enum Contained {
+    /// They are there afterwards, or at another path: it is early enough to find out later that somebody changed them.
+    Stay,
+    /// This is the last moment.
+    Go,
+}
+
 /// What is left to do once all is staged.
 enum Action {
     Note,
@@ -105,20 +115,28 @@ impl Ready {
     }
 }
 
-/// Into the index: what was done, and what is intended, of a further name only if it has not become something else.
+/// What is at a path now, and a proof if nothing needs to be read for it.
+type Done = (Path, Entry, Option<Proof>);
+
+/// Into the index: what was done, and what is intended, of a further name only if it has not become something else and
+/// is not about to.
 fn note(
     batch: &mut Batch<'_>,
-    done: &[(Path, Entry)],
+    done: &[Done],
     intents: &[(&Path, &Entry, bool)],
     now: u64,
 ) -> Result<(), Error> {
-    for (path, entry) in done {
-        batch.note(path, entry, None, now)?;
+    for (path, entry, proof) in done {
+        batch.note(path, entry, *proof, now)?;
     }
     for (path, entry, further) in intents {
-        if !further || batch.entry(path)?.as_ref() == Some(*entry) {
-            batch.intend(path, entry)?;
+        if *further {
+            let stays = batch.entry(path)?.as_ref() == Some(*entry);
+            if !stays || batch.intent(path)?.is_some_and(|other| other != **entry) {
+                continue;
+            }
         }
+        batch.intend(path, entry)?;
     }
     Ok(())
 }
@@ -134,7 +152,7 @@ struct Run<'a> {
     now: u64,
     applied: Applied,
     /// Done on the disk and not in the index.
-    done: Vec<(Path, Entry)>,
+    done: Vec<Done>,
     /// Something was written since the last barrier.
     dirty: bool,
 }
@@ -259,7 +277,7 @@ impl Run<'_> {
         for one in intended {
             let path = one.operation.path.clone();
             match self.carry_out(one) {
-                Ok(entry) => self.done.push((path, entry)),
+                Ok((entry, proof)) => self.done.push((path, entry, proof)),
                 Err(refusal) => self.refuse(&path, refusal),
             }
         }
@@ -269,7 +287,7 @@ impl Run<'_> {
     /// and that `next` is to be done. `meanwhile` was done beside it.
     fn barrier<T>(
         &mut self,
-        done: Vec<(Path, Entry)>,
+        done: Vec<Done>,
         next: &[Ready],
         meanwhile: impl FnOnce(&mut Self) -> T,
     ) -> Result<T, Error> {
@@ -331,12 +349,17 @@ impl Run<'_> {
             return Err(Refusal::PutOff("the index knows something else by now"));
         }
         let moved = matches!(operation.source, Source::Move(_)) && operation.entry.node.is_none();
-        let before = self.standing(path, row.as_ref(), moved)?;
+        let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
+        let contents = match &operation.entry.node {
+            _ if operation.is_note() || moved => Contained::Stay,
+            Some(node) if was.is_some_and(|was| stays(was, node)) => Contained::Stay,
+            _ => Contained::Go,
+        };
+        let before = self.standing(path, row.as_ref(), moved, contents)?;
         if operation.keep {
             self.keep(&operation)?;
         }
         let mut links = Vec::new();
-        let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
         let action = match &operation.entry.node {
             _ if operation.is_note() => Action::Note,
             None => Action::Remove,
@@ -386,6 +409,7 @@ impl Run<'_> {
         path: &Path,
         row: Option<&Row>,
         moved: bool,
+        contents: Contained,
     ) -> Result<Option<Stat>, Refusal> {
         let known = row.and_then(|r| r.entry.node.as_ref());
         let otherwise = Refusal::PutOff("something else is there by now");
@@ -411,7 +435,10 @@ impl Run<'_> {
         }
         if row
             .and_then(|r| r.proof)
-            .is_some_and(|proof| proof.holds(&stat))
+            .is_some_and(|proof| match contents {
+                Contained::Stay => proof.serves(&stat, signed(self.now)),
+                Contained::Go => proof.holds(&stat),
+            })
         {
             return Ok(Some(stat));
         }
@@ -473,7 +500,7 @@ impl Run<'_> {
         {
             return Ok(None);
         }
-        match self.standing(from, row.as_ref(), false) {
+        match self.standing(from, row.as_ref(), false, Contained::Stay) {
             Ok(Some(stat)) => Ok(Some((from.clone(), stat))),
             Ok(None) | Err(Refusal::PutOff(_)) => Ok(None),
             Err(failed) => Err(failed),

@@ -8,11 +8,16 @@ use filesync::Node;
 use rustix::{
     fs::{
         AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
-        fchmod, fchown, fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, futimens, utimensat,
+        fchmod, fchown, fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, futimens, lgetxattr,
+        llistxattr, lremovexattr, lsetxattr, utimensat,
     },
     io::Errno,
 };
-use std::{collections::BTreeMap, io, os::fd::AsFd};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
 
 /// Attributes of one file may have so many bytes, names and all: what a record of the index has room for.
 const MOST: usize = 96 * 1024;
@@ -46,27 +51,87 @@ fn whole(
     }
 }
 
-/// The extended attributes that go along.
-pub(crate) fn read(fd: impl AsFd) -> io::Result<Attributes> {
-    let fd = fd.as_fd();
-    let names = match whole(|buffer| flistxattr(fd, buffer)) {
-        Err(Errno::OPNOTSUPP) => return Ok(Attributes::new()),
-        other => other?,
-    };
-    let mut attributes = Attributes::new();
-    let mut bytes = 0;
-    for name in names.split(|b| *b == 0).filter(|n| carried(n)) {
-        let value = match whole(|buffer| fgetxattr(fd, name, buffer)) {
-            Err(Errno::NODATA) => continue, // removed meanwhile; its change time tells
+/// What has attributes.
+enum Holder<'a> {
+    Open(BorrowedFd<'a>),
+    /// What cannot be opened without consequences, by a path that leads through its open directory.
+    Closed(Vec<u8>),
+}
+
+impl Holder<'_> {
+    fn closed(dir: &Dir, name: Name) -> Self {
+        let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
+        path.extend(dir.bytes(name));
+        Self::Closed(path)
+    }
+
+    /// Those that go along.
+    fn read(&self) -> io::Result<Attributes> {
+        let list = whole(|buffer| match self {
+            Self::Open(fd) => flistxattr(fd, buffer),
+            Self::Closed(path) => llistxattr(path.as_slice(), buffer),
+        });
+        let names = match list {
+            Err(Errno::OPNOTSUPP) => return Ok(Attributes::new()),
             other => other?,
         };
-        bytes += name.len() + value.len();
-        attributes.insert(name.to_vec(), value);
+        let mut attributes = Attributes::new();
+        let mut bytes = 0;
+        for name in names.split(|b| *b == 0).filter(|n| carried(n)) {
+            let value = whole(|buffer| match self {
+                Self::Open(fd) => fgetxattr(fd, name, buffer),
+                Self::Closed(path) => lgetxattr(path.as_slice(), name, buffer),
+            });
+            let value = match value {
+                Err(Errno::NODATA) => continue, // removed meanwhile; its change time tells
+                other => other?,
+            };
+            bytes += name.len() + value.len();
+            attributes.insert(name.to_vec(), value);
+        }
+        if bytes > MOST {
+            return Err(io::Error::other("too many extended attributes"));
+        }
+        Ok(attributes)
     }
-    if bytes > MOST {
-        return Err(io::Error::other("too many extended attributes"));
+
+    fn give(&self, attributes: &Attributes, calls: &Calls) -> io::Result<()> {
+        let there = self.read()?;
+        for name in there.keys().filter(|n| !attributes.contains_key(*n)) {
+            calls.one("removexattr")?;
+            match self {
+                Self::Open(fd) => fremovexattr(fd, name.as_slice())?,
+                Self::Closed(path) => lremovexattr(path.as_slice(), name.as_slice())?,
+            }
+        }
+        for (name, value) in attributes {
+            if there.get(name) != Some(value) {
+                calls.one("setxattr")?;
+                let (name, flags) = (name.as_slice(), XattrFlags::empty());
+                match self {
+                    Self::Open(fd) => fsetxattr(fd, name, value, flags)?,
+                    Self::Closed(path) => lsetxattr(path.as_slice(), name, value, flags)?,
+                }
+            }
+        }
+        Ok(())
     }
-    Ok(attributes)
+}
+
+/// The extended attributes that go along.
+pub(crate) fn read(fd: impl AsFd) -> io::Result<Attributes> {
+    Holder::Open(fd.as_fd()).read()
+}
+
+/// The same of a pipe or a device.
+pub(crate) fn read_unopened(dir: &Dir, name: Name) -> io::Result<Attributes> {
+    match Holder::closed(dir, name).read() {
+        // Not to be taken for a removal.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.stat_of(name)?.is_some() => Err(
+            io::Error::other("the attributes of a pipe or device cannot be read without /proc"),
+        ),
+        other => other,
+    }
 }
 
 fn times(mtime: i64) -> Timestamps {
@@ -98,17 +163,7 @@ pub(crate) fn give(fd: impl AsFd, node: &Node, calls: &Calls) -> io::Result<()> 
     }
     calls.one("fchmod")?;
     fchmod(fd, Mode::from_raw_mode(node.mode.into()))?;
-    let there = read(fd)?;
-    for name in there.keys().filter(|n| !node.attributes.contains_key(*n)) {
-        calls.one("removexattr")?;
-        fremovexattr(fd, name.as_slice())?;
-    }
-    for (name, value) in &node.attributes {
-        if there.get(name) != Some(value) {
-            calls.one("setxattr")?;
-            fsetxattr(fd, name.as_slice(), value, XattrFlags::empty())?;
-        }
-    }
+    Holder::Open(fd).give(&node.attributes, calls)?;
     if !node.is_directory() {
         give_time(fd, node, calls)?;
     }
@@ -139,6 +194,7 @@ pub(crate) fn give_unopened(dir: &Dir, name: Name, node: &Node) -> io::Result<()
             Mode::from_raw_mode(node.mode.into()),
             AtFlags::empty(),
         )?;
+        Holder::closed(dir, name).give(&node.attributes, calls)?;
     }
     calls.one("utimens")?;
     utimensat(dir, bytes, &times(node.mtime), AtFlags::SYMLINK_NOFOLLOW)?;

@@ -115,8 +115,17 @@ impl Dir {
 
     /// A regular file in it, to be read.
     pub fn open(&self, name: Name) -> io::Result<File> {
+        self.open_for(name, OFlags::RDONLY)
+    }
+
+    /// A regular file in it, to be read and written.
+    pub(crate) fn open_to_write(&self, name: Name) -> io::Result<File> {
+        self.open_for(name, OFlags::RDWR)
+    }
+
+    fn open_for(&self, name: Name, flags: OFlags) -> io::Result<File> {
         // Not to wait for a writer if somebody just put a pipe there.
-        let fd = resolve(&self.fd, name.0, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        let fd = resolve(&self.fd, name.0, flags | OFlags::NONBLOCK)?;
         if FileType::from_raw_mode(fstat(&fd)?.st_mode) != FileType::RegularFile {
             return Err(io::Error::other("no regular file any more"));
         }

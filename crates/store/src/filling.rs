@@ -1,4 +1,5 @@
-//! An empty file that is given its contents: what comes in order is known, and under way to the disk, once it is there.
+//! A file that is given its contents: what comes in order into an empty one is known, and under way to the disk, once it
+//! is there.
 
 use crate::contents;
 use filesync::Digest;
@@ -7,6 +8,7 @@ use std::{
     fs::File,
     io::{self, Write},
     num::NonZero,
+    os::unix::fs::FileExt,
 };
 
 /// So much at once is sent on its way to the disk: a barrier then waits for little.
@@ -19,19 +21,27 @@ pub struct Filling<'a> {
     at: u64,
     /// Up to here it is on its way.
     sent: u64,
+    begun: bool,
     in_order: bool,
 }
 
 impl<'a> Filling<'a> {
-    /// Of an empty file.
-    pub(crate) fn new(file: &'a File) -> Self {
-        Self {
+    /// Of a file that is empty, or has something in it already.
+    pub(crate) fn new(file: &'a File) -> io::Result<Self> {
+        let begun = file.metadata()?.len() > 0;
+        Ok(Self {
             file,
             hasher: blake3::Hasher::new(),
             at: 0,
             sent: 0,
-            in_order: true,
-        }
+            begun,
+            in_order: !begun,
+        })
+    }
+
+    /// There was something in it.
+    pub fn begun(&self) -> bool {
+        self.begun
     }
 
     /// The file, for what does not come in order; it is read once more in the end.
@@ -52,7 +62,10 @@ impl<'a> Filling<'a> {
 
 impl Write for Filling<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        contents::write(self.file, self.at, bytes)?;
+        match self.begun {
+            true => self.file.write_all_at(bytes, self.at)?,
+            false => contents::write(self.file, self.at, bytes)?,
+        }
         self.hasher.update(bytes);
         self.at += bytes.len() as u64;
         if self.at - self.sent >= MUCH {
@@ -84,17 +97,26 @@ mod tests {
         let pieces: [&[u8]; 4] = [&[7; 5000], &[0; 20_000], b"", &[0; 9000]];
         let wanted = contents::digest_of(&pieces.concat());
         let file = tempfile::tempfile().unwrap();
-        let mut filling = Filling::new(&file);
+        let mut filling = Filling::new(&file).unwrap();
         pieces.iter().for_each(|p| filling.write_all(p).unwrap());
         assert_eq!(filling.finish().unwrap(), wanted);
         assert_eq!(contents::digest(&file).unwrap(), wanted);
         assert!(fstat(&file).unwrap().st_blocks < 34_000 / 512, "holes");
         let other = tempfile::tempfile().unwrap();
-        let mut filling = Filling::new(&other);
+        let mut filling = Filling::new(&other).unwrap();
         filling.write_all(b"first").unwrap();
         let mut file = filling.file();
         file.write_all(b"last").unwrap();
         let known = filling.finish().unwrap();
         assert_eq!(known, contents::digest(&other).unwrap());
+        // What was there does not shine through where zeros come.
+        let begun = tempfile::tempfile().unwrap();
+        begun.write_all_at(&[1; 40_000], 0).unwrap();
+        let mut filling = Filling::new(&begun).unwrap();
+        pieces.iter().for_each(|p| filling.write_all(p).unwrap());
+        assert_eq!(filling.finish().unwrap(), contents::digest(&begun).unwrap());
+        let mut there = vec![0; 34_000];
+        begun.read_exact_at(&mut there, 0).unwrap();
+        assert_eq!(there, pieces.concat());
     }
 }

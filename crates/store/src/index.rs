@@ -363,6 +363,13 @@ impl Tree for Reader {
     fn holder(&self, digest: &Digest) -> Option<Path> {
         self.first_holder(digest).ok().flatten()
     }
+
+    fn has_names(&self, path: &Path) -> bool {
+        let start = rows::link(path);
+        let (from, until) = beginning(&start);
+        let names = self.links.range(from.as_slice()..until.as_slice());
+        names.is_ok_and(|mut names| names.next().is_some())
+    }
 }
 
 fn state_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<State, Error> {
@@ -491,6 +498,12 @@ impl Batch<'_> {
         self.intents
             .insert(key(path).as_slice(), encode(entry)?.as_slice())?;
         Ok(())
+    }
+
+    /// What is about to be at `path`.
+    pub(crate) fn intent(&self, path: &Path) -> Result<Option<Entry>, Error> {
+        let bytes = self.intents.get(key(path).as_slice())?;
+        bytes.map(|bytes| decode(bytes.value())).transpose()
     }
 
     /// Nothing is about to be at `path` any more.

@@ -104,7 +104,7 @@ fn see_all<'scope, 'env>(
     state: &State,
     intents: &BTreeMap<Path, Entry>,
 ) -> Result<(Summary, Vec<Path>), Error> {
-    let mut walk = Walk::new(&set.root, how.excluded).at("read", &set.name)?;
+    let mut walk = Walk::new(&set.root, how.excluded, signed(how.now)).at("read", &set.name)?;
     let mut rows = index.cursor()?;
     let mut next = walk.next(&mut rows)?;
     let root = state.root.as_ref().unwrap_or(&set.seen);
@@ -167,7 +167,7 @@ fn see_all<'scope, 'env>(
         }
         let proof = bytes.map(rows::proof).transpose()?.and_then(|(p, _)| p);
         let mut proven = match &what {
-            What::Here(_, stat) => proof.is_some_and(|proof| proof.holds(stat)),
+            What::Here(_, stat) => proof.is_some_and(|p| p.serves(stat, signed(how.now))),
             _ => false,
         };
         let (mut seen, stat) = match what {
@@ -208,6 +208,11 @@ fn see_all<'scope, 'env>(
     } = sights;
     summary.counts.join(walk.counts);
     Ok((summary, unknown))
+}
+
+/// The time as a proof has it.
+pub(crate) fn signed(time: u64) -> i64 {
+    i64::try_from(time).unwrap_or(i64::MAX)
 }
 
 fn is_file(stat: &Stat) -> bool {
@@ -254,8 +259,9 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
         match found {
             Ok(Found::Node(node, stat)) => {
                 counts.read += u64::from(matches!(node.kind, Kind::File { .. }));
-                let at = i64::try_from(self.now).unwrap_or(i64::MAX);
-                Some(Seen::Node(node, Some(Proof { stat, at })))
+                let at = signed(self.now);
+                let lent = false;
+                Some(Seen::Node(node, Some(Proof { stat, at, lent })))
             }
             Ok(Found::Busy) => {
                 counts.busy.add(path, "changes while it is read");

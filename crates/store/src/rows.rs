@@ -79,22 +79,23 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 
 /// Bytes of a proof.
 const PROOF: usize = 60;
-/// What follows the version: no proof, one, or one of a directory of which all names are known.
+/// What follows the version: no proof, one, one of a directory of which all names are known, or one that was lent.
 const UNPROVEN: u8 = 0;
 const PROVEN: u8 = 1;
 const ALL: u8 = 2;
+const LENT: u8 = 3;
 
 pub(crate) fn encode_row(row: &Row) -> Result<Vec<u8>, Error> {
     let record =
         codec::encode_record(&(&row.entry, row.sequence, row.at)).map_err(Error::Record)?;
     let mut bytes = Vec::with_capacity(2 + PROOF + record.len());
-    let proven = if row.proof.is_some() {
-        PROVEN
-    } else {
-        UNPROVEN
+    let proven = match row.proof {
+        None => UNPROVEN,
+        Some(Proof { lent: false, .. }) => PROVEN,
+        Some(Proof { lent: true, .. }) => LENT,
     };
     bytes.extend([VERSION, proven]);
-    if let Some(Proof { stat, at }) = &row.proof {
+    if let Some(Proof { stat, at, .. }) = &row.proof {
         bytes.extend(stat.size.to_le_bytes());
         bytes.extend(
             [stat.mode, stat.uid, stat.gid]
@@ -121,9 +122,9 @@ pub(crate) fn decode_row(bytes: &[u8]) -> Result<Row, Error> {
 
 /// The proof of a row, and the rest.
 pub(crate) fn proof(bytes: &[u8]) -> Result<(Option<Proof>, &[u8]), Error> {
-    let rest = match bytes {
+    let (lent, rest) = match bytes {
         [VERSION, UNPROVEN, record @ ..] => return Ok((None, record)),
-        [VERSION, PROVEN | ALL, rest @ ..] => rest,
+        [VERSION, proven @ (PROVEN | ALL | LENT), rest @ ..] => (*proven == LENT, rest),
         other => return Err(Error::Version(other.first().copied())),
     };
     let (fields, record) = rest.split_at_checked(PROOF).ok_or(Error::Version(None))?;
@@ -140,7 +141,7 @@ pub(crate) fn proof(bytes: &[u8]) -> Result<(Option<Proof>, &[u8]), Error> {
         ctime: eight(44).cast_signed(),
     };
     let at = eight(52).cast_signed();
-    Ok((Some(Proof { stat, at }), record))
+    Ok((Some(Proof { stat, at, lent }), record))
 }
 
 /// Whether it is the row of a directory that had no other names than those in the index when it was like its proof.

@@ -142,7 +142,8 @@ impl Set {
     }
 }
 
-/// Opens the stage, made if need be and swept: whatever a former run left there is of no use.
+/// Opens the stage, made if need be and swept: what a former run left there is of no use, but for large files that were
+/// on their way.
 fn open_stage(root: &Dir, own: Own) -> io::Result<Dir> {
     let name = Name::made(own.stage);
     if root.stat_of(name)?.is_none() {
@@ -160,6 +161,9 @@ fn open_stage(root: &Dir, own: Own) -> io::Result<Dir> {
         let Some(name) = Name::new(&left) else {
             continue;
         };
+        if crate::stage::leave(&stage, &left)? {
+            continue;
+        }
         let directory = stage.stat_of(name)?.is_some_and(|s| {
             rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Directory
         });

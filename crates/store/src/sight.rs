@@ -80,7 +80,7 @@ pub(crate) fn see(dir: &Dir, name: Name) -> io::Result<Found> {
                 let target = dir.target(name)?;
                 (Kind::Symlink { target }, BTreeMap::new())
             }
-            FileType::Fifo => (Kind::Fifo, BTreeMap::new()),
+            FileType::Fifo => (Kind::Fifo, attributes::read_unopened(dir, name)?),
             kind @ (FileType::BlockDevice | FileType::CharacterDevice) => {
                 let block = kind == FileType::BlockDevice;
                 let (major, minor) = (major(raw.st_rdev), minor(raw.st_rdev));
@@ -90,7 +90,7 @@ pub(crate) fn see(dir: &Dir, name: Name) -> io::Result<Found> {
                         major,
                         minor,
                     },
-                    BTreeMap::new(),
+                    attributes::read_unopened(dir, name)?,
                 )
             }
             FileType::Unknown => return Err(io::Error::other("of no known type")),

@@ -6,8 +6,8 @@ use crate::{
     filling::Filling,
     sight::{self, Found},
 };
-use filesync::{Kind, Node, Path};
-use rustix::fs::{FileType, fstat, ftruncate};
+use filesync::{Digest, Kind, Node, Path};
+use rustix::fs::{FileType, RenameFlags, fstat, ftruncate};
 use std::{fs::File, io};
 
 /// Where contents come from that are not here.
@@ -17,12 +17,26 @@ pub trait Contents {
         Ok(None)
     }
 
-    /// Writes the contents of the file `node`, which the other replica has at `path`, `into` an empty file. They are
-    /// checked afterwards, and whatever is wrong with them the file here stays as it is.
+    /// Whether it can go on with a file that has some of the contents at their places, from a run that was cut off.
+    fn resumes(&self) -> bool {
+        false
+    }
+
+    /// Writes the contents of the file `node`, which the other replica has at `path`, `into` an empty file, or see
+    /// [`Contents::resumes`]. They are checked afterwards, and whatever is wrong with them the file here stays as it is.
     fn bring(&mut self, path: &Path, node: &Node, into: &mut Filling<'_>) -> io::Result<()>;
 }
 
-/// Something in the stage, under a random name of always the same length.
+/// A file of which so many bytes are to come is kept if the run ends before all of it is here,
+const LARGE: u64 = 1 << 20;
+/// under such a name and its digest while it comes,
+const COMING: &str = "part-";
+/// and such a one when that run is over,
+const LEFT: &str = "left-";
+/// for so long.
+const WEEK: i64 = 7 * 24 * 3600;
+
+/// Something in the stage, under a random name of always the same length, or one that tells what it will be.
 pub(crate) struct Temp(String);
 
 impl Temp {
@@ -48,6 +62,55 @@ impl Temp {
     }
 }
 
+/// What was on its way when a former run ended; whether it is of use to this one.
+pub(crate) fn leave(stage: &Dir, name: &[u8]) -> io::Result<bool> {
+    let (Ok(text), Some(here)) = (std::str::from_utf8(name), Name::new(name)) else {
+        return Ok(false);
+    };
+    let (coming, left) = (text.strip_prefix(COMING), text.strip_prefix(LEFT));
+    let Some(stat) = stage.stat_of(here)?.filter(|_| coming.or(left).is_some()) else {
+        return Ok(false);
+    };
+    let now = stage.stat()?.st_ctime; // it was just given its mode
+    let fresh = stat.st_ctime.saturating_add(WEEK) > now;
+    let file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if !file || stat.st_size == 0 || !fresh {
+        return Ok(false);
+    }
+    if let Some(digest) = coming {
+        let left = format!("{LEFT}{digest}");
+        stage.rename(here, stage, Name::made(&left), RenameFlags::empty())?;
+    }
+    Ok(true)
+}
+
+/// A large file that is to come, with what a former run got of it; none if it comes to another path as well.
+fn coming(stage: &Dir, digest: &Digest) -> io::Result<Option<(Temp, File)>> {
+    let digest = blake3::Hash::from_bytes(digest.0).to_hex();
+    let (left, temp) = (format!("{LEFT}{digest}"), Temp(format!("{COMING}{digest}")));
+    let (left, name) = (Name::made(&left), temp.name());
+    if stage.stat_of(name)?.is_some() {
+        return Ok(None);
+    }
+    if stage.stat_of(left)?.is_some() {
+        stage.rename(left, stage, name, RenameFlags::empty())?;
+        match stage.open_to_write(name) {
+            Ok(file) => return Ok(Some((temp, file))),
+            Err(_) => stage.unlink(name)?,
+        }
+    }
+    let file = stage.create(name)?;
+    Ok(Some((temp, file)))
+}
+
+/// What came is of use to the next run: it is not wrong, and there is room for it.
+fn is_of_use(error: &(dyn std::error::Error + 'static)) -> bool {
+    use io::ErrorKind::{InvalidData, QuotaExceeded, StorageFull};
+    let kind = error.downcast_ref().map(io::Error::kind);
+    let spoilt = matches!(kind, Some(InvalidData | QuotaExceeded | StorageFull));
+    !spoilt && error.source().is_none_or(is_of_use)
+}
+
 /// Makes `node` ready, with contents from a file here, if there is one, or else from `contents`.
 pub(crate) fn make(
     stage: &Dir,
@@ -56,24 +119,42 @@ pub(crate) fn make(
     local: Option<File>,
     contents: &mut dyn Contents,
 ) -> io::Result<Temp> {
-    let temp = Temp::new()?;
-    match fill(stage, &temp, path, node, local, contents) {
+    let begun = match node.kind {
+        Kind::File { size, digest } if size >= LARGE && local.is_none() && contents.resumes() => {
+            coming(stage, &digest)?
+        }
+        _ => None,
+    };
+    let resumes = begun.is_some();
+    let (temp, begun) = match begun {
+        Some((temp, file)) => (temp, Some(file)),
+        None => (Temp::new()?, None),
+    };
+    match fill(stage, &temp, path, node, begun, local, contents) {
         Ok(()) => Ok(temp),
         Err(e) => {
-            let _ = temp.discard(stage); // the next run sweeps
+            let came = || matches!(stage.stat_of(temp.name()), Ok(Some(s)) if s.st_size > 0);
+            if !(resumes && is_of_use(&e) && came()) {
+                let _ = temp.discard(stage); // the next run sweeps
+            }
             Err(e)
         }
     }
 }
 
-const LESS: fn() -> io::Error = || io::Error::other("the file system cannot hold all that it has");
-const OTHER: fn() -> io::Error = || io::Error::other("other contents came than were announced");
+fn wrong(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+const LESS: fn() -> io::Error = || wrong("the file system cannot hold all that it has");
+const OTHER: fn() -> io::Error = || wrong("other contents came than were announced");
 
 fn fill(
     stage: &Dir,
     temp: &Temp,
     path: &Path,
     node: &Node,
+    begun: Option<File>,
     local: Option<File>,
     contents: &mut dyn Contents,
 ) -> io::Result<()> {
@@ -81,18 +162,23 @@ fn fill(
     let made = match &node.kind {
         Kind::File { size, digest } => {
             let wanted = (*size, *digest);
-            let file = stage.create(name)?;
-            let copied = match local {
+            let file = match begun {
+                Some(file) => file,
+                None => stage.create(name)?,
+            };
+            let copied = match &local {
                 None => false,
                 Some(from) => {
-                    contents::copy(&from, &file, stage.calls())?;
+                    contents::copy(from, &file, stage.calls())?;
                     contents::digest_and_punch(&file)? == wanted
                 }
             };
             if !copied {
-                ftruncate(&file, 0)?;
+                if local.is_some() {
+                    ftruncate(&file, 0)?;
+                }
                 stage.calls().one("bring")?;
-                let mut filling = Filling::new(&file);
+                let mut filling = Filling::new(&file)?;
                 contents.bring(path, node, &mut filling)?;
                 if filling.finish()? != wanted {
                     return Err(OTHER());

@@ -89,6 +89,8 @@ pub(crate) struct Walk<X> {
     /// First name of each file that has several.
     links: HashMap<(u64, u64), Path>,
     device: u64,
+    /// The time of the look.
+    now: i64,
     /// So far.
     pub(crate) counts: Counts,
 }
@@ -98,7 +100,7 @@ where
     X: Fn(&Path, bool) -> bool,
 {
     /// Of all beneath `root` that is not `excluded` (the path, and whether it is a directory).
-    pub(crate) fn new(root: &Dir, excluded: X) -> io::Result<Self> {
+    pub(crate) fn new(root: &Dir, excluded: X, now: i64) -> io::Result<Self> {
         let dir = root.again()?;
         let stat = sight::stat(&dir.stat()?);
         let names = Names::Read(dir.names()?.into_iter(), false);
@@ -112,6 +114,7 @@ where
             }],
             links: HashMap::new(),
             device: stat.device,
+            now,
             counts: Counts::default(),
         })
     }
@@ -195,6 +198,7 @@ where
     /// What comes next; `rows` are past all that was told of.
     pub(crate) fn next(&mut self, rows: &mut Cursor) -> Result<Option<Step>, Error> {
         loop {
+            let (device, now) = (self.device, self.now);
             let Some(level) = self.levels.last_mut() else {
                 return Ok(None);
             };
@@ -226,11 +230,11 @@ where
                         continue;
                     };
                     let name = key.get(start.len()..).and_then(Name::new);
-                    let proven = match name {
-                        Some(name) => is_proven(&level.dir, name, row, self.device)?,
-                        None => false,
-                    };
-                    if proven {
+                    let proof = rows::proof(row)?.0;
+                    if let (Some(name), Some(proof)) = (name, proof)
+                        && let Some(stat) = alone(&level.dir, name, device)
+                        && proof.serves(&stat, now)
+                    {
                         rows.skip();
                         continue;
                     }
@@ -249,21 +253,16 @@ where
     }
 }
 
-/// Whether what is at this name is certainly what the index knows, and is all: no directory, no file of several names.
-fn is_proven(dir: &Dir, name: Name, row: &[u8], device: u64) -> Result<bool, Error> {
-    let Some(proof) = rows::proof(row)?.0 else {
-        return Ok(false);
-    };
-    // Whatever fails here is told when the path is looked at.
-    let Ok(Some(raw)) = dir.stat_of(name) else {
-        return Ok(false);
-    };
+/// What is at this name, if that is all: no directory, no file of several names. What fails here is told when the path
+/// is looked at.
+fn alone(dir: &Dir, name: Name, device: u64) -> Option<Stat> {
+    let raw = dir.stat_of(name).ok()??;
     let alone = match FileType::from_raw_mode(raw.st_mode) {
         FileType::Directory => false,
         FileType::RegularFile => raw.st_nlink == 1,
         _ => true,
     };
-    Ok(alone && raw.st_dev == device && proof.holds(&sight::stat(&raw)))
+    (alone && raw.st_dev == device).then(|| sight::stat(&raw))
 }
 
 /// Puts a name behind a directory's path.

@@ -16,13 +16,18 @@ use std::{
 };
 
 /// Version of this protocol.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Longest blob in bytes.
 pub const BLOB_MAX: usize = 1 << 20;
 
 /// Most files, or ranges, in one request.
 pub const LIST_MAX: usize = 256;
+
+/// Most notes in a farewell.
+pub const NOTES_MAX: usize = 16;
+/// Longest note in characters.
+pub const NOTE_MAX: usize = 300;
 
 /// So much of a blob is packed to see whether it pays.
 const SAMPLE: usize = 16 * 1024;
@@ -118,7 +123,7 @@ pub(crate) enum Request {
 }
 
 /// What the puller says of itself when it has no more to ask.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Farewell {
     /// What it took.
     pub taken: u64,
@@ -126,6 +131,8 @@ pub struct Farewell {
     pub left: u64,
     /// Its versions that lost a conflict.
     pub kept: u64,
+    /// What somebody should look at, [`NOTES_MAX`] at most.
+    pub notes: Vec<String>,
 }
 
 /// Part of a file.

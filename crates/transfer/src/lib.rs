@@ -27,6 +27,6 @@ mod serve;
 pub use bucket::Bucket;
 pub use buffered::Buffered;
 pub use chunks::CHUNKER;
-pub use frame::{BLOB_MAX, Error, Farewell, VERSION};
+pub use frame::{BLOB_MAX, Error, Farewell, NOTE_MAX, NOTES_MAX, VERSION};
 pub use pull::{Asked, Greeting, Puller, Wanted, ping, together};
 pub use serve::{Changes, Origin, serve};

@@ -151,18 +151,25 @@ impl<S: Read + Write> Puller<S> {
     ) -> Result<Vec<bool>, Error> {
         let (mut came, mut rest) = (Vec::new(), wanted);
         let mut under_way = VecDeque::new();
+        // What was asked for is heard to its end all the same: else it would be taken for the next answer.
+        let mut put = Ok(());
         loop {
-            while under_way.len() < AHEAD && !rest.is_empty() {
+            while put.is_ok() && under_way.len() < AHEAD && !rest.is_empty() {
                 let (some, others) = rest.split_at(together(rest));
                 under_way.push_back(self.ask_files(some)?);
                 rest = others;
             }
             self.stream.flush()?;
             let Some(first) = under_way.pop_front() else {
+                put?;
                 return Ok(came);
             };
             let before = came.len();
-            came.extend(self.hear_files(&first, |i, at, bytes| part(before + i, at, bytes))?);
+            came.extend(self.hear_files(&first, |i, at, bytes| {
+                if put.is_ok() {
+                    put = part(before + i, at, bytes);
+                }
+            })?);
         }
     }
 
@@ -182,7 +189,7 @@ impl<S: Read + Write> Puller<S> {
     pub fn hear_files(
         &mut self,
         asked: &Asked,
-        mut part: impl FnMut(usize, u64, &[u8]) -> io::Result<()>,
+        mut part: impl FnMut(usize, u64, &[u8]),
     ) -> Result<Vec<bool>, Error> {
         const MORE: Error = Error::Unexpected("more than the file has");
         let mut came = Vec::new();
@@ -200,7 +207,7 @@ impl<S: Read + Write> Puller<S> {
                             return Err(MORE);
                         }
                         if length.is_some() {
-                            part(came.len(), 0, contents)?;
+                            part(came.len(), 0, contents);
                         }
                         came.push(length.is_some());
                         rest = others;
@@ -213,7 +220,7 @@ impl<S: Read + Write> Puller<S> {
                         if at + plain.len() as u64 > *size {
                             return Err(MORE);
                         }
-                        part(i, at, &plain)?;
+                        part(i, at, &plain);
                         at += plain.len() as u64;
                         match self.hear()? {
                             Response::Bytes { length, packed } => next = (length, packed),
@@ -234,9 +241,14 @@ impl<S: Read + Write> Puller<S> {
             .unpack(std::mem::take(&mut self.blob), length, packed)
     }
 
-    /// A file of which something `like` it is here, in no more bytes than it takes, `into` an empty one. Whether it
-    /// came.
-    pub fn alike(&mut self, wanted: &Wanted<'_>, like: &File, into: &File) -> Result<bool, Error> {
+    /// A file of which something `like` it may be here, in no more bytes than it takes, `into` an empty one, or one that
+    /// has some of it at its place. Whether it came.
+    pub fn alike(
+        &mut self,
+        wanted: &Wanted<'_>,
+        like: Option<&File>,
+        into: &File,
+    ) -> Result<bool, Error> {
         let all = Range {
             offset: 0,
             length: wanted.size,
@@ -244,15 +256,19 @@ impl<S: Read + Write> Puller<S> {
         let average = chunks::coarse(wanted.size);
         self.ask_recipe(wanted, all, average)?;
         // Cut here while the other cuts there.
-        let own = Range {
-            offset: 0,
-            length: like.metadata()?.len(),
-        };
-        let mut places = chunks::places(like, own, average)?;
-        let Some(recipe) = self.recipe(all)? else {
+        let mut places = HashMap::new();
+        if let Some(like) = like {
+            let length = like.metadata()?.len();
+            places = chunks::places(like, Range { offset: 0, length }, average)?;
+        }
+        let like = like.unwrap_or(into);
+        let Some(mut recipe) = self.recipe(all)? else {
             return Ok(false);
         };
         let kept: HashSet<_> = recipe.iter().map(|(_, chunk)| *chunk).collect();
+        if into.metadata()?.len() > 0 {
+            recipe.retain(|(range, chunk)| !has(into, *range, chunk));
+        }
         let missing = joined(reuse(recipe, &places, like, into)?);
         // What of the former chunks is in none of the new file may have much in common with the new ones: cut once
         // more, smaller, a change of a few bytes is few bytes on the way.
@@ -321,6 +337,7 @@ impl<S: Read + Write> Puller<S> {
                 ranges: ranges.to_vec(),
             })?;
             self.stream.flush()?;
+            let mut put = Ok(()); // as in `files`
             for range in ranges {
                 match self.hear()? {
                     Response::Bytes { length, packed } => {
@@ -328,12 +345,15 @@ impl<S: Read + Write> Puller<S> {
                         if plain.len() as u64 > range.length {
                             return Err(Error::Unexpected("more than was asked for"));
                         }
-                        into.write_all_at(&plain, range.offset)?;
+                        if put.is_ok() {
+                            put = into.write_all_at(&plain, range.offset);
+                        }
                     }
                     Response::Gone => return Ok(false),
                     _ => return Err(Error::Unexpected("no contents")),
                 }
             }
+            put?;
         }
         Ok(true)
     }
@@ -397,6 +417,13 @@ fn joined(ranges: Vec<Range>) -> Vec<Range> {
         }
     }
     joined
+}
+
+/// Whether a file has a chunk at its place.
+fn has(file: &File, range: Range, chunk: &Chunk) -> bool {
+    let mut data = Vec::new();
+    let read = chunks::Part::of(file, range).read_to_end(&mut data);
+    read.is_ok() && chunks::name(&data) == *chunk
 }
 
 /// Puts in place what is here; the ranges that are not.

@@ -257,12 +257,45 @@ fn delta(old: &[u8], new: &[u8]) -> usize {
             digest: &digest(new),
             size: new.len() as u64,
         };
-        let came = puller.alike(&wanted, &like, &into).unwrap();
+        let came = puller.alike(&wanted, Some(&like), &into).unwrap();
         puller.bye(Farewell::default()).unwrap();
         came && contents(&into) == new
     });
     assert!(same && end.unwrap().is_some());
     bytes
+}
+
+#[test]
+fn what_cannot_be_put_anywhere_is_told_and_not_taken_for_the_next_answer() {
+    let names = ["a", "b", "c"];
+    let files = names.map(|name| (name, noise(name, 3_000_000)));
+    let ((), end, ..) = with(&files, |puller| {
+        puller.greet("web", "etc", &replica("alpha")).unwrap();
+        let paths = names.map(path);
+        let digests = files.each_ref().map(|(_, bytes)| digest(bytes));
+        let wanted = [0, 1, 2].map(|i| Wanted {
+            path: &paths[i],
+            digest: &digests[i],
+            size: files[i].1.len() as u64,
+        });
+        for full in [0, 1, 2] {
+            let put = |i: usize, at, _: &[u8]| match i == full && at > 0 {
+                true => Err(io::ErrorKind::StorageFull.into()),
+                false => Ok(()),
+            };
+            let told = puller.files(&wanted, put).unwrap_err();
+            assert!(
+                matches!(&told, Error::Io(e) if e.kind() == io::ErrorKind::StorageFull),
+                "{told}"
+            );
+            let target = tempfile::tempfile().unwrap();
+            let put = |_: usize, at, bytes: &[u8]| target.write_all_at(bytes, at);
+            assert_eq!(puller.files(&wanted[1..2], put).unwrap(), [true]);
+            assert!(contents(&target) == files[1].1);
+        }
+        puller.bye(Farewell::default()).unwrap();
+    });
+    assert_eq!(end.unwrap(), Some(Farewell::default()));
 }
 
 #[test]

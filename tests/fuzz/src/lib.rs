@@ -16,6 +16,7 @@
 //! | [`files`] | what electd keeps for itself, and an elector that starts with it |
 //! | [`kernel`] | frames from the wire and netlink messages, as takeover reads them |
 //! | [`heartbeat`], [`link`], [`detector`], [`election`] | a core: any events at any times that do not go back |
+//! | [`clock`] | exchanges with an honest peer, whose clock must be within the bound, and with a liar |
 //!
 //! A core is run twice side by side and must do the same both times; time-outs must not come again at once; what is
 //! refused must change nothing but counters; what it says must fit into a message.
@@ -24,6 +25,7 @@
 //! `fuzz_targets/` with its `[[bin]]` in `Cargo.toml`, and a few small seeds in `corpus/<subject>/`. A test holds
 //! these together. An input that broke something becomes a test of the crate that it broke, or stays as a seed.
 
+pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod detector;
@@ -58,6 +60,7 @@ pub type Subject = (&'static str, fn(&[u8]));
 
 /// Every subject by name.
 pub const SUBJECTS: &[Subject] = &[
+    ("clock", clock::run),
     ("codec", codec::run),
     ("config", config::run),
     ("detector", detector::run),

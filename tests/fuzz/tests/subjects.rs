@@ -170,6 +170,7 @@ macro_rules! fed {
 }
 
 fed! {
+    clock 1000
     codec 1000
     config 200
     detector 200

@@ -1,14 +1,15 @@
 //! The last step of each operation: one rename, which is done only if what goes is what should.
 
-use super::{Action, Ready, Refusal, Run, is, is_no_way, same_inode};
+use super::{Action, Contained, Ready, Refusal, Run, is, is_no_way, same_inode};
 use crate::{
     attributes,
     dir::{Dir, Name},
     error::At,
+    look::signed,
     sight,
     stage::Temp,
 };
-use filesync::{Entry, Kind, Operation, Path, Source, Stat};
+use filesync::{Entry, Kind, Operation, Path, Proof, Source, Stat};
 use rustix::{
     fs::{FileType, RenameFlags, fstat},
     io::Errno,
@@ -16,8 +17,8 @@ use rustix::{
 use std::{io, rc::Rc};
 
 impl Run<'_> {
-    /// The last step: one rename. Returns what is there now.
-    pub(super) fn carry_out(&mut self, ready: Ready) -> Result<Entry, Refusal> {
+    /// The last step: one rename. Returns what is there now, with a proof of what was moved or given other metadata.
+    pub(super) fn carry_out(&mut self, ready: Ready) -> Result<(Entry, Option<Proof>), Refusal> {
         let Ready {
             operation,
             before,
@@ -31,24 +32,44 @@ impl Run<'_> {
         if directory(&operation.entry) || operation.was.as_ref().is_some_and(directory) {
             self.last.take(); // it may be the one
         }
+        let mut proof = None;
         match &action {
             Action::Note | Action::Make(_) => {}
             Action::Remove => {
                 let moved = matches!(operation.source, Source::Move(_));
-                let gone = moved && self.stat(path).at("stat", path)?.is_none();
-                self.remove(path, before.filter(|_| !gone))?;
+                let before = match moved {
+                    // Either it went, or it goes now with its contents.
+                    true => {
+                        let row = self.reader.row(path)?;
+                        self.standing(path, row.as_ref(), true, Contained::Go)?
+                    }
+                    false => before,
+                };
+                self.remove(path, before)?;
             }
-            Action::Give => self.give(&operation, before)?,
+            Action::Give => proof = self.give(&operation, before)?,
             Action::Move(from, stat) => {
                 let (source, old) = self.at(from).at("open the directory of", from)?;
                 let now = source.stat_of(old).at("stat", from)?;
-                if !now.is_some_and(|now| alike(&sight::stat(&now), stat)) {
+                let now = now.map(|now| sight::stat(&now));
+                let Some(now) = now.filter(|now| alike(now, stat)) else {
                     return Err(Refusal::PutOff(
                         "what was to be moved is not there any more",
                     ));
-                }
+                };
                 let (dir, name) = self.place(path)?;
                 into_nothing(&source, old, &dir, name).at_path("move", path)?;
+                let after = dir.stat_of(name).at("stat", path)?;
+                if let Some(after) = after.map(|after| sight::stat(&after))
+                    && now == *stat
+                    && after
+                        == (Stat {
+                            ctime: after.ctime,
+                            ..now
+                        })
+                {
+                    proof = Some(self.lend(from, after)?);
+                }
             }
             Action::Link(to) => {
                 let temp = self.link(to)?;
@@ -64,7 +85,13 @@ impl Run<'_> {
                 }
             }
         }
-        Ok(operation.entry)
+        Ok((operation.entry, proof))
+    }
+
+    /// For what was at `from` and is like this now.
+    fn lend(&self, from: &Path, now: Stat) -> Result<Proof, Refusal> {
+        let before = self.reader.row(from)?.and_then(|row| row.proof);
+        Ok(Proof::lend(before.as_ref(), now, signed(self.now)))
     }
 
     /// A further name may have followed its file since the check.
@@ -200,7 +227,7 @@ impl Run<'_> {
     }
 
     /// What stays gets what it is to have; what a cut leaves half done, the next look finishes.
-    fn give(&self, operation: &Operation, before: Option<Stat>) -> Result<(), Refusal> {
+    fn give(&self, operation: &Operation, before: Option<Stat>) -> Result<Option<Proof>, Refusal> {
         let path = &operation.path;
         let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
         let (Some(node), Some(was), Some(before)) = (&operation.entry.node, was, before) else {
@@ -217,7 +244,19 @@ impl Run<'_> {
                 let _ = attributes::give(&there, was, dir.calls());
             })
             .at("change", path)?;
-        Ok(())
+        if node.is_directory() || now != before {
+            return Ok(None);
+        }
+        let after = sight::stat(&fstat(&there).map_err(io::Error::from).at("stat", path)?);
+        let given = Stat {
+            mode: (now.mode & !0o7777) | u32::from(node.mode),
+            uid: node.uid,
+            gid: node.gid,
+            mtime: node.mtime,
+            ctime: after.ctime,
+            ..now
+        };
+        (after == given).then(|| self.lend(path, after)).transpose()
     }
 
     /// The further names of what was replaced follow. Whichever cannot is told by the next look as a file of its own.

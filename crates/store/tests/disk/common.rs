@@ -146,6 +146,8 @@ impl Open {
             let operations = planner.batch(&self.index.reader().unwrap(), batch);
             pulled.add(self, operations, &mut contents)?;
         }
+        let operations = planner.groups(&self.index.reader().unwrap());
+        pulled.add(self, operations, &mut contents)?;
         pulled.add(self, planner.removals(), &mut contents)?;
         let mut author = filesync::Author {
             replica: state.replica.clone(),

@@ -55,10 +55,9 @@ fn meanwhile(alpha: &Store, beta: &Store, happens: impl FnOnce()) -> Applied {
         .since(0)
         .unwrap()
         .map(|row| row.map(|(p, r)| (p, r.entry)));
-    let mut operations = planner.batch(
-        &b.index.reader().unwrap(),
-        offered.collect::<Result<_, _>>().unwrap(),
-    );
+    let index = b.index.reader().unwrap();
+    let mut operations = planner.batch(&index, offered.collect::<Result<_, _>>().unwrap());
+    operations.extend(planner.groups(&index));
     operations.extend(planner.removals());
     happens();
     apply(&b.set, &b.index, operations, &mut Peer(&a.set), later()).unwrap()

@@ -88,7 +88,9 @@ fn a_directory_swapped_for_a_link_all_the_time_never_leads_out() {
                 .unwrap()
                 .map(|row| row.map(|(p, r)| (p, r.entry)));
             let offered = offered.collect::<Result<Vec<_>, _>>().unwrap();
-            let mut operations = planner.batch(&b.index.reader().unwrap(), offered);
+            let index = b.index.reader().unwrap();
+            let mut operations = planner.batch(&index, offered);
+            operations.extend(planner.groups(&index));
             operations.extend(planner.removals());
             done += apply(&b.set, &b.index, operations, &mut Peer(&a.set), later())
                 .unwrap()

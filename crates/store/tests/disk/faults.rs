@@ -49,6 +49,10 @@ fn memory(at: &std::path::Path, flags: MsFlags, options: &str) {
 struct Given(&'static [(&'static str, usize)]);
 
 impl Contents for Given {
+    fn resumes(&self) -> bool {
+        true
+    }
+
     fn bring(&mut self, path: &Path, _: &Node, into: &mut store::Filling<'_>) -> io::Result<()> {
         let found = self
             .0

@@ -10,6 +10,7 @@ mod cuts;
 mod escape;
 mod faults;
 mod index;
+mod lent;
 mod look;
 mod metadata;
 mod names;

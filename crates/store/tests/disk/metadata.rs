@@ -91,6 +91,7 @@ fn fill(from: &Store) {
     set(&at("sticky"), "user.note", &[7; 300]);
     set(&at("empty"), "system.posix_acl_access", &acl());
     set(&at("sticky"), "system.posix_acl_default", &acl());
+    set(&at("pipe"), "system.posix_acl_access", &acl());
     UnixListener::bind(at("socket")).unwrap();
     if is_root() {
         own(&at("plain"), 1234, 4321);
@@ -105,6 +106,7 @@ fn fill(from: &Store) {
             makedev(1, 3),
         )
         .unwrap();
+        set(&at("device"), "system.posix_acl_access", &acl());
         // cap_net_raw, effective and permitted, version 2.
         let mut capability = 0x0200_0001u32.to_le_bytes().to_vec();
         for word in [1u32 << 13, 0, 0, 0] {
@@ -178,6 +180,7 @@ fn each_change_of_metadata_alone_arrives_too() {
     set(&from.at("sparse"), "user.new", b"1");
     round();
     rustix::fs::removexattr(from.at("sticky"), "system.posix_acl_default").unwrap();
+    rustix::fs::removexattr(from.at("pipe"), "system.posix_acl_access").unwrap();
     round();
     fs::hard_link(from.at("plain"), from.at("sticky/plain")).unwrap();
     fs::remove_file(from.at("a-third")).unwrap();
