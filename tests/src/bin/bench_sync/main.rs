@@ -122,7 +122,8 @@ fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, Str
     (work.make)(&scene, &size)?;
     (tool.start)(&mut scene)?;
     if work.begin_alike {
-        tool.run(&scene)?;
+        tool.begin
+            .map_or_else(|| tool.run(&scene), |begin| begin(&scene))?;
         scene.settle(tool)?;
     }
     let start = Instant::now();

@@ -267,6 +267,19 @@ impl Scene {
         Ok(())
     }
 
+    /// Copies, and has each side take note of all that is there, as csync2's manual says for a start.
+    pub fn begin_csync2(&self) -> Result<(), String> {
+        let from = self.data("alpha").join(".");
+        for (side, _) in self.others {
+            fine(Command::new("cp").arg("-a").arg(&from).arg(self.data(side)))?;
+        }
+        let sides = self.others.iter().map(|(side, _)| *side);
+        for side in sides.chain(["alpha"]) {
+            fine(self.csync2(side).args(["-cIr", "/"]))?;
+        }
+        Ok(())
+    }
+
     /// Where the others are: name and address.
     pub fn others(&self) -> &'static [(&'static str, &'static str)] {
         self.others
