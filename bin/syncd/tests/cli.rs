@@ -346,7 +346,8 @@ fn on_a_terminal_a_run_shows_how_far_it_has_got_and_nowhere_else() {
     let seen = |options: &[&str]| {
         let run = scene.syncd("alpha", &[&["run"], options].concat());
         let words = std::iter::once(run.get_program()).chain(run.get_args());
-        let quoted = words.map(|word| format!("'{}'", word.to_str().unwrap()));
+        let quoted =
+            words.map(|word| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''")));
         let line = quoted.collect::<Vec<_>>().join(" ");
         let output = done(Command::new("script").args(["-qec", &line, "/dev/null"]));
         assert!(output.status.success(), "{output:?}");
