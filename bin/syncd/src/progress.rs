@@ -114,6 +114,9 @@ impl Board {
     pub fn show(&self, name: &str, meter: &Arc<Meter>) {
         let now = Some((name.to_owned(), Arc::clone(meter), Instant::now()));
         *self.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        if self.shown {
+            self.draw();
+        }
     }
 
     /// There is room for another line.

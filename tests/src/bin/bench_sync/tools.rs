@@ -16,6 +16,9 @@ use std::{
     time::Duration,
 };
 
+/// What is done to a scene before it is measured.
+type Begin = fn(&Scene) -> Result<(), String>;
+
 /// One way to do it.
 pub struct Tool {
     pub key: &'static str,
@@ -29,7 +32,7 @@ pub struct Tool {
     /// Starts what it needs besides SSH servers.
     pub start: fn(&mut Scene) -> Result<(), String>,
     /// Makes all alike to begin with, if the call that is measured takes too long for it.
-    pub begin: Option<fn(&Scene) -> Result<(), String>>,
+    pub begin: Option<Begin>,
     /// The call that is measured.
     pub call: fn(&Scene) -> Result<Command, String>,
 }
