@@ -70,6 +70,7 @@ impl Locks {
         for file in files {
             let lock = format!("{}.lock", String::from_utf8_lossy(file));
             let path = root.join(&lock);
+            sweep(&locks.dir, file).map_err(|e| told(&path, e))?;
             lock_one(&locks.dir, &path, &lock, limit).map_err(|e| told(&path, e))?;
             locks.held.push(lock);
         }
@@ -146,6 +147,21 @@ fn lock_one(dir: &Dir, path: &Path, lock: &str, limit: Instant) -> io::Result<()
     });
     unlink(dir, &own)?;
     taken
+}
+
+/// Whoever dies while it takes a lock leaves the file that would have become it, named with its process' number.
+fn sweep(dir: &Dir, file: &[u8]) -> io::Result<()> {
+    for left in dir.names()? {
+        let id = left.strip_prefix(file).and_then(|l| l.strip_prefix(b"."));
+        let Some((id, left)) = id.zip(std::str::from_utf8(&left).ok()) else {
+            continue;
+        };
+        let named = id.iter().all(u8::is_ascii_digit);
+        if named && matches!(holder(dir, left), Ok(Holder::Nobody)) {
+            unlink(dir, left)?;
+        }
+    }
+    Ok(())
 }
 
 enum Holder {
@@ -229,9 +245,19 @@ mod tests {
         );
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
+        let left = |id: u32| dir.path().join(format!("shadow.{id}"));
+        for (id, text) in [
+            (child.id(), format!("{}\0", child.id())),
+            (1, "1\0".into()),
+            (7, "no number".into()),
+        ] {
+            std::fs::write(left(id), text).unwrap();
+        }
         for gone in [child.id(), std::process::id()] {
             std::fs::write(&lock, format!("{gone}\0")).unwrap();
             drop(Locks::within(SHORT, dir.path(), FILES).unwrap());
         }
+        let there = [child.id(), 1, 7].map(|id| left(id).exists());
+        assert_eq!(there, [false, true, true], "of the dead alone");
     }
 }
