@@ -3,11 +3,11 @@
 use crate::progress::Meter;
 use filesync::{Digest, Kind, Node, Operation, Path, Source};
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io::{self, Read, Write},
 };
 use store::{Contents, Filling, Set};
-use transfer::{Asked, Error, Puller, Wanted, together};
+use transfer::{Asked, Error, Puller, Recipes, Wanted, together};
 
 /// Files up to this size are fetched ahead, in bytes,
 const SMALL: u64 = 256 * 1024;
@@ -23,6 +23,9 @@ pub struct Bring<'a, S> {
     puller: &'a mut Puller<S>,
     set: &'a Set,
     meter: &'a Meter,
+    recipes: &'a Recipes,
+    /// What is here instead of large files, as far as known.
+    former: BTreeMap<Path, Digest>,
     /// What will be asked for, in order.
     queue: VecDeque<(Path, Digest, u64)>,
     asked: VecDeque<(Asked, Vec<Path>)>,
@@ -30,11 +33,20 @@ pub struct Bring<'a, S> {
     ready: VecDeque<(Path, Option<Vec<u8>>)>,
 }
 
+/// A large file that is here and gets other contents.
+fn former(operation: &Operation) -> Option<(Path, Digest)> {
+    match operation.was.as_ref()?.node.as_ref()?.kind {
+        Kind::File { size, digest } if size > BY_PARTS => Some((operation.path.clone(), digest)),
+        _ => None,
+    }
+}
+
 impl<'a, S: Read + Write> Bring<'a, S> {
     pub fn new(
         puller: &'a mut Puller<S>,
         set: &'a Set,
         meter: &'a Meter,
+        recipes: &'a Recipes,
         operations: &[Operation],
     ) -> Self {
         let fetched = operations.iter().filter(|o| o.source == Source::Fetch);
@@ -51,6 +63,8 @@ impl<'a, S: Read + Write> Bring<'a, S> {
             puller,
             set,
             meter,
+            recipes,
+            former: fetched.clone().filter_map(former).collect(),
             queue: fetched.filter_map(small).collect(),
             asked: VecDeque::new(),
             ready: VecDeque::new(),
@@ -152,7 +166,12 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
             .flatten();
         let came = match like {
             like if into.begun() || like.is_some() => {
-                let came = self.puller.alike(&wanted, like.as_ref(), into.file());
+                let came = {
+                    let digest = self.former.get(path);
+                    let like = like.as_ref().map(|like| (like, digest));
+                    let puller = &mut self.puller;
+                    puller.alike(&wanted, like, into.file(), self.recipes)
+                };
                 self.meter.part(*size);
                 came
             }
@@ -305,8 +324,8 @@ mod tests {
                 });
                 let mut puller = Puller::new(Short(here, most)).unwrap();
                 puller.greet("c", "s", &replica("alpha")).unwrap();
-                let meter = Meter::default();
-                let mut bring = Bring::new(&mut puller, &set, &meter, &operations);
+                let (meter, recipes) = (Meter::default(), Recipes::new());
+                let mut bring = Bring::new(&mut puller, &set, &meter, &recipes, &operations);
                 let applied = apply(&set, &index, operations.clone(), &mut bring, 9).unwrap();
                 drop(bring);
                 (applied, most - puller.stream().1)

@@ -13,13 +13,16 @@ use std::{
     sync::PoisonError,
 };
 use store::{Applied, Listing};
-use transfer::{Error, Farewell, Greeting, NOTE_MAX, NOTES_MAX, Puller};
+use transfer::{Error, Farewell, Greeting, NOTE_MAX, NOTES_MAX, Puller, Recipes};
 
 /// So many entries, and a page more, are planned at once: some tens of megabytes.
 const MANY: usize = 16 * 1024;
 
 /// So few removals are never too many.
 const FEW: u64 = 20;
+
+/// How large files that came before were cut.
+static RECIPES: Recipes = Recipes::new();
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -195,7 +198,7 @@ fn carry_out<S: Read + Write>(
         report.planned.extend(operations);
         return Ok(());
     }
-    let mut bring = Bring::new(puller, &local.set, &local.meter, &operations);
+    let mut bring = Bring::new(puller, &local.set, &local.meter, &RECIPES, &operations);
     let now = daemon::real_now_ns();
     let applied =
         store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;

@@ -22,6 +22,7 @@ mod buffered;
 mod chunks;
 mod frame;
 mod pull;
+mod recipes;
 mod serve;
 
 pub use bucket::Bucket;
@@ -29,4 +30,5 @@ pub use buffered::Buffered;
 pub use chunks::CHUNKER;
 pub use frame::{BLOB_MAX, Error, Farewell, NOTE_MAX, NOTES_MAX, VERSION};
 pub use pull::{Asked, Greeting, Puller, Wanted, ping, together};
+pub use recipes::Recipes;
 pub use serve::{Changes, Origin, serve};

@@ -5,6 +5,7 @@ use crate::{
     frame::{
         self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
     },
+    recipes::Recipes,
 };
 use filesync::{Digest, Entry, Path, Replica};
 use protocol::{codec, wire::beat::Freshness};
@@ -246,8 +247,9 @@ impl<S: Read + Write> Puller<S> {
     pub fn alike(
         &mut self,
         wanted: &Wanted<'_>,
-        like: Option<&File>,
+        like: Option<(&File, Option<&Digest>)>,
         into: &File,
+        known: &Recipes,
     ) -> Result<bool, Error> {
         let all = Range {
             offset: 0,
@@ -257,19 +259,33 @@ impl<S: Read + Write> Puller<S> {
         self.ask_recipe(wanted, all, average)?;
         // Cut here while the other cuts there.
         let mut places = HashMap::new();
-        if let Some(like) = like {
-            let length = like.metadata()?.len();
-            places = chunks::places(like, Range { offset: 0, length }, average)?;
+        if let Some((like, digest)) = like {
+            places = match digest.and_then(|digest| known.places(digest, average)) {
+                Some(places) => places,
+                None => {
+                    let length = like.metadata()?.len();
+                    chunks::places(like, Range { offset: 0, length }, average)?
+                }
+            };
         }
-        let like = like.unwrap_or(into);
-        let Some(mut recipe) = self.recipe(all)? else {
+        let like = like.map_or(into, |(like, _)| like);
+        let begun = into.metadata()?.len() > 0;
+        let (mut cut, mut missing) = (Vec::new(), Vec::new());
+        // What is here is copied while the other cuts what comes next.
+        let came = self.recipe(all, |mut part| {
+            cut.extend(part.iter().map(|(_, chunk)| *chunk));
+            if begun {
+                part.retain(|(range, chunk)| !has(into, *range, chunk));
+            }
+            missing.extend(reuse(part, &places, like, into)?);
+            Ok(())
+        })?;
+        if !came {
             return Ok(false);
-        };
-        let kept: HashSet<_> = recipe.iter().map(|(_, chunk)| *chunk).collect();
-        if into.metadata()?.len() > 0 {
-            recipe.retain(|(range, chunk)| !has(into, *range, chunk));
         }
-        let missing = joined(reuse(recipe, &places, like, into)?);
+        let missing = joined(missing);
+        let kept: HashSet<_> = cut.iter().copied().collect();
+        known.keep(wanted.digest, average, cut);
         // What of the former chunks is in none of the new file may have much in common with the new ones: cut once
         // more, smaller, a change of a few bytes is few bytes on the way.
         places.retain(|chunk, _| !kept.contains(chunk));
@@ -284,10 +300,13 @@ impl<S: Read + Write> Puller<S> {
                 continue;
             }
             self.ask_recipe(wanted, range, FINE)?;
-            let Some(recipe) = self.recipe(range)? else {
+            let came = self.recipe(range, |part| {
+                new.extend(reuse(part, &left, like, into)?);
+                Ok(())
+            })?;
+            if !came {
                 return Ok(false);
-            };
-            new.extend(reuse(recipe, &left, like, into)?);
+            }
         }
         self.pieces(wanted, into, joined(new))
     }
@@ -302,23 +321,32 @@ impl<S: Read + Write> Puller<S> {
         Ok(self.stream.flush()?)
     }
 
-    /// The chunks of a part of a file; none if it is not there any more.
-    fn recipe(&mut self, range: Range) -> Result<Option<Vec<(Range, Chunk)>>, Error> {
-        let (mut recipe, mut offset) = (Vec::new(), range.offset);
+    /// The chunks of a part of a file, as they come; false if it is not there any more. All of it is heard, and then what
+    /// went wrong here is told.
+    fn recipe(
+        &mut self,
+        range: Range,
+        mut each: impl FnMut(Vec<(Range, Chunk)>) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let (mut fine, mut offset) = (Ok(()), range.offset);
         loop {
             match self.hear()? {
                 Response::Chunks(chunks) => {
+                    let mut part = Vec::with_capacity(chunks.len());
                     for chunk in chunks {
                         let length = u64::from(chunk.length);
                         if length == 0 || offset + length > range.offset + range.length {
                             return Err(Error::Unexpected("chunks beyond the file"));
                         }
-                        recipe.push((Range { offset, length }, chunk));
+                        part.push((Range { offset, length }, chunk));
                         offset += length;
                     }
+                    if fine.is_ok() {
+                        fine = each(part);
+                    }
                 }
-                Response::Done => return Ok(Some(recipe)),
-                Response::Gone => return Ok(None),
+                Response::Done => return fine.map(|()| true),
+                Response::Gone => return Ok(false),
                 _ => return Err(Error::Unexpected("no recipe")),
             }
         }

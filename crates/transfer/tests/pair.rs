@@ -257,12 +257,51 @@ fn delta(old: &[u8], new: &[u8]) -> usize {
             digest: &digest(new),
             size: new.len() as u64,
         };
-        let came = puller.alike(&wanted, Some(&like), &into).unwrap();
+        let came = puller
+            .alike(
+                &wanted,
+                Some((&like, None)),
+                &into,
+                &transfer::Recipes::new(),
+            )
+            .unwrap();
         puller.bye(Farewell::default()).unwrap();
         came && contents(&into) == new
     });
     assert!(same && end.unwrap().is_some());
     bytes
+}
+
+#[test]
+fn a_file_that_came_in_parts_need_not_be_cut_again_and_a_wrong_memory_misleads_once() {
+    let first = noise("big", 8 << 20);
+    let second = [&b"x"[..], &first].concat();
+    let third = [&b"y"[..], &second].concat();
+    let files = [("second", second.clone()), ("third", third.clone())];
+    let recipes = transfer::Recipes::new();
+    let ((), end, bytes, _) = with(&files, |puller| {
+        puller.greet("web", "etc", &replica("alpha")).unwrap();
+        let mut take = |name: &str, new: &[u8], like: &File, digest: &Digest| {
+            let into = tempfile::tempfile().unwrap();
+            let wanted = Wanted {
+                path: &path(name),
+                digest: &self::digest(new),
+                size: new.len() as u64,
+            };
+            let like = Some((like, Some(digest)));
+            assert!(puller.alike(&wanted, like, &into, &recipes).unwrap());
+            contents(&into)
+        };
+        assert!(take("second", &second, &file(&first), &digest(&first)) == second);
+        // It is not what it was: found by whoever checks all, and no more at the next try.
+        let other = file(&noise("other", second.len()));
+        assert!(take("third", &third, &other, &digest(&second)) != third);
+        assert!(take("third", &third, &other, &digest(&second)) == third);
+        assert!(take("second", &second, &file(&third), &digest(&third)) == second);
+        puller.bye(Farewell::default()).unwrap();
+    });
+    assert!(end.unwrap().is_some());
+    assert!(bytes < 10 << 20, "{bytes}");
 }
 
 #[test]

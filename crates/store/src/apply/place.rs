@@ -1,6 +1,6 @@
 //! The last step of each operation: one rename, which is done only if what goes is what should.
 
-use super::{Action, Contained, Ready, Refusal, Run, is, is_no_way, same_inode};
+use super::{Action, Contained, LARGE, Ready, Refusal, Run, is, is_no_way, same_inode};
 use crate::{
     attributes,
     dir::{Dir, Name},
@@ -9,7 +9,7 @@ use crate::{
     sight,
     stage::Temp,
 };
-use filesync::{Entry, Kind, Operation, Path, Proof, Source, Stat};
+use filesync::{Entry, Kind, Node, Operation, Path, Proof, Source, Stat};
 use rustix::{
     fs::{FileType, RenameFlags, fstat},
     io::Errno,
@@ -79,7 +79,23 @@ impl Run<'_> {
                 }
             }
             Action::Put(temp) => {
+                let large = matches!(&operation.entry.node, Some(Node { kind: Kind::File { size, .. }, .. }) if *size >= LARGE);
+                let made = match large {
+                    true => self.set.stage.stat_of(temp.name()).at("stat", path)?,
+                    false => None,
+                };
                 self.put(temp, path, before)?;
+                if let Some(made) = made.map(|made| sight::stat(&made)) {
+                    // What came was checked, and nobody but syncd could get at it.
+                    let after = self.stat(path).at("stat", path)?;
+                    let after = after.filter(|after| {
+                        Stat {
+                            ctime: after.ctime,
+                            ..made
+                        } == *after
+                    });
+                    proof = after.map(|after| Proof::lend(None, after, signed(self.now)));
+                }
                 if let Some(old) = before {
                     self.relink(path, &old, &links);
                 }

@@ -1,4 +1,4 @@
-//! What a run itself moved, or gave other metadata, is not read for the sake of that.
+//! What a run itself put in place, moved or gave other metadata is not read for the sake of that.
 
 use crate::common::{Open, Store, fast, later, path};
 use filesync::{LENT, Proof, Stat};
@@ -45,6 +45,22 @@ fn much_later() -> u64 {
 fn read(store: &Store, now: u64) -> (u64, u64) {
     let looked = look_at(&store.open(), now);
     (looked.changed, looked.counts.read)
+}
+
+#[test]
+fn a_large_file_that_came_is_read_again_only_after_a_while() {
+    let (_dir, alpha, beta) = alike();
+    for contents in [8, 9] {
+        alpha.write("a", vec![contents; 2 << 20]);
+        assert!(pass(&alpha, &beta));
+        assert_eq!(read(&beta, later()), (0, 0));
+    }
+    assert_eq!(read(&beta, much_later()), (0, 1));
+    assert!(pass(&alpha, &beta));
+    alpha.write("a", vec![10; 2 << 20]);
+    assert!(pass(&alpha, &beta));
+    beta.write("a", vec![11; 2 << 20]);
+    assert_eq!(read(&beta, later()), (1, 1), "an edit is seen at once");
 }
 
 #[test]
