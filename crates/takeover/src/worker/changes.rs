@@ -39,8 +39,9 @@ impl Worker {
                     }
                 }
                 Change::Link(link) => {
+                    let (link, back) = self.as_it_is(link);
                     self.carrier_changed(&link);
-                    self.link_changed(&link);
+                    self.link_changed(&link, back);
                 }
                 Change::Gone(index, name) => {
                     self.without_carrier.remove(&index);
@@ -126,7 +127,23 @@ impl Worker {
         }
     }
 
-    fn link_changed(&mut self, link: &Link) {
+    /// An interface of ours that is told to be down is looked at: that may be older than what we did last. Whether it is
+    /// back by now.
+    fn as_it_is(&mut self, told: Link) -> (Link, bool) {
+        if told.up || self.open_on(told.index).is_empty() {
+            return (told, false);
+        }
+        match self.netlink.link(&told.name) {
+            Ok(Some(link)) if link.index == told.index => {
+                let back = link.up;
+                (link, back)
+            }
+            _ => (told, false),
+        }
+    }
+
+    /// `back`: it was down meanwhile, or may have been.
+    fn link_changed(&mut self, link: &Link, back: bool) {
         if let Some(gate) = &self.gate
             && let Err(what) = gate.attach(link)
         {
@@ -150,7 +167,7 @@ impl Worker {
             set.link = Some(link.clone());
             if !link.up {
                 self.open_failed(i, down(&link.name));
-            } else if new_mac {
+            } else if new_mac || back {
                 set.announced_from = now();
                 set.next_burst = 0;
             }
