@@ -15,7 +15,7 @@ use crate::{
     units::Unit,
 };
 use filesync::{
-    Conflict, Digest, Entry, Kind, Node, Operation, Outcome, Path, Planner, Source,
+    Conflict, Digest, Entry, Node, Operation, Outcome, Path, Planner, Source,
     accounts::{self, File as Which, History, How, Settled, Side},
 };
 use std::{
@@ -63,13 +63,6 @@ fn place(path: &Path) -> usize {
         .iter()
         .position(in_order)
         .unwrap_or(usize::MAX)
-}
-
-fn file_of(entry: &Entry) -> Option<(u64, Digest)> {
-    match entry.node.as_ref()?.kind {
-        Kind::File { size, digest } => Some((size, digest)),
-        _ => None,
-    }
 }
 
 /// Histories on the disk, one file for each version.
@@ -168,7 +161,7 @@ fn hex(digest: &Digest) -> String {
 
 /// What is here of a path, if it is a file that is still as the index knows it.
 fn text_of(local: &Local, path: &Path, entry: &Entry) -> io::Result<Option<Vec<u8>>> {
-    let Some((_, known)) = file_of(entry) else {
+    let Some((_, known)) = entry.file() else {
         return Ok(None);
     };
     let mut text = Vec::new();
@@ -211,7 +204,7 @@ pub fn asked(local: &Local, path: &Path, wanted: &Digest) -> io::Result<Option<F
     };
     let row = local.index.row(&path).map_err(io::Error::other)?;
     let entry = row.map(|row| row.entry);
-    let entry = entry.filter(|e| file_of(e).is_some_and(|(_, digest)| digest == *wanted));
+    let entry = entry.filter(|e| e.file().is_some_and(|(_, digest)| digest == *wanted));
     match entry {
         Some(entry) if local.unit.accounts => {
             File::open(Histories::of(local).file(&path, &entry)).map(Some)
@@ -250,7 +243,7 @@ pub fn pull<S: Read + Write>(
     };
     for conflict in std::mem::take(&mut planner.conflicts) {
         let settles = matches!(conflict.outcome, Outcome::GaveWay | Outcome::Stayed);
-        if settles && file_of(&conflict.here).is_some() && file_of(&conflict.there).is_some() {
+        if settles && conflict.here.file().is_some() && conflict.there.file().is_some() {
             operations.retain(|o| o.path != conflict.path);
             run.settle(conflict)?;
         } else {
@@ -310,7 +303,7 @@ impl<S: Read + Write> Merging<'_, S> {
 
     /// Contents and history of the other's version.
     fn theirs(&mut self, path: &Path, entry: &Entry) -> Result<Option<(Vec<u8>, History)>, Error> {
-        let Some((size, wanted)) = file_of(entry) else {
+        let Some((size, wanted)) = entry.file() else {
             return Ok(None);
         };
         let Some(text) = self
@@ -429,7 +422,7 @@ impl<S: Read + Write> Merging<'_, S> {
         };
         let versions = archive.of(path).map_err(failed)?;
         let entries = versions.iter().map(|version| &version.entry);
-        let common = accounts::common(entries, here, there).and_then(file_of);
+        let common = accounts::common(entries, here, there).and_then(Entry::file);
         let mut text = Vec::new();
         if let Some((_, digest)) = common {
             let piece = |bytes: &[u8]| text.write_all(bytes);
@@ -454,7 +447,7 @@ impl<S: Read + Write> Merging<'_, S> {
             });
             return Ok(());
         }
-        if file_of(&operation.entry).is_none() {
+        if operation.entry.file().is_none() {
             let what = match operation.entry.node {
                 None => "was removed there and stays here",
                 Some(_) => "is no file there and stays here as it is",

@@ -34,7 +34,7 @@ pub fn alone<'o>(
             .filter(|row| row.sequence <= confirmed)
             .map(|_| name(removal));
         alone += u64::from(!name.is_some_and(|name| others.contains(&name)));
-        said.extend(name.unwrap_or_default());
+        said.extend(name.into_iter().flatten());
     }
     if !dry {
         // It only spares an operator a word.

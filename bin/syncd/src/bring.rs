@@ -35,10 +35,8 @@ pub struct Bring<'a, S> {
 
 /// A large file that is here and gets other contents.
 fn former(operation: &Operation) -> Option<(Path, Digest)> {
-    match operation.was.as_ref()?.node.as_ref()?.kind {
-        Kind::File { size, digest } if size > BY_PARTS => Some((operation.path.clone(), digest)),
-        _ => None,
-    }
+    let (size, digest) = operation.was.as_ref()?.file()?;
+    (size > BY_PARTS).then(|| (operation.path.clone(), digest))
 }
 
 impl<'a, S: Read + Write> Bring<'a, S> {
@@ -50,14 +48,12 @@ impl<'a, S: Read + Write> Bring<'a, S> {
         operations: &[Operation],
     ) -> Self {
         let fetched = operations.iter().filter(|o| o.source == Source::Fetch);
-        for operation in fetched.clone() {
-            if let Some(Kind::File { size, .. }) = operation.entry.node.as_ref().map(|n| &n.kind) {
-                meter.expect(*size);
-            }
+        for (size, _) in fetched.clone().filter_map(|o| o.entry.file()) {
+            meter.expect(size);
         }
-        let small = |o: &Operation| match o.entry.node.as_ref()?.kind {
-            Kind::File { size, digest } if size <= SMALL => Some((o.path.clone(), digest, size)),
-            _ => None,
+        let small = |o: &Operation| {
+            let (size, digest) = o.entry.file()?;
+            (size <= SMALL).then(|| (o.path.clone(), digest, size))
         };
         Self {
             puller,
@@ -164,26 +160,19 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
         let like = (*size > BY_PARTS)
             .then(|| self.set.read(path).ok())
             .flatten();
-        let came = match like {
-            like if into.begun() || like.is_some() => {
-                let came = {
-                    let digest = self.former.get(path);
-                    let like = like.as_ref().map(|like| (like, digest));
-                    let puller = &mut self.puller;
-                    puller.alike(&wanted, like, into.file(), self.recipes)
-                };
-                self.meter.part(*size);
-                came
-            }
-            _ => {
-                let part = |_: usize, _: u64, bytes: &[u8]| {
-                    self.meter.part(bytes.len() as u64);
-                    into.write_all(bytes)
-                };
-                self.puller
-                    .files(&[wanted], part)
-                    .map(|came| came == [true])
-            }
+        let came = if like.is_some() || into.begun() {
+            let like = like.as_ref().map(|like| (like, self.former.get(path)));
+            let puller = &mut self.puller;
+            let came = puller.alike(&wanted, like, into.file(), self.recipes);
+            self.meter.part(*size);
+            came
+        } else {
+            let part = |_: usize, _: u64, bytes: &[u8]| {
+                self.meter.part(bytes.len() as u64);
+                into.write_all(bytes)
+            };
+            let came = self.puller.files(&[wanted], part);
+            came.map(|came| came == [true])
         };
         if came.map_err(io::Error::other)? {
             self.meter.file();

@@ -67,10 +67,11 @@ impl Locks {
             held: Vec::new(),
             _all: all,
         };
+        let files: Vec<_> = files.into_iter().collect();
+        sweep(&locks.dir, &files).map_err(|e| told(root, e))?;
         for file in files {
             let lock = format!("{}.lock", String::from_utf8_lossy(file));
             let path = root.join(&lock);
-            sweep(&locks.dir, file).map_err(|e| told(&path, e))?;
             lock_one(&locks.dir, &path, &lock, limit).map_err(|e| told(&path, e))?;
             locks.held.push(lock);
         }
@@ -150,9 +151,10 @@ fn lock_one(dir: &Dir, path: &Path, lock: &str, limit: Instant) -> io::Result<()
 }
 
 /// Whoever dies while it takes a lock leaves the file that would have become it, named with its process' number.
-fn sweep(dir: &Dir, file: &[u8]) -> io::Result<()> {
+fn sweep(dir: &Dir, files: &[&[u8]]) -> io::Result<()> {
     for left in dir.names()? {
-        let id = left.strip_prefix(file).and_then(|l| l.strip_prefix(b"."));
+        let mut files = files.iter();
+        let id = files.find_map(|file| left.strip_prefix(*file)?.strip_prefix(b"."));
         let Some((id, left)) = id.zip(std::str::from_utf8(&left).ok()) else {
             continue;
         };

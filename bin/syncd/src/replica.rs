@@ -2,7 +2,7 @@
 
 use crate::{accounts, fresh, progress::Meter, units::Unit, versions::Versions};
 use daemon::Args;
-use filesync::{Author, Digest, Kind, Path, Planner, Replica};
+use filesync::{Author, Digest, Path, Planner, Replica};
 use protocol::{
     Role, ServerName,
     local::status::{Detail, OffsetStatus},
@@ -242,8 +242,8 @@ impl Origin for Answering<'_> {
         let meter = Arc::clone(&self.local.meter);
         Ok(Box::new(rows.map(move |row| {
             let (path, row) = row.map_err(io::Error::other)?;
-            if let Some(Kind::File { size, .. }) = row.entry.node.as_ref().map(|n| &n.kind) {
-                meter.expect(*size);
+            if let Some((size, _)) = row.entry.file() {
+                meter.expect(size);
             }
             Ok((path, row.entry))
         })))
@@ -254,10 +254,9 @@ impl Origin for Answering<'_> {
             return Ok(Some(history));
         }
         let row = self.local.index.row(path).map_err(io::Error::other)?;
-        let node = row.and_then(|r| r.entry.node);
-        let size = match node.map(|n| n.kind) {
-            Some(Kind::File { digest: d, size }) if d == *digest => size,
-            _ => return Ok(None),
+        let file = row.and_then(|r| r.entry.file());
+        let Some((size, _)) = file.filter(|(_, known)| known == digest) else {
+            return Ok(None);
         };
         // As if it had gone by now.
         self.local.meter.part(size);

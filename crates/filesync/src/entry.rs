@@ -122,6 +122,14 @@ impl Entry {
     pub fn is_directory(&self) -> bool {
         self.node.as_ref().is_some_and(Node::is_directory)
     }
+
+    /// Size and digest of the file, if one is there.
+    pub fn file(&self) -> Option<(u64, Digest)> {
+        match self.node.as_ref()?.kind {
+            Kind::File { size, digest } => Some((size, digest)),
+            _ => None,
+        }
+    }
 }
 
 /// Who makes changes now, and how they are stamped.

@@ -354,18 +354,22 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_file_looked_at_while_its_times_were_young_is_looked_at_again() {
-        let stat = Stat {
+    fn with_times(mtime: i64, ctime: i64) -> Stat {
+        Stat {
             size: 5,
             mode: 0o100_644,
             uid: 1,
             gid: 1,
             device: 1,
             inode: 2,
-            mtime: 10 * RACY,
-            ctime: 10 * RACY,
-        };
+            mtime,
+            ctime,
+        }
+    }
+
+    #[test]
+    fn a_file_looked_at_while_its_times_were_young_is_looked_at_again() {
+        let stat = with_times(10 * RACY, 10 * RACY);
         let proof = |at| Proof {
             stat,
             at,
@@ -385,16 +389,7 @@ mod tests {
 
     #[test]
     fn what_syncd_moved_is_read_again_in_a_while_however_often_it_moves() {
-        let stat = Stat {
-            size: 5,
-            mode: 0o100_644,
-            uid: 1,
-            gid: 1,
-            device: 1,
-            inode: 2,
-            mtime: 10,
-            ctime: 20 * RACY,
-        };
+        let stat = with_times(10, 20 * RACY);
         let at = 20 * RACY;
         let first = Proof::lend(None, stat, at);
         assert!(!first.holds(&stat), "not where anything is lost with it");

@@ -321,7 +321,7 @@ impl Planner {
             return operation;
         };
         if let Kind::File { digest, .. } = &node.kind {
-            let has = |entry: &Entry| matches!(&entry.node, Some(n) if matches!(&n.kind, Kind::File { digest: d, .. } if d == digest));
+            let has = |entry: &Entry| entry.file().is_some_and(|(_, known)| known == *digest);
             operation.source = if operation.was.as_ref().is_some_and(has) {
                 Source::Nothing
             } else {

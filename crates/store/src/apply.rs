@@ -233,10 +233,7 @@ impl Run<'_> {
                 };
                 count += 1;
                 let path = operation.path.clone();
-                let size = match operation.entry.node.as_ref().map(|n| &n.kind) {
-                    Some(Kind::File { size, .. }) => *size,
-                    _ => 0,
-                };
+                let size = operation.entry.file().map_or(0, |(size, _)| size);
                 match self.prepare(operation) {
                     Ok(one) => {
                         bytes = bytes.saturating_add(size);

@@ -62,11 +62,12 @@ impl<'a> Filling<'a> {
 
 impl Write for Filling<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.begun {
-            true => self.file.write_all_at(bytes, self.at)?,
-            false => contents::write(self.file, self.at, bytes)?,
+        if self.in_order {
+            contents::write(self.file, self.at, bytes)?;
+            self.hasher.update(bytes);
+        } else {
+            self.file.write_all_at(bytes, self.at)?;
         }
-        self.hasher.update(bytes);
         self.at += bytes.len() as u64;
         if self.at - self.sent >= MUCH {
             // Nothing of it is out of the cache before it is on the disk, and nobody minds if nothing comes of it.

@@ -9,7 +9,7 @@ use crate::{
     sight,
     stage::Temp,
 };
-use filesync::{Entry, Kind, Node, Operation, Path, Proof, Source, Stat};
+use filesync::{Entry, Kind, Operation, Path, Proof, Source, Stat};
 use rustix::{
     fs::{FileType, RenameFlags, fstat},
     io::Errno,
@@ -59,14 +59,8 @@ impl Run<'_> {
                 };
                 let (dir, name) = self.place(path)?;
                 into_nothing(&source, old, &dir, name).at_path("move", path)?;
-                let after = dir.stat_of(name).at("stat", path)?;
-                if let Some(after) = after.map(|after| sight::stat(&after))
-                    && now == *stat
-                    && after
-                        == (Stat {
-                            ctime: after.ctime,
-                            ..now
-                        })
+                if now == *stat
+                    && let Some(after) = self.renamed(path, now)?
                 {
                     proof = Some(self.lend(from, after)?);
                 }
@@ -79,21 +73,18 @@ impl Run<'_> {
                 }
             }
             Action::Put(temp) => {
-                let large = matches!(&operation.entry.node, Some(Node { kind: Kind::File { size, .. }, .. }) if *size >= LARGE);
+                let large = operation
+                    .entry
+                    .file()
+                    .is_some_and(|(size, _)| size >= LARGE);
                 let made = match large {
                     true => self.set.stage.stat_of(temp.name()).at("stat", path)?,
                     false => None,
                 };
                 self.put(temp, path, before)?;
-                if let Some(made) = made.map(|made| sight::stat(&made)) {
+                if let Some(made) = made {
                     // What came was checked, and nobody but syncd could get at it.
-                    let after = self.stat(path).at("stat", path)?;
-                    let after = after.filter(|after| {
-                        Stat {
-                            ctime: after.ctime,
-                            ..made
-                        } == *after
-                    });
+                    let after = self.renamed(path, sight::stat(&made))?;
                     proof = after.map(|after| Proof::lend(None, after, signed(self.now)));
                 }
                 if let Some(old) = before {
@@ -102,6 +93,15 @@ impl Run<'_> {
             }
         }
         Ok((operation.entry, proof))
+    }
+
+    /// What is at `path` now, if it is what was like this and was renamed: that moves its change time alone.
+    fn renamed(&self, path: &Path, was: Stat) -> Result<Option<Stat>, Refusal> {
+        let now = self.stat(path).at("stat", path)?;
+        Ok(now.filter(|now| {
+            let ctime = now.ctime;
+            *now == Stat { ctime, ..was }
+        }))
     }
 
     /// For what was at `from` and is like this now.
