@@ -120,8 +120,8 @@ fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, Str
     let mut scene = Scene::new(work.others, work.accounts)?;
     let size = |usual: u64| (usual * options.scale / 100).max(1);
     (work.make)(&scene, &size)?;
-    (tool.start)(&mut scene)?;
     if work.begin_alike {
+        (tool.start)(&mut scene)?;
         tool.begin
             .map_or_else(|| tool.run(&scene), |begin| begin(&scene))?;
         scene.settle(tool)?;
@@ -136,6 +136,7 @@ fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, Str
             (work.change)(&scene, round)?;
         } else {
             scene.forget()?;
+            (tool.start)(&mut scene)?;
         }
         scene.quiet()?;
         outcomes.push(scene.measure(&mut (tool.call)(&scene)?)?);
