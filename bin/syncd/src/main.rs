@@ -4,6 +4,7 @@ mod accounts;
 mod agreed;
 mod bring;
 mod conflicts;
+mod follow;
 mod fresh;
 mod jobs;
 mod locks;
