@@ -2,6 +2,7 @@
 
 mod accounts;
 mod agreed;
+mod alive;
 mod bring;
 mod conflicts;
 mod follow;
