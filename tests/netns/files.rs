@@ -164,6 +164,69 @@ pub fn files_are_alike_after_an_election_and_a_server_that_missed_a_run_does_not
     })
 }
 
+/// In the namespace of a server's syncd, which sees its files by a mount of its own.
+fn mounts(cluster: &Cluster, server: usize, words: &[&str]) -> Outcome {
+    let mut syncd = cluster.role(server, "syncd");
+    syncd.retain(|p| p.line.get(1).is_none_or(|word| word != "serve"));
+    let [syncd] = &syncd[..] else {
+        return Err(Failure::Wrong(format!("not one daemon: {syncd:?}")));
+    };
+    let mut nsenter = Command::new("nsenter");
+    nsenter.args(["--mount", "--target", &syncd.pid.to_string()]);
+    let done = system("nsenter", nsenter.args(words).status())?;
+    ensure(done.success(), format!("{words:?}: {done}"))
+}
+
+pub fn a_server_whose_files_are_not_mounted_does_not_win_until_they_are_again() -> Outcome {
+    let (alpha, bravo, charlie) = (0, 1, 2);
+    let all = [alpha, bravo, charlie];
+    judged(patient(), Two::Never, |cluster| {
+        prepare(cluster)?;
+        write(cluster, alpha, "one", "is enough")?;
+        for server in all {
+            cluster.start_server(server)?;
+        }
+        let first = cluster.settle()?;
+        let mut run = all_fresh(cluster, &all, (0, 0))?;
+        if first != alpha {
+            cluster.tell(first, &["promote", "alpha"])?;
+            cluster.settle()?;
+            run = all_fresh(cluster, &all, run)?;
+        }
+        let preferred = |better: usize, worse: usize| {
+            let (better, worse) = (cluster.name(better), cluster.name(worse));
+            let what = format!("{better} ranks before {worse}");
+            wait_for(&what, PATIENCE, || {
+                let ranks = all.map(|by| {
+                    let rank = |of| rank(cluster, by, cluster.named(of)?);
+                    Some(rank(better)? < rank(worse)?)
+                });
+                ranks.iter().all(|ok| *ok == Some(true)).then_some(())
+            })
+        };
+        preferred(charlie, bravo)?;
+        let (path, files) = (Cluster::files_path(), cluster.files(charlie));
+        let (path, files) = (path.display().to_string(), files.display().to_string());
+        mounts(cluster, charlie, &["umount", &path])?;
+        preferred(bravo, charlie)?;
+        ensure(
+            fresh(cluster, alpha, charlie) == Some((0, 0)),
+            "what is not there is fresh",
+        )?;
+        mounts(cluster, charlie, &["mount", "--bind", &files, &path])?;
+        preferred(charlie, bravo)?;
+        ensure(
+            fresh(cluster, alpha, charlie) == Some(run),
+            "what is there again is another run's",
+        )?;
+        mounts(cluster, charlie, &["umount", &path])?;
+        preferred(bravo, charlie)?;
+        cluster.power_loss(alpha)?;
+        let winner = cluster.wait_master(0, Some(alpha))?;
+        ensure(winner == bravo, "charlie won, although its files are gone")
+    })
+}
+
 pub fn a_master_that_loses_its_power_in_a_run_keeps_nothing_occupied() -> Outcome {
     let all = [0, 1, 2];
     judged(patient(), Two::Never, |cluster| {

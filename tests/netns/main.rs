@@ -77,6 +77,7 @@ tests! {
         handovers_lose_no_request_over_ipv6;
     files:
         files_are_alike_after_an_election_and_a_server_that_missed_a_run_does_not_win
+        a_server_whose_files_are_not_mounted_does_not_win_until_they_are_again
         a_master_that_loses_its_power_in_a_run_keeps_nothing_occupied
         what_two_masters_changed_in_a_split_is_alike_after_it_and_nothing_is_lost;
     quorum:

@@ -284,7 +284,7 @@ impl Picture<'_> {
             "TERM",
             "LEASE LEFT",
             "ADDRESSES",
-            "REASON",
+            "LAST CHANGE",
         ]);
         for v in self.virtual_servers() {
             table.row([

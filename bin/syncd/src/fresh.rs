@@ -2,7 +2,8 @@
 //!
 //! The master of the first virtual server numbers runs: (term, run) means "all that this master had then". Whoever takes
 //! all that a server has is as fresh as that server was when it began to tell. So a number is only ever proved by a run,
-//! whoever it was made with. Each unit has its own; a server is as fresh as the least fresh of its `election` sets.
+//! whoever it was made with. Each unit has its own; a server is as fresh as the least fresh of its `election` sets, and
+//! only while each of them is what it was when it was last looked at.
 
 use crate::{
     replica::{Allowed, BUSY, Local},
@@ -10,16 +11,21 @@ use crate::{
 };
 use config::Config;
 use daemon::{Args, durable};
-use filesync::Replica;
+use filesync::{
+    Path as SetPath, Replica,
+    guard::{Root, recognise},
+};
 use protocol::{ServerName, Term, codec, wire::beat::Freshness};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs,
+    fs, io,
+    os::unix::ffi::OsStringExt,
     path::Path,
     sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
+use store::Set;
 
 /// In a unit's directory.
 const FILE: &str = "fresh";
@@ -31,13 +37,22 @@ const STEP: Duration = Duration::from_millis(100);
 /// Several threads may prove a unit at once; no two processes do, for the index has one owner.
 static WRITING: Mutex<()> = Mutex::new(());
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     /// Of the replica that it was proved for: a lost index knows nothing.
     incarnation: u64,
     fresh: Freshness,
     /// The index's last change when this server gave it a number itself.
     sequence: u64,
+    /// What the last look found, or why it found nothing out.
+    seen: Result<Seen, String>,
+}
+
+/// What a unit that is gone or was emptied is told by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    root: Root,
+    filled: bool,
 }
 
 /// What was proved for this replica.
@@ -50,7 +65,9 @@ fn stamp(state: &Path, replica: &Replica) -> Stamp {
     let own = read.filter(|s| s.incarnation == replica.incarnation);
     own.unwrap_or(Stamp {
         incarnation: replica.incarnation,
-        ..Stamp::default()
+        fresh: Freshness::default(),
+        sequence: 0,
+        seen: Err("it was not looked at yet".into()),
     })
 }
 
@@ -66,36 +83,99 @@ fn write(state: &Path, stamp: &Stamp) -> Result<(), String> {
 
 /// All that another server of this freshness had is here now. It is on the disk when this returns.
 pub fn raise(state: &Path, replica: &Replica, to: Freshness) -> Result<(), String> {
+    change(state, Some(replica), |stamp| {
+        stamp.fresh = stamp.fresh.max(to);
+    })
+}
+
+/// It was looked at, and has something or nothing in it.
+pub fn looked(state: &Path, replica: &Replica, root: &Root, filled: bool) -> Result<(), String> {
+    let root = root.clone();
+    change(state, Some(replica), |stamp| {
+        stamp.seen = Ok(Seen { root, filled });
+    })
+}
+
+/// It could not be looked at, for this reason: nobody counts on what is in it until somebody has.
+pub fn doubted(state: &Path, why: &str) -> Result<(), String> {
+    change(state, None, |stamp| stamp.seen = Err(why.to_owned()))
+}
+
+/// Changes what is written, of this replica or of whichever it is.
+fn change(
+    state: &Path,
+    replica: Option<&Replica>,
+    change: impl FnOnce(&mut Stamp),
+) -> Result<(), String> {
     let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = stamp(state, replica);
-    if known.fresh >= to {
+    let known = replica.map(|replica| stamp(state, replica));
+    let Some(known) = known.or_else(|| read(state)) else {
         return Ok(());
+    };
+    let mut stamp = known.clone();
+    change(&mut stamp);
+    match stamp == known {
+        true => Ok(()),
+        false => write(state, &stamp),
     }
-    let raised = Stamp { fresh: to, ..known };
-    write(state, &raised)
 }
 
 /// The units that count in elections.
-fn units(config: &Config) -> Result<Vec<Unit>, String> {
-    units::of(config, |set| set.on.election)
+fn units(config: &Config, me: &ServerName) -> Result<Vec<Unit>, String> {
+    let witness = config.server(me).is_some_and(|s| s.witness);
+    units::of(config, |set| set.on.election && !witness)
 }
 
-/// How fresh this server is, as far as is written: the least fresh of what counts.
-pub fn written(config: &Config, args: &Args) -> Freshness {
-    let of =
-        |unit: &Unit| read(&unit.state(&args.state_dir)).map_or_else(Default::default, |s| s.fresh);
-    let units = units(config).unwrap_or_default();
-    units.iter().map(of).min().unwrap_or_default()
+/// How fresh this server is: the least fresh of what counts, if all of it is there as it was looked at.
+pub fn now(config: &Config, me: &ServerName, args: &Args) -> Result<Freshness, String> {
+    let units = units(config, me)?;
+    let fresh = units.iter().map(|unit| {
+        let whole = whole(unit, &unit.state(&args.state_dir));
+        whole.map_err(|why| format!("{}: {why}", unit.name))
+    });
+    let fresh: Vec<_> = fresh.collect::<Result<_, _>>()?;
+    Ok(fresh.into_iter().min().unwrap_or_default())
 }
 
-/// The same, once each unit has been looked at: its directory is there, and its index.
-pub fn proved(config: &Config, me: &ServerName, args: &Args) -> Result<Freshness, String> {
-    let mut least: Option<Freshness> = None;
-    for unit in units(config)? {
-        let local = open(&unit, me, args)?;
-        least = Some(least.map_or(local.fresh(), |l| l.min(local.fresh())));
+/// How fresh a unit is, by a glimpse at it: the index is not opened, for a run may have it.
+fn whole(unit: &Unit, state: &Path) -> Result<Freshness, String> {
+    let told = |e: io::Error| e.to_string();
+    if !state.join("index").try_exists().map_err(told)? {
+        return Err("its index is lost".into());
     }
-    Ok(least.unwrap_or_default())
+    let stamp = read(state).ok_or("it was not looked at yet")?;
+    let known = stamp.seen?;
+    let root = Set::glimpse(unit.own(), &unit.root).map_err(|e| e.to_string())?;
+    let filled = known.filled && is_filled(unit).map_err(told)?;
+    let same = recognise(&known.root, &root, known.filled.into(), filled.into());
+    same.map_err(|doubt| {
+        let root = unit.root.display().to_string();
+        store::Error::Root { root, doubt }.to_string()
+    })?;
+    Ok(stamp.fresh)
+}
+
+fn is_filled(unit: &Unit) -> io::Result<bool> {
+    for entry in fs::read_dir(&unit.root)? {
+        let entry = entry?;
+        let directory = entry.file_type().is_ok_and(|t| t.is_dir());
+        let path = SetPath::try_from(entry.file_name().into_vec());
+        if path.is_ok_and(|path| !store::is_own(&path) && !unit.excludes(&path, directory)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Looks at each unit that counts, or only those of which it is not certain that they are there. What comes of it is
+/// what [`now`] says afterwards.
+pub fn look(config: &Config, me: &ServerName, args: &Args, all: bool) {
+    // What is missing is told by `now`, too.
+    for unit in units(config, me).unwrap_or_default() {
+        if all || whole(&unit, &unit.state(&args.state_dir)).is_err() {
+            let _ = open(&unit, me, args);
+        }
+    }
 }
 
 fn open(unit: &Unit, me: &ServerName, args: &Args) -> Result<Local, String> {
@@ -111,7 +191,7 @@ fn open(unit: &Unit, me: &ServerName, args: &Args) -> Result<Local, String> {
 
 /// Numbers what is here as the next run of `term`, of which this server is master, if anything is new since the last.
 pub fn number(config: &Config, me: &ServerName, args: &Args, term: Term) -> Result<bool, String> {
-    let locals = units(config)?;
+    let locals = units(config, me)?;
     let locals: Result<Vec<Local>, _> = locals.iter().map(|u| open(u, me, args)).collect();
     let mut stamps = Vec::new();
     for local in locals? {
@@ -210,5 +290,85 @@ mod tests {
         );
         assert_eq!(number(8, &[(fresh(7, 3), 4, 4)]), Some(fresh(8, 1)));
         assert_eq!(number(6, &[(fresh(7, 3), 4, 9)]), None, "deposed");
+    }
+
+    #[test]
+    fn only_a_set_that_is_as_it_was_looked_at_is_fresh() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, away) = (folder.path().join("data"), folder.path().join("away"));
+        fs::create_dir(&data).unwrap();
+        let text = format!(
+            "[cluster]\nname = \"web\"\nquorum = \"none\"\n[[server]]\nname = \"alpha\"\naddress = \"127.0.0.1\"\n\
+             host_key = \"ssh-ed25519 AAAAx\"\n[[sync]]\nname = \"data\"\npath = \"{}\"\non = [\"election\"]\nexclude = [\"lost\"]\n",
+            data.display()
+        );
+        let config = config::parse(&text, Path::new("standin.toml")).unwrap();
+        let me: ServerName = "alpha".parse().unwrap();
+        let args = Args {
+            config: folder.path().join("standin.toml"),
+            run_dir: folder.path().join("run"),
+            state_dir: folder.path().join("state"),
+            server: None,
+        };
+        let now = || now(&config, &me, &args);
+        let look = || look(&config, &me, &args, false);
+        let doubt = |what: &str| {
+            let why = now().unwrap_err();
+            assert!(why.contains(what), "not \"{what}\": {why}");
+        };
+        doubt("its index is lost");
+        look();
+        assert_eq!(now(), Ok(fresh(0, 0)), "an empty set is one, too");
+        let [unit] = &units(&config, &me).unwrap()[..] else {
+            panic!("one set")
+        };
+        let state = unit.state(&args.state_dir);
+        let replica = Local::open(unit.clone(), &me, &args, Allowed::default())
+            .unwrap()
+            .replica;
+        raise(&state, &replica, fresh(7, 2)).unwrap();
+        fs::write(data.join("file"), "of it").unwrap();
+        assert!(number(&config, &me, &args, Term(7)).unwrap());
+        let whole = Ok(fresh(7, 3));
+        assert_eq!(now(), whole);
+
+        // Not mounted: nothing at all, or another directory.
+        fs::rename(&data, &away).unwrap();
+        doubt("might only not be mounted");
+        fs::create_dir(&data).unwrap();
+        doubt("does not carry the marker");
+        look();
+        doubt("does not carry the marker");
+        fs::remove_dir(&data).unwrap();
+        fs::rename(&away, &data).unwrap();
+        assert_eq!(now(), whole);
+
+        // Emptied, but for what is no part of it.
+        fs::rename(data.join("file"), &away).unwrap();
+        fs::write(data.join("lost"), "").unwrap();
+        doubt("is empty and was not");
+        fs::rename(&away, data.join("file")).unwrap();
+        assert_eq!(now(), whole);
+
+        // Not to be looked at.
+        let stage = data.join(store::STAGE);
+        fs::remove_dir(&stage).unwrap();
+        fs::write(&stage, "").unwrap();
+        assert_eq!(now(), whole, "nobody has noticed");
+        open(unit, &me, &args).err().unwrap();
+        doubt("prepare the stage");
+        fs::remove_file(&stage).unwrap();
+        doubt("prepare the stage");
+        look();
+        assert_eq!(now(), whole);
+
+        // Without its index, or with a new one.
+        fs::rename(state.join("index"), &away).unwrap();
+        doubt("its index is lost");
+        fs::rename(&away, state.join("index")).unwrap();
+        assert_eq!(now(), whole);
+        fs::remove_file(state.join("index")).unwrap();
+        look();
+        assert_eq!(now(), Ok(fresh(0, 0)));
     }
 }

@@ -2,8 +2,10 @@
 
 mod accounts;
 mod agreed;
+mod alive;
 mod bring;
 mod conflicts;
+mod follow;
 mod fresh;
 mod jobs;
 mod locks;

@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
-use store::{Calls, Counts, Index, Listing, Look, Opened, Opener, Own, Reader, Set, Summary};
+use store::{Calls, Counts, Index, Listing, Look, Opened, Opener, Reader, Set, Summary};
 use transfer::{Changes, Files, Origin};
 
 /// What is said while another run has the unit.
@@ -84,8 +84,9 @@ impl Local {
             incarnation,
         };
         let calls = Calls::unlimited();
+        let doubted = |e| doubted(&state_dir, e);
         let Opened { index, damaged, .. } =
-            Index::open(&state_dir.join("index"), new, calls.clone()).map_err(told)?;
+            Index::open(&state_dir.join("index"), new, calls.clone()).map_err(doubted)?;
         if let Some(file) = damaged {
             log::error!(
                 "{}: the index could not be read and is kept as {}; what is here counts as unknown history",
@@ -93,12 +94,9 @@ impl Local {
                 file.display()
             );
         }
-        let own = match unit.accounts {
-            true => Own::ACCOUNTS,
-            false => Own::FILES,
-        };
-        let set = Set::open_with(own, &unit.root, &state_dir, &index, allowed.root, calls)
-            .map_err(told)?;
+        let (own, root) = (unit.own(), &unit.root);
+        let set =
+            Set::open_with(own, root, &state_dir, &index, allowed.root, calls).map_err(doubted)?;
         let held = holds_an_address(args, me);
         let replica = index.state().map_err(told)?.replica;
         Ok(Self {
@@ -132,9 +130,12 @@ impl Local {
             may_be_empty: self.allowed.deletes,
         };
         let locks = accounts::quiet(&self.unit)?;
-        let summary = store::look(&self.set, &self.index, &look).map_err(told)?;
+        let summary =
+            store::look(&self.set, &self.index, &look).map_err(|e| doubted(&self.state, e))?;
         drop(locks);
         self.summary.get_or_init(|| summary);
+        let filled = self.index.state().map_err(told)?.live > 0;
+        fresh::looked(&self.state, &self.replica, self.set.root(), filled)?;
         accounts::note(self)
     }
 
@@ -219,6 +220,16 @@ fn told(e: store::Error) -> String {
         }
         false => e.to_string(),
     }
+}
+
+/// The same of what keeps a unit from being looked at; that its root is not what it was is seen by whoever asks.
+fn doubted(state: &std::path::Path, e: store::Error) -> String {
+    let lasting = !e.is_busy() && !matches!(e, store::Error::Root { .. });
+    let why = told(e);
+    if lasting && let Err(e) = fresh::doubted(state, &why) {
+        log::warn!("how fresh it is still counts: {e}");
+    }
+    why
 }
 
 /// Whether this server is master of anything; if nobody can tell, it is not.

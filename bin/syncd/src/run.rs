@@ -384,9 +384,11 @@ impl Run<'_> {
     ) -> Result<(Connection, Report), Stopped> {
         let session = self.sessions.lend(self.config, peer);
         let mut session = session.map_err(|why| Stopped::Lost(format!("cannot reach {why}")))?;
-        session.get_mut().pace = local.unit.pace.clone();
-        session.get_mut().until = self.wanted.until;
         let broken = |e: Error| Stopped::of(e.to_string());
+        let begun = session
+            .get_mut()
+            .begin(local.unit.pace.clone(), self.wanted.until);
+        begun.map_err(|e| broken(e.into()))?;
         let mut puller = Puller::new(&mut session).map_err(|e| broken(e.into()))?;
         let (cluster, name) = (&self.config.cluster.name, &local.unit.name);
         puller.call(cluster, name, &local.replica).map_err(broken)?;

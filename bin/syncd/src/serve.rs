@@ -3,6 +3,7 @@
 //! One unit after another: it is looked at, what is asked for is given, and then this side asks in turn.
 
 use crate::{
+    alive::{Hearer, is_gone},
     pace::Pace,
     pull::pull,
     replica::{Allowed, Answering, Local},
@@ -42,8 +43,6 @@ const DAEMON: Duration = Duration::from_millis(500);
 const IDLE: Duration = Duration::from_secs(5 * 60);
 /// So often, while nothing comes, the doctor is asked whether the other lives.
 const LOOK_ROUND: u16 = 2000; // ms
-/// Whoever says nothing for so long is gone, whatever the doctor says: it may be busy with a large file, not longer.
-const SILENCE: Duration = Duration::from_secs(1200);
 
 pub fn command() -> Command {
     Command::new("serve").about("Answer another server over standard input and output")
@@ -71,9 +70,9 @@ pub fn run(args: &Args) -> ExitCode {
 type Client = Rc<RefCell<Option<(ServerName, Pace)>>>;
 
 /// Standard input and output, without the lines that they are cut into otherwise, and with an end to all waiting: a
-/// unit must not stay occupied because whoever asked for it lost its power.
+/// unit must not stay occupied because whoever asked for it lost its power, or was stopped.
 struct Standard {
-    input: File,
+    input: Hearer<File>,
     output: File,
     run_dir: PathBuf,
     client: Client,
@@ -87,7 +86,7 @@ impl Standard {
             fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         Ok(Self {
-            input: input.into(),
+            input: Hearer::new(input.into()),
             output: output.into(),
             run_dir: run_dir.to_owned(),
             client: Rc::default(),
@@ -102,20 +101,30 @@ impl Standard {
             .unwrap_or_default()
     }
 
-    /// Until something can be done with this end.
-    fn wait(&self, end: &File, what: PollFlags) -> io::Result<()> {
-        let start = Instant::now();
+    /// Until something may be read, or written, after a `word` that was the last.
+    fn wait(&mut self, word: Instant, writing: bool) -> io::Result<()> {
+        let mut sign = Instant::now();
         loop {
-            let mut ends = [PollFd::new(end.as_fd(), what)];
+            let input = PollFd::new(self.input.get_ref().as_fd(), PollFlags::POLLIN);
+            let output = PollFd::new(self.output.as_fd(), PollFlags::POLLOUT);
+            let mut ends: Vec<_> = writing.then_some(output).into_iter().collect();
+            ends.extend((!writing || self.input.has_room()).then_some(input));
             match poll(&mut ends, LOOK_ROUND) {
                 Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
+                Ok(_) if ends[0].any() != Some(false) => return Ok(()),
+                Ok(_) => {
+                    self.input.hear()?;
+                    sign = Instant::now();
+                    continue;
+                }
                 Err(e) => return Err(e.into()),
             }
-            let client = self.client.borrow().clone();
-            let most = if client.is_some() { SILENCE } else { IDLE };
-            let dead = client.is_some_and(|(server, _)| is_dead(&self.run_dir, &server));
-            if dead || start.elapsed() > most {
+            let (client, now) = (self.client.borrow().clone(), Instant::now());
+            let gone = match client {
+                Some((server, _)) => is_gone(now, word, sign) || is_dead(&self.run_dir, &server),
+                None => now.duration_since(sign) > IDLE,
+            };
+            if gone {
                 let why = "nothing is heard of the other server any more";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
@@ -135,11 +144,12 @@ fn is_dead(run_dir: &FsPath, server: &ServerName) -> bool {
 
 impl Read for Standard {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let start = Instant::now();
         loop {
             let read = self.pace().get(buffer, |buffer| self.input.read(buffer));
             match read {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(&self.input, PollFlags::POLLIN)?;
+                    self.wait(start, false)?;
                 }
                 other => return other,
             }
@@ -149,11 +159,12 @@ impl Read for Standard {
 
 impl Write for Standard {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let start = Instant::now();
         loop {
             let written = self.pace().send(buffer, |buffer| self.output.write(buffer));
             match written {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(&self.output, PollFlags::POLLOUT)?;
+                    self.wait(start, true)?;
                 }
                 other => return other,
             }

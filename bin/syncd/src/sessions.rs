@@ -4,10 +4,7 @@
 //! whether it still answers before it is lent, and now and then while nobody needs it, for the other side gives up
 //! sessions that say nothing.
 
-use crate::{
-    pace::Pace,
-    ssh::{self, Connection},
-};
+use crate::ssh::{self, Connection};
 use config::{Config, Server, SshConfig};
 use std::{
     collections::BTreeMap,
@@ -80,8 +77,7 @@ impl Sessions {
 
     /// Takes back a session on which nothing is under way.
     pub fn give_back(&self, config: &Config, server: &Server, mut session: Connection) {
-        session.get_mut().pace = Pace::default();
-        session.get_mut().until = None;
+        session.get_mut().end();
         self.kept().insert(To::of(config, server), session);
     }
 

@@ -1,7 +1,8 @@
 //! `syncd` as a daemon: carries words between the plan, the threads that do its jobs, electd and the operator.
 
 use crate::{
-    conflicts, fresh,
+    conflicts,
+    follow::{self, Follow},
     jobs::{self, Ground},
     sessions::Sessions,
     steer::{self, Steer},
@@ -39,7 +40,7 @@ const REASON: usize = 300;
 enum Report {
     Ended(u64, Ended),
     Watch(ServerName, Word),
-    Proved(Result<Freshness, String>),
+    Fresh(Result<Freshness, String>),
 }
 
 #[derive(Clone)]
@@ -65,9 +66,9 @@ struct Shell {
     steer: Steer,
     reporter: Reporter,
     reports: Receiver<Report>,
-    /// Each unit that counts has been looked at since the start.
-    proved: bool,
-    fresh: Freshness,
+    follow: Follow,
+    /// None until each unit that counts has been looked at since the start.
+    fresh: Option<Freshness>,
     notes: BTreeMap<String, String>,
     stopped: bool,
 }
@@ -88,6 +89,15 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         passed_on: Arc::new(Mutex::new(BTreeMap::new())),
     };
     let steer = steer(&boot, true);
+    let teller = reporter.clone();
+    let tell = move |fresh| teller.tell(Report::Fresh(fresh));
+    let follow = follow::begin(
+        Arc::clone(&boot.config),
+        boot.me.clone(),
+        boot.args.clone(),
+        tell,
+    )
+    .map_err(|e| Error::io("start a thread", e))?;
     let mut shell = Shell {
         plan: Plan::new(rules(&boot), memory.clone()),
         saved: memory,
@@ -97,8 +107,8 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         watches: BTreeMap::new(),
         reporter,
         reports,
-        proved: false,
-        fresh: Freshness::default(),
+        follow,
+        fresh: None,
         notes: BTreeMap::new(),
         steer,
         stopped: false,
@@ -108,7 +118,6 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         // Whatever was owed is owed to somebody.
         shell.plan.wanted(&[], &[], now());
     }
-    shell.prove();
     shell.watch();
     shell.boot.ready();
     shell.serve()
@@ -237,7 +246,7 @@ impl Shell {
         match report {
             Report::Ended(id, ended) => {
                 self.plan.ended(id, &ended, now());
-                self.read_fresh();
+                self.follow.now();
             }
             Report::Watch(set, Word::Changed) => self.plan.changed(&set, now()),
             Report::Watch(set, Word::Trouble(why)) => {
@@ -246,16 +255,7 @@ impl Shell {
                     why.map(|why| format!("{set}: {why}")),
                 );
             }
-            Report::Proved(Ok(fresh)) => {
-                self.proved = true;
-                self.note("fresh", None);
-                self.read_fresh();
-                log::info!("files here are of run {} in term {}", fresh.run, fresh.term);
-            }
-            Report::Proved(Err(why)) => {
-                let what = format!("how fresh the files here are is not known: {why}");
-                self.note("fresh", Some(what));
-            }
+            Report::Fresh(fresh) => self.found(fresh),
         }
     }
 
@@ -282,18 +282,6 @@ impl Shell {
             .map(drop)
     }
 
-    /// Looks at what counts in elections, once: until then nothing is claimed.
-    fn prove(&self) {
-        let (ground, reporter) = (self.ground.clone(), self.reporter.clone());
-        let prove = move || {
-            let fresh = fresh::proved(&ground.config, &ground.me, &ground.args);
-            reporter.tell(Report::Proved(fresh));
-        };
-        if let Err(e) = thread::Builder::new().name("prove".into()).spawn(prove) {
-            log::error!("cannot start a thread: {e}");
-        }
-    }
-
     fn watch(&mut self) {
         self.watches.clear();
         for set in self.boot.config.sets.iter().filter(|s| s.on.change) {
@@ -308,20 +296,26 @@ impl Shell {
         }
     }
 
-    fn read_fresh(&mut self) {
-        if !self.proved {
-            return;
+    /// How fresh the files are, or why they count for nothing.
+    fn found(&mut self, fresh: Result<Freshness, String>) {
+        let (fresh, doubt) = match fresh {
+            Ok(fresh) => (fresh, None),
+            Err(why) => (Freshness::default(), Some(why)),
+        };
+        if doubt.is_none() && (self.fresh.is_none() || self.notes.contains_key("fresh")) {
+            log::info!("files here are of run {} in term {}", fresh.run, fresh.term);
         }
-        let fresh = fresh::written(&self.boot.config, &self.boot.args);
-        if fresh != self.fresh {
-            self.fresh = fresh;
+        let what = |why| format!("the files here count for nothing in an election: {why}");
+        self.note("fresh", doubt.map(what));
+        if self.fresh != Some(fresh) {
+            self.fresh = Some(fresh);
             self.tell_fresh();
         }
     }
 
     fn tell_fresh(&mut self) {
-        if self.events.is_up(Role::Electd) {
-            self.events.send(Role::Electd, &SyncdToElectd(self.fresh));
+        if let (Some(fresh), true) = (self.fresh, self.events.is_up(Role::Electd)) {
+            self.events.send(Role::Electd, &SyncdToElectd(fresh));
         }
     }
 
@@ -370,7 +364,7 @@ impl Shell {
         self.steer = steer(&self.boot, false);
         self.ground.config = Arc::clone(&self.boot.config);
         self.plan.rules(rules(&self.boot));
-        self.prove();
+        self.follow.config(Arc::clone(&self.boot.config));
         self.watch();
         log::info!("configuration read again");
     }
@@ -391,7 +385,7 @@ impl Shell {
                 if changes > 0 {
                     self.plan.brought(&set, now());
                 }
-                self.read_fresh();
+                self.follow.now();
                 CtlReply::Done(String::new())
             }
             CtlRequest::Promote { .. }
@@ -418,7 +412,7 @@ impl Shell {
     }
 
     fn status(&self) -> SyncdStatus {
-        let Freshness { term, run } = self.fresh;
+        let Freshness { term, run } = self.fresh.unwrap_or_default();
         let set = |name: &ServerName| {
             let running = self.plan.running().iter().find(|j| j.sets.contains(name));
             SetStatus {

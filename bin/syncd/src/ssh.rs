@@ -3,7 +3,10 @@
 //! The other's host key is pinned in the configuration and nothing else is believed: no known_hosts, no certificate, no
 //! first use. What a login shell prints before `syncd serve` speaks is passed over, up to a limit.
 
-use crate::pace::Pace;
+use crate::{
+    alive::{Signs, Teller},
+    pace::Pace,
+};
 use config::{Config, Server};
 use nix::sys::socket::{setsockopt, sockopt};
 use ssh2::{Channel, HostKeyType, MethodType, Session};
@@ -11,12 +14,13 @@ use std::{
     fmt,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use transfer::Buffered;
 
 /// What the other side says first.
-pub const BANNER: &[u8] = b"standin syncd\n";
+pub const BANNER: &[u8] = b"standin syncd 2\n";
 
 /// So much may come before the banner.
 const NOISE_MAX: usize = 16 * 1024;
@@ -71,11 +75,15 @@ pub type Connection = Buffered<Ssh>;
 pub struct Ssh {
     session: Session,
     channel: Channel,
+    /// The same channel's other direction.
+    teller: Arc<Mutex<Teller<Channel>>>,
     socket: TcpStream,
-    /// How fast it goes from now on.
-    pub pace: Pace,
+    /// While a run goes on: `syncd serve` hears that this process does.
+    signs: Option<Signs>,
+    /// How fast it goes.
+    pace: Pace,
     /// Nothing is said or heard later.
-    pub until: Option<Instant>,
+    until: Option<Instant>,
     patience: Duration,
 }
 
@@ -83,6 +91,18 @@ impl Ssh {
     /// How long the other may take to answer from now on.
     pub fn patience(&mut self, patience: Duration) {
         self.patience = patience;
+    }
+
+    /// A run begins: until it ends, signs of life are given.
+    pub fn begin(&mut self, pace: Pace, until: Option<Instant>) -> io::Result<()> {
+        (self.pace, self.until) = (pace, until);
+        self.signs = Some(Signs::give(&self.teller)?);
+        Ok(())
+    }
+
+    /// It has ended, and others may come.
+    pub fn end(&mut self) {
+        (self.pace, self.until, self.signs) = (Pace::default(), None, None);
     }
 
     /// Before anything is said or heard.
@@ -130,8 +150,12 @@ impl Read for Ssh {
 impl Write for Ssh {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         self.wait_at_most()?;
-        let Self { pace, channel, .. } = self;
-        pace.send(buffer, |buffer| channel.write(buffer))
+        self.pace.send(buffer, |buffer| {
+            let teller = self.teller.lock();
+            let mut teller = teller.unwrap_or_else(PoisonError::into_inner);
+            teller.tell(buffer)?;
+            Ok(buffer.len())
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -226,8 +250,10 @@ fn open(
         .map_err(failed("it does not start syncd"))?;
     let mut connection = Buffered::new(Ssh {
         session,
+        teller: Arc::new(Mutex::new(Teller::new(channel.clone()))),
         channel,
         socket,
+        signs: None,
         pace: Pace::default(),
         until: None,
         patience: HANDSHAKE,
@@ -324,7 +350,7 @@ mod tests {
 
     #[test]
     fn what_a_shell_prints_first_is_passed_over_and_what_is_no_syncd_is_told() {
-        let greeting = [&b"Welcome to beta!\nstandin \n"[..], BANNER, b"rest"].concat();
+        let greeting = [&b"Welcome to beta!\nstandin syncd\n"[..], BANNER, b"rest"].concat();
         let mut stream = &greeting[..];
         pass_over_noise(&mut stream).unwrap();
         assert_eq!(stream, b"rest");

@@ -48,6 +48,14 @@ impl Unit {
         self.excludes.matched(path, directory).is_ignore()
     }
 
+    /// What standin has in its directory.
+    pub fn own(&self) -> store::Own {
+        match self.accounts {
+            true => store::Own::ACCOUNTS,
+            false => store::Own::FILES,
+        }
+    }
+
     /// The files, if it is of single ones.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.only.iter().flatten().map(Vec::as_slice)

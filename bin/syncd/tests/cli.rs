@@ -226,6 +226,18 @@ impl Scene {
         said
     }
 
+    /// A run on this server, which is to get no faster what others give as fast as they can.
+    fn slowly(&self, server: &str, rate: &str) -> Command {
+        let text = fs::read_to_string(self.at("standin.toml")).unwrap();
+        let slow = format!("{text}rate = \"{rate}\"\n");
+        fs::write(self.at("slow.toml"), slow).unwrap();
+        let own = self.own(server).join(" ");
+        let own = own.replace("standin.toml", "slow.toml");
+        let mut run = self.on(server, env!("CARGO_BIN_EXE_syncd"));
+        run.args(["run", "--peer", "beta"]).args(own.split(' '));
+        run
+    }
+
     fn write(&self, server: &str, name: &str, contents: &str) {
         let path = self.data(server).join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -713,6 +725,53 @@ fn a_run_that_is_killed_at_any_moment_is_made_good_by_the_next() {
     let said = scene.fine("beta", &[]);
     assert!(said.contains("0 taken; 0 given"), "{said}");
     assert!(!said.contains("kept aside"), "{said}");
+}
+
+#[test]
+fn a_run_that_takes_its_time_keeps_the_other_server_and_one_that_was_stopped_does_not() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    let mut noise = vec![0; 900_000];
+    let mut random = fs::File::open("/dev/urandom").unwrap();
+    random.read_exact(&mut noise).unwrap();
+    fs::write(scene.data("beta").join("noise"), noise).unwrap();
+    // Beta has told all that it was asked, and hears no other word for longer than it waits for a sign.
+    let start = Instant::now();
+    let slow = done(&mut scene.slowly("alpha", "25KB/s"));
+    assert!(slow.status.success(), "{slow:?}");
+    assert!(start.elapsed() > Duration::from_secs(33));
+    assert_eq!(scene.tree("alpha"), scene.tree("beta"));
+
+    let mut stopped = scene.slowly("gamma", "100KB/s");
+    let mut stopped = stopped.stdout(Stdio::null()).spawn().unwrap();
+    let stage = scene.data("gamma").join(".standin-stage");
+    scene.wait("gamma gets something", || {
+        let mut files = fs::read_dir(&stage).ok()?;
+        files.next()?.ok()
+    });
+    let signal = |which: &str| {
+        let id = stopped.id().to_string(); // unshare has become syncd
+        assert!(
+            done(Command::new("kill").args([which, &id]))
+                .status
+                .success()
+        );
+    };
+    signal("-STOP");
+    scene.write("alpha", "news", "for beta");
+    let busy = scene.run("alpha", &["--peer", "beta"]).0;
+    assert!(busy.contains("another run is at work on it"), "{busy}");
+    scene.wait("beta is free again", || {
+        let code = scene.run("alpha", &["--peer", "beta"]).1;
+        (code == Some(0)).then_some(())
+    });
+    assert_eq!(scene.read("beta", "news").unwrap(), "for beta");
+    signal("-CONT");
+    assert_eq!(stopped.wait().unwrap().code(), Some(1));
+    scene.fine("gamma", &[]);
+    scene.assert_alike();
 }
 
 #[test]

@@ -353,7 +353,7 @@ impl Elector {
                     self.reservation.reserved
                 )));
             }
-            Input::Fresh(freshness) => self.freshness = self.freshness.max(freshness),
+            Input::Fresh(freshness) => self.freshness = freshness,
             Input::Settings(settings) => {
                 self.settings = settings;
                 self.fit_to_settings(now);

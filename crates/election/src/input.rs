@@ -127,7 +127,7 @@ pub enum Input {
     Reserved(Reservation),
     /// The reservation could not be written; why. It is tried again.
     ReserveFailed(String),
-    /// This server completed a file synchronisation.
+    /// How fresh its files are now; what was said before counts no more.
     Fresh(Freshness),
     /// The configuration was read again.
     Settings(Settings),

@@ -102,10 +102,7 @@ impl Set {
         let name = root.display().to_string();
         let dir = Dir::root(root, Arc::clone(&calls)).at("open", &name)?;
         let known = index.state()?;
-        let mut seen = Root {
-            marker: read_marker(&dir, own).at("read the marker in", &name)?,
-            device: dir.stat().at("stat", &name)?.st_dev,
-        };
+        let mut seen = see(&dir, own, &name)?;
         if let (Some(known), false) = (&known.root, adopt) {
             guard::recognise(known, &seen, 0, 0).map_err(|doubt| Error::Root {
                 root: name.clone(),
@@ -136,6 +133,18 @@ impl Set {
         })
     }
 
+    /// How a root looks, with nothing touched and no index asked.
+    pub fn glimpse(own: Own, root: &std::path::Path) -> Result<Root, Error> {
+        let name = root.display().to_string();
+        let dir = Dir::root(root, Calls::unlimited()).at("open", &name)?;
+        see(&dir, own, &name)
+    }
+
+    /// How its root looked when it was opened.
+    pub fn root(&self) -> &Root {
+        &self.seen
+    }
+
     /// A regular file of the set, to be read.
     pub fn read(&self, path: &Path) -> io::Result<File> {
         let (dir, name) = self.root.place(path)?;
@@ -163,6 +172,13 @@ impl Opener<'_> {
         let (dir, name) = self.places.of(self.root, path)?;
         dir.open(name)
     }
+}
+
+fn see(dir: &Dir, own: Own, name: &str) -> Result<Root, Error> {
+    Ok(Root {
+        marker: read_marker(dir, own).at("read the marker in", &name)?,
+        device: dir.stat().at("stat", &name)?.st_dev,
+    })
 }
 
 /// Opens the stage, made if need be and swept: what a former run left there is of no use, but for large files that were

@@ -191,7 +191,8 @@ pub enum ElectdToSyncd {
     Dead(Vec<ServerName>),
 }
 
-/// syncd to electd: what this server's files are now, by completed runs. Each replaces the one before if it is higher.
+/// syncd to electd: what this server's files are now, by completed runs. Each replaces the one before, also by less: a
+/// disk may go. Who has not looked at the files says nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncdToElectd(pub Freshness);
 
