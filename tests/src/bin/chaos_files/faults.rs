@@ -10,7 +10,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Of the disk with the files, and of the one with what syncd knows of them.
@@ -99,7 +99,17 @@ pub fn syncd(cluster: &Cluster, server: usize, serve: bool) -> Vec<Process> {
 /// Does it and undoes it.
 pub fn play(cluster: &mut Cluster, server: usize, fault: &Fault) -> Result<(), Error> {
     match fault {
-        Fault::Kill { daemon, serve } => {
+        Fault::Kill {
+            daemon,
+            serve,
+            busy,
+        } => {
+            let stage = disk(cluster.name(server)).join("files/.standin-stage");
+            let staged = || fs::read_dir(&stage).is_ok_and(|mut names| names.next().is_some());
+            let start = Instant::now();
+            while *busy && !staged() && start.elapsed() < Duration::from_secs(4) {
+                thread::sleep(Duration::from_micros(300));
+            }
             for (wanted, serves) in [(daemon, false), (serve, true)] {
                 let found = syncd(cluster, server, serves);
                 found
@@ -165,7 +175,7 @@ pub fn owes(cluster: &Cluster, server: usize) -> Option<bool> {
 /// Waits until nothing is owed any more for so long.
 pub fn quiet(cluster: &Cluster, limit: Duration) -> bool {
     const CALM: u32 = 5;
-    let (start, mut calm) = (std::time::Instant::now(), 0);
+    let (start, mut calm) = (Instant::now(), 0);
     while calm < CALM {
         if start.elapsed() > limit {
             return false;

@@ -66,10 +66,11 @@ pub enum Edit {
 /// What goes wrong.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// SIGKILL of the daemon, of whoever serves another server, or of both.
+    /// SIGKILL of the daemon, of whoever serves another server, or of both; if `busy`, as soon as it stages a file.
     Kill {
         daemon: bool,
         serve: bool,
+        busy: bool,
     },
     /// SIGSTOP of both.
     Stall {
@@ -199,17 +200,10 @@ impl Maker {
         };
         let (short, long) = (within(100, 4000), within(1000, 12_000));
         match self.0.below(16) {
-            0..3 => Fault::Kill {
-                daemon: true,
-                serve: false,
-            },
-            3..6 => Fault::Kill {
-                daemon: false,
-                serve: true,
-            },
-            6 => Fault::Kill {
-                daemon: true,
-                serve: true,
+            roll @ 0..7 => Fault::Kill {
+                daemon: roll != 0 && roll < 5,
+                serve: roll == 0 || roll > 3,
+                busy: self.0.below(3) > 0,
             },
             7 => Fault::Stall { lasts: short },
             8 | 9 => Fault::Ssh { away: short },
@@ -233,15 +227,15 @@ pub fn plan(seed: u64, length: Duration, faults: bool) -> Plan {
     let mut now = Duration::ZERO;
     while now < length {
         // As fast as scripts do it, or as people do.
-        let pause = [5, 60, 600, 3000][maker.0.below(4)];
-        for _ in 0..=maker.0.below(12) {
+        let pause = [5, 30, 200, 800][maker.0.below(4)];
+        for _ in 0..=maker.0.below(24) {
             let (server, path) = (maker.0.below(SERVERS), maker.path());
             let mut edit = |maker: &mut Maker, at, server, path: &str| {
                 let act = Act::Edit(maker.edit(path.to_owned()));
                 steps.push(Step { at, server, act });
             };
             edit(&mut maker, now, server, &path);
-            if maker.0.below(5) == 0 {
+            if maker.0.below(3) == 0 {
                 let at = now + maker.0.between(Duration::ZERO, Duration::from_millis(300));
                 edit(&mut maker, at, (server + 1) % SERVERS, &path);
             }
@@ -249,7 +243,7 @@ pub fn plan(seed: u64, length: Duration, faults: bool) -> Plan {
                 .0
                 .between(Duration::ZERO, Duration::from_millis(pause));
         }
-        now += maker.0.between(Duration::ZERO, Duration::from_secs(4));
+        now += maker.0.between(Duration::ZERO, Duration::from_secs(3));
     }
     let mut now = Duration::from_secs(2);
     while faults && now < length {
