@@ -71,9 +71,6 @@ pub fn play(plan: &Plan) -> Result<Vec<String>, Error> {
     };
     judge.judge(&mut caught);
     if !caught.is_empty() {
-        for step in plan.steps.iter().filter(|s| matches!(s.act, Act::Fault(_))) {
-            println!("  {step}");
-        }
         keep_logs(&cluster);
     }
     Ok(caught)
@@ -83,6 +80,9 @@ fn play_faults(cluster: &mut Cluster, plan: &Plan, history: &History) -> Result<
     for step in &plan.steps {
         if let Act::Fault(fault) = &step.act {
             thread::sleep(step.at.saturating_sub(history.now()));
+            if history.now() > plan.length {
+                break; // those before took their time
+            }
             let begun = history.now().as_secs_f64();
             faults::play(cluster, step.server, fault)?;
             let ended = history.now().as_secs_f64();

@@ -43,7 +43,8 @@ fn read_options() -> Result<Options, String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let mut options = Options {
         seconds: 60,
-        seed: now.map_or(0, |now| now.as_micros() as u64 % 1_000_000), // small enough to be typed
+        // Small enough to be typed.
+        seed: now.map_or(0, |now| now.as_micros() as u64 % 1_000_000),
         faults: true,
     };
     standin_tests::options(USAGE, |option, value| {

@@ -1,8 +1,7 @@
 //! Who edits what when, and what fails, from a seed.
 
-use lab::NAMES;
 use standin_tests::Random;
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 pub const SERVERS: usize = 3;
 
@@ -277,15 +276,5 @@ impl Plan {
             )
         };
         self.steps.iter().any(lost)
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = NAMES[self.server];
-        match &self.act {
-            Act::Edit(edit) => write!(f, "{:?} {name} {edit:?}", self.at),
-            Act::Fault(fault) => write!(f, "{:?} {name} {fault:?}", self.at),
-        }
     }
 }
