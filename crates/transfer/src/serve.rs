@@ -252,14 +252,15 @@ impl<S: Read + Write> Answers<'_, S> {
             return self.say(&Response::Gone);
         };
         let mut list = Vec::new();
-        for one in chunks::cut(&file, range, average) {
-            list.push(one?.1);
+        chunks::cut_to(&file, range, average, &mut |_, chunk| {
+            list.push(chunk);
             if list.len() == LIST_MAX {
                 self.say(&Response::Chunks(std::mem::take(&mut list)))?;
                 // Whoever waits sees that something is done.
                 self.stream.flush()?;
             }
-        }
+            Ok(())
+        })?;
         self.say(&Response::Chunks(list))?;
         self.say(&Response::Done)
     }
