@@ -3,6 +3,7 @@
 # make sim       simulate clusters under faults; SECONDS=60 and THREADS=1 by default
 # make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
 # make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
+# make chaos-files  the same for files: users edit while servers, disks and cables fail; CHAOS="--seed 7" and the like
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
 # make bench-sync  how fast files become alike, beside rsync, unison and csync2; BENCH="--runs 1 --scale 10" and the like
 # make model     explore the election exhaustively, at the nightly depth; MODEL="--scenario crash" and the like
@@ -27,7 +28,7 @@ SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps chrony build demo test sim chaos fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants install clean
+.PHONY: all deps chrony build demo test sim chaos chaos-files fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants install clean
 
 all: build
 
@@ -82,6 +83,9 @@ fuzz: fuzz-deps
 
 chaos: deps build
 	$(TARGET)/release/chaos $(CHAOS)
+
+chaos-files: deps build
+	$(TARGET)/release/chaos-files $(CHAOS)
 
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)

@@ -196,6 +196,10 @@ pub fn chaos_for_a_while() -> Outcome {
     whole_program("chaos", &["--seconds", "45"], "").map(drop)
 }
 
+pub fn chaos_of_files_for_a_while() -> Outcome {
+    whole_program("chaos-files", &["--seconds", "25"], "").map(drop)
+}
+
 /// Removes a folder when it goes.
 struct Temporary(PathBuf);
 

@@ -2,9 +2,11 @@
 
 mod chronyd;
 mod options;
+mod random;
 
 pub use chronyd::chronyd;
 pub use options::{Value, options, wanted};
+pub use random::Random;
 
 use std::fmt;
 

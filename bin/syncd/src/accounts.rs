@@ -223,10 +223,13 @@ pub fn pull<S: Read + Write>(
     dry: bool,
 ) -> Result<Report, Error> {
     let mut offered = BTreeMap::new();
-    let mut page = puller.changes(told)?;
-    while !page.is_empty() {
+    puller.ask_changes(told)?;
+    loop {
+        let page = puller.entries(2)?;
+        if page.is_empty() {
+            break;
+        }
         offered.extend(page.into_iter().filter(|(path, _)| which(path).is_some()));
-        page = puller.more()?;
     }
     let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
     let offered = offered.into_iter().filter(ours).collect();

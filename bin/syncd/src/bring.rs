@@ -191,12 +191,12 @@ mod tests {
     use protocol::wire::beat::Freshness;
     use std::{
         collections::BTreeMap,
-        fs::{self, File},
+        fs,
         os::unix::{fs::MetadataExt, net::UnixStream},
         thread,
     };
     use store::{Applied, Calls, Index, apply};
-    use transfer::{Changes, Origin, serve};
+    use transfer::{Changes, Files, Origin, serve};
 
     fn replica(name: &str) -> Replica {
         Replica {
@@ -230,10 +230,12 @@ mod tests {
             Ok(Box::new(std::iter::empty()))
         }
 
-        fn open(&mut self, _: &Path, _: &Digest) -> io::Result<Option<File>> {
-            let mut file = tempfile::tempfile()?;
-            file.write_all(&self.0)?;
-            Ok(Some(file))
+        fn open<'a>(&'a mut self, files: &'a [(Path, Digest)]) -> Files<'a> {
+            Box::new(files.iter().map(|_| {
+                let mut file = tempfile::tempfile()?;
+                file.write_all(&self.0)?;
+                Ok(Some(file))
+            }))
         }
 
         fn took(&mut self, _: u64) -> io::Result<()> {

@@ -15,8 +15,8 @@ use std::{
 use store::{Applied, Listing};
 use transfer::{Error, Farewell, Greeting, NOTE_MAX, NOTES_MAX, Puller, Recipes};
 
-/// So many entries, and a page more, are planned at once: some tens of megabytes.
-const MANY: usize = 16 * 1024;
+/// So many pages of entries, each a megabyte on its way, are planned at once: some tens of megabytes.
+const PAGES: usize = 3;
 
 /// So few removals are never too many.
 const FEW: u64 = 20;
@@ -139,14 +139,12 @@ fn take<S: Read + Write>(
 ) -> Result<Report, Error> {
     let mut report = Report::default();
     let from = &greeting.replica;
-    let mut next = puller.changes(greeting.told)?;
-    while !next.is_empty() {
-        let mut page = next;
+    puller.ask_changes(greeting.told)?;
+    loop {
         // Many together: while some wait for the disk, others come.
-        next = puller.more()?;
-        while !next.is_empty() && page.len() < MANY {
-            page.append(&mut next);
-            next = puller.more()?;
+        let page = puller.entries(PAGES)?;
+        if page.is_empty() {
+            break;
         }
         // What is left out here is nobody's business here, whatever the other's configuration says.
         let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());

@@ -15,8 +15,8 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
-use store::{Calls, Counts, Index, Listing, Look, Opened, Set, Summary};
-use transfer::{Changes, Origin};
+use store::{Calls, Counts, Index, Listing, Look, Opened, Opener, Reader, Set, Summary};
+use transfer::{Changes, Files, Origin};
 
 /// What is said while another run has the unit.
 pub const BUSY: &str = "another run is at work on it";
@@ -152,6 +152,44 @@ impl Local {
         fresh::of(&self.state, &self.replica)
     }
 
+    /// What is asked for, as far as it is here.
+    pub fn files<'a>(&'a self, files: &'a [(Path, Digest)]) -> Files<'a> {
+        match self.index.reader() {
+            Ok(index) => {
+                let opener = self.set.opener();
+                let open = move |(path, digest)| self.file(&index, &opener, path, digest);
+                Box::new(files.iter().map(|(path, digest)| (path, digest)).map(open))
+            }
+            Err(e) => Box::new(std::iter::once(Err(io::Error::other(e)))),
+        }
+    }
+
+    fn file(
+        &self,
+        index: &Reader,
+        opener: &Opener<'_>,
+        path: &Path,
+        digest: &Digest,
+    ) -> io::Result<Option<File>> {
+        if let Some(history) = accounts::asked(self, path, digest)? {
+            return Ok(Some(history));
+        }
+        let row = index.row(path).map_err(io::Error::other)?;
+        let file = row.and_then(|r| r.entry.file());
+        let Some((size, _)) = file.filter(|(_, known)| known == digest) else {
+            return Ok(None);
+        };
+        // As if it had gone by now.
+        self.meter.part(size);
+        self.meter.file();
+        match opener.read(path) {
+            Ok(file) => Ok(Some(file)),
+            // It went meanwhile; the next look will tell.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     fn skew_ns(&self) -> u64 {
         u64::try_from(self.unit.max_skew.as_nanos()).unwrap_or(u64::MAX)
     }
@@ -260,24 +298,8 @@ impl Origin for Answering<'_> {
         })))
     }
 
-    fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>> {
-        if let Some(history) = accounts::asked(self.local, path, digest)? {
-            return Ok(Some(history));
-        }
-        let row = self.local.index.row(path).map_err(io::Error::other)?;
-        let file = row.and_then(|r| r.entry.file());
-        let Some((size, _)) = file.filter(|(_, known)| known == digest) else {
-            return Ok(None);
-        };
-        // As if it had gone by now.
-        self.local.meter.part(size);
-        self.local.meter.file();
-        match self.local.set.read(path) {
-            Ok(file) => Ok(Some(file)),
-            // It went meanwhile; the next look will tell.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
+    fn open<'a>(&'a mut self, files: &'a [(Path, Digest)]) -> Files<'a> {
+        self.local.files(files)
     }
 
     fn took(&mut self, sequence: u64) -> io::Result<()> {

@@ -34,7 +34,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use transfer::{Buffered, Changes, Error, Origin, Puller, serve};
+use transfer::{Buffered, Changes, Error, Files, Origin, Puller, serve};
 
 /// How long this server's daemon may take to listen.
 const DAEMON: Duration = Duration::from_millis(500);
@@ -281,8 +281,11 @@ impl Origin for Asked<'_> {
         self.with(|a| a.changes(after)).unwrap_or_else(unnamed)
     }
 
-    fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>> {
-        self.with(|a| a.open(path, digest)).unwrap_or_else(unnamed)
+    fn open<'a>(&'a mut self, files: &'a [(Path, Digest)]) -> Files<'a> {
+        match &self.opened {
+            Some((_, local)) => local.files(files),
+            None => Box::new(std::iter::once(unnamed())),
+        }
     }
 
     fn took(&mut self, sequence: u64) -> io::Result<()> {

@@ -16,22 +16,21 @@
 //! seen once more at the rename.
 
 mod place;
+mod ready;
 
 use crate::{
-    aside::Kept,
-    dir::{Dir, Name},
+    dir::{Dir, Name, Places},
     error::{At, Error, Listing},
     index::{Batch, Index, Reader},
     look::signed,
     rows::Row,
-    set::{Set, reserved},
+    set::Set,
     sight::{self, Found},
-    stage::{self, Contents, Temp},
-    threads,
+    stage::{Contents, Temp},
 };
-use filesync::{Entry, Kind, Node, Operation, Path, Proof, Source, Stat};
+use filesync::{Entry, Kind, Node, Operation, Path, Proof, Stat};
 use rustix::io::Errno;
-use std::{cell::RefCell, fs::File, io, rc::Rc, thread};
+use std::{io, rc::Rc, sync::Arc, thread};
 
 /// So many operations have one barrier,
 const TOGETHER: usize = 4096;
@@ -86,9 +85,11 @@ enum Contained {
 /// What is left to do once all is staged.
 enum Action {
     Note,
-    /// The contents of a small file that is to be staged.
-    Make(Vec<u8>),
+    /// The contents of a small file that is to be staged, in its directory if that is.
+    Make(Vec<u8>, Option<Arc<Dir>>),
     Put(Temp),
+    /// It comes with its directory.
+    Within,
     Move(Path, Stat),
     Link(Path),
     /// What is there stays and gets other metadata.
@@ -146,8 +147,11 @@ struct Run<'a> {
     index: &'a Index,
     /// As it was after the last commit.
     reader: Reader,
-    /// The directory that was asked for last: the next path is often in it, too.
-    last: RefCell<Option<(Option<Path>, Rc<Dir>)>>,
+    places: Places,
+    /// New directories that are just made ready, each in the one before it.
+    fresh: Vec<(Path, Arc<Dir>)>,
+    /// New directories that do not come, nor what was made ready in them.
+    lost: Vec<Path>,
     contents: &'a mut dyn Contents,
     now: u64,
     applied: Applied,
@@ -183,7 +187,9 @@ pub fn apply_by(
         set,
         index,
         reader: index.reader()?,
-        last: RefCell::default(),
+        places: Places::default(),
+        fresh: Vec::new(),
+        lost: Vec::new(),
         contents,
         now,
         applied,
@@ -216,61 +222,8 @@ impl Run<'_> {
         }
     }
 
-    /// The next operations, checked, with what they bring staged.
-    fn make_ready(
-        &mut self,
-        operations: &mut dyn Iterator<Item = Operation>,
-        together: usize,
-    ) -> Vec<Ready> {
-        let (mut ready, mut bytes) = (Vec::new(), 0);
-        self.last.take();
-        while ready.len() < together && bytes < BYTES {
-            let mut checked = Vec::new();
-            let mut count = 0;
-            while count < STAGED.min(together - ready.len()) && bytes < BYTES {
-                let Some(operation) = operations.next() else {
-                    break;
-                };
-                count += 1;
-                let path = operation.path.clone();
-                let size = operation.entry.file().map_or(0, |(size, _)| size);
-                match self.prepare(operation) {
-                    Ok(one) => {
-                        bytes = bytes.saturating_add(size);
-                        checked.push(one);
-                    }
-                    Err(refusal) => self.refuse(&path, refusal),
-                }
-            }
-            if count == 0 {
-                break;
-            }
-            let stage = &self.set.stage;
-            let staged = threads::map(checked, |mut one| {
-                let (Action::Make(bytes), Some(node)) = (&one.action, &one.operation.entry.node)
-                else {
-                    return Ok(one);
-                };
-                match stage::make_small(stage, node, bytes).at("make ready", &one.operation.path) {
-                    Ok(temp) => {
-                        one.action = Action::Put(temp);
-                        Ok(one)
-                    }
-                    Err(e) => Err((one.operation.path, e)),
-                }
-            });
-            for one in staged {
-                match one {
-                    Ok(one) => ready.push(one),
-                    Err((path, e)) => self.refuse(&path, Refusal::Failed(e)),
-                }
-            }
-        }
-        ready
-    }
-
     fn carry_out_all(&mut self, intended: Vec<Ready>) {
-        self.last.take();
+        self.places.forget();
         for one in intended {
             let path = one.operation.path.clone();
             match self.carry_out(one) {
@@ -288,7 +241,7 @@ impl Run<'_> {
         next: &[Ready],
         meanwhile: impl FnOnce(&mut Self) -> T,
     ) -> Result<T, Error> {
-        self.last.take();
+        self.places.forget();
         let dirty = std::mem::take(&mut self.dirty);
         let intents: Vec<_> = next.iter().flat_map(Ready::intents).collect();
         let changes = !done.is_empty() || !intents.is_empty();
@@ -323,81 +276,7 @@ impl Run<'_> {
 
     /// The directory that a path is in, and its name there.
     fn at<'p>(&self, path: &'p Path) -> io::Result<(Rc<Dir>, Name<'p>)> {
-        let (parent, name) = (path.parent(), Name::last(path));
-        let mut last = self.last.borrow_mut();
-        if let Some((known, dir)) = &*last
-            && *known == parent
-        {
-            return Ok((Rc::clone(dir), name));
-        }
-        let dir = Rc::new(self.set.root.place(path)?.0);
-        *last = Some((parent, Rc::clone(&dir)));
-        Ok((dir, name))
-    }
-
-    /// Checks an operation and makes ready what it brings.
-    fn prepare(&mut self, operation: Operation) -> Result<Ready, Refusal> {
-        let path = &operation.path;
-        if reserved(path) {
-            return Err(Refusal::PutOff("the name is standin's own"));
-        }
-        let row = self.reader.row(path)?;
-        if row.as_ref().map(|r| &r.entry) != operation.was.as_ref() {
-            return Err(Refusal::PutOff("the index knows something else by now"));
-        }
-        let moved = matches!(operation.source, Source::Move(_)) && operation.entry.node.is_none();
-        let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
-        let contents = match &operation.entry.node {
-            _ if operation.is_note() || moved => Contained::Stay,
-            Some(node) if was.is_some_and(|was| stays(was, node)) => Contained::Stay,
-            _ => Contained::Go,
-        };
-        let before = self.standing(path, row.as_ref(), moved, contents)?;
-        if operation.keep {
-            self.keep(&operation)?;
-        }
-        let mut links = Vec::new();
-        let action = match &operation.entry.node {
-            _ if operation.is_note() => Action::Note,
-            None => Action::Remove,
-            Some(Node {
-                kind: Kind::HardLink { to },
-                ..
-            }) => {
-                // It may have had names of its own, of which not all are in the same batch.
-                links = self.links(path)?;
-                Action::Link(to.clone())
-            }
-            Some(node) if was.is_some_and(|was| stays(was, node)) => Action::Give,
-            Some(node) => match self.movable(&operation, node)? {
-                Some((from, stat)) => Action::Move(from, stat),
-                None => {
-                    if matches!(node.kind, Kind::File { .. }) {
-                        links = self.links(path)?;
-                    }
-                    self.dirty = true;
-                    let local = self.local(&operation);
-                    let small = match local {
-                        None => self.contents.small(path, node).at("make ready", path)?,
-                        Some(_) => None,
-                    };
-                    match small {
-                        Some(bytes) => Action::Make(bytes),
-                        None => {
-                            let stage = &self.set.stage;
-                            let temp = stage::make(stage, path, node, local, self.contents);
-                            Action::Put(temp.at("make ready", path)?)
-                        }
-                    }
-                }
-            },
-        };
-        Ok(Ready {
-            operation,
-            before,
-            action,
-            links,
-        })
+        self.places.of(&self.set.root, path)
     }
 
     /// What is at a path, if it is what the index says; `moved`: or nothing.
@@ -452,75 +331,6 @@ impl Run<'_> {
             other => other?,
         };
         Ok(dir.stat_of(name)?.map(|raw| sight::stat(&raw)))
-    }
-
-    /// Keeps what is there now.
-    fn keep(&mut self, operation: &Operation) -> Result<(), Refusal> {
-        let path = &operation.path;
-        let (dir, name) = self.at(path).at("open the directory of", path)?;
-        let Found::Node(node, _) = sight::see(&dir, name).at("read", path)? else {
-            return Err(Refusal::PutOff("it changes while it is kept aside"));
-        };
-        let file = match node.kind {
-            Kind::File { .. } => Some(dir.open(name).at("open", path)?),
-            _ => None,
-        };
-        let winner = &operation.entry;
-        let what = if winner.node.is_some() {
-            "a version"
-        } else {
-            "a removal"
-        };
-        let why = format!("gave way to {what} of {:?}", winner.rank.replica);
-        let kept = Kept {
-            path: path.clone(),
-            node,
-            at: self.now,
-            why,
-        };
-        self.set.aside.keep(&kept, file.as_ref())?;
-        self.applied.kept += 1;
-        Ok(())
-    }
-
-    /// Where a file can be moved from as it is: no contents, no metadata, no other name changes.
-    fn movable(&self, operation: &Operation, node: &Node) -> Result<Option<(Path, Stat)>, Refusal> {
-        let Source::Move(from) = &operation.source else {
-            return Ok(None);
-        };
-        if operation.was.as_ref().is_some_and(|w| w.node.is_some()) {
-            return Ok(None);
-        }
-        let row = self.reader.row(from)?;
-        if row.as_ref().and_then(|r| r.entry.node.as_ref()) != Some(node)
-            || !self.links(from)?.is_empty()
-        {
-            return Ok(None);
-        }
-        match self.standing(from, row.as_ref(), false, Contained::Stay) {
-            Ok(Some(stat)) => Ok(Some((from.clone(), stat))),
-            Ok(None) | Err(Refusal::PutOff(_)) => Ok(None),
-            Err(failed) => Err(failed),
-        }
-    }
-
-    /// A file here that should have the contents; they are checked, and it need not be there.
-    fn local(&self, operation: &Operation) -> Option<File> {
-        let from = match &operation.source {
-            Source::Nothing => &operation.path,
-            Source::Copy(from) | Source::Move(from) => from,
-            Source::Fetch => return None,
-        };
-        self.set.read(from).ok()
-    }
-
-    fn links(&self, path: &Path) -> Result<Vec<(Path, Entry)>, Error> {
-        let names = self.reader.links_to(path)?.into_iter();
-        let rows = names.filter_map(|name| match self.reader.row(&name) {
-            Ok(row) => row.map(|row| Ok((name, row.entry))),
-            Err(e) => Some(Err(e)),
-        });
-        rows.collect()
     }
 }
 

@@ -6,7 +6,7 @@ use blake3::hazmat::{
 };
 use filesync::Digest;
 use rustix::{
-    fs::{FallocateFlags, SeekFrom, fallocate, fstat, ftruncate, seek},
+    fs::{FallocateFlags, SeekFrom, Stat, fallocate, fstat, ftruncate, seek},
     io::Errno,
 };
 use std::{fs::File, io, os::unix::fs::FileExt};
@@ -50,14 +50,20 @@ fn extent(file: &File, at: u64, size: u64) -> io::Result<Extent> {
     })
 }
 
-/// Gives all of a file, piece by piece, holes as zeros (true: it is one).
+/// Length of a file that is like this, and whether it has no holes.
+fn extents(stat: &Stat) -> (u64, bool) {
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+    (size, blocks >= size.div_ceil(512))
+}
+
+/// Gives all of a file that is like this, piece by piece, holes as zeros (true: it is one).
 fn pieces(
     file: &File,
+    stat: &Stat,
     mut piece: impl FnMut(u64, &[u8], bool) -> io::Result<()>,
 ) -> io::Result<u64> {
-    let stat = fstat(file)?;
-    let size = u64::try_from(stat.st_size).unwrap_or(0);
-    let dense = u64::try_from(stat.st_blocks).unwrap_or(0) >= size.div_ceil(512);
+    let (size, dense) = extents(stat);
     let mut buffer = vec![0; BUFFER.min(usize::try_from(size).unwrap_or(BUFFER))];
     let mut at = 0;
     while at < size {
@@ -94,11 +100,16 @@ fn pieces(
 
 /// Length and digest.
 pub(crate) fn digest(file: &File) -> io::Result<(u64, Digest)> {
-    if let Some((size, digest, _)) = digest_of_parts(file, false)? {
+    digest_as(file, &fstat(file)?)
+}
+
+/// The same of a file that is like this.
+pub(crate) fn digest_as(file: &File, stat: &Stat) -> io::Result<(u64, Digest)> {
+    if let Some((size, digest, _)) = digest_of_parts(file, stat, false)? {
         return Ok((size, digest));
     }
     let mut hasher = blake3::Hasher::new();
-    let size = pieces(file, |_, bytes, _| {
+    let size = pieces(file, stat, |_, bytes, _| {
         hasher.update(bytes);
         Ok(())
     })?;
@@ -110,10 +121,12 @@ type Zeros = Vec<(u64, u64)>;
 
 /// The same of a large file without holes by all processors: BLAKE3 is a tree, of which each hashes some branches; and
 /// its pages of zeros, if they are asked for. None if it is not such a file, or got shorter meanwhile.
-fn digest_of_parts(file: &File, zeros: bool) -> io::Result<Option<(u64, Digest, Zeros)>> {
-    let stat = fstat(file)?;
-    let size = u64::try_from(stat.st_size).unwrap_or(0);
-    let dense = u64::try_from(stat.st_blocks).unwrap_or(0) >= size.div_ceil(512);
+fn digest_of_parts(
+    file: &File,
+    stat: &Stat,
+    zeros: bool,
+) -> io::Result<Option<(u64, Digest, Zeros)>> {
+    let (size, dense) = extents(stat);
     if size < LARGE || !dense {
         return Ok(None);
     }
@@ -202,7 +215,7 @@ pub(crate) fn write(into: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
 
 /// Copies all of a file into an empty one, holes as holes.
 pub(crate) fn copy(from: &File, into: &File, calls: &Calls) -> io::Result<()> {
-    let size = pieces(from, |at, bytes, hole| {
+    let size = pieces(from, &fstat(from)?, |at, bytes, hole| {
         if hole {
             return Ok(());
         }
@@ -215,13 +228,14 @@ pub(crate) fn copy(from: &File, into: &File, calls: &Calls) -> io::Result<()> {
 
 /// Length and digest of a file just written; whole pages of zeros become holes.
 pub(crate) fn digest_and_punch(file: &File) -> io::Result<(u64, Digest)> {
-    if let Some((size, digest, zeros)) = digest_of_parts(file, true)? {
+    let stat = fstat(file)?;
+    if let Some((size, digest, zeros)) = digest_of_parts(file, &stat, true)? {
         punch(file, &zeros)?;
         return Ok((size, digest));
     }
     let mut hasher = blake3::Hasher::new();
     let mut zeros = Zeros::new();
-    let size = pieces(file, |at, bytes, hole| {
+    let size = pieces(file, &stat, |at, bytes, hole| {
         hasher.update(bytes);
         if !hole {
             add_zeros(&mut zeros, at, bytes);
@@ -287,11 +301,15 @@ mod tests {
             noise.fill(&mut bytes);
             let whole = digest_of(&bytes);
             let file = file(&bytes);
-            let (size, digest, none) = digest_of_parts(&file, true).unwrap().unwrap();
+            let (size, digest, none) = digest_of_parts(&file, &fstat(&file).unwrap(), true)
+                .unwrap()
+                .unwrap();
             assert_eq!(((size, digest), none), (whole, Zeros::new()));
             let hole = PART - 2 * PAGE as u64;
             file.write_all_at(&ZEROS[..4 * PAGE], hole).unwrap();
-            let (.., zeros) = digest_of_parts(&file, true).unwrap().unwrap();
+            let (.., zeros) = digest_of_parts(&file, &fstat(&file).unwrap(), true)
+                .unwrap()
+                .unwrap();
             assert_eq!(zeros, [(hole, PART), (PART, hole + 4 * PAGE as u64)]);
             let before = super::digest(&file).unwrap();
             assert_eq!(digest_and_punch(&file).unwrap(), before);
@@ -299,7 +317,11 @@ mod tests {
             let blocks = fstat(&file).unwrap().st_blocks.cast_unsigned();
             assert!(blocks < size.div_ceil(512), "there is a hole");
         }
-        assert_eq!(digest_of_parts(&file(b"small"), false).unwrap(), None);
+        let small = file(b"small");
+        assert_eq!(
+            digest_of_parts(&small, &fstat(&small).unwrap(), false).unwrap(),
+            None
+        );
     }
 
     #[test]

@@ -15,9 +15,11 @@ use rustix::{
     io::Errno,
 };
 use std::{
+    cell::RefCell,
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
     sync::Arc,
 };
 
@@ -115,21 +117,27 @@ impl Dir {
 
     /// A regular file in it, to be read.
     pub fn open(&self, name: Name) -> io::Result<File> {
+        Ok(self.open_for(name, OFlags::RDONLY)?.0)
+    }
+
+    /// The same, and what it is like.
+    pub(crate) fn open_and_stat(&self, name: Name) -> io::Result<(File, Stat)> {
         self.open_for(name, OFlags::RDONLY)
     }
 
     /// A regular file in it, to be read and written.
     pub(crate) fn open_to_write(&self, name: Name) -> io::Result<File> {
-        self.open_for(name, OFlags::RDWR)
+        Ok(self.open_for(name, OFlags::RDWR)?.0)
     }
 
-    fn open_for(&self, name: Name, flags: OFlags) -> io::Result<File> {
+    fn open_for(&self, name: Name, flags: OFlags) -> io::Result<(File, Stat)> {
         // Not to wait for a writer if somebody just put a pipe there.
         let fd = resolve(&self.fd, name.0, flags | OFlags::NONBLOCK)?;
-        if FileType::from_raw_mode(fstat(&fd)?.st_mode) != FileType::RegularFile {
+        let stat = fstat(&fd)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(io::Error::other("no regular file any more"));
         }
-        Ok(File::from(fd))
+        Ok((File::from(fd), stat))
     }
 
     /// A directory or regular file in it, whichever `node` is, to be given other metadata.
@@ -274,6 +282,31 @@ impl Dir {
     pub fn sync_all(&self) -> io::Result<()> {
         self.calls.one("syncfs")?;
         Ok(syncfs(&self.fd)?)
+    }
+}
+
+/// Finds the directories of paths; the next path is often in the directory of the one before.
+#[derive(Default)]
+pub(crate) struct Places(RefCell<Option<(Option<Path>, Rc<Dir>)>>);
+
+impl Places {
+    /// The directory that a path beneath `root` is in, and its name there.
+    pub(crate) fn of<'p>(&self, root: &Dir, path: &'p Path) -> io::Result<(Rc<Dir>, Name<'p>)> {
+        let (parent, name) = (path.parent(), Name::last(path));
+        let mut last = self.0.borrow_mut();
+        if let Some((known, dir)) = &*last
+            && *known == parent
+        {
+            return Ok((Rc::clone(dir), name));
+        }
+        let dir = Rc::new(root.place(path)?.0);
+        *last = Some((parent, Rc::clone(&dir)));
+        Ok((dir, name))
+    }
+
+    /// Something else may be there by now.
+    pub(crate) fn forget(&self) {
+        self.0.take();
     }
 }
 

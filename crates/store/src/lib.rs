@@ -28,7 +28,8 @@
 //! | `look` | from the disk to the index |
 //! | `stage` | a file made ready out of sight |
 //! | `filling` | its contents, as they come |
-//! | `apply` | operations checked, staged and brought to the index together |
+//! | `apply` | operations staged, carried out and brought to the index together |
+//! | `apply/ready` | operations checked, and what they bring made ready |
 //! | `apply/place` | the one rename that carries an operation out |
 //!
 //! It opens no connection: contents come through [`Contents`]. Its threads end with the call they work for, and it reads no clock; of randomness
@@ -65,6 +66,6 @@ pub use filling::Filling;
 pub use index::{Batch, Index, Opened, Reader};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State};
-pub use set::{MARKER, Own, STAGE, Set, reserved as is_own};
+pub use set::{MARKER, Opener, Own, STAGE, Set, reserved as is_own};
 pub use stage::Contents;
 pub use walk::Counts;

@@ -70,8 +70,8 @@ struct Open {
 enum Seen {
     Unknown,
     Node(Node, Option<Proof>),
-    /// A file in this directory that is still to be read.
-    Unread(Arc<Dir>),
+    /// A file in this directory that is still to be read, and was like this.
+    Unread(Arc<Dir>, Stat),
     /// All names of the directory that was like this are in the index.
     All(Stat),
 }
@@ -175,7 +175,7 @@ fn see_all<'scope, 'env>(
             What::Unknown => (Some(Seen::Unknown), None),
             What::Further(to) => (Some(Seen::Node(sight::further_name(to), None)), None),
             What::Here(_, stat) if proven => (None, Some(stat)),
-            What::Here(dir, stat) if is_file(&stat) => (Some(Seen::Unread(dir)), None),
+            What::Here(dir, stat) if is_file(&stat) => (Some(Seen::Unread(dir, stat)), None),
             What::Here(dir, _) => match sights.found(&path, sight::see(&dir, Name::last(&path))) {
                 Some(Seen::Node(node, proof)) => {
                     let stat = proof.map(|proof| proof.stat);
@@ -242,7 +242,7 @@ struct Sights<'a, 'scope, 'env, I> {
 impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
     /// What is known of a path and what was seen there, in order.
     fn note(&mut self, path: Path, known: Option<Row>, seen: Option<Seen>) -> Result<(), Error> {
-        self.unread += usize::from(matches!(seen, Some(Seen::Unread(_))));
+        self.unread += usize::from(matches!(seen, Some(Seen::Unread(..))));
         self.open.push(Open { path, known, seen });
         if self.unread >= UNREAD || self.open.len() >= BATCH {
             self.settle();
@@ -285,16 +285,16 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
         self.unread = 0;
         let open = std::mem::take(&mut self.open);
         let unread = open.iter().filter_map(|o| match &o.seen {
-            Some(Seen::Unread(dir)) => Some((dir, &o.path)),
+            Some(Seen::Unread(dir, stat)) => Some((dir, &o.path, *stat)),
             _ => None,
         });
-        let read = threads::map(unread.collect(), |(dir, path)| {
-            sight::see(dir, Name::last(path))
+        let read = threads::map(unread.collect(), |(dir, path, stat)| {
+            sight::see_file(dir, Name::last(path), stat)
         });
         let mut read = read.into_iter();
         for Open { path, known, seen } in open {
             let seen = match seen {
-                Some(Seen::Unread(_)) => read.next().and_then(|found| self.found(&path, found)),
+                Some(Seen::Unread(..)) => read.next().and_then(|found| self.found(&path, found)),
                 other => other,
             };
             let known = known.as_ref().map(|row| &row.entry);
@@ -314,7 +314,7 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                     });
                     continue;
                 }
-                (Some(Seen::Unknown | Seen::Unread(_)), known) => {
+                (Some(Seen::Unknown | Seen::Unread(..)), known) => {
                     self.unknown.push(path.clone());
                     (self.observer.seen(&path, known, Sight::Unknown), None)
                 }

@@ -3,9 +3,10 @@
 use crate::{
     aside::Aside,
     calls::Calls,
-    dir::{Dir, Name, own_directory},
+    dir::{Dir, Name, Places, own_directory},
     error::{At, Error},
     index::Index,
+    stage,
 };
 use filesync::{
     Path, Replica,
@@ -149,6 +150,28 @@ impl Set {
         let (dir, name) = self.root.place(path)?;
         dir.open(name)
     }
+
+    /// The same for many files, soon one after another.
+    pub fn opener(&self) -> Opener<'_> {
+        Opener {
+            root: &self.root,
+            places: Places::default(),
+        }
+    }
+}
+
+/// Opens files of a set.
+pub struct Opener<'a> {
+    root: &'a Dir,
+    places: Places,
+}
+
+impl Opener<'_> {
+    /// A regular file, to be read.
+    pub fn read(&self, path: &Path) -> io::Result<File> {
+        let (dir, name) = self.places.of(self.root, path)?;
+        dir.open(name)
+    }
 }
 
 fn see(dir: &Dir, own: Own, name: &str) -> Result<Root, Error> {
@@ -177,7 +200,11 @@ fn open_stage(root: &Dir, own: Own) -> io::Result<Dir> {
         let Some(name) = Name::new(&left) else {
             continue;
         };
-        if crate::stage::leave(&stage, &left)? {
+        if stage::is_tree(&left) {
+            stage::discard_all(&stage, name)?;
+            continue;
+        }
+        if stage::leave(&stage, &left)? {
             continue;
         }
         let directory = stage.stat_of(name)?.is_some_and(|s| {

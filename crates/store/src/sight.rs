@@ -5,7 +5,7 @@ use crate::{
     dir::{Dir, Name},
 };
 use filesync::{Kind, Node, Path, Stat};
-use rustix::fs::{FileType, fstat, major, minor};
+use rustix::fs::{FileType, major, minor};
 use std::{collections::BTreeMap, io};
 
 /// A file that changes while it is read is read again so often.
@@ -57,59 +57,75 @@ pub(crate) fn node(kind: Kind, stat: &Stat, attributes: BTreeMap<Vec<u8>, Vec<u8
 /// What is at a name now. A further name of a file is that file here.
 pub(crate) fn see(dir: &Dir, name: Name) -> io::Result<Found> {
     for _ in 0..TRIES {
-        let Some(raw) = dir.stat_of(name)? else {
-            return Ok(Found::Nothing);
-        };
-        let before = stat(&raw);
-        let (kind, attributes) = match FileType::from_raw_mode(raw.st_mode) {
-            FileType::Socket => return Ok(Found::Socket),
-            FileType::RegularFile => {
-                let file = dir.open(name)?;
-                if stat(&fstat(&file)?) != before {
-                    continue;
-                }
-                let (size, digest) = contents::digest(&file)?;
-                let attributes = attributes::read(&file)?;
-                if stat(&fstat(&file)?) != before {
-                    continue;
-                }
-                (Kind::File { size, digest }, attributes)
-            }
-            FileType::Directory => (Kind::Directory, attributes::read(&dir.child(name)?)?),
-            FileType::Symlink => {
-                let target = dir.target(name)?;
-                (Kind::Symlink { target }, BTreeMap::new())
-            }
-            FileType::Fifo => (Kind::Fifo, attributes::read_unopened(dir, name)?),
-            kind @ (FileType::BlockDevice | FileType::CharacterDevice) => {
-                let block = kind == FileType::BlockDevice;
-                let (major, minor) = (major(raw.st_rdev), minor(raw.st_rdev));
-                (
-                    Kind::Device {
-                        block,
-                        major,
-                        minor,
-                    },
-                    attributes::read_unopened(dir, name)?,
-                )
-            }
-            FileType::Unknown => return Err(io::Error::other("of no known type")),
-        };
-        // What comes and goes in a directory is no part of it.
-        let own = |s: Stat| match kind {
-            Kind::Directory => (s.mode, s.uid, s.gid, s.inode, 0, 0),
-            _ => (s.mode, s.uid, s.gid, s.inode, s.mtime, s.ctime),
-        };
-        if dir
-            .stat_of(name)?
-            .is_none_or(|now| own(stat(&now)) != own(before))
-        {
-            continue;
+        if let Some(found) = see_once(dir, name)? {
+            return Ok(found);
         }
-        let node = node(kind, &before, attributes);
-        return Ok(Found::Node(node, before));
     }
     Ok(Found::Busy)
+}
+
+/// The same of a file that was just like this.
+pub(crate) fn see_file(dir: &Dir, name: Name, before: Stat) -> io::Result<Found> {
+    match file(dir, name, before) {
+        Ok(Some(found)) => Ok(found),
+        // Whatever went wrong goes wrong again, if it is not that something else is there.
+        Ok(None) | Err(_) => see(dir, name),
+    }
+}
+
+/// None: it changes.
+fn file(dir: &Dir, name: Name, before: Stat) -> io::Result<Option<Found>> {
+    let (file, raw) = dir.open_and_stat(name)?;
+    if stat(&raw) != before {
+        return Ok(None);
+    }
+    let (size, digest) = contents::digest_as(&file, &raw)?;
+    let attributes = attributes::read(&file)?;
+    // This tells of the file as well: it is still that one, and whoever writes to it moves its times.
+    let after = dir.stat_of(name)?;
+    if after.is_none_or(|after| stat(&after) != before) {
+        return Ok(None);
+    }
+    let node = node(Kind::File { size, digest }, &before, attributes);
+    Ok(Some(Found::Node(node, before)))
+}
+
+fn see_once(dir: &Dir, name: Name) -> io::Result<Option<Found>> {
+    let Some(raw) = dir.stat_of(name)? else {
+        return Ok(Some(Found::Nothing));
+    };
+    let before = stat(&raw);
+    let (kind, attributes) = match FileType::from_raw_mode(raw.st_mode) {
+        FileType::Socket => return Ok(Some(Found::Socket)),
+        FileType::RegularFile => return file(dir, name, before),
+        FileType::Directory => (Kind::Directory, attributes::read(&dir.child(name)?)?),
+        FileType::Symlink => {
+            let target = dir.target(name)?;
+            (Kind::Symlink { target }, BTreeMap::new())
+        }
+        FileType::Fifo => (Kind::Fifo, attributes::read_unopened(dir, name)?),
+        kind @ (FileType::BlockDevice | FileType::CharacterDevice) => {
+            let block = kind == FileType::BlockDevice;
+            let (major, minor) = (major(raw.st_rdev), minor(raw.st_rdev));
+            let device = Kind::Device {
+                block,
+                major,
+                minor,
+            };
+            (device, attributes::read_unopened(dir, name)?)
+        }
+        FileType::Unknown => return Err(io::Error::other("of no known type")),
+    };
+    // What comes and goes in a directory is no part of it.
+    let own = |s: Stat| match kind {
+        Kind::Directory => (s.mode, s.uid, s.gid, s.inode, 0, 0),
+        _ => (s.mode, s.uid, s.gid, s.inode, s.mtime, s.ctime),
+    };
+    let after = dir.stat_of(name)?;
+    if after.is_none_or(|after| own(stat(&after)) != own(before)) {
+        return Ok(None);
+    }
+    Ok(Some(Found::Node(node(kind, &before, attributes), before)))
 }
 
 /// A further name of the file at `to`. Whatever else the file has is told at its first name.

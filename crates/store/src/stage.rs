@@ -36,6 +36,9 @@ const LEFT: &str = "left-";
 /// for so long.
 const WEEK: i64 = 7 * 24 * 3600;
 
+/// A new directory has such a name, and whatever is in it was made ready there.
+const TREE: &str = "new-";
+
 /// Something in the stage, under a random name of always the same length, or one that tells what it will be.
 pub(crate) struct Temp(String);
 
@@ -46,19 +49,55 @@ impl Temp {
         Ok(Self(format!("{:032x}", u128::from_ne_bytes(bytes))))
     }
 
+    /// Of a new directory with what will be in it.
+    pub(crate) fn tree() -> io::Result<Self> {
+        Ok(Self(format!("{TREE}{}", Self::new()?.0)))
+    }
+
+    pub(crate) fn is_tree(&self) -> bool {
+        is_tree(self.0.as_bytes())
+    }
+
     pub(crate) fn name(&self) -> Name<'_> {
         Name::made(&self.0)
     }
 
     /// Not needed any more.
     pub(crate) fn discard(&self, stage: &Dir) -> io::Result<()> {
-        match stage.stat_of(self.name())? {
-            None => Ok(()),
-            Some(s) if FileType::from_raw_mode(s.st_mode) == FileType::Directory => {
-                stage.remove_directory(self.name())
-            }
-            Some(_) => stage.unlink(self.name()),
+        match self.is_tree() {
+            true => discard_all(stage, self.name()),
+            false => discard(stage, self.name()),
         }
+    }
+}
+
+/// Whether a name in the stage is that of a new directory.
+pub(crate) fn is_tree(name: &[u8]) -> bool {
+    name.starts_with(TREE.as_bytes())
+}
+
+/// What was made ready under this name is not needed any more.
+pub(crate) fn discard(dir: &Dir, name: Name) -> io::Result<()> {
+    match dir.stat_of(name)? {
+        None => Ok(()),
+        Some(s) if FileType::from_raw_mode(s.st_mode) == FileType::Directory => {
+            dir.remove_directory(name)
+        }
+        Some(_) => dir.unlink(name),
+    }
+}
+
+/// The same, with all that is in it.
+pub(crate) fn discard_all(dir: &Dir, name: Name) -> io::Result<()> {
+    match discard(dir, name) {
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            let child = dir.child(name)?;
+            for left in child.names()? {
+                Name::new(&left).map_or(Ok(()), |name| discard_all(&child, name))?;
+            }
+            dir.remove_directory(name)
+        }
+        other => other,
     }
 }
 
@@ -158,60 +197,63 @@ fn fill(
     local: Option<File>,
     contents: &mut dyn Contents,
 ) -> io::Result<()> {
-    let name = temp.name();
-    let made = match &node.kind {
-        Kind::File { size, digest } => {
-            let wanted = (*size, *digest);
-            let file = match begun {
-                Some(file) => file,
-                None => stage.create(name)?,
-            };
-            let copied = match &local {
-                None => false,
-                Some(from) => {
-                    contents::copy(from, &file, stage.calls())?;
-                    contents::digest_and_punch(&file)? == wanted
-                }
-            };
-            if !copied {
-                if local.is_some() {
-                    ftruncate(&file, 0)?;
-                }
-                stage.calls().one("bring")?;
-                let mut filling = Filling::new(&file)?;
-                contents.bring(path, node, &mut filling)?;
-                if filling.finish()? != wanted {
-                    return Err(OTHER());
-                }
-            }
-            attributes::give(&file, node, stage.calls())?;
-            made(&file, node)?
-        }
-        Kind::HardLink { .. } => return Err(io::Error::other("a further name of no file")),
-        other => {
-            match other {
-                Kind::Symlink { target } => stage.create_symlink(name, target)?,
-                Kind::Device {
-                    block,
-                    major,
-                    minor,
-                } => {
-                    stage.create_device(name, *block, *major, *minor)?;
-                }
-                Kind::Directory => stage.create_directory(name)?,
-                _ => stage.create_fifo(name)?,
-            }
-            match other {
-                Kind::Directory => attributes::give(stage.child(name)?, node, stage.calls())?,
-                _ => attributes::give_unopened(stage, name, node)?,
-            }
-            match sight::see(stage, name)? {
-                Found::Node(node, _) => node,
-                _ => return Err(io::Error::other("it is gone from the stage")),
-            }
+    let Kind::File { size, digest } = node.kind else {
+        return make_other(stage, temp.name(), node);
+    };
+    let wanted = (size, digest);
+    let file = match begun {
+        Some(file) => file,
+        None => stage.create(temp.name())?,
+    };
+    let copied = match &local {
+        None => false,
+        Some(from) => {
+            contents::copy(from, &file, stage.calls())?;
+            contents::digest_and_punch(&file)? == wanted
         }
     };
-    if made == *node { Ok(()) } else { Err(LESS()) }
+    if !copied {
+        if local.is_some() {
+            ftruncate(&file, 0)?;
+        }
+        stage.calls().one("bring")?;
+        let mut filling = Filling::new(&file)?;
+        contents.bring(path, node, &mut filling)?;
+        if filling.finish()? != wanted {
+            return Err(OTHER());
+        }
+    }
+    attributes::give(&file, node, stage.calls())?;
+    is_now(node, &made(&file, node)?)
+}
+
+fn is_now(node: &Node, made: &Node) -> io::Result<()> {
+    if made == node { Ok(()) } else { Err(LESS()) }
+}
+
+/// Makes ready what is no file, under this name.
+pub(crate) fn make_other(dir: &Dir, name: Name, node: &Node) -> io::Result<()> {
+    match &node.kind {
+        Kind::File { .. } | Kind::HardLink { .. } => {
+            return Err(io::Error::other("a further name of no file"));
+        }
+        Kind::Symlink { target } => dir.create_symlink(name, target)?,
+        Kind::Device {
+            block,
+            major,
+            minor,
+        } => dir.create_device(name, *block, *major, *minor)?,
+        Kind::Directory => dir.create_directory(name)?,
+        Kind::Fifo => dir.create_fifo(name)?,
+    }
+    match node.is_directory() {
+        true => attributes::give(dir.child(name)?, node, dir.calls())?,
+        false => attributes::give_unopened(dir, name, node)?,
+    }
+    match sight::see(dir, name)? {
+        Found::Node(made, _) => is_now(node, &made),
+        _ => Err(io::Error::other("it is gone from the stage")),
+    }
 }
 
 /// What a staged file has become.
@@ -224,34 +266,22 @@ fn made(file: &File, node: &Node) -> io::Result<Node> {
     ))
 }
 
-/// Makes a file ready whose contents are these, in as few calls as it takes.
-pub(crate) fn make_small(stage: &Dir, node: &Node, bytes: &[u8]) -> io::Result<Temp> {
+/// Makes a file ready whose contents are these, under this name, in as few calls as it takes.
+pub(crate) fn make_small(dir: &Dir, name: Name, node: &Node, bytes: &[u8]) -> io::Result<()> {
     let (size, digest) = contents::digest_of(bytes);
     if node.kind != (Kind::File { size, digest }) {
         return Err(OTHER());
     }
-    let temp = Temp::new()?;
-    let fill = || -> io::Result<()> {
-        let file = stage.create_as(temp.name(), node.mode)?;
-        if !bytes.is_empty() {
-            stage.calls().one("write")?;
-            contents::write_all(&file, bytes)?;
-        }
-        // Most files have nothing that a new one has not.
-        attributes::give_time(&file, node, stage.calls())?;
-        if made(&file, node)? != *node {
-            attributes::give(&file, node, stage.calls())?;
-            if made(&file, node)? != *node {
-                return Err(LESS());
-            }
-        }
-        Ok(())
-    };
-    match fill() {
-        Ok(()) => Ok(temp),
-        Err(e) => {
-            let _ = temp.discard(stage); // the next run sweeps
-            Err(e)
-        }
+    let file = dir.create_as(name, node.mode)?;
+    if !bytes.is_empty() {
+        dir.calls().one("write")?;
+        contents::write_all(&file, bytes)?;
     }
+    // Most files have nothing that a new one has not.
+    attributes::give_time(&file, node, dir.calls())?;
+    if made(&file, node)? != *node {
+        attributes::give(&file, node, dir.calls())?;
+        is_now(node, &made(&file, node)?)?;
+    }
+    Ok(())
 }

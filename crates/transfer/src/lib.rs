@@ -31,4 +31,4 @@ pub use chunks::CHUNKER;
 pub use frame::{BLOB_MAX, Error, Farewell, NOTE_MAX, NOTES_MAX, VERSION};
 pub use pull::{Asked, Greeting, Puller, Wanted, ping, together};
 pub use recipes::Recipes;
-pub use serve::{Changes, Origin, serve};
+pub use serve::{Changes, Files, Origin, serve};

@@ -53,6 +53,8 @@ pub struct Puller<S> {
     stream: S,
     blob: Vec<u8>,
     packer: Packer,
+    /// A page of entries is under way.
+    asked: bool,
 }
 
 /// Files that were asked for, all of one request: their sizes. What was asked is heard in the same order.
@@ -67,6 +69,7 @@ impl<S: Read + Write> Puller<S> {
             stream,
             blob: Vec::new(),
             packer: Packer::new()?,
+            asked: false,
         })
     }
 
@@ -123,23 +126,39 @@ impl<S: Read + Write> Puller<S> {
         }
     }
 
-    /// The first page of the entries newer than `after`, sorted by path; empty: there are none.
-    pub fn changes(&mut self, after: u64) -> Result<Vec<(Path, Entry)>, Error> {
-        self.page(&Request::Changes { after })
+    /// Asks for the entries newer than `after`.
+    pub fn ask_changes(&mut self, after: u64) -> Result<(), Error> {
+        self.asked = true;
+        self.ask(&Request::Changes { after })?;
+        self.flush()
     }
 
-    /// The next page; empty: that was all.
-    pub fn more(&mut self) -> Result<Vec<(Path, Entry)>, Error> {
-        self.page(&Request::More)
-    }
-
-    fn page(&mut self, request: &Request) -> Result<Vec<(Path, Entry)>, Error> {
-        self.ask(request)?;
-        self.stream.flush()?;
-        match self.hear()? {
-            Response::Entries => records(&self.blob),
-            _ => Err(Error::Unexpected("no entries")),
+    /// The next of them, sorted by path, so many pages of a megabyte if there are as many; empty: that was all. While
+    /// one is unpacked, the other side makes the next.
+    pub fn entries(&mut self, pages: usize) -> Result<Vec<(Path, Entry)>, Error> {
+        let mut entries = Vec::new();
+        for page in 1..=pages {
+            if !std::mem::take(&mut self.asked) {
+                self.ask_more()?;
+            }
+            let Response::Entries = self.hear()? else {
+                return Err(Error::Unexpected("no entries"));
+            };
+            if self.blob.is_empty() {
+                break;
+            }
+            if page < pages {
+                self.asked = true;
+                self.ask_more()?;
+            }
+            entries.append(&mut records(&self.blob)?);
         }
+        Ok(entries)
+    }
+
+    fn ask_more(&mut self) -> Result<(), Error> {
+        self.ask(&Request::More)?;
+        self.flush()
     }
 
     /// The whole contents of these files, several requests ahead: `part` gets each file's number, a place in it and

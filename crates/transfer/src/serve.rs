@@ -14,6 +14,9 @@ use std::{
 /// Entries in order of path.
 pub type Changes = Box<dyn Iterator<Item = io::Result<(Path, Entry)>>>;
 
+/// Files, each if it has the contents that were asked for by what is known of it.
+pub type Files<'a> = Box<dyn Iterator<Item = io::Result<Option<File>>> + 'a>;
+
 /// What a server of contents has.
 pub trait Origin {
     /// Whose greeting it is, or why it is not let in: cluster, set, replica. Answers with the own replica, the last
@@ -28,8 +31,8 @@ pub trait Origin {
     fn fresh(&self) -> Freshness;
     /// The entries with a sequence number above `after`, in order of path.
     fn changes(&mut self, after: u64) -> io::Result<Changes>;
-    /// The file at a path, if it has these contents by what is known of it.
-    fn open(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<File>>;
+    /// The files at these paths, with these contents, one after another.
+    fn open<'a>(&'a mut self, files: &'a [(Path, Digest)]) -> Files<'a>;
     /// The other has all up to here.
     fn took(&mut self, sequence: u64) -> io::Result<()>;
 }
@@ -101,14 +104,14 @@ pub fn serve<S: Read + Write>(
                 digest,
                 range,
                 average,
-            } => answers.recipe(origin, &path, &digest, range, average)?,
+            } => answers.recipe(one(origin, path, digest)?, range, average)?,
             Request::Pieces {
                 path,
                 digest,
                 ranges,
             } => {
                 within(ranges.len())?;
-                match origin.open(&path, &digest)? {
+                match one(origin, path, digest)? {
                     Some(file) => {
                         for range in ranges {
                             answers.bytes(&file, range)?;
@@ -127,6 +130,13 @@ pub fn serve<S: Read + Write>(
         }
         answers.stream.flush()?;
     }
+}
+
+/// One file alone.
+fn one(origin: &mut impl Origin, path: Path, digest: Digest) -> io::Result<Option<File>> {
+    let wanted = [(path, digest)];
+    let mut files = origin.open(&wanted);
+    files.next().unwrap_or(Ok(None))
 }
 
 fn within(length: usize) -> Result<(), Error> {
@@ -165,8 +175,8 @@ impl<S: Read + Write> Answers<'_, S> {
     fn files(&mut self, origin: &mut impl Origin, files: &[(Path, Digest)]) -> Result<(), Error> {
         let mut lengths = Vec::new();
         self.plain.clear();
-        for (path, digest) in files {
-            let file = origin.open(path, digest)?;
+        for file in origin.open(files) {
+            let file = file?;
             let size = file
                 .as_ref()
                 .map_or(Ok(0), |f| f.metadata().map(|m| m.len()))?;
@@ -180,9 +190,12 @@ impl<S: Read + Write> Answers<'_, S> {
                     continue;
                 }
                 Some(file) => {
-                    let length = (BLOB_MAX - self.plain.len()) as u64;
-                    let read = chunks::Part::of(&file, Range { offset: 0, length })
-                        .read_to_end(&mut self.plain)?;
+                    self.plain.reserve(usize::try_from(size).unwrap_or(0));
+                    let all = Range {
+                        offset: 0,
+                        length: size,
+                    };
+                    let read = chunks::Part::of(&file, all).read_to_end(&mut self.plain)?;
                     u32::try_from(read).ok()
                 }
             });
@@ -234,15 +247,8 @@ impl<S: Read + Write> Answers<'_, S> {
         Ok(self.plain.len() == BLOB_MAX)
     }
 
-    fn recipe(
-        &mut self,
-        origin: &mut impl Origin,
-        path: &Path,
-        digest: &Digest,
-        range: Range,
-        average: u32,
-    ) -> Result<(), Error> {
-        let Some(file) = origin.open(path, digest)? else {
+    fn recipe(&mut self, file: Option<File>, range: Range, average: u32) -> Result<(), Error> {
+        let Some(file) = file else {
             return self.say(&Response::Gone);
         };
         let mut list = Vec::new();

@@ -13,7 +13,7 @@ use std::{
     rc::Rc,
     thread,
 };
-use transfer::{Changes, Error, Farewell, Origin, Puller, Wanted, serve};
+use transfer::{Changes, Error, Farewell, Files, Origin, Puller, Wanted, serve};
 
 const FRESH: Freshness = Freshness {
     term: Term(7),
@@ -119,12 +119,12 @@ impl Origin for Memory {
         Ok(Box::new(new.into_iter()))
     }
 
-    fn open(&mut self, path: &Path, wanted: &Digest) -> io::Result<Option<File>> {
-        let known = self
-            .files
-            .get(path)
-            .filter(|(bytes, _)| digest(bytes) == *wanted);
-        Ok(known.map(|(bytes, _)| file(bytes)))
+    fn open<'a>(&'a mut self, wanted: &'a [(Path, Digest)]) -> Files<'a> {
+        Box::new(wanted.iter().map(|(path, wanted)| {
+            let known = self.files.get(path);
+            let known = known.filter(|(bytes, _)| digest(bytes) == *wanted);
+            Ok(known.map(|(bytes, _)| file(bytes)))
+        }))
     }
 
     fn took(&mut self, sequence: u64) -> io::Result<()> {
@@ -195,8 +195,9 @@ fn entries_come_in_order_and_only_those_that_are_new() {
             ),
             (replica("beta"), 10, 0, FRESH)
         );
-        let names = puller.changes(4).unwrap();
-        assert_eq!(puller.more().unwrap(), []);
+        puller.ask_changes(4).unwrap();
+        let names = puller.entries(1).unwrap();
+        assert_eq!(puller.entries(3).unwrap(), []);
         puller.took(10).unwrap();
         puller.your_turn().unwrap();
         names
@@ -362,7 +363,10 @@ fn another_set_is_refused_in_words_and_before_a_greeting_nothing_is_said() {
         puller.greet("web", "home", &replica("alpha")).unwrap_err()
     });
     assert!(refusal.to_string().contains("no set home"), "{refusal}");
-    let (result, end, ..) = with(&[("a", vec![1])], |puller| puller.changes(0));
+    let (result, end, ..) = with(&[("a", vec![1])], |puller| {
+        puller.ask_changes(0)?;
+        puller.entries(1)
+    });
     assert!(result.is_err() && end.is_err());
 }
 

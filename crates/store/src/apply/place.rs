@@ -16,6 +16,8 @@ use rustix::{
 };
 use std::{io, rc::Rc};
 
+const NO_DIRECTORY: Refusal = Refusal::PutOff("its directory is not there");
+
 impl Run<'_> {
     /// The last step: one rename. Returns what is there now, with a proof of what was moved or given other metadata.
     pub(super) fn carry_out(&mut self, ready: Ready) -> Result<(Entry, Option<Proof>), Refusal> {
@@ -30,11 +32,16 @@ impl Run<'_> {
         self.dirty |= !matches!(action, Action::Note);
         let directory = |e: &Entry| e.is_directory();
         if directory(&operation.entry) || operation.was.as_ref().is_some_and(directory) {
-            self.last.take(); // it may be the one
+            self.places.forget(); // it may be the one
         }
         let mut proof = None;
         match &action {
-            Action::Note | Action::Make(_) => {}
+            Action::Note | Action::Make(..) => {}
+            Action::Within => {
+                if self.lost.iter().any(|lost| path.is_below(lost)) {
+                    return Err(NO_DIRECTORY);
+                }
+            }
             Action::Remove => {
                 let moved = matches!(operation.source, Source::Move(_));
                 let before = match moved {
@@ -81,7 +88,16 @@ impl Run<'_> {
                     true => self.set.stage.stat_of(temp.name()).at("stat", path)?,
                     false => None,
                 };
-                self.put(temp, path, before)?;
+                let spoilt = |lost: &Path| lost == path || lost.is_below(path);
+                if temp.is_tree() && self.lost.iter().any(spoilt) {
+                    let _ = temp.discard(&self.set.stage); // the next run sweeps
+                    return Err(Refusal::PutOff("something in it could not be made ready"));
+                }
+                let put = self.put(temp, path, before);
+                if put.is_err() && temp.is_tree() {
+                    self.lost.push(path.clone());
+                }
+                put?;
                 if let Some(made) = made {
                     // What came was checked, and nobody but syncd could get at it.
                     let after = self.renamed(path, sight::stat(&made))?;
@@ -123,7 +139,7 @@ impl Run<'_> {
 
     fn place<'p>(&self, path: &'p Path) -> Result<(Rc<Dir>, Name<'p>), Refusal> {
         match self.at(path) {
-            Err(e) if is_no_way(&e) => Err(Refusal::PutOff("its directory is not there")),
+            Err(e) if is_no_way(&e) => Err(NO_DIRECTORY),
             other => Ok(other.at("open the directory of", path)?),
         }
     }

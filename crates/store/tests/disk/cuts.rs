@@ -53,6 +53,9 @@ fn script(store: &Store) {
     fs::create_dir_all(store.at("nd/e")).unwrap();
     store.write("nd/x", "new");
     store.write("nd/copy", "old k");
+    store.write("nd/small", "even");
+    store.write("nd/e/small", "even too");
+    symlink("small", store.at("nd/e/s")).unwrap();
     fs::remove_file(store.at("r")).unwrap();
     fs::remove_dir_all(store.at("rd")).unwrap();
     fs::rename(store.at("mv"), store.at("mw")).unwrap();

@@ -12,7 +12,7 @@ use std::{
 };
 use store::{Applied, Contents, apply};
 
-fn offer(from: &Store, to: &crate::common::Open, contents: &mut dyn Contents) -> Applied {
+pub fn offer(from: &Store, to: &crate::common::Open, contents: &mut dyn Contents) -> Applied {
     let a = from.open();
     let offered = a
         .index

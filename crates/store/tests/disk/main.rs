@@ -9,6 +9,7 @@ mod converge;
 mod cuts;
 mod escape;
 mod faults;
+mod fresh;
 mod index;
 mod lent;
 mod look;

@@ -121,8 +121,8 @@ fn play(work: &Work, tool: &Tool, options: &Options, dir: &Path) -> Result<Vec<O
     let mut scene = Scene::new(dir, work.others, work.accounts)?;
     let size = |usual: u64| (usual * options.scale / 100).max(1);
     (work.make)(&scene, &size)?;
-    (tool.start)(&mut scene)?;
     if work.begin_alike {
+        (tool.start)(&mut scene)?;
         tool.begin
             .map_or_else(|| tool.run(&scene), |begin| begin(&scene))?;
         scene.settle(tool)?;
@@ -137,6 +137,7 @@ fn play(work: &Work, tool: &Tool, options: &Options, dir: &Path) -> Result<Vec<O
             (work.change)(&scene, round)?;
         } else {
             scene.forget()?;
+            (tool.start)(&mut scene)?;
         }
         scene.quiet()?;
         outcomes.push(scene.measure(&mut (tool.call)(&scene)?)?);

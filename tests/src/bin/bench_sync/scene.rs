@@ -13,7 +13,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 const PORT: u16 = 2222;
@@ -24,6 +24,9 @@ const OTHERS: [(&str, &str); 3] = [
     ("gamma", "127.0.0.3"),
     ("delta", "127.0.0.4"),
 ];
+/// A disk that does no more than this in a moment is at rest.
+const FEW_TRANSFERS: u64 = 20;
+
 /// What syncd takes for too young to be trusted, and a little more.
 const YOUNG: Duration = Duration::from_millis(2500);
 
@@ -50,10 +53,8 @@ pub struct Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        for child in self.daemon.iter_mut().chain(&mut self.servers) {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.servers.extend(self.daemon.take());
+        self.stop_servers();
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
@@ -99,7 +100,8 @@ impl Scene {
         };
         let sides = scene.others.iter().map(|(name, _)| *name);
         for side in sides.chain(["alpha", "."]) {
-            fs::create_dir_all(scene.data(side)).map_err(told(side))?;
+            fs::create_dir_all(scene.at(side)).map_err(told(side))?;
+            scene.make_data(side)?;
         }
         for key in ["host", "syncd", "others"] {
             let mut keygen = Command::new("ssh-keygen");
@@ -120,6 +122,30 @@ impl Scene {
     /// What a side keeps alike.
     pub fn data(&self, side: &str) -> PathBuf {
         self.at(side).join("data")
+    }
+
+    fn stop_servers(&mut self) {
+        for mut child in self.servers.drain(..) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// An empty directory, far from what was removed: for minutes ext4 passes each inode that was removed by, one by one,
+    /// before it takes one.
+    fn make_data(&self, side: &str) -> Result<(), String> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let name = format!(
+            "{}-{}",
+            std::process::id(),
+            now.unwrap_or_default().as_nanos()
+        );
+        let fresh = self.at(side).join(name);
+        // Of directories in such a one each goes to a group of its own, by its name; other file systems know no such thing.
+        let _ = fine(Command::new("chattr").arg("+T").arg(self.at(side)));
+        fs::create_dir(&fresh)
+            .and_then(|()| fs::rename(&fresh, self.data(side)))
+            .map_err(told(side))
     }
 
     fn read(&self, name: &str) -> Result<String, String> {
@@ -319,10 +345,17 @@ impl Scene {
     }
 
     /// Nothing of former runs is left, nor what beta has: the next one is the first.
-    pub fn forget(&self) -> Result<(), String> {
-        let script = "rm -rf */state unison* csync2/*/* alpha/data/.standin-* && find beta/data -mindepth 1 -delete";
+    pub fn forget(&mut self) -> Result<(), String> {
+        let script = "rm -rf */state unison* csync2/*/* alpha/data/.standin-* beta/data";
         let mut command = Command::new("sh");
-        fine(command.args(["-c", script]).current_dir(&self.dir)).map(drop)
+        fine(command.args(["-c", script]).current_dir(&self.dir))?;
+        self.make_data("beta")?;
+        // They held on to the former one.
+        self.stop_servers();
+        for (side, address) in self.others {
+            self.start(side, address)?;
+        }
+        Ok(())
     }
 
     /// Whatever is young grows old and is looked at once more.
@@ -331,9 +364,21 @@ impl Scene {
         tool.run(self)
     }
 
-    /// What others wrote here is on the disk.
+    /// What others wrote here is on the disk, and disks that are told what was removed know it.
     pub fn quiet(&self) -> Result<(), String> {
-        fine(Command::new("sync").arg("-f").arg(&self.dir)).map(drop)
+        const PAUSE: Duration = Duration::from_millis(300);
+        const LONG: Duration = Duration::from_secs(60);
+        fine(Command::new("sync").arg("-f").arg(&self.dir))?;
+        let (start, mut before) = (Instant::now(), transfers()?);
+        while start.elapsed() < LONG {
+            thread::sleep(PAUSE);
+            let now = transfers()?;
+            if now < before + FEW_TRANSFERS {
+                break;
+            }
+            before = now;
+        }
+        Ok(())
     }
 
     /// What it takes to run this.
@@ -410,6 +455,17 @@ impl Scene {
         }
         Ok(())
     }
+}
+
+/// What all disks did: reads, writes, discards.
+fn transfers() -> Result<u64, String> {
+    let all = fs::read_to_string("/proc/diskstats").map_err(told("/proc/diskstats"))?;
+    let figures = |line: &str| -> u64 {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let figure = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok());
+        [3, 7, 14].into_iter().filter_map(figure).sum()
+    };
+    Ok(all.lines().map(figures).sum())
 }
 
 fn over_loopback() -> Result<f64, String> {

@@ -5,6 +5,7 @@
 
 use crate::schedule::{Act, Fault, PARTS, Schedule, Target};
 use lab::Profile;
+use standin_tests::Random;
 use std::time::Duration;
 
 /// So many faults may be there at a time.
@@ -14,41 +15,10 @@ const RECOVERY: Duration = Duration::from_millis(300);
 /// Without a gate only the other fences are left: nothing else goes wrong for so long before and after.
 const GATE_BACK: Duration = Duration::from_secs(2);
 
-/// splitmix64 (Steele et al. 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        let n = u64::try_from(n).unwrap_or(1).max(1);
-        usize::try_from(self.next() % n).unwrap_or(0)
-    }
-
-    fn between(&mut self, low: Duration, high: Duration) -> Duration {
-        let ms = |span: Duration| usize::try_from(span.as_millis()).unwrap_or(usize::MAX);
-        let more = self.below(ms(high.saturating_sub(low)) + 1);
-        low + Duration::from_millis(more as u64)
-    }
-
-    fn shuffled<T>(&mut self, mut items: Vec<T>) -> Vec<T> {
-        for last in (1..items.len()).rev() {
-            items.swap(last, self.below(last + 1));
-        }
-        items
-    }
-}
-
 /// The faults of this seed for so long, for a cluster of so many servers.
 pub fn generate(seed: u64, length: Duration, servers: usize, profile: Profile) -> Schedule {
     let mut maker = Maker {
-        random: Random(seed),
+        random: Random::new(seed),
         servers,
         lease: profile.lease,
         faults: Vec::new(),
