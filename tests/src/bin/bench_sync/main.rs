@@ -3,17 +3,19 @@
 //!
 //! Needs root: each side sees its own directory at the same path, and the network is one of its own.
 
+mod alone;
 mod scene;
 mod tools;
 mod trees;
 mod works;
 
+use alone::alone;
 use scene::{Outcome, Scene};
 use standin_tests::{Summary, wanted};
 use std::{
     env,
     fmt::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -67,8 +69,7 @@ fn main() -> ExitCode {
     if args.next().as_deref() == Some("--now") {
         return end(tools::now(&PathBuf::from(args.next().unwrap_or_default())));
     }
-    let told = options().and_then(|options| scene::own_network().and_then(|()| run(&options)));
-    end(told)
+    end(options().and_then(|options| run(&options, &alone()?)))
 }
 
 fn end(told: Result<(), String>) -> ExitCode {
@@ -81,7 +82,7 @@ fn end(told: Result<(), String>) -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<(), String> {
+fn run(options: &Options, dir: &Path) -> Result<(), String> {
     let tools: Vec<_> = TOOLS
         .iter()
         .filter(|t| wanted(options.tools.as_ref(), t.key, true))
@@ -101,7 +102,7 @@ fn run(options: &Options) -> Result<(), String> {
     {
         let mut first = None;
         for tool in &tools {
-            let outcomes = play(work, tool, options)
+            let outcomes = play(work, tool, options, dir)
                 .map_err(|why| format!("{} with {}: {why}", work.key, tool.key))?;
             if !outcomes.is_empty() {
                 println!("{}", row(work, tool, &outcomes, &mut first));
@@ -112,12 +113,12 @@ fn run(options: &Options) -> Result<(), String> {
 }
 
 /// One work with one tool, as often as asked for.
-fn play(work: &Work, tool: &Tool, options: &Options) -> Result<Vec<Outcome>, String> {
+fn play(work: &Work, tool: &Tool, options: &Options, dir: &Path) -> Result<Vec<Outcome>, String> {
     let mut outcomes = Vec::new();
     if tool.warm && !work.begin_alike {
         return Ok(outcomes); // the first time is cold
     }
-    let mut scene = Scene::new(work.others, work.accounts)?;
+    let mut scene = Scene::new(dir, work.others, work.accounts)?;
     let size = |usual: u64| (usual * options.scale / 100).max(1);
     (work.make)(&scene, &size)?;
     if work.begin_alike {

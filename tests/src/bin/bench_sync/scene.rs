@@ -1,13 +1,10 @@
 //! Two sides, each with a directory of its own at the same path, and an SSH server between them.
 
 use crate::tools::Tool;
-use nix::{
-    sched::{CloneFlags, unshare},
-    sys::{
-        resource::{UsageWho, getrusage},
-        statvfs::statvfs,
-        time::TimeVal,
-    },
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    statvfs::statvfs,
+    time::TimeVal,
 };
 use std::{
     fs,
@@ -62,12 +59,6 @@ impl Drop for Scene {
     }
 }
 
-/// From here on all traffic is within this process and its children.
-pub fn own_network() -> Result<(), String> {
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|e| format!("needs root: {e}"))?;
-    fine(Command::new("ip").args(["link", "set", "lo", "up"])).map(drop)
-}
-
 /// What a command says, or why not.
 pub fn fine(command: &mut Command) -> Result<String, String> {
     let output = command
@@ -83,21 +74,25 @@ pub fn fine(command: &mut Command) -> Result<String, String> {
     }
 }
 
-fn told(what: &str) -> impl Fn(std::io::Error) -> String {
+/// The same of a call.
+pub fn told(what: &str) -> impl Fn(std::io::Error) -> String {
     move |e| format!("{what}: {e}")
 }
 
 impl Scene {
-    /// Alpha, and so many others; these files of theirs are account files.
-    pub fn new(others: usize, accounts: &'static [&'static str]) -> Result<Self, String> {
-        let parent = std::env::temp_dir();
-        let free = statvfs(&parent).map_err(|e| e.to_string())?;
+    /// Alpha, and so many others, in this folder, which is made; these files of theirs are account files.
+    pub fn new(
+        dir: &Path,
+        others: usize,
+        accounts: &'static [&'static str],
+    ) -> Result<Self, String> {
+        let parent = dir.parent().unwrap_or(dir);
+        let free = statvfs(parent).map_err(|e| e.to_string())?;
         if (free.blocks_available() as u64).saturating_mul(free.fragment_size() as u64) < 8 << 30 {
             return Err(format!("{}: 8 GB are needed there", parent.display()));
         }
-        let dir = parent.join(format!("standin-bench-sync-{}", std::process::id()));
         let mut scene = Self {
-            dir,
+            dir: dir.to_owned(),
             others: &OTHERS[..others],
             servers: Vec::new(),
             daemon: None,
