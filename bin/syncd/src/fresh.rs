@@ -206,13 +206,10 @@ pub fn number(config: &Config, me: &ServerName, args: &Args, term: Term) -> Resu
     ) else {
         return Ok(false);
     };
-    for (stamp, sequence, local) in stamps {
-        let numbered = Stamp {
-            fresh: next,
-            sequence,
-            ..stamp
-        };
-        write(&local.state, &numbered)?;
+    for (_, sequence, local) in stamps {
+        change(&local.state, Some(&local.replica), |stamp| {
+            (stamp.fresh, stamp.sequence) = (next, sequence);
+        })?;
     }
     Ok(true)
 }

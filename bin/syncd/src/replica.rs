@@ -157,8 +157,8 @@ impl Local {
         match self.index.reader() {
             Ok(index) => {
                 let opener = self.set.opener();
-                let open = move |(path, digest)| self.file(&index, &opener, path, digest);
-                Box::new(files.iter().map(|(path, digest)| (path, digest)).map(open))
+                let open = move |(path, digest): &(_, _)| self.file(&index, &opener, path, digest);
+                Box::new(files.iter().map(open))
             }
             Err(e) => Box::new(std::iter::once(Err(io::Error::other(e)))),
         }

@@ -108,7 +108,8 @@ fn cut_in_parts(
         offset,
         length: end - offset,
     };
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = processors.min(MOST);
     if range.length < large || threads < 2 {
         return cut(file, range, average).try_for_each(|one| {
             let (range, chunk) = one?;
@@ -136,7 +137,7 @@ fn cut_in_parts(
         }
     };
     thread::scope(|scope| {
-        for _ in 0..threads.min(MOST) {
+        for _ in 0..threads {
             let sender = sender.clone();
             scope.spawn(|| work(sender));
         }

@@ -67,13 +67,17 @@ impl Run<'_> {
     /// A small file could not be made ready.
     fn spoil(&mut self, one: Ready, error: Error) {
         let path = one.operation.path;
-        if let Action::Make(_, Some(dir)) = one.action
-            && stage::discard(&dir, Name::last(&path)).is_err()
-        {
-            // What is half done must not come with its directory.
-            self.lost.extend(path.parent());
+        if let Action::Make(_, Some(dir)) = one.action {
+            self.discard(&dir, &path);
         }
         self.refuse(&path, Refusal::Failed(error));
+    }
+
+    /// What is half done must not come with its directory.
+    fn discard(&mut self, dir: &Dir, path: &Path) {
+        if stage::discard(dir, Name::last(path)).is_err() {
+            self.lost.extend(path.parent());
+        }
     }
 
     /// Checks an operation and makes ready what it brings.
@@ -165,8 +169,8 @@ impl Run<'_> {
                 Some(dir) => {
                     let name = Name::last(path);
                     let made = stage::make_other(&dir, name, node).and_then(|()| dir.child(name));
-                    if made.is_err() && stage::discard(&dir, name).is_err() {
-                        self.lost.extend(path.parent());
+                    if made.is_err() {
+                        self.discard(&dir, path);
                     }
                     (Action::Within, made)
                 }
