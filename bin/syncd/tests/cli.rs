@@ -244,11 +244,15 @@ impl Scene {
         fs::write(path, contents).unwrap();
     }
 
-    /// Makes a file that cannot be packed, of a set that may not go faster.
-    fn noise(&self, server: &str, name: &str, length: usize, rate: &str) {
+    /// The set may go no faster.
+    fn limit(&self, rate: &str) {
         let config = self.at("standin.toml");
         let text = fs::read_to_string(&config).unwrap();
         fs::write(&config, format!("{text}rate = \"{rate}\"\n")).unwrap();
+    }
+
+    /// Makes a file that cannot be packed.
+    fn noise(&self, server: &str, name: &str, length: usize) {
         let mut noise = vec![0; length];
         let mut random = fs::File::open("/dev/urandom").unwrap();
         random.read_exact(&mut noise).unwrap();
@@ -387,7 +391,8 @@ fn contents_go_no_faster_than_the_set_may() {
         return;
     }
     let scene = Scene::new();
-    scene.noise("beta", "noise", 150_000, "200KB/s");
+    scene.limit("200KB/s");
+    scene.noise("beta", "noise", 150_000);
     let start = Instant::now();
     scene.fine("alpha", &[]);
     // It came here, and went to gamma: in one direction after the other.
@@ -733,10 +738,7 @@ fn a_run_that_takes_its_time_keeps_the_other_server_and_one_that_was_stopped_doe
         return;
     }
     let scene = Scene::new();
-    let mut noise = vec![0; 900_000];
-    let mut random = fs::File::open("/dev/urandom").unwrap();
-    random.read_exact(&mut noise).unwrap();
-    fs::write(scene.data("beta").join("noise"), noise).unwrap();
+    scene.noise("beta", "small", 900_000);
     // Beta has told all that it was asked, and hears no other word for longer than it waits for a sign.
     let start = Instant::now();
     let slow = done(&mut scene.slowly("alpha", "25KB/s"));
@@ -744,12 +746,15 @@ fn a_run_that_takes_its_time_keeps_the_other_server_and_one_that_was_stopped_doe
     assert!(start.elapsed() > Duration::from_secs(33));
     assert_eq!(scene.tree("alpha"), scene.tree("beta"));
 
-    let mut stopped = scene.slowly("gamma", "100KB/s");
+    scene.noise("beta", "large", 8_000_000);
+    let mut stopped = scene.slowly("gamma", "1MB/s");
     let mut stopped = stopped.stdout(Stdio::null()).spawn().unwrap();
     let stage = scene.data("gamma").join(".standin-stage");
+    // The marker of a new set is made there as well, before anything is asked of beta.
     scene.wait("gamma gets something", || {
-        let mut files = fs::read_dir(&stage).ok()?;
-        files.next()?.ok()
+        let files = fs::read_dir(&stage).ok()?;
+        let mut sizes = files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len()));
+        sizes.find(|size| *size > 1000)
     });
     let signal = |which: &str| {
         let id = stopped.id().to_string(); // unshare has become syncd
@@ -780,7 +785,8 @@ fn what_came_of_a_large_file_before_a_run_was_killed_is_gone_on_with() {
         return;
     }
     let scene = Scene::new();
-    scene.noise("alpha", "large", 8_000_000, "2MB/s");
+    scene.limit("2MB/s");
+    scene.noise("alpha", "large", 8_000_000);
     let mut run = scene.syncd("beta", &["run", "--peer", "alpha"]);
     let mut run = run.stdout(Stdio::null()).spawn().unwrap();
     let stage = scene.data("beta").join(".standin-stage");
