@@ -24,6 +24,9 @@ pub struct Bring<'a, S> {
     set: &'a Set,
     meter: &'a Meter,
     recipes: &'a Recipes,
+    next: Next<'a, S>,
+    /// What was asked of it and did not come.
+    failed: Option<Error>,
     /// What is here instead of large files, as far as known.
     former: BTreeMap<Path, Digest>,
     /// What will be asked for, in order.
@@ -32,6 +35,9 @@ pub struct Bring<'a, S> {
     /// What came, in order; none: it is not there any more.
     ready: VecDeque<(Path, Option<Vec<u8>>)>,
 }
+
+/// Makes the next operations; none: that was all.
+pub type Next<'a, S> = &'a mut dyn FnMut(&mut Puller<S>) -> Result<Vec<Operation>, Error>;
 
 /// A large file that is here and gets other contents.
 fn former(operation: &Operation) -> Option<(Path, Digest)> {
@@ -45,35 +51,47 @@ impl<'a, S: Read + Write> Bring<'a, S> {
         set: &'a Set,
         meter: &'a Meter,
         recipes: &'a Recipes,
-        operations: &[Operation],
+        next: Next<'a, S>,
     ) -> Self {
-        let fetched = operations.iter().filter(|o| o.source == Source::Fetch);
-        for (size, _) in fetched.clone().filter_map(|o| o.entry.file()) {
-            meter.expect(size);
-        }
-        let small = |o: &Operation| {
-            let (size, digest) = o.entry.file()?;
-            (size <= SMALL).then(|| (o.path.clone(), digest, size))
-        };
         Self {
             puller,
             set,
             meter,
             recipes,
-            former: fetched.clone().filter_map(former).collect(),
-            queue: fetched.filter_map(small).collect(),
+            next,
+            failed: None,
+            former: BTreeMap::new(),
+            queue: VecDeque::new(),
             asked: VecDeque::new(),
             ready: VecDeque::new(),
         }
     }
 
+    /// Of these it is known what will be wanted, in order.
+    fn expect(&mut self, operations: &[Operation]) {
+        let fetched = operations.iter().filter(|o| o.source == Source::Fetch);
+        for (size, _) in fetched.clone().filter_map(|o| o.entry.file()) {
+            self.meter.expect(size);
+        }
+        let small = |o: &Operation| {
+            let (size, digest) = o.entry.file()?;
+            (size <= SMALL).then(|| (o.path.clone(), digest, size))
+        };
+        self.former = fetched.clone().filter_map(former).collect();
+        self.queue = fetched.filter_map(small).collect();
+    }
+
     /// Whoever asks next on this stream must not hear what was asked before.
     pub fn finish(mut self) -> Result<(), Error> {
         self.queue.clear();
-        while self.hear()? {
-            self.ready.clear();
-        }
-        Ok(())
+        self.settle()?;
+        self.failed.map_or(Ok(()), Err)
+    }
+
+    /// Hears all that was asked.
+    fn settle(&mut self) -> Result<(), Error> {
+        while self.hear()? {}
+        self.puller.hear_entries()
     }
 
     fn ask_ahead(&mut self) -> Result<(), Error> {
@@ -93,6 +111,9 @@ impl<'a, S: Read + Write> Bring<'a, S> {
             let asked = self.puller.ask_files(&wanted[..count])?;
             let paths = self.queue.drain(..count).map(|(path, ..)| path).collect();
             self.asked.push_back((asked, paths));
+        }
+        if self.queue.is_empty() {
+            self.puller.ask_entries()?;
         }
         self.puller.flush()
     }
@@ -151,7 +172,7 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
         let Kind::File { size, digest } = &node.kind else {
             return Ok(());
         };
-        while self.hear().map_err(io::Error::other)? {}
+        self.settle().map_err(io::Error::other)?;
         let wanted = Wanted {
             path,
             digest,
@@ -180,6 +201,16 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
         } else {
             Err(gone())
         }
+    }
+
+    fn more(&mut self) -> Vec<Operation> {
+        let more = self.settle().and_then(|()| (self.next)(self.puller));
+        let more = more.unwrap_or_else(|e| {
+            self.failed = Some(e);
+            Vec::new()
+        });
+        self.expect(&more);
+        more
     }
 }
 
@@ -214,8 +245,18 @@ mod tests {
         bytes
     }
 
-    /// Has one file.
-    struct Beta(Vec<u8>);
+    /// Has files, and entries; whoever asks for contents knows which.
+    struct Beta {
+        files: Vec<Vec<u8>>,
+        entries: Vec<(Path, Entry)>,
+    }
+
+    impl Beta {
+        fn of(files: Vec<Vec<u8>>) -> Self {
+            let entries = Vec::new();
+            Self { files, entries }
+        }
+    }
 
     impl Origin for Beta {
         fn greet(&mut self, _: &str, _: &str, _: &Replica) -> Result<(Replica, u64, u64), String> {
@@ -227,13 +268,18 @@ mod tests {
         }
 
         fn changes(&mut self, _: u64) -> io::Result<Changes> {
-            Ok(Box::new(std::iter::empty()))
+            Ok(Box::new(self.entries.clone().into_iter().map(Ok)))
         }
 
         fn open<'a>(&'a mut self, files: &'a [(Path, Digest)]) -> Files<'a> {
-            Box::new(files.iter().map(|_| {
+            let all = files.iter();
+            Box::new(all.map(|(_, digest)| {
+                let has = |file: &&Vec<u8>| *blake3::hash(file).as_bytes() == digest.0;
+                let Some(contents) = self.files.iter().find(has) else {
+                    return Ok(None);
+                };
                 let mut file = tempfile::tempfile()?;
-                file.write_all(&self.0)?;
+                file.write_all(contents)?;
                 Ok(Some(file))
             }))
         }
@@ -265,33 +311,52 @@ mod tests {
         }
     }
 
+    fn file(contents: &[u8]) -> Kind {
+        Kind::File {
+            size: contents.len() as u64,
+            digest: Digest(*blake3::hash(contents).as_bytes()),
+        }
+    }
+
     struct Alpha(tempfile::TempDir);
 
     impl Alpha {
-        /// Takes these contents in a run of its own, which hears so many bytes at most; what came of it, and how many
-        /// bytes there were.
-        fn take(&self, contents: &[u8], most: usize) -> (Applied, usize) {
+        fn open(&self) -> (Set, Index) {
             let (root, state) = (self.0.path().join("data"), self.0.path().join("state"));
             fs::create_dir_all(&root).unwrap();
             fs::create_dir_all(&state).unwrap();
-            let own = fs::metadata(&state).unwrap();
             let calls = Calls::unlimited();
             let opened = Index::open(&state.join("index"), || replica("alpha"), calls.clone());
             let index = opened.unwrap().index;
             let set = Set::open(&root, &state, &index, false, calls).unwrap();
-            let path = Path::try_from(b"large".to_vec()).unwrap();
-            let was = index.row(&path).unwrap().map(|row| row.entry);
-            let node = Node {
-                kind: Kind::File {
-                    size: contents.len() as u64,
-                    digest: Digest(*blake3::hash(contents).as_bytes()),
-                },
-                mode: 0o400,
+            (set, index)
+        }
+
+        fn node(&self, kind: Kind) -> Node {
+            let own = fs::metadata(self.0.path()).unwrap();
+            let mode = match kind {
+                Kind::Symlink { .. } => 0o777,
+                _ => 0o400,
+            };
+            let mtime = 1_000_000_007;
+            let attributes = BTreeMap::new();
+            Node {
+                kind,
+                mode,
                 uid: own.uid(),
                 gid: own.gid(),
-                mtime: 1_000_000_007,
-                attributes: BTreeMap::new(),
-            };
+                mtime,
+                attributes,
+            }
+        }
+
+        /// Takes these contents in a run of its own, which hears so many bytes at most; what came of it, and how many
+        /// bytes there were.
+        fn take(&self, contents: &[u8], most: usize) -> (Applied, usize) {
+            let (set, index) = self.open();
+            let path = Path::try_from(b"large".to_vec()).unwrap();
+            let was = index.row(&path).unwrap().map(|row| row.entry);
+            let node = self.node(file(contents));
             let mut author = Author {
                 replica: replica("beta"),
                 count: was
@@ -301,7 +366,7 @@ mod tests {
                 unit: 1,
             };
             let entry = author.change(was.as_ref(), Some(node), 7);
-            let operations = vec![Operation {
+            let mut operations = vec![Operation {
                 path,
                 was,
                 entry,
@@ -311,13 +376,14 @@ mod tests {
             let (here, mut there) = UnixStream::pair().unwrap();
             thread::scope(|scope| {
                 scope.spawn(move || {
-                    let _ = serve(&mut there, &mut Beta(contents.to_vec()));
+                    let _ = serve(&mut there, &mut Beta::of(vec![contents.to_vec()]));
                 });
                 let mut puller = Puller::new(Short(here, most)).unwrap();
                 puller.greet("c", "s", &replica("alpha")).unwrap();
                 let (meter, recipes) = (Meter::default(), Recipes::new());
-                let mut bring = Bring::new(&mut puller, &set, &meter, &recipes, &operations);
-                let applied = apply(&set, &index, operations.clone(), &mut bring, 9).unwrap();
+                let mut next = |_: &mut Puller<_>| Ok(std::mem::take(&mut operations));
+                let mut bring = Bring::new(&mut puller, &set, &meter, &recipes, &mut next);
+                let applied = apply(&set, &index, Vec::new(), &mut bring, 9).unwrap();
                 drop(bring);
                 (applied, most - puller.stream().1)
             })
@@ -367,6 +433,69 @@ mod tests {
         let (applied, bytes) = alpha.take(&new, usize::MAX);
         assert!(applied.is_complete() && alpha.has(&new), "{applied:?}");
         assert!(came + bytes < 8 * MIB, "{came}, then {bytes}");
+    }
+
+    #[test]
+    fn entries_come_page_after_page_between_small_files_and_large_ones() {
+        let alpha = Alpha(tempfile::tempdir().unwrap());
+        let (set, index) = alpha.open();
+        let mut author = Author {
+            replica: replica("beta"),
+            count: 0,
+            held: false,
+            unit: 1,
+        };
+        let mut beta = Beta::of(vec![noise(1, 5), noise(2, 300_000), noise(3, 2_000_000)]);
+        for i in 0..1200 {
+            let kind = match beta.files.get(i % 300) {
+                Some(contents) => file(contents),
+                None => Kind::Symlink {
+                    target: vec![b'a'; 4000],
+                },
+            };
+            let path = Path::try_from(format!("{i:04}").into_bytes()).unwrap();
+            let entry = author.change(None, Some(alpha.node(kind)), 7);
+            beta.entries.push((path, entry));
+        }
+        let files = beta.files.clone();
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let mut pages = 0;
+        let applied = thread::scope(|scope| {
+            scope.spawn(move || serve(&mut there, &mut beta).map(drop));
+            let mut puller = Puller::new(here).unwrap();
+            puller.greet("c", "s", &replica("alpha")).unwrap();
+            puller.ask_changes(0).unwrap();
+            let mut next = |puller: &mut Puller<_>| {
+                pages += 1;
+                let page = puller.entries(1)?.into_iter();
+                let operation = |(path, entry): (Path, Entry)| Operation {
+                    path,
+                    was: None,
+                    source: match entry.file() {
+                        Some(_) => Source::Fetch,
+                        None => Source::Nothing,
+                    },
+                    entry,
+                    keep: false,
+                };
+                Ok(page.map(operation).collect())
+            };
+            let (meter, recipes) = (Meter::default(), Recipes::new());
+            let mut bring = Bring::new(&mut puller, &set, &meter, &recipes, &mut next);
+            let applied = apply(&set, &index, Vec::new(), &mut bring, 9).unwrap();
+            bring.finish().unwrap();
+            // Nothing is left that the next answer could be taken for.
+            puller.took(1200).unwrap();
+            applied
+        });
+        assert!(applied.is_complete(), "{applied:?}");
+        assert_eq!(applied.done, 1200);
+        assert!(pages > 4, "{pages}");
+        for i in 0..12 {
+            let (place, which) = (i / 3 * 300, i % 3);
+            let path = alpha.0.path().join(format!("data/{:04}", place + which));
+            assert!(fs::read(path).unwrap() == files[which], "{place} {which}");
+        }
     }
 
     #[test]

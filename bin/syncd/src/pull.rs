@@ -15,7 +15,8 @@ use std::{
 use store::{Applied, Listing};
 use transfer::{Error, Farewell, Greeting, NOTE_MAX, NOTES_MAX, Puller, Recipes};
 
-/// So many pages of entries, each a megabyte on its way, are planned at once: some tens of megabytes.
+/// So many pages of entries, each a megabyte on its way, are planned at once: what moved is only found among them. That
+/// is some tens of megabytes.
 const PAGES: usize = 3;
 
 /// So few removals are never too many.
@@ -139,23 +140,35 @@ fn take<S: Read + Write>(
 ) -> Result<Report, Error> {
     let mut report = Report::default();
     let from = &greeting.replica;
+    // Where nothing is, nothing moves.
+    let pages = match local.index.state().map_err(failed)?.live {
+        0 => 1,
+        _ => PAGES,
+    };
     puller.ask_changes(greeting.told)?;
-    loop {
-        // Many together: while some wait for the disk, others come.
-        let page = puller.entries(PAGES)?;
-        if page.is_empty() {
-            break;
+    let next = |puller: &mut Puller<S>| loop {
+        let offered = puller.entries(pages)?;
+        if offered.is_empty() {
+            return Ok(Vec::new());
         }
         // What is left out here is nobody's business here, whatever the other's configuration says.
         let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
-        let offered = page.into_iter().filter(ours).collect();
+        let offered = offered.into_iter().filter(ours).collect();
         let index = local.index.reader().map_err(failed)?;
         let operations = planner.batch(&index, offered);
-        carry_out(local, puller, operations, dry, &mut report)?;
-    }
+        if !operations.is_empty() {
+            return Ok(operations);
+        }
+    };
+    carry_out(local, puller, next, dry, &mut report)?;
     let index = local.index.reader().map_err(failed)?;
-    let operations = planner.groups(&index);
-    carry_out(local, puller, operations, dry, &mut report)?;
+    carry_out(
+        local,
+        puller,
+        once(planner.groups(&index)),
+        dry,
+        &mut report,
+    )?;
     let removals = planner.removed().count() as u64;
     let limit = Limit {
         percent: local.unit.delete_limit,
@@ -168,12 +181,11 @@ fn take<S: Read + Write>(
     };
     if permitted {
         report.removed = removals;
-        let operations = planner.removals();
-        carry_out(local, puller, operations, dry, &mut report)?;
+        carry_out(local, puller, once(planner.removals()), dry, &mut report)?;
         let mut author = local.author().map_err(failed)?;
         let index = local.index.reader().map_err(failed)?;
         let operations = planner.directories(&index, &mut author, daemon::real_now_ns());
-        carry_out(local, puller, operations, dry, &mut report)?;
+        carry_out(local, puller, once(operations), dry, &mut report)?;
     } else {
         report.refused_removals = removals;
     }
@@ -185,21 +197,33 @@ fn failed(e: store::Error) -> Error {
     Error::Io(std::io::Error::other(e))
 }
 
+/// These operations, and no more.
+fn once<S>(
+    mut operations: Vec<Operation>,
+) -> impl FnMut(&mut Puller<S>) -> Result<Vec<Operation>, Error> {
+    move |_| Ok(std::mem::take(&mut operations))
+}
+
 fn carry_out<S: Read + Write>(
     local: &Local,
     puller: &mut Puller<S>,
-    operations: Vec<Operation>,
+    mut next: impl FnMut(&mut Puller<S>) -> Result<Vec<Operation>, Error>,
     dry: bool,
     report: &mut Report,
 ) -> Result<(), Error> {
     if dry {
-        report.planned.extend(operations);
-        return Ok(());
+        loop {
+            let operations = next(puller)?;
+            if operations.is_empty() {
+                return Ok(());
+            }
+            report.planned.extend(operations);
+        }
     }
-    let mut bring = Bring::new(puller, &local.set, &local.meter, &RECIPES, &operations);
+    let mut bring = Bring::new(puller, &local.set, &local.meter, &RECIPES, &mut next);
     let now = daemon::real_now_ns();
     let applied =
-        store::apply(&local.set, &local.index, operations, &mut bring, now).map_err(failed)?;
+        store::apply(&local.set, &local.index, Vec::new(), &mut bring, now).map_err(failed)?;
     report.add(applied);
     bring.finish()
 }

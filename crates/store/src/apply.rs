@@ -30,7 +30,7 @@ use crate::{
 };
 use filesync::{Entry, Kind, Node, Operation, Path, Proof, Stat};
 use rustix::io::Errno;
-use std::{io, rc::Rc, sync::Arc, thread};
+use std::{io, rc::Rc, sync::Arc, thread, vec};
 
 /// So many operations have one barrier,
 const TOGETHER: usize = 4096;
@@ -152,6 +152,10 @@ struct Run<'a> {
     fresh: Vec<(Path, Arc<Dir>)>,
     /// New directories that do not come, nor what was made ready in them.
     lost: Vec<Path>,
+    /// Still to be made ready,
+    operations: vec::IntoIter<Operation>,
+    /// and nothing comes after them.
+    over: bool,
     contents: &'a mut dyn Contents,
     now: u64,
     applied: Applied,
@@ -161,8 +165,8 @@ struct Run<'a> {
     dirty: bool,
 }
 
-/// Carries out `operations`, in order. What cannot be done is told and the rest goes on; an error ends the run, and the
-/// next look finds out how far it got.
+/// Carries out `operations`, in order, and then what else `contents` has. What cannot be done is told and the rest goes
+/// on; an error ends the run, and the next look finds out how far it got.
 pub fn apply(
     set: &Set,
     index: &Index,
@@ -190,21 +194,22 @@ pub fn apply_by(
         places: Places::default(),
         fresh: Vec::new(),
         lost: Vec::new(),
+        operations: operations.into_iter(),
+        over: false,
         contents,
         now,
         applied,
         done: Vec::new(),
         dirty: false,
     };
-    let mut operations = operations.into_iter().peekable();
-    let mut staged = run.make_ready(&mut operations, together);
+    let mut staged = run.make_ready(together);
     let mut intended = Vec::new();
-    while !staged.is_empty() || !intended.is_empty() || operations.peek().is_some() {
+    while !staged.is_empty() || !intended.is_empty() || !run.over {
         // While what is staged goes to the disk, what did so before is put in place, and the next is made ready.
         let done = std::mem::take(&mut run.done);
         let next = run.barrier(done, &staged, |run| {
             run.carry_out_all(intended);
-            run.make_ready(&mut operations, together)
+            run.make_ready(together)
         })?;
         intended = staged;
         staged = next;
@@ -215,6 +220,16 @@ pub fn apply_by(
 }
 
 impl Run<'_> {
+    fn next(&mut self) -> Option<Operation> {
+        let next = self.operations.next();
+        if next.is_some() || self.over {
+            return next;
+        }
+        self.operations = self.contents.more().into_iter();
+        self.over = self.operations.len() == 0;
+        self.operations.next()
+    }
+
     fn refuse(&mut self, path: &Path, refusal: Refusal) {
         match refusal {
             Refusal::PutOff(why) => self.applied.put_off.add(path, why),

@@ -6,7 +6,7 @@ use crate::{
     filling::Filling,
     sight::{self, Found},
 };
-use filesync::{Digest, Kind, Node, Path};
+use filesync::{Digest, Kind, Node, Operation, Path};
 use rustix::fs::{FileType, RenameFlags, fstat, ftruncate};
 use std::{fs::File, io};
 
@@ -25,6 +25,11 @@ pub trait Contents {
     /// Writes the contents of the file `node`, which the other replica has at `path`, `into` an empty file, or see
     /// [`Contents::resumes`]. They are checked afterwards, and whatever is wrong with them the file here stays as it is.
     fn bring(&mut self, path: &Path, node: &Node, into: &mut Filling<'_>) -> io::Result<()>;
+
+    /// Further operations, once all before them were made ready; none: that was all.
+    fn more(&mut self) -> Vec<Operation> {
+        Vec::new()
+    }
 }
 
 /// A file of which so many bytes are to come is kept if the run ends before all of it is here,

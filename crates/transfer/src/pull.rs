@@ -53,8 +53,20 @@ pub struct Puller<S> {
     stream: S,
     blob: Vec<u8>,
     packer: Packer,
-    /// A page of entries is under way.
-    asked: bool,
+    page: Page,
+}
+
+/// The next page of entries.
+#[derive(Debug)]
+enum Page {
+    /// There is none.
+    None,
+    /// It is still to be asked for.
+    Left,
+    /// It is under way.
+    Asked,
+    /// It came before it was wanted.
+    Here(Vec<u8>),
 }
 
 /// Files that were asked for, all of one request: their sizes. What was asked is heard in the same order.
@@ -69,7 +81,7 @@ impl<S: Read + Write> Puller<S> {
             stream,
             blob: Vec::new(),
             packer: Packer::new()?,
-            asked: false,
+            page: Page::None,
         })
     }
 
@@ -128,7 +140,7 @@ impl<S: Read + Write> Puller<S> {
 
     /// Asks for the entries newer than `after`.
     pub fn ask_changes(&mut self, after: u64) -> Result<(), Error> {
-        self.asked = true;
+        self.page = Page::Asked;
         self.ask(&Request::Changes { after })?;
         self.flush()
     }
@@ -138,27 +150,43 @@ impl<S: Read + Write> Puller<S> {
     pub fn entries(&mut self, pages: usize) -> Result<Vec<(Path, Entry)>, Error> {
         let mut entries = Vec::new();
         for page in 1..=pages {
-            if !std::mem::take(&mut self.asked) {
-                self.ask_more()?;
-            }
-            let Response::Entries = self.hear()? else {
-                return Err(Error::Unexpected("no entries"));
+            self.ask_entries()?;
+            self.hear_entries()?;
+            let Page::Here(blob) = std::mem::replace(&mut self.page, Page::None) else {
+                break;
             };
-            if self.blob.is_empty() {
+            if blob.is_empty() {
                 break;
             }
+            self.page = Page::Left;
             if page < pages {
-                self.asked = true;
-                self.ask_more()?;
+                self.ask_entries()?;
             }
-            entries.append(&mut records(&self.blob)?);
+            entries.append(&mut records(&blob)?);
         }
         Ok(entries)
     }
 
-    fn ask_more(&mut self) -> Result<(), Error> {
-        self.ask(&Request::More)?;
-        self.flush()
+    /// Asks for the next page, if there may be one: the other side makes it meanwhile. Whatever was asked before is heard
+    /// before it.
+    pub fn ask_entries(&mut self) -> Result<(), Error> {
+        if let Page::Left = self.page {
+            self.page = Page::Asked;
+            self.ask(&Request::More)?;
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Hears the page that was asked for, to be taken later: now something else may be asked.
+    pub fn hear_entries(&mut self) -> Result<(), Error> {
+        if let Page::Asked = self.page {
+            let Response::Entries = self.hear()? else {
+                return Err(Error::Unexpected("no entries"));
+            };
+            self.page = Page::Here(std::mem::take(&mut self.blob));
+        }
+        Ok(())
     }
 
     /// The whole contents of these files, several requests ahead: `part` gets each file's number, a place in it and

@@ -20,11 +20,7 @@ const DEPTH: usize = 32;
 
 impl Run<'_> {
     /// The next operations, checked, with what they bring staged.
-    pub(super) fn make_ready(
-        &mut self,
-        operations: &mut dyn Iterator<Item = Operation>,
-        together: usize,
-    ) -> Vec<Ready> {
+    pub(super) fn make_ready(&mut self, together: usize) -> Vec<Ready> {
         let (mut ready, mut bytes) = (Vec::new(), 0);
         self.places.forget();
         self.fresh.clear(); // what comes later must not come with it
@@ -32,7 +28,7 @@ impl Run<'_> {
             let mut checked = Vec::new();
             let mut count = 0;
             while count < STAGED.min(together - ready.len()) && bytes < BYTES {
-                let Some(operation) = operations.next() else {
+                let Some(operation) = self.next() else {
                     break;
                 };
                 count += 1;

@@ -1,6 +1,6 @@
 //! Stores in directories of their own, and what the tests see of them without the crate's help.
 
-use filesync::{Node, Path, Planner, Replica};
+use filesync::{Node, Operation, Path, Planner, Replica};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -12,6 +12,7 @@ use std::{
     path::PathBuf,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
+    vec,
 };
 use store::{Applied, Calls, Contents, Error, Filling, Index, Look, Set, Summary, apply_by, look};
 
@@ -178,18 +179,46 @@ impl Pulled {
     fn add(
         &mut self,
         to: &Open,
-        operations: Vec<filesync::Operation>,
+        operations: Vec<Operation>,
         contents: &mut dyn Contents,
     ) -> Result<(), Error> {
         self.operations += operations.len();
+        let mut lots = Lots {
+            contents,
+            left: operations.into_iter(),
+        };
         let (set, index) = (&to.set, &to.index);
-        let applied = apply_by(to.together, set, index, operations, contents, later());
+        let applied = apply_by(to.together, set, index, Vec::new(), &mut lots, later());
         self.applied.push(applied?);
         Ok(())
     }
 
     pub fn is_complete(&self) -> bool {
         self.applied.iter().all(Applied::is_complete)
+    }
+}
+
+/// Operations that come a few at a time, as their contents do.
+struct Lots<'a> {
+    contents: &'a mut dyn Contents,
+    left: vec::IntoIter<Operation>,
+}
+
+impl Contents for Lots<'_> {
+    fn small(&mut self, path: &Path, node: &Node) -> io::Result<Option<Vec<u8>>> {
+        self.contents.small(path, node)
+    }
+
+    fn resumes(&self) -> bool {
+        self.contents.resumes()
+    }
+
+    fn bring(&mut self, path: &Path, node: &Node, into: &mut Filling<'_>) -> io::Result<()> {
+        self.contents.bring(path, node, into)
+    }
+
+    fn more(&mut self) -> Vec<Operation> {
+        self.left.by_ref().take(7).collect()
     }
 }
 
