@@ -20,6 +20,7 @@
 mod bucket;
 mod buffered;
 mod chunks;
+mod former;
 mod frame;
 mod pull;
 mod recipes;

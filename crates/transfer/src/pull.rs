@@ -2,6 +2,7 @@
 
 use crate::{
     chunks::{self, FINE},
+    former::{Former, Place},
     frame::{
         self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
     },
@@ -10,11 +11,10 @@ use crate::{
 use filesync::{Digest, Entry, Path, Replica};
 use protocol::{codec, wire::beat::Freshness};
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::VecDeque,
     fs::File,
     io::{self, Read, Write},
     os::unix::fs::FileExt,
-    thread,
 };
 
 /// Requests for contents under way at once; each is a few kilobytes.
@@ -304,18 +304,13 @@ impl<S: Read + Write> Puller<S> {
         };
         let average = chunks::coarse(wanted.size);
         self.ask_recipe(wanted, all, average)?;
-        // Cut here while the other cuts there.
-        let mut places = HashMap::new();
-        if let Some((like, digest)) = like {
-            places = match digest.and_then(|digest| known.places(digest, average)) {
-                Some(places) => places,
-                None => {
-                    let length = like.metadata()?.len();
-                    chunks::places(like, Range { offset: 0, length }, average)?
-                }
-            };
-        }
-        let like = like.map_or(into, |(like, _)| like);
+        let mut former = match like {
+            Some((file, digest)) => {
+                let places = digest.and_then(|digest| known.places(digest, average));
+                Some(Former::new(file, average, places)?)
+            }
+            None => None,
+        };
         let begun = into.metadata()?.len() > 0;
         let (mut cut, mut missing) = (Vec::new(), Vec::new());
         // What is here is copied while the other cuts what comes next.
@@ -324,38 +319,38 @@ impl<S: Read + Write> Puller<S> {
             if begun {
                 part.retain(|(range, chunk)| !has(into, *range, chunk));
             }
-            missing.extend(reuse(part, &places, like, into)?);
+            missing.append(&mut match &mut former {
+                Some(former) => former.reuse(part, into)?,
+                None => part,
+            });
             Ok(())
         })?;
         if !came {
             return Ok(false);
         }
-        let missing = joined(missing);
-        let kept: HashSet<_> = cut.iter().copied().collect();
+        if let Some(former) = &mut former {
+            missing = former.search(missing, into)?;
+        }
+        let mut missing = joined(missing);
+        // A change of a few bytes is few bytes on the way.
+        if let (Some(former), false) = (&mut former, missing.is_empty())
+            && former.finer(&cut)?
+        {
+            let mut new = Vec::new();
+            for range in missing {
+                self.ask_recipe(wanted, range, FINE)?;
+                let came = self.recipe(range, |part| {
+                    new.append(&mut former.reuse(part, into)?);
+                    Ok(())
+                })?;
+                if !came {
+                    return Ok(false);
+                }
+            }
+            missing = joined(new);
+        }
         known.keep(wanted.digest, average, cut);
-        // What of the former chunks is in none of the new file may have much in common with the new ones: cut once
-        // more, smaller, a change of a few bytes is few bytes on the way.
-        places.retain(|chunk, _| !kept.contains(chunk));
-        let mut left = HashMap::new();
-        for range in places.values() {
-            left.extend(chunks::places(like, *range, FINE)?);
-        }
-        let mut new = Vec::new();
-        for range in missing {
-            if left.is_empty() {
-                new.push(range);
-                continue;
-            }
-            self.ask_recipe(wanted, range, FINE)?;
-            let came = self.recipe(range, |part| {
-                new.extend(reuse(part, &left, like, into)?);
-                Ok(())
-            })?;
-            if !came {
-                return Ok(false);
-            }
-        }
-        self.pieces(wanted, into, joined(new))
+        self.pieces(wanted, into, missing)
     }
 
     fn ask_recipe(&mut self, wanted: &Wanted<'_>, range: Range, average: u32) -> Result<(), Error> {
@@ -478,9 +473,9 @@ pub fn together(wanted: &[Wanted<'_>]) -> usize {
 }
 
 /// Neighbours made one, none longer than a blob.
-fn joined(ranges: Vec<Range>) -> Vec<Range> {
+fn joined(places: Vec<Place>) -> Vec<Range> {
     let mut joined: Vec<Range> = Vec::new();
-    for range in ranges {
+    for (range, _) in places {
         match joined.last_mut() {
             Some(last)
                 if last.offset + last.length == range.offset
@@ -499,41 +494,6 @@ fn has(file: &File, range: Range, chunk: &Chunk) -> bool {
     let mut data = Vec::new();
     let read = chunks::Part::of(file, range).read_to_end(&mut data);
     read.is_ok() && chunks::name(&data) == *chunk
-}
-
-/// Puts in place what is here; the ranges that are not.
-fn reuse(
-    recipe: Vec<(Range, Chunk)>,
-    places: &HashMap<Chunk, Range>,
-    from: &File,
-    into: &File,
-) -> Result<Vec<Range>, Error> {
-    let (mut here, mut missing) = (Vec::new(), Vec::new());
-    for (range, chunk) in recipe {
-        match places.get(&chunk) {
-            Some(place) => here.push((*place, range.offset)),
-            None => missing.push(range),
-        }
-    }
-    // Two copy twice as much in the same time; more wait for the same memory.
-    let (some, others) = here.split_at(here.len() / 2);
-    thread::scope(|scope| {
-        let others = scope.spawn(|| copy(from, others, into));
-        copy(from, some, into)?;
-        let died = |_| Err(io::Error::other("the thread that copies died"));
-        others.join().unwrap_or_else(died)
-    })?;
-    Ok(missing)
-}
-
-fn copy(from: &File, chunks: &[(Range, u64)], into: &File) -> io::Result<()> {
-    let mut data = Vec::new();
-    for (range, at) in chunks {
-        data.clear();
-        chunks::Part::of(from, *range).read_to_end(&mut data)?;
-        into.write_all_at(&data, *at)?;
-    }
-    Ok(())
 }
 
 /// Entries as the other wrote them.

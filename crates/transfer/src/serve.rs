@@ -11,6 +11,9 @@ use std::{
     io::{self, Read, Write},
 };
 
+/// So many chunks of a recipe are told at once: whoever waits can begin with them.
+const CHUNKS: usize = 64;
+
 /// Entries in order of path.
 pub type Changes = Box<dyn Iterator<Item = io::Result<(Path, Entry)>>>;
 
@@ -254,9 +257,8 @@ impl<S: Read + Write> Answers<'_, S> {
         let mut list = Vec::new();
         chunks::cut_to(&file, range, average, &mut |_, chunk| {
             list.push(chunk);
-            if list.len() == LIST_MAX {
+            if list.len() == CHUNKS {
                 self.say(&Response::Chunks(std::mem::take(&mut list)))?;
-                // Whoever waits sees that something is done.
                 self.stream.flush()?;
             }
             Ok(())

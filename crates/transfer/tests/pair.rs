@@ -350,6 +350,22 @@ fn of_a_large_file_only_what_is_new_is_on_the_wire() {
     assert!(bytes < 40_000, "one byte changed: {bytes} bytes");
     let cut = old[..20 << 20].to_vec();
     assert!(delta(&old, &cut) < 40_000);
+    let beginning_lost = old[5_000_001..].to_vec();
+    assert!(delta(&old, &beginning_lost) < 40_000);
+    let swapped = [&old[20_000_000..], &old[..20_000_000]].concat();
+    assert!(delta(&old, &swapped) < 80_000);
+    let twice = [&old[..10_000_000], &old[..10_000_000]].concat();
+    assert!(delta(&old, &twice) < 80_000);
+    let put_in = noise("put in", 3_000_000);
+    let here_and_there = [
+        &old[..7_000_000],
+        &put_in,
+        &old[7_000_000..9_000_000],
+        b"and",
+        &old[9_100_000..],
+    ];
+    let bytes = delta(&old, &here_and_there.concat());
+    assert!(bytes < put_in.len() + 120_000, "{bytes}");
     let other = noise("other", 2 << 20);
     assert!(
         delta(&old, &other) < other.len() * 11 / 10,

@@ -1,0 +1,277 @@
+//! A former version of a large file that is to come, and what of the new one is in it.
+//!
+//! Most of a file stays where it was, or moves by as much as was put in before it: so the chunks of the new file are
+//! looked for where they should be by that, and only where they are not is the former version cut as the new one was.
+
+use crate::{
+    chunks::{self, FINE},
+    frame::{Chunk, Error, Range},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    thread,
+};
+
+/// So many chunks are looked through for the place where it goes on.
+const AROUND: u64 = 32;
+
+/// A chunk of the new file.
+pub(crate) type Place = (Range, Chunk);
+
+/// See the module.
+pub(crate) struct Former<'a> {
+    file: &'a File,
+    /// Of the new file's chunks.
+    average: u32,
+    /// Where chunks are.
+    places: HashMap<Chunk, Range>,
+    /// The parts of the file of which that is not known, in order.
+    unknown: Vec<Range>,
+    /// Where a chunk of the new file is expected here: so much further on.
+    shift: i64,
+}
+
+impl<'a> Former<'a> {
+    /// Of which nothing is known, or where all its chunks are.
+    pub(crate) fn new(
+        file: &'a File,
+        average: u32,
+        places: Option<HashMap<Chunk, Range>>,
+    ) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let unknown = match places {
+            Some(_) => Vec::new(),
+            None => vec![Range { offset: 0, length }],
+        };
+        Ok(Self {
+            file,
+            average,
+            places: places.unwrap_or_default(),
+            unknown,
+            shift: 0,
+        })
+    }
+
+    /// Puts in place `into` what is found of these chunks, in order; the others.
+    pub(crate) fn reuse(&mut self, part: Vec<Place>, into: &File) -> Result<Vec<Place>, Error> {
+        if self.unknown.is_empty() {
+            return self.known(part, into);
+        }
+        let (mut rest, tail) = self.follow(part, into)?;
+        // From the last chunk that was found on.
+        let from = rest.len() - tail;
+        let Some(found) = self.find(rest.get(from..).unwrap_or_default())? else {
+            return Ok(rest);
+        };
+        let moved = rest.split_off(from + found);
+        rest.extend(self.follow(moved, into)?.0);
+        Ok(rest)
+    }
+
+    /// The same for chunks that were not found, once all were looked for.
+    pub(crate) fn search(&mut self, rest: Vec<Place>, into: &File) -> Result<Vec<Place>, Error> {
+        if !rest.is_empty() {
+            for range in std::mem::take(&mut self.unknown) {
+                self.places
+                    .extend(chunks::places(self.file, range, self.average)?);
+            }
+        }
+        self.known(rest, into)
+    }
+
+    /// Cuts once more, smaller, what is in none of the new file's chunks: it may have much in common with those that
+    /// are not here. False if there is nothing.
+    pub(crate) fn finer(&mut self, new: &[Chunk]) -> Result<bool, Error> {
+        let new: HashSet<_> = new.iter().collect();
+        let places = std::mem::take(&mut self.places);
+        let left = places.into_iter().filter(|(chunk, _)| !new.contains(chunk));
+        for (_, range) in left {
+            self.places.extend(chunks::places(self.file, range, FINE)?);
+        }
+        Ok(!self.places.is_empty())
+    }
+
+    /// Chunks whose places are known.
+    fn known(&self, part: Vec<Place>, into: &File) -> Result<Vec<Place>, Error> {
+        let (mut here, mut rest) = (Vec::new(), Vec::new());
+        for (range, chunk) in part {
+            match self.places.get(&chunk) {
+                Some(place) => here.push((*place, range.offset)),
+                None => rest.push((range, chunk)),
+            }
+        }
+        by_halves(&here, |some| {
+            let mut data = Vec::new();
+            for (range, at) in some {
+                self.read(*range, &mut data)?;
+                into.write_all_at(&data, *at)?;
+            }
+            Ok(Vec::<()>::new())
+        })?;
+        Ok(rest)
+    }
+
+    /// Chunks that are where they are expected. The others, and how many of them are behind all of these.
+    fn follow(&mut self, part: Vec<Place>, into: &File) -> Result<(Vec<Place>, usize), Error> {
+        let found = by_halves(&part, |some| {
+            let mut data = Vec::new();
+            let mut found = Vec::with_capacity(some.len());
+            for (range, chunk) in some {
+                let place = self.expected(*range);
+                let place = match place {
+                    Some(place) => {
+                        self.read(place, &mut data)?;
+                        (chunks::name(&data) == *chunk).then_some(place)
+                    }
+                    None => None,
+                };
+                if place.is_some() {
+                    into.write_all_at(&data, range.offset)?;
+                }
+                found.push(place);
+            }
+            Ok(found)
+        })?;
+        let (mut rest, mut tail) = (Vec::new(), 0);
+        for ((range, chunk), found) in part.into_iter().zip(found) {
+            if let Some(place) = found {
+                self.learn(chunk, place);
+                tail = 0;
+            } else {
+                rest.push((range, chunk));
+                tail += 1;
+            }
+        }
+        Ok((rest, tail))
+    }
+
+    /// Looks for one of these chunks not far from where the first is expected, and expects all where it is; which one.
+    fn find(&mut self, rest: &[Place]) -> Result<Option<usize>, Error> {
+        let Some(from) = rest.first().and_then(|(first, _)| self.expected(*first)) else {
+            return Ok(None);
+        };
+        let around = Range {
+            offset: from.offset,
+            length: AROUND * u64::from(self.average),
+        };
+        let near = chunks::places(self.file, around, self.average)?;
+        for (i, (range, chunk)) in rest.iter().enumerate() {
+            if let Some(place) = near.get(chunk).or_else(|| self.places.get(chunk)) {
+                self.shift = place.offset.wrapping_sub(range.offset).cast_signed();
+                return Ok(Some(i));
+            }
+        }
+        Ok(None)
+    }
+
+    fn expected(&self, range: Range) -> Option<Range> {
+        let offset = range.offset.checked_add_signed(self.shift)?;
+        Some(Range { offset, ..range })
+    }
+
+    /// A chunk is there.
+    fn learn(&mut self, chunk: Chunk, place: Range) {
+        self.places.insert(chunk, place);
+        let end = |range: Range| range.offset.saturating_add(range.length);
+        let holds = |u: &Range| u.offset <= place.offset && end(place) <= end(*u);
+        // In order, more often than not it is the last part that it is in.
+        let Some(i) = self.unknown.iter().rposition(holds) else {
+            return;
+        };
+        let whole = self.unknown.remove(i);
+        let between = |from: u64, to: u64| Range {
+            offset: from,
+            length: to - from,
+        };
+        let left = [
+            between(whole.offset, place.offset),
+            between(end(place), end(whole)),
+        ];
+        let left = left.into_iter().filter(|range| range.length > 0);
+        self.unknown.splice(i..i, left);
+    }
+
+    fn read(&self, range: Range, into: &mut Vec<u8>) -> io::Result<()> {
+        into.clear();
+        chunks::Part::of(self.file, range).read_to_end(into)?;
+        Ok(())
+    }
+}
+
+/// What comes of each half. Two copy twice as much in the same time; more wait for the same memory.
+fn by_halves<T: Sync, R: Send>(
+    all: &[T],
+    work: impl Fn(&[T]) -> io::Result<Vec<R>> + Sync,
+) -> io::Result<Vec<R>> {
+    let (some, others) = all.split_at(all.len() / 2);
+    thread::scope(|scope| {
+        let others = scope.spawn(|| work(others));
+        let mut done = work(some)?;
+        let died = |_| Err(io::Error::other("the thread that copies died"));
+        done.append(&mut others.join().unwrap_or_else(died)?);
+        Ok(done)
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const AVERAGE: u32 = 16 * 1024;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    /// Of the chunks of `new` those not found without a search, and how many bytes of `old` nobody looked at.
+    fn left(old: &[u8], new: &[u8]) -> (usize, u64) {
+        let (old, new_file) = (file(old), file(new));
+        let all = Range {
+            offset: 0,
+            length: new.len() as u64,
+        };
+        let recipe = chunks::cut(&new_file, all, AVERAGE).collect::<Result<Vec<_>, _>>();
+        let (recipe, into) = (recipe.unwrap(), file(&vec![0; new.len()]));
+        let mut former = Former::new(&old, AVERAGE, None).unwrap();
+        let mut rest = Vec::new();
+        for part in recipe.chunks(20) {
+            rest.append(&mut former.reuse(part.to_vec(), &into).unwrap());
+        }
+        let mut now = vec![0; new.len()];
+        into.read_exact_at(&mut now, 0).unwrap();
+        for (range, _) in recipe.iter().filter(|one| !rest.contains(one)) {
+            let place = range.offset as usize..(range.offset + range.length) as usize;
+            assert!(now[place.clone()] == new[place]);
+        }
+        let unknown = former.unknown.iter().map(|range| range.length).sum();
+        (rest.len(), unknown)
+    }
+
+    #[test]
+    fn what_stayed_or_moved_along_is_found_where_it_should_be() {
+        let mut old = vec![0; 4_000_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut old);
+        assert_eq!(left(&old, &old), (0, 0));
+        let most = u64::from(8 * AVERAGE);
+        let cases = [
+            [b"x", &old[..]].concat(),
+            old[1..].to_vec(),
+            [&old[..2_000_000], b"put in", &old[2_000_000..]].concat(),
+            [&old[..2_000_000], &old[2_050_000..]].concat(),
+            [&old[..1_000_000], b"changed", &old[1_000_007..]].concat(),
+        ];
+        for (i, new) in cases.iter().enumerate() {
+            let (rest, unknown) = left(&old, new);
+            assert!(rest <= 3 && unknown <= most, "{i}: {rest} {unknown}");
+        }
+        let (rest, unknown) = left(&old[..100_000], &old[200_000..]);
+        assert!(rest > 100 && unknown == 100_000, "{rest} {unknown}");
+    }
+}
