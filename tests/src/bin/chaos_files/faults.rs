@@ -96,19 +96,31 @@ pub fn syncd(cluster: &Cluster, server: usize, serve: bool) -> Vec<Process> {
     found
 }
 
-/// Does it and undoes it.
-pub fn play(cluster: &mut Cluster, server: usize, fault: &Fault) -> Result<(), Error> {
+/// Until a file is made ready there, or it takes too long.
+fn wait_for_stage(cluster: &Cluster, server: usize) {
+    let stage = disk(cluster.name(server)).join("files/.standin-stage");
+    let staged = || fs::read_dir(&stage).is_ok_and(|mut names| names.next().is_some());
+    let start = Instant::now();
+    while !staged() && start.elapsed() < Duration::from_secs(4) {
+        thread::sleep(Duration::from_micros(300));
+    }
+}
+
+/// Does it and undoes it; `stalled` while syncd is stopped in the middle of its work.
+pub fn play(
+    cluster: &mut Cluster,
+    server: usize,
+    fault: &Fault,
+    stalled: impl FnOnce(),
+) -> Result<(), Error> {
     match fault {
         Fault::Kill {
             daemon,
             serve,
             busy,
         } => {
-            let stage = disk(cluster.name(server)).join("files/.standin-stage");
-            let staged = || fs::read_dir(&stage).is_ok_and(|mut names| names.next().is_some());
-            let start = Instant::now();
-            while *busy && !staged() && start.elapsed() < Duration::from_secs(4) {
-                thread::sleep(Duration::from_micros(300));
+            if *busy {
+                wait_for_stage(cluster, server);
             }
             for (wanted, serves) in [(daemon, false), (serve, true)] {
                 let found = syncd(cluster, server, serves);
@@ -119,9 +131,15 @@ pub fn play(cluster: &mut Cluster, server: usize, fault: &Fault) -> Result<(), E
             }
             Ok(())
         }
-        Fault::Stall { lasts } => {
+        Fault::Stall { lasts, busy } => {
+            if *busy {
+                wait_for_stage(cluster, server);
+            }
             let found = cluster.role(server, "syncd");
             found.iter().try_for_each(|p| p.signal(Signal::SIGSTOP))?;
+            if *busy {
+                stalled();
+            }
             thread::sleep(*lasts);
             found.iter().try_for_each(|p| p.signal(Signal::SIGCONT))
         }

@@ -2,7 +2,7 @@
 
 use lab::NAMES;
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt::Write as _,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -93,6 +93,16 @@ impl History {
             }
         }
         known.events.push(event);
+    }
+
+    /// The paths that others than this server have written last, in the last seconds.
+    pub fn recent(&self, server: usize) -> BTreeSet<String> {
+        const RECENT: Duration = Duration::from_secs(3);
+        let since = self.now().saturating_sub(RECENT);
+        let known = self.known();
+        let events = known.events.iter().rev().take_while(|e| e.at >= since);
+        let wrote = events.filter(|e| e.server != server && e.wrote.is_some());
+        wrote.flat_map(|e| e.paths.iter().cloned()).collect()
     }
 
     pub fn is_known(&self, hash: &Contents) -> bool {

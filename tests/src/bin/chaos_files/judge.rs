@@ -3,7 +3,7 @@
 use crate::{
     faults::{self, disk},
     history::{Contents, Event, History, Known},
-    plan::{Act, Plan, SERVERS},
+    plan::{Act, Edit, Plan, SERVERS},
     tree::{self, Tree},
     users::{self, Users},
 };
@@ -32,19 +32,23 @@ pub fn play(plan: &Plan) -> Result<Vec<String>, Error> {
     let mut cluster = faults::servers()?;
     let history = History::new();
     let writing: [Mutex<()>; SERVERS] = Default::default();
+    let users = |(server, writing)| {
+        let disk = disk(NAMES[server]);
+        Users {
+            server,
+            files: disk.join("files"),
+            beside: disk.join("beside"),
+            history: &history,
+            writing,
+        }
+    };
+    let users: Vec<_> = writing.iter().enumerate().map(users).collect();
     let (over, seen) = (AtomicBool::new(false), Mutex::new(Vec::new()));
     let played = thread::scope(|scope| {
         for (server, writing) in writing.iter().enumerate() {
             let (history, over, seen) = (&history, &over, &seen);
             scope.spawn(move || read_all_the_time(server, history, writing, over, seen));
-            let disk = disk(NAMES[server]);
-            let users = Users {
-                server,
-                files: disk.join("files"),
-                beside: disk.join("beside"),
-                history,
-                writing,
-            };
+            let users = &users[server];
             scope.spawn(move || {
                 for step in plan.steps.iter().filter(|step| step.server == server) {
                     if let Act::Edit(edit) = &step.act {
@@ -54,7 +58,7 @@ pub fn play(plan: &Plan) -> Result<Vec<String>, Error> {
                 }
             });
         }
-        let result = play_faults(&mut cluster, plan, &history).and_then(|()| {
+        let result = play_faults(&mut cluster, plan, &history, &users).and_then(|()| {
             thread::sleep(plan.length.saturating_sub(history.now()));
             println!("all is mended after {:.0} s", history.now().as_secs_f64());
             come_to_rest(&mut cluster)
@@ -76,7 +80,12 @@ pub fn play(plan: &Plan) -> Result<Vec<String>, Error> {
     Ok(caught)
 }
 
-fn play_faults(cluster: &mut Cluster, plan: &Plan, history: &History) -> Result<(), Error> {
+fn play_faults(
+    cluster: &mut Cluster,
+    plan: &Plan,
+    history: &History,
+    users: &[Users<'_>],
+) -> Result<(), Error> {
     for step in &plan.steps {
         if let Act::Fault(fault) = &step.act {
             thread::sleep(step.at.saturating_sub(history.now()));
@@ -84,7 +93,13 @@ fn play_faults(cluster: &mut Cluster, plan: &Plan, history: &History) -> Result<
                 break; // those before took their time
             }
             let begun = history.now().as_secs_f64();
-            faults::play(cluster, step.server, fault)?;
+            // What others wrote just now may be about to be put in place here.
+            let stalled = || {
+                for path in history.recent(step.server) {
+                    users[step.server].edit(&Edit::Replace { path, size: 50 });
+                }
+            };
+            faults::play(cluster, step.server, fault, stalled)?;
             let ended = history.now().as_secs_f64();
             println!(
                 "{begun:8.3} to {ended:.3}: {} {fault:?}",

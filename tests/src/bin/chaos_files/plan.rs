@@ -65,15 +65,16 @@ pub enum Edit {
 /// What goes wrong.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// SIGKILL of the daemon, of whoever serves another server, or of both; if `busy`, as soon as it stages a file.
+    /// SIGKILL of the daemon, of whoever serves another server, or of both; if `busy`, as soon as a file is staged.
     Kill {
         daemon: bool,
         serve: bool,
         busy: bool,
     },
-    /// SIGSTOP of both.
+    /// SIGSTOP of both; if `busy`, between the check of what is there and the rename, or so.
     Stall {
         lasts: Duration,
+        busy: bool,
     },
     /// SIGKILL of the SSH server and its sessions.
     Ssh {
@@ -198,16 +199,23 @@ impl Maker {
                 .between(Duration::from_millis(low), Duration::from_millis(high))
         };
         let (short, long) = (within(100, 4000), within(1000, 12_000));
-        match self.0.below(16) {
+        match self.0.below(20) {
             roll @ 0..7 => Fault::Kill {
                 daemon: roll != 0 && roll < 5,
                 serve: roll == 0 || roll > 3,
                 busy: self.0.below(3) > 0,
             },
-            7 => Fault::Stall { lasts: short },
-            8 | 9 => Fault::Ssh { away: short },
-            10 | 11 => Fault::Cable { out: long },
-            12 | 13 => Fault::Full {
+            7 => Fault::Stall {
+                lasts: short,
+                busy: false,
+            },
+            8..12 => Fault::Stall {
+                lasts: short / 4,
+                busy: true,
+            },
+            12 | 13 => Fault::Ssh { away: short },
+            14 | 15 => Fault::Cable { out: long },
+            16 | 17 => Fault::Full {
                 left: self.0.below(300) << 10,
                 lasts: long,
             },
@@ -235,7 +243,10 @@ pub fn plan(seed: u64, length: Duration, faults: bool) -> Plan {
             };
             edit(&mut maker, now, server, &path);
             if maker.0.below(3) == 0 {
-                let at = now + maker.0.between(Duration::ZERO, Duration::from_millis(300));
+                // At once, or just as the first edit comes there.
+                let most = [300, 2500][maker.0.below(2)];
+                let after = maker.0.between(Duration::ZERO, Duration::from_millis(most));
+                let at = now + after;
                 edit(&mut maker, at, (server + 1) % SERVERS, &path);
             }
             now += maker
