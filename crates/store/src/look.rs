@@ -51,13 +51,13 @@ pub struct Summary {
     pub counts: Counts,
 }
 
-/// One thing to be written: an entry if it changed, a proof if it was looked at, or that all names of the directory
-/// which was like this are known.
-struct News {
-    path: Path,
-    entry: Option<Entry>,
-    proof: Option<Proof>,
-    all: Option<Stat>,
+/// What is to be written of a path.
+enum News {
+    Changed(Entry, Option<Proof>),
+    /// It was looked at and is what it was.
+    Proven(Proof),
+    /// All names of the directory that was like this are known.
+    All(Stat),
 }
 
 /// A path of which more must be found out, or told.
@@ -234,7 +234,7 @@ struct Sights<'a, 'scope, 'env, I> {
     open: Vec<Open>,
     /// So many of them are still to be read.
     unread: usize,
-    news: Vec<News>,
+    news: Vec<(Path, News)>,
     summary: Summary,
     unknown: Vec<Path>,
 }
@@ -305,13 +305,7 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                     (self.observer.seen(&path, known, Sight::Node(node)), proof)
                 }
                 (Some(Seen::All(stat)), _) => {
-                    let all = Some(stat);
-                    self.news.push(News {
-                        path,
-                        entry: None,
-                        proof: None,
-                        all,
-                    });
+                    self.news.push((path, News::All(stat)));
                     continue;
                 }
                 (Some(Seen::Unknown | Seen::Unread(..)), known) => {
@@ -322,15 +316,14 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
             match entry.as_ref().map(|e| e.node.is_some()) {
                 Some(true) => self.summary.changed += 1,
                 Some(false) => self.summary.removed += 1,
-                None if proof.is_none() => continue,
                 None => {}
             }
-            self.news.push(News {
-                path,
-                entry,
-                proof,
-                all: None,
-            });
+            let news = match (entry, proof) {
+                (Some(entry), proof) => News::Changed(entry, proof),
+                (None, Some(proof)) => News::Proven(proof),
+                (None, None) => continue,
+            };
+            self.news.push((path, news));
         }
     }
 
@@ -344,13 +337,11 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
         let index = self.index;
         let write = move || {
             index.write(|batch| {
-                news.iter()
-                    .try_for_each(|n| match (&n.entry, n.proof, n.all) {
-                        (Some(entry), proof, _) => batch.note(&n.path, entry, proof, now),
-                        (None, Some(proof), _) => batch.prove(&n.path, proof),
-                        (None, None, Some(stat)) => batch.has_all(&n.path, &stat),
-                        (None, None, None) => Ok(()),
-                    })
+                news.iter().try_for_each(|(path, news)| match news {
+                    News::Changed(entry, proof) => batch.note(path, entry, *proof, now),
+                    News::Proven(proof) => batch.prove(path, *proof),
+                    News::All(stat) => batch.has_all(path, stat),
+                })
             })
         };
         self.writing = Some(self.scope.spawn(write));
