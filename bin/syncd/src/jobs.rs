@@ -13,6 +13,7 @@ use protocol::ServerName;
 use schedule::{Done, Ended, Job, Why};
 use std::{
     collections::BTreeMap,
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -32,8 +33,29 @@ pub struct Ground {
     pub passed_on: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
-/// Does a job.
+/// Does a job. Whatever is wrong with one, the next may begin.
 pub fn work(job: &Job, ground: &Ground) -> Ended {
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| do_it(job, ground)));
+    ended.unwrap_or_else(|_| {
+        let mut ended = Ended::default();
+        fail(job, "its thread died: the log says why", &mut ended);
+        ended
+    })
+}
+
+/// With none of its servers.
+fn fail(job: &Job, why: &str, ended: &mut Ended) {
+    let pairs = job
+        .sets
+        .iter()
+        .flat_map(|set| job.peers.iter().map(move |peer| (set, peer)));
+    for (set, peer) in pairs {
+        let pair = (set.clone(), peer.clone());
+        ended.outcomes.insert(pair, Err(why.to_owned()));
+    }
+}
+
+fn do_it(job: &Job, ground: &Ground) -> Ended {
     let mut ended = Ended::default();
     if job.check && !ground.has_news(job) {
         ended.idle = true;
@@ -118,15 +140,7 @@ impl Ground {
         );
         if let Err(why) = ran {
             log::error!("{why}");
-            for (set, peer) in job
-                .sets
-                .iter()
-                .flat_map(|s| job.peers.iter().map(move |p| (s, p)))
-            {
-                ended
-                    .outcomes
-                    .insert((set.clone(), peer.clone()), Err(why.clone()));
-            }
+            fail(job, &why, ended);
         }
     }
 }

@@ -17,6 +17,7 @@ use protocol::ServerName;
 use std::{
     collections::BTreeMap,
     fmt,
+    panic::{self, AssertUnwindSafe},
     process::ExitCode,
     sync::{Condvar, Mutex, OnceLock, PoisonError},
     thread,
@@ -338,7 +339,9 @@ impl Run<'_> {
                 scope.spawn(move || self.with(local, peer, looked, taken))
             };
             let threads: Vec<_> = peers.iter().map(|peer| with(peer)).collect();
-            looked.get_or_init(|| local.look());
+            // Whoever waits for it must not wait for ever.
+            let look = || panic::catch_unwind(AssertUnwindSafe(|| local.look()));
+            looked.get_or_init(|| look().unwrap_or_else(|_| Err("the look at it died".into())));
             let died = |_| Err(Stopped::Lost("its thread died".into()));
             let ended = threads.into_iter().map(|t| t.join().unwrap_or_else(died));
             ended.collect::<Vec<_>>()

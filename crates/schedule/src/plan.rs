@@ -16,6 +16,8 @@ const QUIET: Duration = Duration::from_secs(2);
 const QUIET_MAX: Duration = Duration::from_secs(30);
 /// How long a failed run waits for the next try, first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(900));
+/// Something new is owed to a server that is there: it waits no longer than this, however often it failed before.
+const SOON: Duration = Duration::from_secs(60);
 /// The clock is read again after so long: it may have been set.
 const CLOCK: Duration = Duration::from_secs(60);
 /// Servers begin what is scheduled for one moment within so many seconds, one after another,
@@ -254,6 +256,9 @@ impl Plan {
             tries: 0,
         });
         debt.why = debt.why.max(why);
+        if urgent {
+            debt.tries = 0; // what went wrong before may be mended
+        }
         if self.down.contains(&pair.1) && why != Why::Hand {
             // It is tried at once when it is heard.
             if new {
@@ -261,6 +266,8 @@ impl Plan {
             }
         } else if new || urgent {
             self.next.insert(pair, now.boot);
+        } else if let Some(at) = self.next.get_mut(&pair) {
+            *at = (*at).min(now.boot + SOON);
         }
     }
 
@@ -674,6 +681,20 @@ mod tests {
         assert!(
             past.last[&name("beta")].outcome.is_ok() && past.last[&name("gamma")].outcome.is_err()
         );
+        // Something new does not wait as long.
+        plan.changed(&name("data"), at(now - 300));
+        let job = poll(&mut plan, at(now - 298)).unwrap();
+        assert_eq!(names(&job.peers), ["beta"]);
+        plan.ended(job.id, &well(&job, &[]), at(now - 298));
+        assert_eq!(poll(&mut plan, at(now - 239)), None);
+        let job = poll(&mut plan, at(now - 238)).unwrap();
+        assert_eq!(names(&job.peers), ["gamma"]);
+        plan.ended(job.id, &failed(&job, "gamma"), at(now - 238));
+        // Somebody who has mended it need not wait for long again.
+        plan.wanted(&[name("data")], &[name("gamma")], at(now));
+        let job = poll(&mut plan, at(now)).unwrap();
+        plan.ended(job.id, &failed(&job, "gamma"), at(now));
+        assert!(poll(&mut plan, at(now + 5)).is_some());
         let mut restarted = Plan::new(rules(), memory);
         let job = poll(&mut restarted, at(0)).unwrap();
         assert_eq!((names(&job.peers), job.check), (vec!["gamma"], false));

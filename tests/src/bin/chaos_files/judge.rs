@@ -110,6 +110,16 @@ fn play_faults(
     Ok(())
 }
 
+/// What each server says of what is owed.
+fn statuses(cluster: &Cluster) -> Result<String, Error> {
+    let mut told = String::new();
+    for (server, name) in NAMES[..SERVERS].iter().enumerate() {
+        let said = cluster.ask(server, &["sync", "status"])?;
+        let _ = write!(told, "\n{name}: {}", String::from_utf8_lossy(&said.stdout));
+    }
+    Ok(told)
+}
+
 /// Until nothing is owed; what did not come to rest.
 fn come_to_rest(cluster: &mut Cluster) -> Result<Vec<String>, Error> {
     cluster.settle()?;
@@ -122,17 +132,12 @@ fn come_to_rest(cluster: &mut Cluster) -> Result<Vec<String>, Error> {
     let mut caught = Vec::new();
     if !faults::quiet(cluster, PATIENCE) {
         // They wait up to 15 minutes for a server that was away.
-        println!("asked to make all alike");
+        println!("asked to make all alike{}", statuses(cluster)?);
         for server in 0..SERVERS {
             cluster.ask(server, &["sync", "now"])?;
         }
         if !faults::quiet(cluster, 2 * PATIENCE) {
-            let mut told = "something is owed still".to_owned();
-            for (server, name) in NAMES[..SERVERS].iter().enumerate() {
-                let said = cluster.ask(server, &["sync", "status"])?;
-                let _ = write!(told, "\n{name}: {}", String::from_utf8_lossy(&said.stdout));
-            }
-            caught.push(told);
+            caught.push(format!("something is owed still{}", statuses(cluster)?));
         }
     }
     if daemons(cluster) != before {
