@@ -45,14 +45,8 @@ pub fn work(job: &Job, ground: &Ground) -> Ended {
 
 /// With none of its servers.
 fn fail(job: &Job, why: &str, ended: &mut Ended) {
-    let pairs = job
-        .sets
-        .iter()
-        .flat_map(|set| job.peers.iter().map(move |peer| (set, peer)));
-    for (set, peer) in pairs {
-        let pair = (set.clone(), peer.clone());
-        ended.outcomes.insert(pair, Err(why.to_owned()));
-    }
+    let failed = |pair| (pair, Err(why.to_owned()));
+    ended.outcomes.extend(job.pairs().map(failed));
 }
 
 fn do_it(job: &Job, ground: &Ground) -> Ended {

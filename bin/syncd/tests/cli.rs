@@ -228,9 +228,7 @@ impl Scene {
 
     /// A run on this server, which is to get no faster what others give as fast as they can.
     fn slowly(&self, server: &str, rate: &str) -> Command {
-        let text = fs::read_to_string(self.at("standin.toml")).unwrap();
-        let slow = format!("{text}rate = \"{rate}\"\n");
-        fs::write(self.at("slow.toml"), slow).unwrap();
+        self.limit("slow.toml", rate);
         let own = self.own(server).join(" ");
         let own = own.replace("standin.toml", "slow.toml");
         let mut run = self.on(server, env!("CARGO_BIN_EXE_syncd"));
@@ -244,11 +242,10 @@ impl Scene {
         fs::write(path, contents).unwrap();
     }
 
-    /// The set may go no faster.
-    fn limit(&self, rate: &str) {
-        let config = self.at("standin.toml");
-        let text = fs::read_to_string(&config).unwrap();
-        fs::write(&config, format!("{text}rate = \"{rate}\"\n")).unwrap();
+    /// The set may go no faster, by this configuration.
+    fn limit(&self, config: &str, rate: &str) {
+        let text = fs::read_to_string(self.at("standin.toml")).unwrap();
+        fs::write(self.at(config), format!("{text}rate = \"{rate}\"\n")).unwrap();
     }
 
     /// Makes a file that cannot be packed.
@@ -391,7 +388,7 @@ fn contents_go_no_faster_than_the_set_may() {
         return;
     }
     let scene = Scene::new();
-    scene.limit("200KB/s");
+    scene.limit("standin.toml", "200KB/s");
     scene.noise("beta", "noise", 150_000);
     let start = Instant::now();
     scene.fine("alpha", &[]);
@@ -785,7 +782,7 @@ fn what_came_of_a_large_file_before_a_run_was_killed_is_gone_on_with() {
         return;
     }
     let scene = Scene::new();
-    scene.limit("2MB/s");
+    scene.limit("standin.toml", "2MB/s");
     scene.noise("alpha", "large", 8_000_000);
     let mut run = scene.syncd("beta", &["run", "--peer", "alpha"]);
     let mut run = run.stdout(Stdio::null()).spawn().unwrap();

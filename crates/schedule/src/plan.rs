@@ -77,18 +77,28 @@ pub struct Job {
     pub check: bool,
 }
 
+impl Job {
+    /// Each of the sets with each of the servers.
+    pub fn pairs(&self) -> impl Iterator<Item = Pair> {
+        let with = |set| self.peers.iter().map(move |peer| (set, peer));
+        let pairs = self.sets.iter().flat_map(with);
+        pairs.map(|(set, peer): (&ServerName, &ServerName)| (set.clone(), peer.clone()))
+    }
+}
+
 /// How a job ended.
 #[derive(Clone, Debug, Default)]
 pub struct Ended {
     /// For each set and server what was done, or why nothing.
-    pub outcomes: BTreeMap<(ServerName, ServerName), Result<Done, String>>,
+    pub outcomes: BTreeMap<Pair, Result<Done, String>>,
     /// There was something new, and it has got a number.
     pub numbered: bool,
     /// There was nothing to check for.
     pub idle: bool,
 }
 
-type Pair = (ServerName, ServerName);
+/// A set and a server.
+pub type Pair = (ServerName, ServerName);
 
 /// See the module.
 #[derive(Debug)]
@@ -400,12 +410,7 @@ impl Plan {
             return;
         };
         let job = self.running.remove(place);
-        let pairs = job
-            .sets
-            .iter()
-            .flat_map(|s| job.peers.iter().map(move |p| (s, p)));
-        for (set, peer) in pairs.map(|(s, p)| (s.clone(), p.clone())) {
-            let pair = (set, peer);
+        for pair in job.pairs() {
             let missed = Err("not reached in time".to_owned());
             let outcome = match ended.idle {
                 true => None,

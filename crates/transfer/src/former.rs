@@ -73,11 +73,12 @@ impl<'a> Former<'a> {
 
     /// The same for chunks that were not found, once all were looked for.
     pub(crate) fn search(&mut self, rest: Vec<Place>, into: &File) -> Result<Vec<Place>, Error> {
-        if !rest.is_empty() {
-            for range in std::mem::take(&mut self.unknown) {
-                self.places
-                    .extend(chunks::places(self.file, range, self.average)?);
-            }
+        if rest.is_empty() {
+            return Ok(rest);
+        }
+        for range in std::mem::take(&mut self.unknown) {
+            self.places
+                .extend(chunks::places(self.file, range, self.average)?);
         }
         self.known(rest, into)
     }
