@@ -181,10 +181,11 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
         let like = (*size > BY_PARTS)
             .then(|| self.set.read(path).ok())
             .flatten();
-        let came = if like.is_some() || into.begun() {
+        let begun = into.begun();
+        let came = if like.is_some() || begun.is_some() {
             let like = like.as_ref().map(|like| (like, self.former.get(path)));
             let puller = &mut self.puller;
-            let came = puller.alike(&wanted, like, into.file(), self.recipes);
+            let came = puller.alike(&wanted, like, begun, &into.anywhere(), self.recipes);
             self.meter.part(*size);
             came
         } else {
@@ -376,7 +377,11 @@ mod tests {
             let (here, mut there) = UnixStream::pair().unwrap();
             thread::scope(|scope| {
                 scope.spawn(move || {
-                    let _ = serve(&mut there, &mut Beta::of(vec![contents.to_vec()]));
+                    let _ = serve(
+                        &mut there,
+                        &mut Beta::of(vec![contents.to_vec()]),
+                        &Recipes::new(),
+                    );
                 });
                 let mut puller = Puller::new(Short(here, most)).unwrap();
                 puller.greet("c", "s", &replica("alpha")).unwrap();
@@ -461,7 +466,7 @@ mod tests {
         let (here, mut there) = UnixStream::pair().unwrap();
         let mut pages = 0;
         let applied = thread::scope(|scope| {
-            scope.spawn(move || serve(&mut there, &mut beta).map(drop));
+            scope.spawn(move || serve(&mut there, &mut beta, &Recipes::new()).map(drop));
             let mut puller = Puller::new(here).unwrap();
             puller.greet("c", "s", &replica("alpha")).unwrap();
             puller.ask_changes(0).unwrap();

@@ -22,8 +22,8 @@ const PAGES: usize = 3;
 /// So few removals are never too many.
 const FEW: u64 = 20;
 
-/// How large files that came before were cut.
-static RECIPES: Recipes = Recipes::new();
+/// How large files that came or went before were cut.
+pub static RECIPES: Recipes = Recipes::new();
 
 /// What came of it.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use crate::{
     progress::Board,
-    pull::{Report, pull},
+    pull::{RECIPES, Report, pull},
     replica::{Allowed, Answering, BUSY, Local},
     serve::tell_daemon,
     sessions::Sessions,
@@ -428,7 +428,7 @@ impl Run<'_> {
             cluster,
             other: None,
         };
-        serve(session, &mut answering)?.ok_or(Error::Unexpected("no goodbye"))
+        serve(session, &mut answering, &RECIPES)?.ok_or(Error::Unexpected("no goodbye"))
     }
 
     /// All that an operator should know.

@@ -5,7 +5,7 @@
 use crate::{
     alive::{Hearer, is_gone},
     pace::Pace,
-    pull::pull,
+    pull::{RECIPES, pull},
     replica::{Allowed, Answering, Local},
     ssh::BANNER,
     units::{self, Unit},
@@ -186,7 +186,7 @@ fn answer(stream: &mut Buffered<Standard>, args: &Args, client: &Client) -> Resu
             opened: None,
             other: None,
         };
-        match serve(stream, &mut asked) {
+        match serve(stream, &mut asked, &RECIPES) {
             Ok(None) => {}
             Ok(Some(_)) => continue,
             // It was told why, and may ask for something else.

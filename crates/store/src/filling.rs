@@ -1,7 +1,10 @@
 //! A file that is given its contents: what comes in order into an empty one is known, and under way to the disk, once it
-//! is there.
+//! is there; of what comes anywhere, large parts.
 
-use crate::contents;
+use crate::{
+    contents,
+    parts::{self, Known},
+};
 use filesync::Digest;
 use rustix::fs::{Advice, fadvise, ftruncate};
 use std::{
@@ -17,43 +20,60 @@ const MUCH: u64 = 8 << 20;
 /// See the module. What is written follows what was written before.
 pub struct Filling<'a> {
     file: &'a File,
+    /// What the file will have, in bytes.
+    size: u64,
     hasher: blake3::Hasher,
     at: u64,
     /// Up to here it is on its way.
     sent: u64,
     begun: bool,
     in_order: bool,
+    known: Known,
 }
 
 impl<'a> Filling<'a> {
     /// Of a file that is empty, or has something in it already.
-    pub(crate) fn new(file: &'a File) -> io::Result<Self> {
+    pub(crate) fn new(file: &'a File, size: u64) -> io::Result<Self> {
         let begun = file.metadata()?.len() > 0;
         Ok(Self {
             file,
+            size,
             hasher: blake3::Hasher::new(),
             at: 0,
             sent: 0,
             begun,
             in_order: !begun,
+            known: Known::default(),
         })
     }
 
-    /// There was something in it.
-    pub fn begun(&self) -> bool {
-        self.begun
+    /// What was in it before, if there was something.
+    pub fn begun(&self) -> Option<&'a File> {
+        self.begun.then_some(self.file)
     }
 
-    /// The file, for what does not come in order; it is read once more in the end.
-    pub fn file(&mut self) -> &'a File {
+    /// For what does not come in order: puts bytes at their place, from several threads at once.
+    pub fn anywhere(&mut self) -> impl Fn(u64, &[u8]) -> io::Result<()> + Sync + '_ {
         self.in_order = false;
-        self.file
+        |at, bytes| {
+            self.file.write_all_at(bytes, at)?;
+            let end = at + bytes.len() as u64;
+            if at / MUCH < end / MUCH {
+                // Whoever writes all of it mostly does so in order.
+                let until = end - end % MUCH;
+                send(self.file, until - MUCH, until);
+            }
+            if self.size >= parts::LARGE {
+                self.known.add(at, bytes);
+            }
+            Ok(())
+        }
     }
 
     /// Length and digest of all of it.
     pub(crate) fn finish(self) -> io::Result<(u64, Digest)> {
         if !self.in_order {
-            return contents::digest_and_punch(self.file);
+            return contents::digest_and_punch(self.file, &self.known);
         }
         ftruncate(self.file, self.at)?; // it may end in a hole
         Ok((self.at, Digest(*self.hasher.finalize().as_bytes())))
@@ -70,13 +90,7 @@ impl Write for Filling<'_> {
         }
         self.at += bytes.len() as u64;
         if self.at - self.sent >= MUCH {
-            // Nothing of it is out of the cache before it is on the disk, and nobody minds if nothing comes of it.
-            let _ = fadvise(
-                self.file,
-                self.sent,
-                NonZero::new(self.at - self.sent),
-                Advice::DontNeed,
-            );
+            send(self.file, self.sent, self.at);
             self.sent = self.at;
         }
         Ok(bytes.len())
@@ -85,6 +99,12 @@ impl Write for Filling<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Sends a part of a file on its way to the disk. Nothing of it is out of the cache before it is there, and nobody minds if
+/// nothing comes of it.
+fn send(file: &File, from: u64, to: u64) {
+    let _ = fadvise(file, from, NonZero::new(to - from), Advice::DontNeed);
 }
 
 #[cfg(test)]
@@ -98,22 +118,21 @@ mod tests {
         let pieces: [&[u8]; 4] = [&[7; 5000], &[0; 20_000], b"", &[0; 9000]];
         let wanted = contents::digest_of(&pieces.concat());
         let file = tempfile::tempfile().unwrap();
-        let mut filling = Filling::new(&file).unwrap();
+        let mut filling = Filling::new(&file, 34_000).unwrap();
         pieces.iter().for_each(|p| filling.write_all(p).unwrap());
         assert_eq!(filling.finish().unwrap(), wanted);
         assert_eq!(contents::digest(&file).unwrap(), wanted);
         assert!(fstat(&file).unwrap().st_blocks < 34_000 / 512, "holes");
         let other = tempfile::tempfile().unwrap();
-        let mut filling = Filling::new(&other).unwrap();
+        let mut filling = Filling::new(&other, 9).unwrap();
         filling.write_all(b"first").unwrap();
-        let mut file = filling.file();
-        file.write_all(b"last").unwrap();
+        filling.anywhere()(5, b"last").unwrap();
         let known = filling.finish().unwrap();
         assert_eq!(known, contents::digest(&other).unwrap());
         // What was there does not shine through where zeros come.
         let begun = tempfile::tempfile().unwrap();
         begun.write_all_at(&[1; 40_000], 0).unwrap();
-        let mut filling = Filling::new(&begun).unwrap();
+        let mut filling = Filling::new(&begun, 40_000).unwrap();
         pieces.iter().for_each(|p| filling.write_all(p).unwrap());
         assert_eq!(filling.finish().unwrap(), contents::digest(&begun).unwrap());
         let mut there = vec![0; 34_000];

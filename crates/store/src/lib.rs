@@ -28,6 +28,7 @@
 //! | `look` | from the disk to the index |
 //! | `stage` | a file made ready out of sight |
 //! | `filling` | its contents, as they come |
+//! | `parts` | digests of large files, by all processors |
 //! | `apply` | operations staged, carried out and brought to the index together |
 //! | `apply/ready` | operations checked, and what they bring made ready |
 //! | `apply/place` | the one rename that carries an operation out |
@@ -47,6 +48,7 @@ mod export;
 mod filling;
 mod index;
 mod look;
+mod parts;
 mod recover;
 mod rows;
 mod set;

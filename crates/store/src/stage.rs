@@ -4,6 +4,7 @@ use crate::{
     attributes, contents,
     dir::{Dir, Name},
     filling::Filling,
+    parts::Known,
     sight::{self, Found},
 };
 use filesync::{Digest, Kind, Node, Operation, Path};
@@ -214,7 +215,7 @@ fn fill(
         None => false,
         Some(from) => {
             contents::copy(from, &file, stage.calls())?;
-            contents::digest_and_punch(&file)? == wanted
+            contents::digest_and_punch(&file, &Known::default())? == wanted
         }
     };
     if !copied {
@@ -222,7 +223,7 @@ fn fill(
             ftruncate(&file, 0)?;
         }
         stage.calls().one("bring")?;
-        let mut filling = Filling::new(&file)?;
+        let mut filling = Filling::new(&file, size)?;
         contents.bring(path, node, &mut filling)?;
         if filling.finish()? != wanted {
             return Err(OTHER());

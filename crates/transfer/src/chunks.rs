@@ -188,6 +188,35 @@ pub(crate) fn name(data: &[u8]) -> Chunk {
     }
 }
 
+/// Reads a part of a file, what there is of it. The buffer only grows: to clear room in it costs as much as to fill it.
+pub(crate) fn read<'b>(file: &File, range: Range, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
+    let length = usize::try_from(range.length).map_err(io::Error::other)?;
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    let (mut part, mut filled) = (Part::of(file, range), 0);
+    while filled < length {
+        match part.read(&mut buffer[filled..length]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(&buffer[..filled])
+}
+
+/// What is there, if it is this chunk.
+pub(crate) fn look<'b>(
+    file: &File,
+    range: Range,
+    chunk: &Chunk,
+    buffer: &'b mut Vec<u8>,
+) -> io::Result<Option<&'b [u8]>> {
+    let data = read(file, range, buffer)?;
+    Ok((name(data) == *chunk).then_some(data))
+}
+
 /// Where the chunks of a part of a file are.
 pub(crate) fn places(
     file: &File,

@@ -6,13 +6,12 @@
 use crate::{
     chunks::{self, FINE},
     frame::{Chunk, Error, Range},
+    halves::Halves,
 };
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    io::{self, Read},
-    os::unix::fs::FileExt,
-    thread,
+    io,
 };
 
 /// So many chunks are looked through for the place where it goes on.
@@ -20,6 +19,9 @@ const AROUND: u64 = 32;
 
 /// A chunk of the new file.
 pub(crate) type Place = (Range, Chunk);
+
+/// Puts bytes at their place in the new file, from several threads at once.
+pub type Put<'a> = &'a (dyn Fn(u64, &[u8]) -> io::Result<()> + Sync);
 
 /// See the module.
 pub(crate) struct Former<'a> {
@@ -32,6 +34,7 @@ pub(crate) struct Former<'a> {
     unknown: Vec<Range>,
     /// Where a chunk of the new file is expected here: so much further on.
     shift: i64,
+    halves: Halves,
 }
 
 impl<'a> Former<'a> {
@@ -52,27 +55,28 @@ impl<'a> Former<'a> {
             places: places.unwrap_or_default(),
             unknown,
             shift: 0,
+            halves: Halves::default(),
         })
     }
 
-    /// Puts in place `into` what is found of these chunks, in order; the others.
-    pub(crate) fn reuse(&mut self, part: Vec<Place>, into: &File) -> Result<Vec<Place>, Error> {
+    /// Puts in place what is found of these chunks, in order; the others.
+    pub(crate) fn reuse(&mut self, part: Vec<Place>, put: Put<'_>) -> Result<Vec<Place>, Error> {
         if self.unknown.is_empty() {
-            return self.known(part, into);
+            return self.known(part, put);
         }
-        let (mut rest, tail) = self.follow(part, into)?;
+        let (mut rest, tail) = self.follow(part, put)?;
         // From the last chunk that was found on.
         let from = rest.len() - tail;
         let Some(found) = self.find(rest.get(from..).unwrap_or_default())? else {
             return Ok(rest);
         };
         let moved = rest.split_off(from + found);
-        rest.extend(self.follow(moved, into)?.0);
+        rest.extend(self.follow(moved, put)?.0);
         Ok(rest)
     }
 
     /// The same for chunks that were not found, once all were looked for.
-    pub(crate) fn search(&mut self, rest: Vec<Place>, into: &File) -> Result<Vec<Place>, Error> {
+    pub(crate) fn search(&mut self, rest: Vec<Place>, put: Put<'_>) -> Result<Vec<Place>, Error> {
         if rest.is_empty() {
             return Ok(rest);
         }
@@ -80,7 +84,7 @@ impl<'a> Former<'a> {
             self.places
                 .extend(chunks::places(self.file, range, self.average)?);
         }
-        self.known(rest, into)
+        self.known(rest, put)
     }
 
     /// Cuts once more, smaller, what is in none of the new file's chunks: it may have much in common with those that
@@ -96,7 +100,7 @@ impl<'a> Former<'a> {
     }
 
     /// Chunks whose places are known.
-    fn known(&self, part: Vec<Place>, into: &File) -> Result<Vec<Place>, Error> {
+    fn known(&mut self, part: Vec<Place>, put: Put<'_>) -> Result<Vec<Place>, Error> {
         let (mut here, mut rest) = (Vec::new(), Vec::new());
         for (range, chunk) in part {
             match self.places.get(&chunk) {
@@ -104,37 +108,25 @@ impl<'a> Former<'a> {
                 None => rest.push((range, chunk)),
             }
         }
-        by_halves(&here, |some| {
-            let mut data = Vec::new();
-            for (range, at) in some {
-                self.read(*range, &mut data)?;
-                into.write_all_at(&data, *at)?;
-            }
-            Ok(Vec::<()>::new())
+        let file = self.file;
+        self.halves.each(&here, |(range, at), buffer| {
+            put(*at, chunks::read(file, *range, buffer)?)
         })?;
         Ok(rest)
     }
 
     /// Chunks that are where they are expected. The others, and how many of them are behind all of these.
-    fn follow(&mut self, part: Vec<Place>, into: &File) -> Result<(Vec<Place>, usize), Error> {
-        let found = by_halves(&part, |some| {
-            let mut data = Vec::new();
-            let mut found = Vec::with_capacity(some.len());
-            for (range, chunk) in some {
-                let place = self.expected(*range);
-                let place = match place {
-                    Some(place) => {
-                        self.read(place, &mut data)?;
-                        (chunks::name(&data) == *chunk).then_some(place)
-                    }
-                    None => None,
-                };
-                if place.is_some() {
-                    into.write_all_at(&data, range.offset)?;
-                }
-                found.push(place);
-            }
-            Ok(found)
+    fn follow(&mut self, part: Vec<Place>, put: Put<'_>) -> Result<(Vec<Place>, usize), Error> {
+        let (file, shift) = (self.file, self.shift);
+        let found = self.halves.each(&part, |(range, chunk), buffer| {
+            let Some(place) = moved(*range, shift) else {
+                return Ok(None);
+            };
+            let Some(data) = chunks::look(file, place, chunk, buffer)? else {
+                return Ok(None);
+            };
+            put(range.offset, data)?;
+            Ok(Some(place))
         })?;
         let (mut rest, mut tail) = (Vec::new(), 0);
         for ((range, chunk), found) in part.into_iter().zip(found) {
@@ -151,7 +143,10 @@ impl<'a> Former<'a> {
 
     /// Looks for one of these chunks not far from where the first is expected, and expects all where it is; which one.
     fn find(&mut self, rest: &[Place]) -> Result<Option<usize>, Error> {
-        let Some(from) = rest.first().and_then(|(first, _)| self.expected(*first)) else {
+        let Some(from) = rest
+            .first()
+            .and_then(|(first, _)| moved(*first, self.shift))
+        else {
             return Ok(None);
         };
         let around = Range {
@@ -166,11 +161,6 @@ impl<'a> Former<'a> {
             }
         }
         Ok(None)
-    }
-
-    fn expected(&self, range: Range) -> Option<Range> {
-        let offset = range.offset.checked_add_signed(self.shift)?;
-        Some(Range { offset, ..range })
     }
 
     /// A chunk is there.
@@ -194,34 +184,19 @@ impl<'a> Former<'a> {
         let left = left.into_iter().filter(|range| range.length > 0);
         self.unknown.splice(i..i, left);
     }
-
-    fn read(&self, range: Range, into: &mut Vec<u8>) -> io::Result<()> {
-        into.clear();
-        chunks::Part::of(self.file, range).read_to_end(into)?;
-        Ok(())
-    }
 }
 
-/// What comes of each half. Two copy twice as much in the same time; more wait for the same memory.
-fn by_halves<T: Sync, R: Send>(
-    all: &[T],
-    work: impl Fn(&[T]) -> io::Result<Vec<R>> + Sync,
-) -> io::Result<Vec<R>> {
-    let (some, others) = all.split_at(all.len() / 2);
-    thread::scope(|scope| {
-        let others = scope.spawn(|| work(others));
-        let mut done = work(some)?;
-        let died = |_| Err(io::Error::other("the thread that copies died"));
-        done.append(&mut others.join().unwrap_or_else(died)?);
-        Ok(done)
-    })
+/// The same so much further on.
+fn moved(range: Range, shift: i64) -> Option<Range> {
+    let offset = range.offset.checked_add_signed(shift)?;
+    Some(Range { offset, ..range })
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::{io::Write, os::unix::fs::FileExt};
 
     const AVERAGE: u32 = 16 * 1024;
 
@@ -240,10 +215,11 @@ mod tests {
         };
         let recipe = chunks::cut(&new_file, all, AVERAGE).collect::<Result<Vec<_>, _>>();
         let (recipe, into) = (recipe.unwrap(), file(&vec![0; new.len()]));
+        let put: Put<'_> = &|at, bytes| into.write_all_at(bytes, at);
         let mut former = Former::new(&old, AVERAGE, None).unwrap();
         let mut rest = Vec::new();
         for part in recipe.chunks(20) {
-            rest.append(&mut former.reuse(part.to_vec(), &into).unwrap());
+            rest.append(&mut former.reuse(part.to_vec(), put).unwrap());
         }
         let mut now = vec![0; new.len()];
         into.read_exact_at(&mut now, 0).unwrap();

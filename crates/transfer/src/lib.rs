@@ -22,13 +22,16 @@ mod buffered;
 mod chunks;
 mod former;
 mod frame;
+mod halves;
 mod pull;
 mod recipes;
+mod recut;
 mod serve;
 
 pub use bucket::Bucket;
 pub use buffered::Buffered;
 pub use chunks::CHUNKER;
+pub use former::Put;
 pub use frame::{BLOB_MAX, Error, Farewell, NOTE_MAX, NOTES_MAX, VERSION};
 pub use pull::{Asked, Greeting, Puller, Wanted, ping, together};
 pub use recipes::Recipes;

@@ -2,7 +2,7 @@
 
 use crate::{
     chunks::{self, FINE},
-    former::{Former, Place},
+    former::{Former, Place, Put},
     frame::{
         self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
     },
@@ -14,7 +14,6 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, Read, Write},
-    os::unix::fs::FileExt,
 };
 
 /// Requests for contents under way at once; each is a few kilobytes.
@@ -289,13 +288,14 @@ impl<S: Read + Write> Puller<S> {
             .unpack(std::mem::take(&mut self.blob), length, packed)
     }
 
-    /// A file of which something `like` it may be here, in no more bytes than it takes, `into` an empty one, or one that
-    /// has some of it at its place. Whether it came.
+    /// A file of which something `like` it may be here, in no more bytes than it takes. Some of it may have been put in
+    /// place before, in `begun`. Whether it came.
     pub fn alike(
         &mut self,
         wanted: &Wanted<'_>,
         like: Option<(&File, Option<&Digest>)>,
-        into: &File,
+        begun: Option<&File>,
+        put: Put<'_>,
         known: &Recipes,
     ) -> Result<bool, Error> {
         let all = Range {
@@ -311,16 +311,18 @@ impl<S: Read + Write> Puller<S> {
             }
             None => None,
         };
-        let begun = into.metadata()?.len() > 0;
-        let (mut cut, mut missing) = (Vec::new(), Vec::new());
+        let (mut cut, mut missing, mut data) = (Vec::new(), Vec::new(), Vec::new());
         // What is here is copied while the other cuts what comes next.
         let came = self.recipe(all, |mut part| {
             cut.extend(part.iter().map(|(_, chunk)| *chunk));
-            if begun {
-                part.retain(|(range, chunk)| !has(into, *range, chunk));
+            if let Some(begun) = begun {
+                part.retain(|(range, chunk)| {
+                    let here = chunks::look(begun, *range, chunk, &mut data);
+                    !matches!(here, Ok(Some(_)))
+                });
             }
             missing.append(&mut match &mut former {
-                Some(former) => former.reuse(part, into)?,
+                Some(former) => former.reuse(part, put)?,
                 None => part,
             });
             Ok(())
@@ -329,7 +331,7 @@ impl<S: Read + Write> Puller<S> {
             return Ok(false);
         }
         if let Some(former) = &mut former {
-            missing = former.search(missing, into)?;
+            missing = former.search(missing, put)?;
         }
         let mut missing = joined(missing);
         // A change of a few bytes is few bytes on the way.
@@ -340,7 +342,7 @@ impl<S: Read + Write> Puller<S> {
             for range in missing {
                 self.ask_recipe(wanted, range, FINE)?;
                 let came = self.recipe(range, |part| {
-                    new.append(&mut former.reuse(part, into)?);
+                    new.append(&mut former.reuse(part, put)?);
                     Ok(())
                 })?;
                 if !came {
@@ -349,8 +351,8 @@ impl<S: Read + Write> Puller<S> {
             }
             missing = joined(new);
         }
-        known.keep(wanted.digest, average, cut);
-        self.pieces(wanted, into, missing)
+        known.keep(wanted.path, wanted.digest, average, cut);
+        self.pieces(wanted, put, missing)
     }
 
     fn ask_recipe(&mut self, wanted: &Wanted<'_>, range: Range, average: u32) -> Result<(), Error> {
@@ -377,7 +379,8 @@ impl<S: Read + Write> Puller<S> {
                     let mut part = Vec::with_capacity(chunks.len());
                     for chunk in chunks {
                         let length = u64::from(chunk.length);
-                        if length == 0 || offset + length > range.offset + range.length {
+                        let fits = offset + length <= range.offset + range.length;
+                        if length == 0 || length > BLOB_MAX as u64 || !fits {
                             return Err(Error::Unexpected("chunks beyond the file"));
                         }
                         part.push((Range { offset, length }, chunk));
@@ -397,7 +400,7 @@ impl<S: Read + Write> Puller<S> {
     fn pieces(
         &mut self,
         wanted: &Wanted<'_>,
-        into: &File,
+        put: Put<'_>,
         ranges: Vec<Range>,
     ) -> Result<bool, Error> {
         for ranges in ranges.chunks(LIST_MAX) {
@@ -407,7 +410,7 @@ impl<S: Read + Write> Puller<S> {
                 ranges: ranges.to_vec(),
             })?;
             self.stream.flush()?;
-            let mut put = Ok(()); // as in `files`
+            let mut done = Ok(()); // as in `files`
             for range in ranges {
                 match self.hear()? {
                     Response::Bytes { length, packed } => {
@@ -415,15 +418,15 @@ impl<S: Read + Write> Puller<S> {
                         if plain.len() as u64 > range.length {
                             return Err(Error::Unexpected("more than was asked for"));
                         }
-                        if put.is_ok() {
-                            put = into.write_all_at(&plain, range.offset);
+                        if done.is_ok() {
+                            done = put(range.offset, &plain);
                         }
                     }
                     Response::Gone => return Ok(false),
                     _ => return Err(Error::Unexpected("no contents")),
                 }
             }
-            put?;
+            done?;
         }
         Ok(true)
     }
@@ -487,13 +490,6 @@ fn joined(places: Vec<Place>) -> Vec<Range> {
         }
     }
     joined
-}
-
-/// Whether a file has a chunk at its place.
-fn has(file: &File, range: Range, chunk: &Chunk) -> bool {
-    let mut data = Vec::new();
-    let read = chunks::Part::of(file, range).read_to_end(&mut data);
-    read.is_ok() && chunks::name(&data) == *chunk
 }
 
 /// Entries as the other wrote them.

@@ -1,10 +1,11 @@
-//! How large files that came in parts were cut: whoever has one of them need not cut it again when a newer one comes.
+//! How large files that came or went in parts were cut: whoever has one of them need not cut it again when a newer one
+//! comes, or is wanted.
 
 use crate::frame::{Chunk, Range};
-use filesync::Digest;
+use filesync::{Digest, Path};
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// So many files are remembered,
@@ -15,9 +16,17 @@ const CHUNKS: usize = 64 * 1024;
 /// A file's contents, and the average size of its chunks.
 type Name = (Digest, u32);
 
+#[derive(Debug)]
+struct Recipe {
+    of: Name,
+    /// Where that file was.
+    path: Path,
+    chunks: Vec<Chunk>,
+}
+
 /// See the module. What is wrong in it costs time, never contents: those are checked as a whole.
 #[derive(Debug, Default)]
-pub struct Recipes(Mutex<VecDeque<(Name, Vec<Chunk>)>>);
+pub struct Recipes(Mutex<VecDeque<Recipe>>);
 
 impl Recipes {
     /// Nothing is known.
@@ -27,11 +36,9 @@ impl Recipes {
 
     /// Where the chunks of this file are, if that is known. It is told once: if it is wrong, the next try is not misled.
     pub(crate) fn places(&self, digest: &Digest, average: u32) -> Option<HashMap<Chunk, Range>> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = known
-            .iter()
-            .position(|(name, _)| *name == (*digest, average))?;
-        let (_, chunks) = known.remove(place)?;
+        let mut known = self.known();
+        let place = known.iter().position(|r| r.of == (*digest, average))?;
+        let chunks = known.remove(place)?.chunks;
         let mut offset = 0;
         let place = |chunk: Chunk| {
             let length = u64::from(chunk.length);
@@ -42,15 +49,31 @@ impl Recipes {
         Some(chunks.into_iter().map(place).collect())
     }
 
+    /// How the file that was last at this path was cut.
+    pub(crate) fn last(&self, path: &Path, average: u32) -> Option<Vec<Chunk>> {
+        let known = self.known();
+        let last = known.iter().find(|r| r.path == *path && r.of.1 == average);
+        last.map(|r| r.chunks.clone())
+    }
+
     /// A file was cut so.
-    pub(crate) fn keep(&self, digest: &Digest, average: u32, chunks: Vec<Chunk>) {
+    pub(crate) fn keep(&self, path: &Path, digest: &Digest, average: u32, chunks: Vec<Chunk>) {
         if chunks.len() > CHUNKS {
             return;
         }
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|(name, _)| *name != (*digest, average));
+        let of = (*digest, average);
+        let mut known = self.known();
+        known.retain(|r| r.of != of);
         known.truncate(FILES - 1);
-        known.push_front(((*digest, average), chunks));
+        known.push_front(Recipe {
+            of,
+            path: path.clone(),
+            chunks,
+        });
+    }
+
+    fn known(&self) -> MutexGuard<'_, VecDeque<Recipe>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,14 +86,15 @@ mod tests {
     fn the_last_files_are_known_by_contents_and_average() {
         let recipes = Recipes::default();
         let digest = |n: usize| Digest([n as u8; 32]);
+        let path = |n: usize| Path::try_from(vec![b'a' + n as u8 % 16]).unwrap();
         let chunk = |length: u32| Chunk {
             length,
             hash: [length as u8; 8],
         };
         for n in 0..=FILES {
-            recipes.keep(&digest(n), 8, vec![chunk(5), chunk(7)]);
+            recipes.keep(&path(n), &digest(n), 8, vec![chunk(5), chunk(7)]);
         }
-        recipes.keep(&digest(99), 8, vec![chunk(1); CHUNKS + 1]);
+        recipes.keep(&path(9), &digest(99), 8, vec![chunk(1); CHUNKS + 1]);
         assert!(recipes.places(&digest(0), 8).is_none(), "too long ago");
         assert!(recipes.places(&digest(99), 8).is_none(), "too many");
         assert!(recipes.places(&digest(1), 16).is_none());
@@ -79,5 +103,11 @@ mod tests {
         assert_eq!(places[&chunk(5)], range(0, 5));
         assert_eq!(places[&chunk(7)], range(5, 7));
         assert!(recipes.places(&digest(1), 8).is_none(), "told once");
+        assert!(recipes.last(&path(1), 8).is_none());
+        recipes.keep(&path(2), &digest(77), 8, vec![chunk(3)]);
+        for _ in 0..2 {
+            assert_eq!(recipes.last(&path(2), 8), Some(vec![chunk(3)]));
+            assert!(recipes.last(&path(2), 16).is_none());
+        }
     }
 }

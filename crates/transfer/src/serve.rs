@@ -2,7 +2,11 @@
 
 use crate::{
     chunks,
-    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION},
+    frame::{
+        self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
+    },
+    recipes::Recipes,
+    recut::recut,
 };
 use filesync::{Digest, Entry, Path, Replica};
 use protocol::{codec, wire::beat::Freshness};
@@ -44,6 +48,7 @@ pub trait Origin {
 pub fn serve<S: Read + Write>(
     stream: &mut S,
     origin: &mut impl Origin,
+    known: &Recipes,
 ) -> Result<Option<Farewell>, Error> {
     let mut answers = Answers {
         stream,
@@ -107,7 +112,13 @@ pub fn serve<S: Read + Write>(
                 digest,
                 range,
                 average,
-            } => answers.recipe(one(origin, path, digest)?, range, average)?,
+            } => match one(origin, path.clone(), digest)? {
+                Some(file) if range.offset == 0 && range.length == file.metadata()?.len() => {
+                    answers.whole_recipe(&file, (&path, &digest), average, known)?;
+                }
+                Some(file) => answers.recipe(|each| chunks::cut_to(&file, range, average, each))?,
+                None => answers.say(&Response::Gone)?,
+            },
             Request::Pieces {
                 path,
                 digest,
@@ -239,23 +250,43 @@ impl<S: Read + Write> Answers<'_, S> {
         if range.length > BLOB_MAX as u64 {
             return Err(Error::Unexpected("too much at once"));
         }
-        self.plain.clear();
-        chunks::Part::of(file, range).read_to_end(&mut self.plain)?;
-        let packed = self.packer.pack(&self.plain);
+        let plain = chunks::read(file, range, &mut self.plain)?;
+        let packed = self.packer.pack(plain);
         let header = Response::Bytes {
-            length: u32::try_from(self.plain.len()).unwrap_or(u32::MAX),
+            length: u32::try_from(plain.len()).unwrap_or(u32::MAX),
             packed: packed.is_some(),
         };
-        frame::write(self.stream, &header, packed.unwrap_or(&self.plain))?;
-        Ok(self.plain.len() == BLOB_MAX)
+        frame::write(self.stream, &header, packed.unwrap_or(plain))?;
+        Ok(plain.len() == BLOB_MAX)
     }
 
-    fn recipe(&mut self, file: Option<File>, range: Range, average: u32) -> Result<(), Error> {
-        let Some(file) = file else {
-            return self.say(&Response::Gone);
-        };
+    /// How all of a file is cut, which is remembered.
+    fn whole_recipe(
+        &mut self,
+        file: &File,
+        (path, digest): (&Path, &Digest),
+        average: u32,
+        known: &Recipes,
+    ) -> Result<(), Error> {
+        let older = known.last(path, average).unwrap_or_default();
+        let mut all = Vec::new();
+        self.recipe(|each| {
+            recut(file, average, &older, &mut |range, chunk| {
+                all.push(chunk);
+                each(range, chunk)
+            })
+        })?;
+        known.keep(path, digest, average, all);
+        Ok(())
+    }
+
+    /// Tells chunks while they are cut.
+    fn recipe(
+        &mut self,
+        cut: impl FnOnce(&mut dyn FnMut(Range, Chunk) -> Result<(), Error>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut list = Vec::new();
-        chunks::cut_to(&file, range, average, &mut |_, chunk| {
+        cut(&mut |_, chunk| {
             list.push(chunk);
             if list.len() == CHUNKS {
                 self.say(&Response::Chunks(std::mem::take(&mut list)))?;

@@ -13,7 +13,7 @@ use std::{
     rc::Rc,
     thread,
 };
-use transfer::{Changes, Error, Farewell, Files, Origin, Puller, Wanted, serve};
+use transfer::{Changes, Error, Farewell, Files, Origin, Puller, Recipes, Wanted, serve};
 
 const FRESH: Freshness = Freshness {
     term: Term(7),
@@ -164,7 +164,8 @@ fn with<T>(
     let (here, mut there) = UnixStream::pair().unwrap();
     let mut memory = Memory::new(files);
     thread::scope(|scope| {
-        let server = scope.spawn(move || (serve(&mut there, &mut memory), memory.took));
+        let server =
+            scope.spawn(move || (serve(&mut there, &mut memory, &Recipes::new()), memory.took));
         let count = Rc::new(Cell::new(0));
         let mut puller = Puller::new(Counted(here, count.clone())).unwrap();
         let result = play(&mut puller);
@@ -262,8 +263,9 @@ fn delta(old: &[u8], new: &[u8]) -> usize {
             .alike(
                 &wanted,
                 Some((&like, None)),
-                &into,
-                &transfer::Recipes::new(),
+                None,
+                &|at, bytes| into.write_all_at(bytes, at),
+                &Recipes::new(),
             )
             .unwrap();
         puller.bye(Farewell::default()).unwrap();
@@ -279,7 +281,7 @@ fn a_file_that_came_in_parts_need_not_be_cut_again_and_a_wrong_memory_misleads_o
     let second = [&b"x"[..], &first].concat();
     let third = [&b"y"[..], &second].concat();
     let files = [("second", second.clone()), ("third", third.clone())];
-    let recipes = transfer::Recipes::new();
+    let recipes = Recipes::new();
     let ((), end, bytes, _) = with(&files, |puller| {
         puller.greet("web", "etc", &replica("alpha")).unwrap();
         let mut take = |name: &str, new: &[u8], like: &File, digest: &Digest| {
@@ -290,7 +292,8 @@ fn a_file_that_came_in_parts_need_not_be_cut_again_and_a_wrong_memory_misleads_o
                 size: new.len() as u64,
             };
             let like = Some((like, Some(digest)));
-            assert!(puller.alike(&wanted, like, &into, &recipes).unwrap());
+            let put: transfer::Put<'_> = &|at, bytes| into.write_all_at(bytes, at);
+            assert!(puller.alike(&wanted, like, None, put, &recipes).unwrap());
             contents(&into)
         };
         assert!(take("second", &second, &file(&first), &digest(&first)) == second);
@@ -393,6 +396,6 @@ fn garbage_ends_the_conversation_and_nothing_else() {
         let bytes = noise(&format!("garbage {seed}"), 200);
         here.write_all(&bytes).unwrap();
         drop(here);
-        assert!(serve(&mut there, &mut Memory::new(&[])).is_err());
+        assert!(serve(&mut there, &mut Memory::new(&[]), &Recipes::new()).is_err());
     }
 }

@@ -1,0 +1,135 @@
+//! A file of which an older version was cut: where it is the same it is cut the same, and that is quicker to see than to
+//! find out anew.
+//!
+//! Where a chunk ends depends on what is in it alone. So whatever was a chunk of the older version, and not its last one,
+//! which ended with the file, is one of this version as well if it begins where one of this begins.
+
+use crate::{
+    chunks,
+    former::Place,
+    frame::{Chunk, Error, Range},
+    halves::Halves,
+};
+use std::{collections::HashMap, fs::File};
+
+/// So many chunks are compared at once at first,
+const FEW: usize = 4;
+/// and so many at most.
+const MOST: usize = 64;
+/// So many new ones in a row, and it is another file.
+const NEW: usize = 64;
+
+/// The same chunks as [`chunks::cut_to`] gives of all of a file, with the help of an older version's.
+pub(crate) fn recut(
+    file: &File,
+    average: u32,
+    older: &[Chunk],
+    each: &mut dyn FnMut(Range, Chunk) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let end = file.metadata()?.len();
+    let from = |offset: u64| Range {
+        offset,
+        length: end.saturating_sub(offset),
+    };
+    let Some((_, older)) = older.split_last() else {
+        return chunks::cut_to(file, from(0), average, each);
+    };
+    let numbers: HashMap<_, _> = older.iter().enumerate().map(|(i, c)| (c, i)).collect();
+    let (mut at, mut next, mut much) = (0, 0, FEW);
+    let mut halves = Halves::default();
+    loop {
+        let mut offset = at;
+        let expected = older.iter().skip(next).take(much).map(|chunk| {
+            let length = u64::from(chunk.length);
+            offset += length;
+            let offset = offset - length;
+            (Range { offset, length }, *chunk)
+        });
+        let expected: Vec<Place> = expected.collect();
+        let same = halves.each(&expected, |(range, chunk), buffer| {
+            Ok(chunks::look(file, *range, chunk, buffer)?.is_some())
+        })?;
+        let count = same.iter().take_while(|same| **same).count();
+        for (range, chunk) in expected.iter().take(count) {
+            each(*range, *chunk)?;
+            at = range.offset + range.length;
+        }
+        next += count;
+        if count > 0 && count == expected.len() {
+            much = MOST.min(2 * much);
+            continue;
+        }
+        much = FEW;
+        let mut cut = chunks::cut(file, from(at), average).take(NEW);
+        next = loop {
+            let Some(one) = cut.next() else {
+                return chunks::cut_to(file, from(at), average, each);
+            };
+            let (range, chunk) = one?;
+            each(range, chunk)?;
+            at = range.offset + range.length;
+            if let Some(i) = numbers.get(&chunk) {
+                break i + 1;
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const AVERAGE: u32 = 16 * 1024;
+
+    fn cut(file: &File) -> Vec<Place> {
+        let length = file.metadata().unwrap().len();
+        let all = Range { offset: 0, length };
+        let cut = chunks::cut(file, all, AVERAGE);
+        cut.collect::<Result<_, _>>().unwrap()
+    }
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_file_is_cut_the_same_whatever_its_older_version_was() {
+        let mut noise = vec![0; 4_000_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let old = &noise[..3_000_000];
+        let zeros = vec![0; 500_000];
+        let versions = [
+            old.to_vec(),
+            [b"x", old].concat(),
+            old[1..].to_vec(),
+            [&old[..1_000_000], b"put in", &old[1_000_000..]].concat(),
+            [&old[..1_000_000], &old[1_100_000..]].concat(),
+            [&old[..1_000_000], b"changed", &old[1_000_007..]].concat(),
+            [&old[1_500_000..], &old[..1_500_000]].concat(),
+            [&old[..1_000_000], &zeros, &old[1_000_000..], &zeros].concat(),
+            noise[..3_000_001].to_vec(), // the last chunk goes on
+            noise.clone(),
+            old[..2_999_999].to_vec(),
+            noise[3_500_000..].to_vec(),
+            zeros.clone(),
+            Vec::new(),
+        ];
+        for (i, old) in versions.iter().enumerate() {
+            let older: Vec<_> = cut(&file(old)).into_iter().map(|(_, c)| c).collect();
+            for (j, new) in versions.iter().enumerate() {
+                let file = file(new);
+                let mut chunks = Vec::new();
+                let each = &mut |range, chunk| {
+                    chunks.push((range, chunk));
+                    Ok(())
+                };
+                recut(&file, AVERAGE, &older, each).unwrap();
+                assert!(chunks == cut(&file), "{i} {j}");
+            }
+        }
+    }
+}
