@@ -56,14 +56,14 @@ impl Recipes {
         last.map(|r| r.chunks.clone())
     }
 
-    /// A file was cut so.
+    /// A file was cut so; what it was before is of no use any more.
     pub(crate) fn keep(&self, path: &Path, digest: &Digest, average: u32, chunks: Vec<Chunk>) {
         if chunks.len() > CHUNKS {
             return;
         }
         let of = (*digest, average);
         let mut known = self.known();
-        known.retain(|r| r.of != of);
+        known.retain(|r| r.of != of && r.path != *path);
         known.truncate(FILES - 1);
         known.push_front(Recipe {
             of,
@@ -86,7 +86,7 @@ mod tests {
     fn the_last_files_are_known_by_contents_and_average() {
         let recipes = Recipes::default();
         let digest = |n: usize| Digest([n as u8; 32]);
-        let path = |n: usize| Path::try_from(vec![b'a' + n as u8 % 16]).unwrap();
+        let path = |n: usize| Path::try_from(vec![b'a' + n as u8]).unwrap();
         let chunk = |length: u32| Chunk {
             length,
             hash: [length as u8; 8],
@@ -109,5 +109,6 @@ mod tests {
             assert_eq!(recipes.last(&path(2), 8), Some(vec![chunk(3)]));
             assert!(recipes.last(&path(2), 16).is_none());
         }
+        assert!(recipes.places(&digest(2), 8).is_none(), "it is newer now");
     }
 }
