@@ -24,8 +24,6 @@ pub struct Filling<'a> {
     size: u64,
     hasher: blake3::Hasher,
     at: u64,
-    /// Up to here it is on its way.
-    sent: u64,
     begun: bool,
     in_order: bool,
     known: Known,
@@ -40,7 +38,6 @@ impl<'a> Filling<'a> {
             size,
             hasher: blake3::Hasher::new(),
             at: 0,
-            sent: 0,
             begun,
             in_order: !begun,
             known: Known::default(),
@@ -55,18 +52,24 @@ impl<'a> Filling<'a> {
     /// For what does not come in order: puts bytes at their place, from several threads at once.
     pub fn anywhere(&mut self) -> impl Fn(u64, &[u8]) -> io::Result<()> + Sync + '_ {
         self.in_order = false;
-        |at, bytes| {
-            self.file.write_all_at(bytes, at)?;
-            let end = at + bytes.len() as u64;
-            if at / MUCH < end / MUCH {
-                // Whoever writes all of it mostly does so in order.
-                let until = end - end % MUCH;
-                send(self.file, until - MUCH, until);
-            }
-            if self.size >= parts::LARGE {
-                self.known.add(at, bytes);
-            }
-            Ok(())
+        |at, bytes| self.put(at, bytes)
+    }
+
+    fn put(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, at)?;
+        if self.size >= parts::LARGE {
+            self.known.add(at, bytes);
+        }
+        self.send(at, at + bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Sends what was written so on its way to the disk, with what is before it, whenever it is much. Nothing of it is out of
+    /// the cache before it is there, and nobody minds if nothing comes of it.
+    fn send(&self, at: u64, end: u64) {
+        if at / MUCH < end / MUCH {
+            let from = (end / MUCH - 1) * MUCH;
+            let _ = fadvise(self.file, from, NonZero::new(MUCH), Advice::DontNeed);
         }
     }
 
@@ -82,29 +85,21 @@ impl<'a> Filling<'a> {
 
 impl Write for Filling<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let end = self.at + bytes.len() as u64;
         if self.in_order {
             contents::write(self.file, self.at, bytes)?;
             self.hasher.update(bytes);
+            self.send(self.at, end);
         } else {
-            self.file.write_all_at(bytes, self.at)?;
+            self.put(self.at, bytes)?;
         }
-        self.at += bytes.len() as u64;
-        if self.at - self.sent >= MUCH {
-            send(self.file, self.sent, self.at);
-            self.sent = self.at;
-        }
+        self.at = end;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Sends a part of a file on its way to the disk. Nothing of it is out of the cache before it is there, and nobody minds if
-/// nothing comes of it.
-fn send(file: &File, from: u64, to: u64) {
-    let _ = fadvise(file, from, NonZero::new(to - from), Advice::DontNeed);
 }
 
 #[cfg(test)]

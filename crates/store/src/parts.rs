@@ -12,7 +12,7 @@ use blake3::{
 use filesync::Digest;
 use rustix::fs::Stat;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs::File,
     io,
     os::unix::fs::FileExt,
@@ -98,58 +98,104 @@ fn merged(parts: &[ChainingValue]) -> ChainingValue {
     }
 }
 
+/// So many parts may be half written: two threads write one each, and what has gaps is read in the end.
+const OPEN: usize = 8;
+
 /// Parts of a file that were hashed while they were written, from several threads at once.
 #[derive(Default)]
-pub(crate) struct Known(Mutex<BTreeMap<u64, Part>>);
+pub(crate) struct Known(Mutex<Parts>);
 
-enum Part {
-    /// What is in it up to there.
-    Begun(Box<Hasher>, u64),
-    /// All of it.
-    Whole(ChainingValue),
-    /// It was not written in order, or has pages of zeros that are to become holes: it is to be read.
-    Unknown,
+#[derive(Default)]
+struct Parts {
+    /// All that is in them, by where they begin.
+    whole: BTreeMap<u64, ChainingValue>,
+    /// The last ones that are not.
+    open: VecDeque<Open>,
+}
+
+/// What is in a part up to there.
+struct Open {
+    from: u64,
+    up_to: u64,
+    /// None while it is being hashed: whoever writes there meanwhile takes all of this away.
+    hasher: Option<Box<Hasher>>,
 }
 
 impl Known {
-    /// These bytes were written there.
+    /// These bytes were written there. A part is known if what was written to it since its beginning was is all of it, in
+    /// order, and has no pages of zeros that are to become holes.
     pub(crate) fn add(&self, mut at: u64, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let from = at - at % PART;
             let room = usize::try_from(from + PART - at).unwrap_or(usize::MAX);
             let (piece, rest) = bytes.split_at(bytes.len().min(room));
-            let to = at + piece.len() as u64;
-            // Whoever else writes there meanwhile finds it unknown.
-            let part = match self.parts().insert(from, Part::Unknown) {
-                None if at == from => Some(Box::new(hasher(from))),
-                Some(Part::Begun(hasher, up_to)) if up_to == at => Some(hasher),
-                _ => None,
-            };
-            let empty = |page: &[u8]| page.iter().all(|b| *b == 0);
-            if let Some(mut hasher) = part
-                && !piece.chunks_exact(PAGE).any(empty)
+            let hasher = self.parts().take(from, at);
+            if let Some(mut hasher) = hasher
+                && !has_zeros(at, piece)
             {
                 hasher.update(piece);
-                let part = match to == from + PART {
-                    true => Part::Whole(hasher.finalize_non_root()),
-                    false => Part::Begun(hasher, to),
-                };
-                self.parts().insert(from, part);
+                self.parts().give(from, at + piece.len() as u64, hasher);
             }
-            (at, bytes) = (to, rest);
+            at += piece.len() as u64;
+            bytes = rest;
         }
     }
 
     fn of(&self, from: u64) -> Option<ChainingValue> {
-        match self.parts().get(&from) {
-            Some(Part::Whole(value)) => Some(*value),
-            _ => None,
-        }
+        self.parts().whole.get(&from).copied()
     }
 
-    fn parts(&self) -> MutexGuard<'_, BTreeMap<u64, Part>> {
+    fn parts(&self) -> MutexGuard<'_, Parts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Parts {
+    /// Something was written at `at` in the part that begins at `from`; what is to hash it, if that is of use.
+    fn take(&mut self, from: u64, at: u64) -> Option<Box<Hasher>> {
+        self.whole.remove(&from);
+        let open = self.open.iter().position(|o| o.from == from);
+        let open = open.and_then(|i| self.open.remove(i));
+        let hasher = match open {
+            Some(open) if open.up_to == at => open.hasher?,
+            _ if at == from => Box::new(hasher(from)),
+            _ => return None,
+        };
+        self.open.truncate(OPEN - 1);
+        self.open.push_front(Open {
+            from,
+            up_to: at,
+            hasher: None,
+        });
+        Some(hasher)
+    }
+
+    /// It was hashed up to there.
+    fn give(&mut self, from: u64, up_to: u64, hasher: Box<Hasher>) {
+        let own = |o: &Open| o.from == from && o.hasher.is_none();
+        let Some(i) = self.open.iter().position(own) else {
+            return;
+        };
+        if up_to == from + PART {
+            self.open.remove(i);
+            self.whole.insert(from, hasher.finalize_non_root());
+        } else if let Some(open) = self.open.get_mut(i) {
+            (open.up_to, open.hasher) = (up_to, Some(hasher));
+        }
+    }
+}
+
+/// Whether a page of the file may be one of zeros, if these bytes are at this place.
+fn has_zeros(at: u64, mut bytes: &[u8]) -> bool {
+    let mut first = PAGE - usize::try_from(at % PAGE as u64).unwrap_or(0);
+    while !bytes.is_empty() {
+        let (page, rest) = bytes.split_at(first.min(bytes.len()));
+        if page.iter().all(|b| *b == 0) {
+            return true;
+        }
+        (bytes, first) = (rest, PAGE);
+    }
+    false
 }
 
 #[cfg(test)]
@@ -206,6 +252,8 @@ mod tests {
         let part = usize::try_from(PART).unwrap();
         let mut bytes = noise(size);
         bytes[5 * part + 10_000..5 * part + 30_000].fill(0);
+        let page = 17 * PAGE; // partly in one piece, partly in the next
+        bytes[10 * part + page..10 * part + page + PAGE].fill(0);
         let file = file(&bytes);
         let known = Known::default();
         let add = |from: usize, to: usize| {
@@ -224,12 +272,13 @@ mod tests {
         known.add(13 * part as u64 + 5, b"something else");
         let whole = |i: usize| known.of((i * part) as u64).is_some();
         let known_parts: Vec<_> = (0..33).filter(|i| whole(*i)).collect();
-        let expected = (0..32).filter(|i| ![5, 6, 7, 8, 9, 13].contains(i));
+        let expected = (0..32).filter(|i| ![5, 6, 7, 8, 9, 10, 13].contains(i));
         assert_eq!(known_parts, expected.collect::<Vec<_>>());
         let (size, digest, zeros) = digest(&file, &fstat(&file).unwrap(), Some(&known))
             .unwrap()
             .unwrap();
         assert_eq!((size, digest), digest_of(&bytes));
-        assert!(zeros.len() == 1 && zeros[0].1 - zeros[0].0 == 4 * PAGE as u64);
+        let lengths: Vec<_> = zeros.iter().map(|(from, to)| to - from).collect();
+        assert_eq!(lengths, [4 * PAGE as u64, PAGE as u64]);
     }
 }

@@ -11,7 +11,7 @@ use std::{
 /// So many files are remembered,
 const FILES: usize = 16;
 /// and none with more chunks than this: a megabyte at most.
-const CHUNKS: usize = 64 * 1024;
+pub(crate) const CHUNKS_MAX: usize = 64 * 1024;
 
 /// A file's contents, and the average size of its chunks.
 type Name = (Digest, u32);
@@ -58,7 +58,7 @@ impl Recipes {
 
     /// A file was cut so; what it was before is of no use any more.
     pub(crate) fn keep(&self, path: &Path, digest: &Digest, average: u32, chunks: Vec<Chunk>) {
-        if chunks.len() > CHUNKS {
+        if chunks.len() > CHUNKS_MAX {
             return;
         }
         let of = (*digest, average);
@@ -94,7 +94,7 @@ mod tests {
         for n in 0..=FILES {
             recipes.keep(&path(n), &digest(n), 8, vec![chunk(5), chunk(7)]);
         }
-        recipes.keep(&path(9), &digest(99), 8, vec![chunk(1); CHUNKS + 1]);
+        recipes.keep(&path(9), &digest(99), 8, vec![chunk(1); CHUNKS_MAX + 1]);
         assert!(recipes.places(&digest(0), 8).is_none(), "too long ago");
         assert!(recipes.places(&digest(99), 8).is_none(), "too many");
         assert!(recipes.places(&digest(1), 16).is_none());

@@ -1,8 +1,9 @@
 //! A file of which an older version was cut: where it is the same it is cut the same, and that is quicker to see than to
 //! find out anew.
 //!
-//! Where a chunk ends depends on what is in it alone. So whatever was a chunk of the older version, and not its last one,
-//! which ended with the file, is one of this version as well if it begins where one of this begins.
+//! Where a chunk ends depends on what is in it, and at times on the byte behind it. So whatever was a chunk of the older
+//! version, and not its last one, which ended with the file, is one of this version as well if it begins where one of this
+//! begins; or at least as good a one, where something was changed right behind it.
 
 use crate::{
     chunks,
@@ -10,32 +11,33 @@ use crate::{
     frame::{Chunk, Error, Range},
     halves::Halves,
 };
-use std::{collections::HashMap, fs::File};
+use std::fs::File;
 
 /// So many chunks are compared at once at first,
 const FEW: usize = 4;
 /// and so many at most.
 const MOST: usize = 64;
-/// So many new ones in a row, and it is another file.
+/// So many were cut and not made up for by others that were the same: it is another file.
 const NEW: usize = 64;
 
-/// The same chunks as [`chunks::cut_to`] gives of all of a file, with the help of an older version's.
+/// Chunks as [`chunks::cut_to`] gives them, with the help of an older version's.
 pub(crate) fn recut(
     file: &File,
+    range: Range,
     average: u32,
     older: &[Chunk],
     each: &mut dyn FnMut(Range, Chunk) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let end = file.metadata()?.len();
-    let from = |offset: u64| Range {
+    let end = range.offset.saturating_add(range.length);
+    let from = |offset| Range {
         offset,
-        length: end.saturating_sub(offset),
+        length: end - offset,
     };
-    let Some((_, older)) = older.split_last() else {
-        return chunks::cut_to(file, from(0), average, each);
-    };
-    let numbers: HashMap<_, _> = older.iter().enumerate().map(|(i, c)| (c, i)).collect();
-    let (mut at, mut next, mut much) = (0, 0, FEW);
+    let older = older.split_last().map_or(older, |(_, others)| others);
+    if older.is_empty() {
+        return chunks::cut_to(file, range, average, each);
+    }
+    let (mut at, mut next, mut much, mut left) = (range.offset, 0, FEW, NEW);
     let mut halves = Halves::default();
     loop {
         let mut offset = at;
@@ -45,7 +47,8 @@ pub(crate) fn recut(
             let offset = offset - length;
             (Range { offset, length }, *chunk)
         });
-        let expected: Vec<Place> = expected.collect();
+        let fits = |(range, _): &Place| range.offset + range.length <= end;
+        let expected: Vec<Place> = expected.take_while(fits).collect();
         let same = halves.each(&expected, |(range, chunk), buffer| {
             Ok(chunks::look(file, *range, chunk, buffer)?.is_some())
         })?;
@@ -55,12 +58,13 @@ pub(crate) fn recut(
             at = range.offset + range.length;
         }
         next += count;
+        left = NEW.min(left + count);
         if count > 0 && count == expected.len() {
             much = MOST.min(2 * much);
             continue;
         }
         much = FEW;
-        let mut cut = chunks::cut(file, from(at), average).take(NEW);
+        let mut cut = chunks::cut(file, from(at), average).take(left);
         next = loop {
             let Some(one) = cut.next() else {
                 return chunks::cut_to(file, from(at), average, each);
@@ -68,7 +72,10 @@ pub(crate) fn recut(
             let (range, chunk) = one?;
             each(range, chunk)?;
             at = range.offset + range.length;
-            if let Some(i) = numbers.get(&chunk) {
+            left -= 1;
+            // What comes again and again is mostly the same one.
+            let mut order = (next..older.len()).chain(0..next);
+            if let Some(i) = order.find(|i| older.get(*i) == Some(&chunk)) {
                 break i + 1;
             }
         };
@@ -127,7 +134,9 @@ mod tests {
                     chunks.push((range, chunk));
                     Ok(())
                 };
-                recut(&file, AVERAGE, &older, each).unwrap();
+                let length = new.len() as u64;
+                let all = Range { offset: 0, length };
+                recut(&file, all, AVERAGE, &older, each).unwrap();
                 assert!(chunks == cut(&file), "{i} {j}");
             }
         }

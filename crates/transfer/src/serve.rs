@@ -5,7 +5,7 @@ use crate::{
     frame::{
         self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
     },
-    recipes::Recipes,
+    recipes::{CHUNKS_MAX, Recipes},
     recut::recut,
 };
 use filesync::{Digest, Entry, Path, Replica};
@@ -114,7 +114,18 @@ pub fn serve<S: Read + Write>(
                 average,
             } => match one(origin, path.clone(), digest)? {
                 Some(file) if range.offset == 0 && range.length == file.metadata()?.len() => {
-                    answers.whole_recipe(&file, (&path, &digest), average, known)?;
+                    let older = known.last(&path, average).unwrap_or_default();
+                    let mut all = Vec::new();
+                    answers.recipe(|each| {
+                        recut(&file, range, average, &older, &mut |range, chunk| {
+                            // One too many is not kept.
+                            if all.len() <= CHUNKS_MAX {
+                                all.push(chunk);
+                            }
+                            each(range, chunk)
+                        })
+                    })?;
+                    known.keep(&path, &digest, average, all);
                 }
                 Some(file) => answers.recipe(|each| chunks::cut_to(&file, range, average, each))?,
                 None => answers.say(&Response::Gone)?,
@@ -258,26 +269,6 @@ impl<S: Read + Write> Answers<'_, S> {
         };
         frame::write(self.stream, &header, packed.unwrap_or(plain))?;
         Ok(plain.len() == BLOB_MAX)
-    }
-
-    /// How all of a file is cut, which is remembered.
-    fn whole_recipe(
-        &mut self,
-        file: &File,
-        (path, digest): (&Path, &Digest),
-        average: u32,
-        known: &Recipes,
-    ) -> Result<(), Error> {
-        let older = known.last(path, average).unwrap_or_default();
-        let mut all = Vec::new();
-        self.recipe(|each| {
-            recut(file, average, &older, &mut |range, chunk| {
-                all.push(chunk);
-                each(range, chunk)
-            })
-        })?;
-        known.keep(path, digest, average, all);
-        Ok(())
     }
 
     /// Tells chunks while they are cut.
