@@ -64,8 +64,8 @@ impl<'a> Filling<'a> {
         Ok(())
     }
 
-    /// Sends what was written so on its way to the disk, with what is before it, whenever it is much. Nothing of it is out of
-    /// the cache before it is there, and nobody minds if nothing comes of it.
+    /// What was written ends there: if that is the end of so much, it is sent on its way to the disk. Nothing of it is out
+    /// of the cache before it is there, and nobody minds if nothing comes of it.
     fn send(&self, at: u64, end: u64) {
         if at / MUCH < end / MUCH {
             let from = (end / MUCH - 1) * MUCH;
