@@ -252,8 +252,10 @@ mod tests {
         let part = usize::try_from(PART).unwrap();
         let mut bytes = noise(size);
         bytes[5 * part + 10_000..5 * part + 30_000].fill(0);
-        let page = 17 * PAGE; // partly in one piece, partly in the next
-        bytes[10 * part + page..10 * part + page + PAGE].fill(0);
+        // In the middle of a piece, and partly in one, partly in the next.
+        for page in [10 * part + 20 * PAGE, 11 * part + 17 * PAGE] {
+            bytes[page..page + PAGE].fill(0);
+        }
         let file = file(&bytes);
         let known = Known::default();
         let add = |from: usize, to: usize| {
@@ -272,13 +274,13 @@ mod tests {
         known.add(13 * part as u64 + 5, b"something else");
         let whole = |i: usize| known.of((i * part) as u64).is_some();
         let known_parts: Vec<_> = (0..33).filter(|i| whole(*i)).collect();
-        let expected = (0..32).filter(|i| ![5, 6, 7, 8, 9, 10, 13].contains(i));
+        let expected = (0..32).filter(|i| ![5, 6, 7, 8, 9, 10, 11, 13].contains(i));
         assert_eq!(known_parts, expected.collect::<Vec<_>>());
         let (size, digest, zeros) = digest(&file, &fstat(&file).unwrap(), Some(&known))
             .unwrap()
             .unwrap();
         assert_eq!((size, digest), digest_of(&bytes));
         let lengths: Vec<_> = zeros.iter().map(|(from, to)| to - from).collect();
-        assert_eq!(lengths, [4 * PAGE as u64, PAGE as u64]);
+        assert_eq!(lengths, [4 * PAGE as u64, PAGE as u64, PAGE as u64]);
     }
 }
