@@ -27,6 +27,9 @@ pub(crate) fn coarse(size: u64) -> u32 {
     u32::try_from(average.clamp(16 * 1024, 256 * 1024)).unwrap_or(256 * 1024)
 }
 
+/// A chunk, and where it is.
+pub(crate) type Place = (Range, Chunk);
+
 /// A part of a file, read without moving anybody's place in it.
 pub(crate) struct Part<'a> {
     file: &'a File,
@@ -39,7 +42,7 @@ impl<'a> Part<'a> {
         Self {
             file,
             at: range.offset,
-            end: range.offset.saturating_add(range.length),
+            end: range.end(),
         }
     }
 }
@@ -62,7 +65,7 @@ pub(crate) fn cut(
     file: &File,
     range: Range,
     average: u32,
-) -> impl Iterator<Item = io::Result<(Range, Chunk)>> + '_ {
+) -> impl Iterator<Item = io::Result<Place>> + '_ {
     let average = average.clamp(FINE, BLOB_MAX as u32 / 4).next_power_of_two() as usize;
     let stream = StreamCDC::new(Part::of(file, range), average / 4, average, average * 4);
     let mut offset = range.offset;
@@ -103,11 +106,6 @@ fn cut_in_parts(
     (large, part): (u64, u64),
     each: &mut dyn FnMut(Range, Chunk) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let end = range.offset.saturating_add(range.length);
-    let from = |offset| Range {
-        offset,
-        length: end - offset,
-    };
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let threads = processors.min(MOST);
     if range.length < large || threads < 2 {
@@ -117,7 +115,7 @@ fn cut_in_parts(
         });
     }
     let parts = range.length.div_ceil(part);
-    let start = |i: u64| range.offset.saturating_add(i * part).min(end);
+    let start = |i: u64| range.offset.saturating_add(i * part).min(range.end());
     let next = AtomicU64::new(0);
     let (sender, cut_parts) = sync_channel(threads);
     let work = |sender: SyncSender<_>| {
@@ -126,7 +124,7 @@ fn cut_in_parts(
             if i >= parts {
                 return;
             }
-            let all = cut(file, from(start(i)), average);
+            let all = cut(file, range.after(start(i)), average);
             let own = |one: &io::Result<(Range, Chunk)>| {
                 one.as_ref().map_or(true, |(r, _)| r.offset < start(i + 1))
             };
@@ -153,21 +151,21 @@ fn cut_in_parts(
                 early.insert(j, cut);
             };
             let cut_here: Vec<_> = cut_here?;
-            let mut between = cut(file, from(at), average);
+            let mut between = cut(file, range.after(at), average);
             while at < start(i + 1) {
                 let known = cut_here.binary_search_by_key(&at, |(range, _)| range.offset);
                 let Some(known) = known.ok().and_then(|known| cut_here.get(known..)) else {
                     let Some(one) = between.next() else {
                         return Ok(()); // it got shorter
                     };
-                    let (range, chunk) = one?;
-                    each(range, chunk)?;
-                    at = range.offset + range.length;
+                    let (place, chunk) = one?;
+                    each(place, chunk)?;
+                    at = place.end();
                     continue;
                 };
-                for (range, chunk) in known {
-                    each(*range, *chunk)?;
-                    at = range.offset + range.length;
+                for (place, chunk) in known {
+                    each(*place, *chunk)?;
+                    at = place.end();
                 }
                 if known.is_empty() || at < start(i + 1) {
                     return Ok(()); // it got shorter
@@ -217,6 +215,19 @@ pub(crate) fn look<'b>(
     Ok((name(data) == *chunk).then_some(data))
 }
 
+/// Where chunks are that follow one another from there on.
+pub(crate) fn placed(
+    mut offset: u64,
+    chunks: impl IntoIterator<Item = Chunk>,
+) -> impl Iterator<Item = Place> {
+    chunks.into_iter().map(move |chunk| {
+        let length = u64::from(chunk.length);
+        let place = Range { offset, length };
+        offset = place.end();
+        (place, chunk)
+    })
+}
+
 /// Where the chunks of a part of a file are.
 pub(crate) fn places(
     file: &File,
@@ -233,7 +244,7 @@ pub(crate) fn places(
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::io::Write;
 
@@ -244,13 +255,14 @@ mod tests {
         bytes
     }
 
-    fn file(bytes: &[u8]) -> File {
+    pub(crate) fn file(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         file
     }
 
-    fn all(file: &File, average: u32) -> Vec<(Range, Chunk)> {
+    /// All chunks of a file.
+    pub(crate) fn all(file: &File, average: u32) -> Vec<Place> {
         let range = Range {
             offset: 0,
             length: file.metadata().unwrap().len(),

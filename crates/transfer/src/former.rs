@@ -4,7 +4,7 @@
 //! looked for where they should be by that, and only where they are not is the former version cut as the new one was.
 
 use crate::{
-    chunks::{self, FINE},
+    chunks::{self, FINE, Place},
     frame::{Chunk, Error, Range},
     halves::Halves,
 };
@@ -16,9 +16,6 @@ use std::{
 
 /// So many chunks are looked through for the place where it goes on.
 const AROUND: u64 = 32;
-
-/// A chunk of the new file.
-pub(crate) type Place = (Range, Chunk);
 
 /// Puts bytes at their place in the new file, from several threads at once.
 pub type Put<'a> = &'a (dyn Fn(u64, &[u8]) -> io::Result<()> + Sync);
@@ -166,8 +163,7 @@ impl<'a> Former<'a> {
     /// A chunk is there.
     fn learn(&mut self, chunk: Chunk, place: Range) {
         self.places.insert(chunk, place);
-        let end = |range: Range| range.offset.saturating_add(range.length);
-        let holds = |u: &Range| u.offset <= place.offset && end(place) <= end(*u);
+        let holds = |u: &Range| u.offset <= place.offset && place.end() <= u.end();
         // In order, more often than not it is the last part that it is in.
         let Some(i) = self.unknown.iter().rposition(holds) else {
             return;
@@ -179,7 +175,7 @@ impl<'a> Former<'a> {
         };
         let left = [
             between(whole.offset, place.offset),
-            between(end(place), end(whole)),
+            between(place.end(), whole.end()),
         ];
         let left = left.into_iter().filter(|range| range.length > 0);
         self.unknown.splice(i..i, left);
@@ -196,25 +192,15 @@ fn moved(range: Range, shift: i64) -> Option<Range> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::{io::Write, os::unix::fs::FileExt};
+    use crate::chunks::tests::{all, file};
+    use std::os::unix::fs::FileExt;
 
     const AVERAGE: u32 = 16 * 1024;
 
-    fn file(bytes: &[u8]) -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        file
-    }
-
     /// Of the chunks of `new` those not found without a search, and how many bytes of `old` nobody looked at.
     fn left(old: &[u8], new: &[u8]) -> (usize, u64) {
-        let (old, new_file) = (file(old), file(new));
-        let all = Range {
-            offset: 0,
-            length: new.len() as u64,
-        };
-        let recipe = chunks::cut(&new_file, all, AVERAGE).collect::<Result<Vec<_>, _>>();
-        let (recipe, into) = (recipe.unwrap(), file(&vec![0; new.len()]));
+        let recipe = all(&file(new), AVERAGE);
+        let (old, into) = (file(old), file(&vec![0; new.len()]));
         let put: Put<'_> = &|at, bytes| into.write_all_at(bytes, at);
         let mut former = Former::new(&old, AVERAGE, None).unwrap();
         let mut rest = Vec::new();
@@ -224,7 +210,7 @@ mod tests {
         let mut now = vec![0; new.len()];
         into.read_exact_at(&mut now, 0).unwrap();
         for (range, _) in recipe.iter().filter(|one| !rest.contains(one)) {
-            let place = range.offset as usize..(range.offset + range.length) as usize;
+            let place = range.offset as usize..range.end() as usize;
             assert!(now[place.clone()] == new[place]);
         }
         let unknown = former.unknown.iter().map(|range| range.length).sum();

@@ -142,6 +142,19 @@ pub(crate) struct Range {
     pub(crate) length: u64,
 }
 
+impl Range {
+    /// Where it ends.
+    pub(crate) fn end(self) -> u64 {
+        self.offset.saturating_add(self.length)
+    }
+
+    /// What of it is from there on.
+    pub(crate) fn after(self, offset: u64) -> Self {
+        let length = self.end().saturating_sub(offset);
+        Self { offset, length }
+    }
+}
+
 /// One chunk of a recipe. The digest of the whole file is what counts; this one only says where it may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Chunk {

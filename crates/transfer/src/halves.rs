@@ -18,6 +18,9 @@ impl Halves {
         let work = |some: &[T], buffer: &mut Vec<u8>| -> io::Result<Vec<R>> {
             some.iter().map(|one| work(one, buffer)).collect()
         };
+        if some.is_empty() {
+            return work(others, other); // for one alone no thread is begun
+        }
         thread::scope(|scope| {
             let others = scope.spawn(|| work(others, other));
             let mut done = work(some, buffer)?;

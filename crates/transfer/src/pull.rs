@@ -1,11 +1,9 @@
 //! The side that asks.
 
 use crate::{
-    chunks::{self, FINE},
-    former::{Former, Place, Put},
-    frame::{
-        self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
-    },
+    chunks::{self, FINE, Place},
+    former::{Former, Put},
+    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION},
     recipes::Recipes,
 };
 use filesync::{Digest, Entry, Path, Replica};
@@ -370,21 +368,20 @@ impl<S: Read + Write> Puller<S> {
     fn recipe(
         &mut self,
         range: Range,
-        mut each: impl FnMut(Vec<(Range, Chunk)>) -> Result<(), Error>,
+        mut each: impl FnMut(Vec<Place>) -> Result<(), Error>,
     ) -> Result<bool, Error> {
         let (mut fine, mut offset) = (Ok(()), range.offset);
         loop {
             match self.hear()? {
                 Response::Chunks(chunks) => {
                     let mut part = Vec::with_capacity(chunks.len());
-                    for chunk in chunks {
-                        let length = u64::from(chunk.length);
-                        let fits = offset + length <= range.offset + range.length;
-                        if length == 0 || length > BLOB_MAX as u64 || !fits {
+                    for (place, chunk) in chunks::placed(offset, chunks) {
+                        let sound = (1..=BLOB_MAX as u64).contains(&place.length);
+                        if !sound || place.end() > range.end() {
                             return Err(Error::Unexpected("chunks beyond the file"));
                         }
-                        part.push((Range { offset, length }, chunk));
-                        offset += length;
+                        part.push((place, chunk));
+                        offset = place.end();
                     }
                     if fine.is_ok() {
                         fine = each(part);
@@ -481,8 +478,7 @@ fn joined(places: Vec<Place>) -> Vec<Range> {
     for (range, _) in places {
         match joined.last_mut() {
             Some(last)
-                if last.offset + last.length == range.offset
-                    && last.length + range.length <= BLOB_MAX as u64 =>
+                if last.end() == range.offset && last.length + range.length <= BLOB_MAX as u64 =>
             {
                 last.length += range.length;
             }

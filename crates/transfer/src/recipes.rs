@@ -1,7 +1,10 @@
 //! How large files that came or went in parts were cut: whoever has one of them need not cut it again when a newer one
 //! comes, or is wanted.
 
-use crate::frame::{Chunk, Range};
+use crate::{
+    chunks,
+    frame::{Chunk, Range},
+};
 use filesync::{Digest, Path};
 use std::{
     collections::{HashMap, VecDeque},
@@ -39,14 +42,8 @@ impl Recipes {
         let mut known = self.known();
         let place = known.iter().position(|r| r.of == (*digest, average))?;
         let chunks = known.remove(place)?.chunks;
-        let mut offset = 0;
-        let place = |chunk: Chunk| {
-            let length = u64::from(chunk.length);
-            offset += length;
-            let offset = offset - length;
-            (chunk, Range { offset, length })
-        };
-        Some(chunks.into_iter().map(place).collect())
+        let placed = chunks::placed(0, chunks);
+        Some(placed.map(|(place, chunk)| (chunk, place)).collect())
     }
 
     /// How the file that was last at this path was cut.

@@ -6,8 +6,7 @@
 //! begins; or at least as good a one, where something was changed right behind it.
 
 use crate::{
-    chunks,
-    former::Place,
+    chunks::{self, Place},
     frame::{Chunk, Error, Range},
     halves::Halves,
 };
@@ -28,11 +27,6 @@ pub(crate) fn recut(
     older: &[Chunk],
     each: &mut dyn FnMut(Range, Chunk) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let end = range.offset.saturating_add(range.length);
-    let from = |offset| Range {
-        offset,
-        length: end - offset,
-    };
     let older = older.split_last().map_or(older, |(_, others)| others);
     if older.is_empty() {
         return chunks::cut_to(file, range, average, each);
@@ -40,22 +34,17 @@ pub(crate) fn recut(
     let (mut at, mut next, mut much, mut left) = (range.offset, 0, FEW, NEW);
     let mut halves = Halves::default();
     loop {
-        let mut offset = at;
-        let expected = older.iter().skip(next).take(much).map(|chunk| {
-            let length = u64::from(chunk.length);
-            offset += length;
-            let offset = offset - length;
-            (Range { offset, length }, *chunk)
-        });
-        let fits = |(range, _): &Place| range.offset + range.length <= end;
-        let expected: Vec<Place> = expected.take_while(fits).collect();
-        let same = halves.each(&expected, |(range, chunk), buffer| {
-            Ok(chunks::look(file, *range, chunk, buffer)?.is_some())
+        let expected = older.iter().skip(next).take(much).copied();
+        let fits = |(place, _): &Place| place.end() <= range.end();
+        let expected = chunks::placed(at, expected).take_while(fits);
+        let expected: Vec<Place> = expected.collect();
+        let same = halves.each(&expected, |(place, chunk), buffer| {
+            Ok(chunks::look(file, *place, chunk, buffer)?.is_some())
         })?;
         let count = same.iter().take_while(|same| **same).count();
-        for (range, chunk) in expected.iter().take(count) {
-            each(*range, *chunk)?;
-            at = range.offset + range.length;
+        for (place, chunk) in expected.iter().take(count) {
+            each(*place, *chunk)?;
+            at = place.end();
         }
         next += count;
         left = NEW.min(left + count);
@@ -64,14 +53,14 @@ pub(crate) fn recut(
             continue;
         }
         much = FEW;
-        let mut cut = chunks::cut(file, from(at), average).take(left);
+        let mut cut = chunks::cut(file, range.after(at), average).take(left);
         next = loop {
             let Some(one) = cut.next() else {
-                return chunks::cut_to(file, from(at), average, each);
+                return chunks::cut_to(file, range.after(at), average, each);
             };
-            let (range, chunk) = one?;
-            each(range, chunk)?;
-            at = range.offset + range.length;
+            let (place, chunk) = one?;
+            each(place, chunk)?;
+            at = place.end();
             left -= 1;
             // What comes again and again is mostly the same one.
             let mut order = (next..older.len()).chain(0..next);
@@ -86,27 +75,9 @@ pub(crate) fn recut(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use crate::chunks::tests::{all, file};
 
     const AVERAGE: u32 = 16 * 1024;
-
-    fn cut(file: &File, all: Range) -> Vec<Place> {
-        let cut = chunks::cut(file, all, AVERAGE);
-        cut.collect::<Result<_, _>>().unwrap()
-    }
-
-    fn all(bytes: &[u8]) -> Range {
-        Range {
-            offset: 0,
-            length: bytes.len() as u64,
-        }
-    }
-
-    fn file(bytes: &[u8]) -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        file
-    }
 
     #[test]
     fn a_file_is_cut_the_same_whatever_its_older_version_was() {
@@ -131,9 +102,14 @@ mod tests {
             Vec::new(),
         ];
         for (i, old) in versions.iter().enumerate() {
-            let older = cut(&file(old), all(old)).into_iter();
+            let older = all(&file(old), AVERAGE).into_iter();
             let older: Vec<_> = older.map(|(_, chunk)| chunk).collect();
             for (j, new) in versions.iter().enumerate() {
+                let cut = all(&file(new), AVERAGE);
+                let range = Range {
+                    offset: 0,
+                    length: new.len() as u64,
+                };
                 // It grows meanwhile, to what another version was.
                 let file = file(&[new, &noise[3_000_000..]].concat());
                 let mut chunks = Vec::new();
@@ -141,8 +117,8 @@ mod tests {
                     chunks.push((range, chunk));
                     Ok(())
                 };
-                recut(&file, all(new), AVERAGE, &older, each).unwrap();
-                assert!(chunks == cut(&file, all(new)), "{i} {j}");
+                recut(&file, range, AVERAGE, &older, each).unwrap();
+                assert!(chunks == cut, "{i} {j}");
             }
         }
     }
