@@ -155,11 +155,19 @@ fn sweep(dir: &Dir, files: &[&[u8]]) -> io::Result<()> {
     for left in dir.names()? {
         let mut files = files.iter();
         let id = files.find_map(|file| left.strip_prefix(*file)?.strip_prefix(b"."));
-        let Some((id, left)) = id.zip(std::str::from_utf8(&left).ok()) else {
+        let text = |bytes| std::str::from_utf8(bytes).ok();
+        let Some((id, left)) = id.and_then(text).zip(text(&left)) else {
             continue;
         };
-        let named = id.iter().all(u8::is_ascii_digit);
-        if named && matches!(holder(dir, left), Ok(Holder::Nobody)) {
+        if !id.bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        // There is nothing in it yet if death was quick.
+        let stat = dir.stat_of(name(left)?)?;
+        let empty =
+            stat.is_some_and(|s| s.st_size == 0 && s.st_mode & libc::S_IFMT == libc::S_IFREG);
+        let who = if empty { Ok(of(id)) } else { holder(dir, left) };
+        if matches!(who, Ok(Holder::Nobody)) {
             unlink(dir, left)?;
         }
     }
@@ -179,19 +187,20 @@ fn holder(dir: &Dir, lock: &str) -> io::Result<Holder> {
         Err(e) => return Err(e),
         Ok(file) => file.take(ID_MAX).read_to_string(&mut text)?,
     };
-    let id = text.trim_end_matches('\0').parse::<i32>();
-    let Ok(id) = id
-        .map_err(drop)
-        .and_then(|id| if id > 0 { Ok(id) } else { Err(()) })
-    else {
-        return Ok(Holder::Unknown);
+    Ok(of(text.trim_end_matches('\0')))
+}
+
+/// Whether there is a process of this number.
+fn of(id: &str) -> Holder {
+    let Some(id) = id.parse().ok().filter(|id| *id > 0) else {
+        return Holder::Unknown;
     };
     // With the lock of all held, one with our own number is of somebody who had it before a restart.
     let own = u32::try_from(id) == Ok(std::process::id());
     match kill(Pid::from_raw(id), None) {
-        _ if own => Ok(Holder::Nobody),
-        Err(Errno::ESRCH) => Ok(Holder::Nobody),
-        _ => Ok(Holder::Process(id)),
+        _ if own => Holder::Nobody,
+        Err(Errno::ESRCH) => Holder::Nobody,
+        _ => Holder::Process(id),
     }
 }
 
@@ -259,7 +268,12 @@ mod tests {
             std::fs::write(&lock, format!("{gone}\0")).unwrap();
             drop(Locks::within(SHORT, dir.path(), FILES).unwrap());
         }
-        let there = [child.id(), 1, 7].map(|id| left(id).exists());
-        assert_eq!(there, [false, true, true], "of the dead alone");
+        let there = || [child.id(), 1, 7].map(|id| left(id).exists());
+        assert_eq!(there(), [false, true, true], "of the dead alone");
+        // They died, or go on, before they wrote anything.
+        std::fs::write(left(child.id()), "").unwrap();
+        std::fs::write(left(1), "").unwrap();
+        drop(Locks::within(SHORT, dir.path(), FILES).unwrap());
+        assert_eq!(there(), [false, true, true], "of the dead alone");
     }
 }
