@@ -220,7 +220,8 @@ impl Peer {
         if self.settled == Some(challenge) && self.is_known(from) {
             return Ok(Answer::Known); // The same hello, answered over another path too.
         }
-        if self.former.contains(&from) && self.since_replaced == Some(challenge) {
+        let fresh = self.since_replaced == Some(challenge) || planted(Mutant::AnyAnswerProves);
+        if fresh && self.former.contains(&from) {
             self.since_replaced = None; // Proves it once, however often it is sent.
             return Ok(Answer::Doubled(self.note_doubled(receipt.at)));
         }
