@@ -305,6 +305,11 @@ impl World {
                     batch.push(message);
                 }
                 Said::Met(_) => met = true,
+                // Whoever runs again has ended before.
+                Said::Doubled { server, .. } => self.not_inert(
+                    i,
+                    &format!("hbd takes a former run of {server} for a second server"),
+                ),
                 Said::Refused { .. } => {}
             }
         }
