@@ -97,3 +97,38 @@ impl fmt::Display for Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_a_counter_and_words_of_its_own() {
+        use Refusal::*;
+        let all = [
+            Unlisted,
+            TooLong,
+            NotOurs,
+            Version(77),
+            Unauthentic,
+            Malformed,
+            UnknownIncarnation,
+            FormerIncarnation,
+            FormerReceiver,
+            Unasked,
+            Replayed,
+            Stale,
+            HelloTooOften,
+        ];
+        let told = all.map(|why| (why.name(), why.to_string()));
+        for (i, (name, words)) in told.iter().enumerate() {
+            assert!(name.starts_with("refused_") && !words.is_empty());
+            let others = &told[..i];
+            assert!(
+                others.iter().all(|(n, w)| n != name && w != words),
+                "{name}: {words}"
+            );
+        }
+        assert!(told[3].1.contains("version 77"));
+    }
+}

@@ -169,4 +169,29 @@ mod tests {
         let lost = packet(5_800, (WALL + 300, 5_350), Some((5_600, 4)));
         assert_eq!(times.arrived(&lost, Some(860)), None);
     }
+
+    #[test]
+    fn an_echo_of_one_of_the_last_64_packets_counts_and_no_older_one() {
+        let mut times = Times::default();
+        (0..=SENT as u64).for_each(|n| assert_eq!(times.leaves(WALL + n, n), None));
+        let mut echo = |n| times.arrived(&packet(5_200 + n, (WALL + n, 5_150), None), Some(260));
+        assert_eq!(echo(0), None);
+        assert_eq!(echo(1).map(|t| t.t1), Some(1));
+        assert_eq!(echo(SENT as u64).map(|t| t.t1), Some(SENT as u64));
+    }
+
+    #[test]
+    fn four_exchanges_wait_for_the_kernels_word() {
+        let mut times = Times::default();
+        times.leaves(WALL + 100, 100);
+        let mut arrive = |n: u64, left: u64| {
+            let left = Some((5_200 + left, 1));
+            let packet = packet(5_200 + n, (WALL + 100, 5_150), left);
+            times.arrived(&packet, Some(260)).map(|t| t.t3)
+        };
+        (0..5).for_each(|n| assert_eq!(arrive(n, 99), None));
+        assert_eq!(arrive(5, 0), None, "five came after it");
+        assert_eq!(arrive(6, 3), Some(5_204));
+        assert_eq!(arrive(7, 6), Some(5_207));
+    }
 }

@@ -95,6 +95,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_number_that_was_passed_over_is_new_whatever_was_seen_a_window_before() {
+        for old in 1..=SIZE {
+            let mut w = Window::new();
+            let later = [old, old + SIZE + 2, old + SIZE, old + SIZE];
+            let verdicts = later.map(|number| w.note(number));
+            assert_eq!(verdicts, [New, New, New, Seen], "after {old}");
+        }
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_set_that_forgets_nothing(

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use heartbeat::{Heartbeat, Input, Output, PeerSettings, Refusal, Settings};
+use heartbeat::{Heartbeat, Input, Output, PeerSettings, Refusal, Settings, Transmit};
 use proptest::prelude::*;
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term,
@@ -10,7 +10,7 @@ use protocol::{
     seal::{NONCE, Sealer},
     wire::{
         beat::{Ack, Beat, Freshness, Participation, Roster},
-        datagram::{self, Challenge, Incarnation, Packet},
+        datagram::{self, Challenge, Data, Incarnation, Packet},
     },
 };
 use std::{net::IpAddr, time::Duration};
@@ -978,6 +978,184 @@ fn paths_join_addresses_of_one_family_and_look_alike_from_both_sides() {
             assert_eq!(got, wanted, "{ours:?} {theirs:?} swapped: {swapped}");
         }
     }
+}
+
+/// Beta's core, where alpha is heard from two addresses; what happens to it is told without seals.
+struct Told(Heartbeat);
+
+const FROM: [&str; 2] = ["192.0.2.97", "192.0.2.98"];
+const TO: [&str; 2] = ["203.0.113.1", "203.0.113.2"];
+
+impl Told {
+    fn new(remote: &[&str], local: &[&str]) -> Self {
+        let all = |list: &[&str]| list.iter().map(|a| ip(a)).collect();
+        let peer = PeerSettings {
+            name: name("alpha"),
+            addresses: all(remote),
+        };
+        let settings = Settings {
+            me: name("beta"),
+            addresses: all(local),
+            heartbeat: H,
+            peers: vec![peer],
+        };
+        Self(Heartbeat::new(
+            settings,
+            Sealer::new(&[KEY], "web"),
+            Incarnation([0; 16]),
+        ))
+    }
+
+    fn outputs(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.0.poll_output()).collect()
+    }
+
+    fn tell(&mut self, now: BootTime, from: &str, to: &str, packet: Packet) -> Vec<Output> {
+        let input = Input::Opened {
+            source: ip(from),
+            local: ip(to),
+            packet,
+            at: now,
+            real_ns: now.0,
+            raw_ns: None,
+        };
+        self.0.handle(now, input);
+        self.outputs()
+    }
+
+    /// The challenge that is asked now, if any is, where `fresh` is there for a new one.
+    fn asks(&mut self, now: BootTime, fresh: u8) -> Option<Challenge> {
+        self.0.poll_timeout().filter(|due| *due <= now)?;
+        self.0.handle(now, Input::Timeout { fresh: [fresh; 16] });
+        self.outputs().into_iter().find_map(|o| match o {
+            Output::Transmit(Transmit {
+                packet: Packet::Hello { challenge, .. },
+                ..
+            }) => Some(challenge),
+            _ => None,
+        })
+    }
+
+    fn answer(&mut self, now: BootTime, path: usize, from: u8, challenge: u8) -> Vec<Output> {
+        let packet = Packet::HelloAnswer {
+            from: Incarnation([from; 16]),
+            to: Incarnation([0; 16]),
+            challenge: Challenge([challenge; 16]),
+        };
+        self.tell(now, FROM[path], TO[path], packet)
+    }
+
+    /// This run of alpha says hello, is asked and answers.
+    fn meet(&mut self, now: BootTime, path: usize, from: u8) -> Vec<Output> {
+        self.hello(now, path, from);
+        assert_eq!(self.asks(now, from), Some(Challenge([from; 16])));
+        self.answer(now, path, from, from)
+    }
+
+    fn hello(&mut self, now: BootTime, path: usize, from: u8) {
+        let (from, challenge) = (Incarnation([from; 16]), Challenge([99; 16]));
+        let hello = Packet::Hello { from, challenge };
+        self.tell(now, FROM[path], TO[path], hello);
+    }
+
+    fn data(&mut self, now: BootTime, from: u8) -> Vec<Output> {
+        let data = Data {
+            from: Incarnation([from; 16]),
+            to: Incarnation([0; 16]),
+            sequence: 1,
+            sent_ns: 0,
+            left: None,
+            echo: None,
+            bodies: Vec::new(),
+        };
+        self.tell(now, FROM[0], TO[0], Packet::Data(Box::new(data)))
+    }
+}
+
+fn refused(outputs: &[Output]) -> Option<Refusal> {
+    outputs.iter().find_map(|o| match o {
+        Output::Refused { why, .. } => Some(*why),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_packet_counts_for_the_path_between_its_two_addresses() {
+    let mut b = Told::new(&FROM[..1], &TO);
+    assert_eq!(b.asks(ms(0), 1), Some(Challenge([1; 16])));
+    let packet = Packet::HelloAnswer {
+        from: Incarnation([1; 16]),
+        to: Incarnation([0; 16]),
+        challenge: Challenge([1; 16]),
+    };
+    b.tell(ms(1), FROM[0], TO[1], packet);
+    let heard: Vec<_> = b.0.paths().iter().map(|p| p.last_heard).collect();
+    assert_eq!(heard, [None, Some(ms(1))]);
+}
+
+#[test]
+fn a_challenge_is_asked_again_for_two_seconds_and_then_replaced() {
+    let mut b = Told::new(&FROM, &TO);
+    let asked: Vec<_> = (0..=21).map(|n| b.asks(ms(n * 100), n as u8)).collect();
+    assert_eq!(asked[..20], [Some(Challenge([0; 16])); 20]);
+    assert_eq!(asked[20..], [Some(Challenge([20; 16])); 2]);
+    // However often it was asked, one answer will do.
+    assert_eq!(b.answer(ms(2199), 0, 7, 20), [Output::Met(name("alpha"))]);
+}
+
+#[test]
+fn a_known_run_that_answers_unasked_is_refused() {
+    let mut b = Told::new(&FROM, &TO);
+    b.meet(ms(0), 0, 1);
+    assert_eq!(refused(&b.answer(ms(5), 0, 1, 2)), Some(Refusal::Unasked));
+    assert_eq!(refused(&b.answer(ms(5), 1, 2, 1)), Some(Refusal::Unasked));
+    assert_eq!(refused(&b.answer(ms(5), 1, 1, 1)), None, "a copy of it");
+    assert_eq!(b.0.paths()[0].last_heard, Some(ms(0)));
+}
+
+#[test]
+fn sixteen_former_runs_are_remembered_as_such() {
+    let mut b = Told::new(&FROM, &TO);
+    for run in 1..=18 {
+        b.meet(ms(u64::from(run) * 10_000), 0, run);
+    }
+    let now = ms(200_000);
+    assert_eq!(refused(&b.data(now, 18)), None);
+    for run in 2..=17 {
+        let why = refused(&b.data(now, run));
+        assert_eq!(why, Some(Refusal::FormerIncarnation), "run {run}");
+    }
+    let why = refused(&b.data(now, 1));
+    assert_eq!(why, Some(Refusal::UnknownIncarnation));
+}
+
+#[test]
+fn the_alarm_names_where_both_runs_were_heard_and_lasts_ten_minutes() {
+    let mut b = Told::new(&FROM, &TO);
+    b.meet(ms(0), 0, 1);
+    b.meet(ms(5_000), 1, 2);
+    b.hello(ms(10_000), 0, 1);
+    assert_eq!(b.asks(ms(10_000), 3), Some(Challenge([3; 16])));
+    let alarm = Output::Doubled {
+        server: name("alpha"),
+        former: ip(FROM[0]),
+        present: Some(ip(FROM[1])),
+    };
+    assert_eq!(b.answer(ms(10_000), 0, 1, 3), [alarm]);
+    let doubled = |at: BootTime| b.0.doubled(at).count();
+    let over = ms(610_000);
+    assert_eq!((doubled(BootTime(over.0 - 1)), doubled(over)), (1, 0));
+}
+
+#[test]
+fn a_key_that_is_gone_opens_nothing() {
+    let (mut a, mut b) = pair();
+    b.core.set_keys(Sealer::new(&[[2; 32]], "web"));
+    a.send(ms(1), 1).iter().for_each(|d| b.receive(ms(1), d));
+    assert_eq!(b.refused, [Refusal::Unauthentic; 2]);
+    a.core.set_keys(Sealer::new(&[[2; 32]], "web"));
+    a.send(ms(2), 2).iter().for_each(|d| b.receive(ms(2), d));
+    assert_eq!(b.numbers(), [2]);
 }
 
 #[derive(Clone, Debug)]
