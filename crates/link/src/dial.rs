@@ -147,4 +147,19 @@ mod tests {
         dialer.urge(ms(9100));
         assert_eq!(dialer.due(), Some(ms(9020)));
     }
+
+    #[test]
+    fn a_session_that_opened_ends_a_long_back_off() {
+        let mut dialer = Dialer::new(1, ms(0));
+        for n in 0..10 {
+            dialer.start(ms(n * 1000));
+            dialer.failed(ms(n * 1000), false);
+        }
+        dialer.start(ms(10_000));
+        dialer.succeeded();
+        dialer.lost(ms(20_000), false);
+        dialer.start(ms(20_000));
+        dialer.failed(ms(20_000), false);
+        assert_eq!(dialer.due(), Some(ms(20_020)));
+    }
 }

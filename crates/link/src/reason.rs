@@ -165,4 +165,14 @@ mod tests {
             manual.contains(Unwanted::Unlisted.counter()) && manual.contains("`refused_direction`")
         );
     }
+
+    #[test]
+    fn what_must_not_arrive_is_a_refusal_and_a_failing_network_is_none() {
+        for refusal in [Reason::Preamble, Reason::Replay, Reason::Kind(1)] {
+            assert!(refusal.is_refusal(), "{refusal}");
+        }
+        for other in [Reason::Closed, Reason::Silence, Reason::Reload] {
+            assert!(!other.is_refusal(), "{other}");
+        }
+    }
 }

@@ -701,6 +701,93 @@ mod tests {
         assert_eq!((fast.handshake, fast.connect), (HANDSHAKE_MIN, CONNECT_MIN));
     }
 
+    fn a_long_signal(length: usize) -> Signal {
+        Signal {
+            body: signal::Body::NotReady {
+                why: "x".repeat(length),
+            },
+            ..a_signal(1)
+        }
+    }
+
+    #[test]
+    fn an_open_session_hears_signals_as_long_as_a_frame() {
+        let (mut alpha, mut beta, ..) = open(1, 2);
+        assert!(alpha.is_open() && beta.is_open());
+        assert!(alpha.send(ms(2), a_long_signal(50_000)).unwrap());
+        let heard = feed(&mut beta, &take(&mut alpha)).unwrap();
+        assert_eq!(heard, [Heard::Signal(a_long_signal(50_000))]);
+    }
+
+    #[test]
+    fn what_was_written_in_part_goes_on_where_it_stopped() {
+        let (mut alpha, mut beta, ..) = open(1, 2);
+        let mut heard = Vec::new();
+        for n in 0..20 {
+            alpha.send(ms(2), a_signal(n)).unwrap();
+            let part = alpha.outgoing()[..7].to_vec();
+            alpha.sent(part.len());
+            beta.receive(ms(2), &part, &mut heard).unwrap();
+        }
+        beta.receive(ms(2), &take(&mut alpha), &mut heard).unwrap();
+        assert_eq!(heard.len(), 20);
+        assert!(alpha.outgoing().is_empty() && alpha.outgoing.is_empty());
+    }
+
+    #[test]
+    fn the_buffer_is_filled_to_its_bound_and_what_was_written_makes_room() {
+        let (mut alpha, ..) = open(1, 2);
+        alpha.send(ms(2), a_long_signal(50_000)).unwrap();
+        let overhead = alpha.outgoing().len() - 50_000;
+        for _ in 0..4 {
+            alpha.send(ms(2), a_long_signal(50_000)).unwrap();
+        }
+        let left = OUTGOING_MAX - alpha.outgoing().len() - overhead;
+        assert!(alpha.send(ms(2), a_long_signal(left)).unwrap());
+        assert_eq!(alpha.outgoing().len(), OUTGOING_MAX);
+        alpha.sent(50_000 + overhead);
+        let rest = alpha.outgoing().to_vec();
+        assert!(alpha.send(ms(3), a_long_signal(50_000)).unwrap());
+        assert!(alpha.outgoing().starts_with(&rest));
+        assert_eq!(alpha.outgoing.len(), OUTGOING_MAX, "and no more is kept");
+        let one_more = alpha.send(ms(3), a_signal(1));
+        assert!(matches!(one_more, Err(Reason::Overflow)));
+    }
+
+    #[test]
+    fn the_dialling_side_pings_a_little_sooner_and_neither_before_it_is_time() {
+        let (mut alpha, mut beta, ..) = open(1, 2);
+        assert_eq!(
+            (alpha.poll_timeout(), beta.poll_timeout()),
+            (ms(351), ms(401))
+        );
+        for (session, due) in [(&mut alpha, 301), (&mut beta, 351)] {
+            session.handle_timeout(ms(due - 1)).unwrap();
+            assert!(session.outgoing().is_empty());
+            session.handle_timeout(ms(due)).unwrap();
+            assert!(!session.outgoing().is_empty());
+        }
+    }
+
+    #[test]
+    fn only_a_caller_that_cannot_be_understood_is_answered_in_clear() {
+        let mut alpha = dial(1);
+        let hello = take(&mut alpha);
+        let version = feed(&mut alpha, b"standin\x07");
+        assert!(matches!(version, Err(Reason::Version(7))));
+        assert!(alpha.outgoing().is_empty(), "who dials does not refuse");
+        let mut beta = accept(2);
+        feed(&mut beta, &hello).unwrap();
+        assert!(beta.is_greeted());
+        take(&mut beta);
+        let sealed = [&[b'S', 0, OVERHEAD as u8][..], &[0; OVERHEAD]].concat();
+        assert!(matches!(feed(&mut beta, &sealed), Err(Reason::Seal(_))));
+        assert!(
+            beta.outgoing().is_empty(),
+            "nor once a hello was understood"
+        );
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic_nor_outgrow_the_buffer(

@@ -1003,4 +1003,128 @@ mod tests {
         });
         assert!(words.unwrap().contains("cluster.key"));
     }
+
+    fn closed(outputs: &[Output], wanted: ConnId) -> Option<(bool, usize)> {
+        outputs.iter().find_map(|o| match o {
+            Output::Close {
+                conn,
+                was_open,
+                last_words,
+                ..
+            } if *conn == wanted => Some((*was_open, last_words.len())),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn a_flood_neither_ends_an_open_session_nor_what_comes_from_another_address() {
+        let mut alpha = alpha();
+        let other = "198.51.100.11";
+        let mut beta = links("beta", vec![peer("alpha", &[ALPHA, other])]);
+        let (_, b) = join(ms(0), &mut alpha, &mut beta, 10);
+        let mut from = |address: &str| {
+            let conn = beta.accepted(ms(1), ip(address), Challenge([1; 16]));
+            (conn.unwrap(), outputs(&mut beta))
+        };
+        let first = from(other).0;
+        for n in 0..100 {
+            let ended = from(ALPHA).1;
+            assert!(closed(&ended, b).is_none() && closed(&ended, first).is_none());
+            assert_eq!(ended.len(), usize::from(n >= PENDING_MAX));
+        }
+        for n in 1..100 {
+            let ended = closed(&from(other).1, first);
+            assert_eq!(ended.is_some(), n == PENDING_MAX, "the oldest goes first");
+        }
+        assert!(is_up(&beta));
+    }
+
+    #[test]
+    fn an_open_session_ends_as_such_and_takes_what_was_unwritten_along() {
+        let (mut alpha, mut beta) = (alpha(), beta());
+        let (a, _) = join(ms(0), &mut alpha, &mut beta, 10);
+        assert!(alpha.send(ms(1), &name("beta"), signal(1)));
+        assert!(!alpha.outgoing(a).is_empty());
+        outputs(&mut alpha);
+        alpha.closed(ms(5000), a, Reason::Closed);
+        let out = outputs(&mut alpha);
+        assert_eq!(closed(&out, a), Some((true, 0)));
+        assert!(
+            out.iter()
+                .any(|o| matches!(o, Output::Link { up: false, .. }))
+        );
+        let redial = dialled(&mut alpha, ms(5000));
+        assert_ne!(redial, a, "at once, over the same path");
+    }
+
+    #[test]
+    fn writing_is_asked_for_when_there_is_something_to_write_and_only_then() {
+        let (mut alpha, mut beta) = (alpha(), beta());
+        let a = dialled(&mut alpha, ms(0));
+        alpha.connected(ms(0), a, Challenge([1; 16]));
+        let b = beta.accepted(ms(0), ip(ALPHA), Challenge([2; 16])).unwrap();
+        let writes = |links: &mut Links| {
+            let write = |o: &Output| matches!(o, Output::Write(_));
+            outputs(links).iter().filter(|o| write(o)).count()
+        };
+        assert_eq!(writes(&mut alpha), 1);
+        beta.received(ms(0), b, &take(&mut alpha, a));
+        assert_eq!(writes(&mut beta), 1, "its answer");
+        alpha.received(ms(0), a, &take(&mut beta, b));
+        assert_eq!(writes(&mut alpha), 1, "its proof");
+        beta.received(ms(0), b, &take(&mut alpha, a));
+        assert_eq!(writes(&mut beta), 0);
+        assert!(alpha.send(ms(1), &name("beta"), signal(1)));
+        assert_eq!(writes(&mut alpha), 1);
+        beta.received(ms(1), b, &take(&mut alpha, a));
+        assert_eq!(writes(&mut beta), 0, "a signal needs no answer");
+    }
+
+    #[test]
+    fn a_timeout_that_comes_early_does_nothing() {
+        let (mut alpha, mut beta) = (alpha(), beta());
+        let (a, _) = join(ms(0), &mut alpha, &mut beta, 10);
+        assert!(!alpha.is_connecting(a));
+        alpha.closed(ms(0), a, Reason::Closed);
+        let a = dialled(&mut alpha, ms(20));
+        assert!(alpha.is_connecting(a));
+        outputs(&mut beta);
+        for links in [&mut alpha, &mut beta] {
+            let due = links.poll_timeout();
+            links.handle_timeout(ms(30));
+            assert!(links.poll_output().is_none());
+            assert_eq!(links.poll_timeout(), due);
+        }
+        alpha.connected(ms(30), a, Challenge([3; 16]));
+        assert!(!alpha.is_connecting(a));
+    }
+
+    #[test]
+    fn a_connection_in_the_making_is_left_alone_while_others_ping() {
+        let peers = vec![peer("beta", &[BETA]), peer("gamma", &["192.0.2.13"])];
+        let mut alpha = links("alpha", peers);
+        let mut beta = beta();
+        alpha.handle_timeout(ms(0));
+        let dial = |o: Output| match o {
+            Output::Dial { conn, peer, .. } => Some((conn, peer)),
+            _ => None,
+        };
+        let dials: Vec<_> = outputs(&mut alpha).into_iter().filter_map(dial).collect();
+        let (a, c) = (dials[0].0, dials[1].0);
+        assert_eq!(dials[1].1, name("gamma"));
+        alpha.connected(ms(0), a, Challenge([1; 16]));
+        let b = beta.accepted(ms(0), ip(ALPHA), Challenge([2; 16])).unwrap();
+        carry(ms(0), (&mut alpha, a), (&mut beta, b));
+        let pinged = alpha.poll_timeout().unwrap();
+        alpha.handle_timeout(pinged);
+        assert!(!alpha.outgoing(a).is_empty());
+        assert!(alpha.is_connecting(c), "its own time has not come");
+    }
+
+    #[test]
+    fn who_is_turned_away_unread_is_told_of_in_words() {
+        assert!(Unwanted::Unlisted.to_string().contains("no server"));
+        let wrong = Unwanted::WrongDirection(name("beta")).to_string();
+        assert!(wrong.starts_with("beta dials"), "{wrong}");
+    }
 }
