@@ -101,7 +101,7 @@ struct Written {
     /// Started without a reservation, and none is on disk yet.
     blank: bool,
     /// The roster it counts by, likewise.
-    counts_by: RosterVersion,
+    counts_by: Option<RosterVersion>,
 }
 
 /// Watches a cluster.
@@ -276,7 +276,7 @@ impl Judge {
 
     /// It knows that this roster is on disk.
     pub fn counts_by(&mut self, server: usize, version: RosterVersion) {
-        self.written[server].counts_by = version;
+        self.written[server].counts_by = Some(version);
     }
 
     /// The run-dir holds this now.
@@ -627,7 +627,7 @@ impl Judge {
         self.must_not_be_silent(server, local, "acknowledges");
         let by = (ack.instance, ack.number);
         let beat = self.called_by.get(&by).copied();
-        let own = self.written[server].counts_by;
+        let own = self.written[server].counts_by.unwrap_or_default();
         let to = self.index(to);
         for answer in &ack.answers {
             if let Verdict::Promised(term) = answer.verdict {
@@ -656,10 +656,11 @@ impl Judge {
             .flat_map(|p| &p.counted)
             .filter(|(_, until)| local <= *until);
         let least = given.map(|(version, _)| *version).min().unwrap_or(told);
-        if told > least.min(self.written[server].counts_by) {
+        let disk = self.written[server].counts_by.unwrap_or(told);
+        if told > least.min(disk) {
             let what = format!(
-                "{} tells that it counts by roster {told}, and its promises were given by {least}, its disk has {}",
-                self.names[server], self.written[server].counts_by
+                "{} tells that it counts by roster {told}, and its promises were given by {least}, its disk has {disk}",
+                self.names[server]
             );
             self.fail(AT_MOST_ONE_GATE, what);
         }
@@ -709,7 +710,7 @@ impl Judge {
             } => {
                 self.count("grant");
                 let called = self.called_by.get(&(*instance, *number)).copied();
-                let own = self.written[server].counts_by;
+                let own = self.written[server].counts_by.unwrap_or_default();
                 if called.is_some_and(|roster| roster < own) {
                     let what = format!(
                         "{} of roster {own} votes for {to}, which counts by {called:?}: their majorities may not meet",
