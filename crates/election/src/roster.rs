@@ -121,6 +121,31 @@ impl Elector {
         self.fall_silent(floor, now);
     }
 
+    /// R21: if all others are blank as well nobody will ever tell anything, and only an operator can end that.
+    pub(crate) fn warn_if_all_are_blank(&mut self) {
+        let told = &self.wanted.roster.voters;
+        let servers = match told.is_empty() {
+            true => &self.settings.servers,
+            false => told,
+        };
+        let is_blank = |name: &ServerName| {
+            let beat = self.peers.get(name).and_then(|p| p.beat.as_ref());
+            beat.is_some_and(|b| b.participation == Participation::Blank)
+        };
+        let all = self.taking == Taking::Blank
+            && servers
+                .iter()
+                .all(|name| *name == self.settings.me || is_blank(name));
+        if all && !self.all_are_blank {
+            self.outputs.push_back(Output::Alarm(
+                "blank, and so is every other server: none can tell the others what they need; on a new cluster run \
+                 `standin init` on each server, on one that was restored on other machines `standin init --adopt`"
+                    .into(),
+            ));
+        }
+        self.all_are_blank = all;
+    }
+
     /// R24: the higher replaces the lower, synced before the next acknowledgement, which tells it.
     pub(crate) fn offered_roster(&mut self, roster: &Roster) {
         let better =

@@ -620,6 +620,7 @@ impl Elector {
             number,
             sent,
             taking,
+            all_are_blank: _,
             reservation,
             wanted,
             reserving,
