@@ -209,7 +209,11 @@ impl Elector {
         if let Some(until) = memory.silent_until {
             self.taking = Taking::Silent { since: now, until }; // R20 (b), before electd was restarted
         }
-        let firm = now + self.reservation.promise_max;
+        let firm = if planted(Mutant::FirmForOwnLease) {
+            now + self.settings.lease
+        } else {
+            now + self.reservation.promise_max
+        };
         for vote in memory.votes {
             let mut v = Virtual::new(vote.voted);
             let open = gates
@@ -359,6 +363,9 @@ impl Elector {
             Input::Reserved(reservation) => self.reserved(reservation),
             Input::ReserveFailed(why) => {
                 (self.reserving, self.unsure) = (false, true);
+                if planted(Mutant::FailedWriteForgotten) {
+                    (self.unsure, self.longest) = (false, self.reservation.promise_max);
+                }
                 self.reserve_again = Some(now + RESERVE_AGAIN);
                 self.outputs.push_back(Output::Alarm(format!(
                     "the term reservation cannot be written: {why}; terms up to {} are left",
@@ -699,6 +706,9 @@ impl Elector {
 
     /// R7: the m-th largest of the voters' promises.
     pub(crate) fn lease_end(&self, v: &Virtual) -> Option<BootTime> {
+        if planted(Mutant::LeaseByDisk) {
+            return self.lease_end_by(v, self.roster());
+        }
         self.lease_end_by(v, self.counted_roster())
     }
 
@@ -899,7 +909,7 @@ impl Elector {
         if v.gate == Gate::Shutting {
             return refuse(Why::Shutting);
         }
-        if self.is_outdated(roster) {
+        if self.is_outdated(roster) && !planted(Mutant::OldRosterPromised) {
             return refuse(Why::Roster);
         }
         if !self.is_synced(term, lease) {
