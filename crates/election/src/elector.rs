@@ -75,6 +75,8 @@ pub struct Elector {
     /// When each beat or call was sent, and for which lease (R2); as far back as it can matter.
     pub(crate) sent: VecDeque<(Number, BootTime, Duration)>,
     pub(crate) taking: Taking,
+    /// The operator was told that nobody can end being blank.
+    pub(crate) all_are_blank: bool,
     /// What is on disk.
     pub(crate) reservation: Reservation,
     /// What shall be on disk.
@@ -144,6 +146,7 @@ impl Elector {
             } else {
                 Taking::Active
             },
+            all_are_blank: false,
             wanted: reservation.clone(),
             reserving: false,
             unsure: false,
@@ -517,6 +520,7 @@ impl Elector {
             self.notice("taking part in elections".into());
         }
         self.blank_learns(now);
+        self.warn_if_all_are_blank();
         self.keep_reservation(now);
         let turn = self.turn(now);
         for name in &turn {

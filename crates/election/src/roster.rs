@@ -6,7 +6,7 @@ use crate::{
     input::Mode,
     output::Output,
     reservation::{BLOCK, Reservation},
-    state::Taking,
+    state::{Peer, Taking},
 };
 use mutants::{Mutant, planted};
 use protocol::{
@@ -167,6 +167,29 @@ impl Elector {
         self.settings.mode == Mode::None
             || planted(Mutant::SilenceUnheard)
             || self.counted_roster().voters.iter().filter(heard).count() >= self.quorum()
+    }
+
+    /// R21: if all others are blank as well nobody will ever tell anything, and only an operator can end that.
+    pub(crate) fn warn_if_all_are_blank(&mut self) {
+        let told = &self.wanted.roster.voters;
+        let servers = if told.is_empty() {
+            &self.settings.servers
+        } else {
+            told
+        };
+        let is_blank = |name| self.peers.get(name).is_some_and(Peer::is_blank);
+        let all = self.taking == Taking::Blank
+            && servers
+                .iter()
+                .all(|name| *name == self.settings.me || is_blank(name));
+        if all && !self.all_are_blank {
+            self.outputs.push_back(Output::Alarm(
+                "blank, and so is every other server: none can tell the others what they need; on a new cluster run \
+                 `standin init` on each server, on one that was restored on other machines `standin init --adopt`"
+                    .into(),
+            ));
+        }
+        self.all_are_blank = all;
     }
 
     /// R24: the higher replaces the lower, synced before the next acknowledgement, which tells it.

@@ -629,6 +629,7 @@ impl Elector {
             number,
             sent,
             taking,
+            all_are_blank: _,
             reservation,
             wanted,
             reserving,
