@@ -206,8 +206,12 @@ impl Elector {
     /// R20 (a): the memory of this boot.
     fn recall(&mut self, memory: Memory, gates: &[(VirtualServerName, BootTime)], now: BootTime) {
         self.floor_base = memory.floor_base;
-        if let Some(until) = memory.silent_until {
-            self.taking = Taking::Silent { since: now, until }; // R20 (b), before electd was restarted
+        // R20 (b), before electd was restarted. The format before noted no end of it but its time.
+        let since = memory
+            .silent_since
+            .or(Some(now).filter(|now| Some(*now) <= memory.silent_until));
+        if let (Some(since), Some(until)) = (since, memory.silent_until) {
+            self.taking = Taking::Silent { since, until };
         }
         let firm = if planted(Mutant::FirmForOwnLease) {
             now + self.settings.lease
@@ -551,13 +555,14 @@ impl Elector {
                 voted: v.voter.voted,
                 holder: v.voter.holder.clone(),
             });
-            let silent_until = match self.taking {
-                Taking::Silent { until, .. } => Some(until),
-                Taking::Blank | Taking::Active => None,
+            let (silent_since, silent_until) = match self.taking {
+                Taking::Silent { since, until } => (Some(since), Some(until)),
+                Taking::Blank | Taking::Active => (None, None),
             };
             let (floor_base, votes) = (self.floor_base, votes.collect());
             let memory = Memory {
                 silent_until,
+                silent_since,
                 floor_base,
                 votes,
                 ..Memory::default()
