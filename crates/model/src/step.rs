@@ -565,7 +565,10 @@ impl Cluster {
         if now > until {
             return; // A write that comes too late opens nothing.
         }
-        let voters = host.elector.as_ref().map(|e| e.counted_roster().voters.clone());
+        let voters = host
+            .elector
+            .as_ref()
+            .map(|e| e.counted_roster().voters.clone());
         let roster = voters
             .iter()
             .flatten()
