@@ -1086,3 +1086,244 @@ fn r20_a_silence_of_the_format_before_ended_by_its_time_alone() {
     let voter = Alone::remembering(ended(begin + L));
     assert!(standing(&voter).contains("silent"));
 }
+
+/// gamma in a campaign in term 6, and its call.
+fn calling() -> (Alone, Signal) {
+    let mut gamma = Alone::new();
+    assert_eq!(gamma.claim("beta", 1, 5, ms(1)), promised(5));
+    gamma.pass(ms(2));
+    let outputs = invite(&mut gamma, 5);
+    let call = outputs.into_iter().find_map(|o| match o {
+        Output::Signal { signal, .. } => Some(signal),
+        _ => None,
+    });
+    (gamma, call.unwrap())
+}
+
+fn invite(gamma: &mut Alone, term: u64) -> Vec<Output> {
+    let body = Body::Release {
+        term: Term(term),
+        invited: Some(name("gamma")),
+    };
+    gamma.signal("alpha", 100 + term, body)
+}
+
+fn grant(call: &Signal) -> Body {
+    Body::Grant {
+        instance: call.instance,
+        number: call.number,
+        term: Term(6),
+    }
+}
+
+/// gamma, master in term 6 by its own vote and beta's, 5 ms after the call; and what came of that vote.
+fn serving() -> (Alone, Vec<Output>) {
+    let (mut gamma, call) = calling();
+    gamma.pass(ms(5));
+    let outputs = gamma.signal("beta", 50, grant(&call));
+    (gamma, outputs)
+}
+
+fn opened(outputs: &[Output]) -> Option<BootTime> {
+    outputs.iter().find_map(|o| match o {
+        Output::Open(_, until) => Some(*until),
+        _ => None,
+    })
+}
+
+fn shuts(outputs: &[Output]) -> bool {
+    outputs.iter().any(|o| matches!(o, Output::Shut(_)))
+}
+
+#[test]
+fn r13_a_vote_counts_for_the_call_that_it_answers_and_for_no_other() {
+    let (mut gamma, call) = calling();
+    for (instance, number, term) in [(1, 0, 6), (0, 1, 6), (0, 0, 5), (0, 0, 7), (1, 1, 7)] {
+        let body = Body::Grant {
+            instance: Instance(call.instance.0 + instance),
+            number: Number(call.number.0 + number),
+            term: Term(term),
+        };
+        let outputs = gamma.signal("beta", 50, body);
+        assert_eq!(opened(&outputs), None, "{instance} {number} {term}");
+    }
+    assert_eq!(gamma.elector.counters()["grant_late"], 5);
+    assert!(opened(&gamma.signal("beta", 51, grant(&call))).is_some());
+}
+
+#[test]
+fn r13_a_new_masters_gate_is_open_as_long_as_it_may_use_votes_given_when_it_called() {
+    let (gamma, outputs) = serving();
+    let usable = L * 4 / 5 - Alone::settings().margin;
+    assert_eq!(opened(&outputs), Some(gamma.now - ms(5) + usable));
+    let claims = outputs.iter().find_map(|o| match o {
+        Output::Beat(beat) => beat.standings[0].claim,
+        _ => None,
+    });
+    let claim = Claim {
+        term: Term(6),
+        lease_held: true,
+    };
+    assert_eq!(claims, Some(claim), "and its next beat says so");
+}
+
+#[test]
+fn r15_one_refusal_of_three_ends_no_campaign_and_two_do() {
+    let refuse = |call: &Signal| Body::Refuse {
+        instance: call.instance,
+        number: call.number,
+        term: Term(6),
+        why: Why::Floor,
+        floor: Term(0),
+    };
+    let (mut gamma, call) = calling();
+    gamma.signal("alpha", 50, refuse(&call));
+    assert!(opened(&gamma.signal("beta", 50, grant(&call))).is_some());
+    let (mut gamma, call) = calling();
+    gamma.signal("alpha", 50, refuse(&call));
+    let said = Alone::said(gamma.signal("beta", 50, refuse(&call)));
+    assert!(matches!(said[..], [Body::Release { .. }, _]), "{said:?}");
+    assert_eq!(opened(&gamma.signal("beta", 51, grant(&call))), None);
+}
+
+#[test]
+fn r14_a_master_that_refuses_an_old_call_stays_master() {
+    let (mut gamma, _) = serving();
+    let old = Body::Call {
+        term: Term(6),
+        lease: L,
+        releases: Vec::new(),
+        roster: RosterVersion::default(),
+    };
+    let outputs = gamma.signal("alpha", 50, old);
+    assert!(!shuts(&outputs));
+    let said = Alone::said(outputs);
+    assert!(
+        matches!(
+            said[..],
+            [Body::Refuse {
+                why: Why::Floor,
+                ..
+            }]
+        ),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn r18_the_own_promise_ends_when_the_gate_is_shut_and_not_before() {
+    let (mut gamma, _) = serving();
+    let (me, web) = (name("gamma"), vname("web"));
+    gamma.give(Input::GateShut(web.clone()));
+    let unasked = gamma.elector.counters().get("gate_shut_unasked").copied();
+    assert_eq!(unasked, Some(1));
+    assert_eq!(
+        gamma.elector.view(gamma.now).virtual_servers[0].role,
+        "master"
+    );
+    // A rival in a higher term: give way.
+    let verdict = gamma.claim("beta", 60, 9, L);
+    assert_eq!(holder(verdict), Some(me.clone()));
+    assert_eq!(holder(gamma.claim("beta", 61, 9, L)), Some(me));
+    gamma.give(Input::GateShut(web));
+    assert_eq!(gamma.claim("beta", 62, 9, L), promised(9));
+}
+
+#[test]
+fn r19_who_campaigns_already_declines_another_invitation() {
+    let (mut gamma, _) = calling();
+    assert_eq!(Alone::said(invite(&mut gamma, 8)), []);
+    assert_eq!(gamma.elector.counters()["invitation_declined"], 1);
+}
+
+#[test]
+fn r20_a_restarted_electd_is_bound_by_its_own_promise_where_its_gate_is_open_and_nowhere_else() {
+    let now = BootTime(1_000_000_000_000);
+    let table = [
+        (None, Ok(Term(4))),
+        (Some(("mail", now + L)), Ok(Term(4))),
+        (Some(("web", now - ms(1))), Err(Why::Shutting)), // which its shell does first
+        (Some(("web", now + L)), Err(Why::Promised)),
+    ];
+    for (gate, answer) in table {
+        let vote = Vote {
+            virtual_server: vname("web"),
+            voted: Term(3),
+            holder: Some(name("gamma")),
+        };
+        let memory = Memory {
+            votes: vec![vote],
+            ..Memory::default()
+        };
+        let start = Start {
+            instance: Instance(0xc),
+            seed: 1,
+            reservation: Some(Alone::reservation()),
+            memory: Some(memory),
+            gates: gate.iter().map(|(v, at)| (vname(v), *at)).collect(),
+        };
+        let elector = Elector::new(Alone::settings(), start, now);
+        let mut gamma = Alone { elector, now };
+        gamma.outputs();
+        assert_eq!(gamma.call("beta", 1, 4), answer, "{gate:?}");
+    }
+}
+
+#[test]
+fn r22_a_term_is_absurd_from_the_first_one_beyond_the_bound_on() {
+    const JUMP: u64 = 1 << 32;
+    let mut voter = Alone::new();
+    assert_eq!(voter.claim("alpha", 1, 5, ms(1)), promised(5));
+    voter.pass(ms(2));
+    assert_eq!(voter.call("beta", 1, 5 + JUMP), Err(Why::Reservation));
+    assert_eq!(voter.call("beta", 2, 6 + JUMP), Err(Why::Absurd));
+    let claimed = refused(voter.claim("beta", 3, 5 + JUMP, L));
+    assert_eq!(claimed, Why::Reservation);
+    assert_eq!(refused(voter.claim("beta", 4, 6 + JUMP, L)), Why::Absurd);
+}
+
+#[test]
+fn r22_half_a_block_of_terms_is_kept_ahead_of_the_floor() {
+    let block = Alone::reservation().reserved.0;
+    for (term, wanted) in [(block / 2, None), (block / 2 + 1, Some(block / 2 * 3 + 1))] {
+        let mut voter = Alone::new();
+        let outputs = voter.beat_of("alpha", 1, Some(term), L);
+        let reserved = outputs.iter().find_map(|o| match o {
+            Output::Reserve(r) => Some(r.reserved.0),
+            _ => None,
+        });
+        assert_eq!(reserved, wanted, "floor {term}");
+    }
+}
+
+#[test]
+fn r5_claims_to_more_virtual_servers_than_there_may_be_are_refused_and_the_known_go_on() {
+    let mut voter = Alone::new();
+    let claims = |voter: &mut Alone, number| {
+        let mut beat = Alone::a_beat("alpha", number, Some(3), L);
+        let standing = beat.standings.pop().unwrap();
+        let named = |n: usize| Standing {
+            virtual_server: vname(&format!("v{n}")),
+            ..standing.clone()
+        };
+        beat.standings = (0..600).map(named).collect();
+        let outputs = voter.hear("alpha", beat);
+        let answers = outputs.into_iter().find_map(|o| match o {
+            Output::Ack { ack, .. } => Some(ack.answers),
+            _ => None,
+        });
+        let verdicts = answers.unwrap().into_iter().map(|a| Some(a.verdict));
+        verdicts.collect::<Vec<_>>()
+    };
+    let first = claims(&mut voter, 1);
+    let known = first.iter().filter(|v| **v == promised(3)).count();
+    assert_eq!(known + 1, 512, "with the one configured");
+    for (i, verdict) in claims(&mut voter, 2).into_iter().enumerate() {
+        if i < known {
+            assert_eq!(verdict, promised(3), "{i}");
+        } else {
+            assert_eq!(refused(verdict), Why::TooMany, "{i}");
+        }
+    }
+    assert_eq!(voter.claim("alpha", 3, 3, L), promised(3));
+}
