@@ -829,4 +829,35 @@ mod tests {
         doctor.wake().wake();
         assert_eq!((doctor.core.health(), doctor.core.poll_timeout()), before);
     }
+
+    #[test]
+    fn the_listening_that_counts_is_told_with_its_begin() {
+        let mut doctor = Doctor::deaf();
+        assert_eq!(doctor.core.listening_since(), None);
+        doctor.until(10_050).beat_at("beta", 10_020, LEASE);
+        assert_eq!(doctor.core.listening_since(), Some(at(10_020)));
+        doctor.input(Input::HbdGone);
+        assert_eq!(doctor.core.listening_since(), None);
+    }
+
+    #[test]
+    fn an_hbd_is_deaf_when_its_word_is_overdue_and_not_a_moment_before() {
+        // Every heartbeat, and a quarter of a lease of patience.
+        for (late, state) in [(Duration::ZERO, Dead), (INSTANT, Unknown)] {
+            let mut doctor = Doctor::listening();
+            doctor.until(10_275).input(Input::HbdListens);
+            while doctor
+                .core
+                .poll_timeout()
+                .is_some_and(|due| due < at(10_500))
+            {
+                let due = doctor.core.poll_timeout().unwrap_or(doctor.now);
+                doctor.now = due;
+                doctor.wake();
+            }
+            doctor.now = at(10_500) + late;
+            doctor.wake();
+            assert_eq!(doctor.state("beta"), state, "{late:?}");
+        }
+    }
 }
