@@ -329,4 +329,34 @@ mod tests {
         voter.promise(&name("b"), asked(1, L, 4), free);
         assert_eq!(voter.counted_by(free), Some(version(4)));
     }
+
+    #[test]
+    fn so_many_releases_are_remembered_and_the_last_one_for_certain() {
+        let mut voter = Voter::default();
+        let most = RELEASES_MAX as u64;
+        // The last comes first in order, and is not forgotten for that.
+        for instance in (1..=most + 1).chain([0]) {
+            voter.release(&name("a"), Instance(instance), Number(9), BootTime(1));
+            assert!(voter.is_released(&name("a"), Instance(instance), Number(9)));
+            let known = instance.min(most).max(if instance == 0 { most } else { 0 });
+            assert_eq!(voter.releases().count() as u64, known);
+        }
+    }
+
+    #[test]
+    fn a_firm_promise_binds_to_its_last_moment() {
+        for (now, free) in [(5000, false), (5001, true)] {
+            let mut voter = Voter {
+                promise: Some(Promise {
+                    by: Some((I, Number(1))),
+                    firm_until: Some(BootTime(5000)),
+                    until: BootTime(9000),
+                    ..promised(1).promise.unwrap()
+                }),
+                ..Voter::default()
+            };
+            voter.release(&name("a"), I, Number(1), BootTime(now));
+            assert_eq!(voter.free_for(&name("b"), BootTime(now + 1)), free);
+        }
+    }
 }

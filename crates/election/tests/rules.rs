@@ -12,7 +12,7 @@ use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term,
     local::ring::{Health, HealthState, LinkHealth, ServerHealth},
     wire::{
-        beat::{Ack, Beat, Claim, Participation, Roster, Standing, Verdict, Why},
+        beat::{Ack, Answer, Beat, Claim, Participation, Roster, Standing, Verdict, Why},
         signal::{Body, PreVerdict, Released, Signal},
     },
 };
@@ -1326,4 +1326,48 @@ fn r5_claims_to_more_virtual_servers_than_there_may_be_are_refused_and_the_known
         }
     }
     assert_eq!(voter.claim("alpha", 3, 3, L), promised(3));
+}
+
+#[test]
+fn r7_an_acknowledgement_that_comes_again_opens_nothing_again() {
+    let (mut gamma, outputs) = serving();
+    let sent = outputs.iter().find_map(|o| match o {
+        Output::Beat(beat) => Some((beat.instance, beat.number)),
+        _ => None,
+    });
+    let ((instance, number), at) = (sent.unwrap(), gamma.now);
+    let answer = Answer {
+        virtual_server: vname("web"),
+        verdict: Verdict::Promised(Term(6)),
+    };
+    let ack = Ack {
+        instance,
+        number,
+        waited: Duration::ZERO,
+        answers: vec![answer],
+        roster: RosterVersion::default(),
+    };
+    let ack = Input::Ack {
+        from: name("beta"),
+        ack,
+    };
+    gamma.now = at + ms(3);
+    let usable = L * 4 / 5 - Alone::settings().margin;
+    assert_eq!(opened(&gamma.give(ack.clone())), Some(at + usable));
+    assert_eq!(opened(&gamma.give(ack)), None);
+}
+
+#[test]
+fn r22_a_write_that_failed_is_tried_again_after_a_second() {
+    let reserves = |outputs: &[Output]| outputs.iter().any(|o| matches!(o, Output::Reserve(_)));
+    let mut voter = Alone::new();
+    let floor = Alone::reservation().reserved.0 / 2 + 1;
+    assert!(reserves(&voter.beat_of("alpha", 1, Some(floor), L)));
+    let failed = voter.now;
+    assert!(!reserves(&voter.give(Input::ReserveFailed("full".into()))));
+    for (after, again) in [(1, false), (999, false), (1000, true)] {
+        voter.now = failed + ms(after);
+        voter.elector.handle_timeout(voter.now);
+        assert_eq!(reserves(&voter.outputs()), again, "{after} ms");
+    }
 }
