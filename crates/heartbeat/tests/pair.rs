@@ -1089,6 +1089,8 @@ fn a_packet_counts_for_the_path_between_its_two_addresses() {
         challenge: Challenge([1; 16]),
     };
     b.tell(ms(1), FROM[0], TO[1], packet);
+    let ends: Vec<_> = b.0.ends().map(|path| (path.local, path.remote)).collect();
+    assert_eq!(ends, TO.map(|to| (ip(to), ip(FROM[0]))));
     let heard: Vec<_> = b.0.paths().iter().map(|p| p.last_heard).collect();
     assert_eq!(heard, [None, Some(ms(1))]);
 }
