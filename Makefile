@@ -8,6 +8,8 @@
 # make bench-sync  how fast files become alike, beside rsync, unison and csync2; BENCH="--runs 1 --scale 10" and the like
 # make model     explore the election exhaustively, at the nightly depth; MODEL="--scenario crash" and the like
 # make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
+# make cargo-mutants  which lines of the cores no test holds: each is broken in turn, for hours; nightly, in shares with
+#                CARGO_MUTANTS="--shard 1/8" and the like
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 
 PREFIX ?= /usr/local
@@ -25,10 +27,13 @@ PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev open
 # What is fed hostile input, and by what; make test does without them.
 SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
 
+# What decides, and does nothing else.
+CORES = clock detector election filesync heartbeat link schedule
+
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps chrony build demo test sim chaos chaos-files fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants install clean
+.PHONY: all deps chrony build demo test sim chaos chaos-files fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants cargo-mutants install clean
 
 all: build
 
@@ -110,6 +115,12 @@ model:
 mutants: deps
 	$(CARGO) build --release --workspace --bins --features standin-mutants/plant --target-dir $(TARGET)/mutants
 	$(TARGET)/mutants/release/mutants $(MUTANTS)
+
+# A mutant is built and tested in a copy of the sources. What is excluded, and why: .cargo/mutants.toml.
+cargo-mutants:
+	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-mutants
+	mkdir -p $(TARGET)/cargo-mutants
+	$(CARGO) mutants $(CORES:%=--package standin-%) --output $(TARGET)/cargo-mutants $(CARGO_MUTANTS)
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man $(DESTDIR)$(PREFIX)/lib/systemd/system
