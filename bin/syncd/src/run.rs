@@ -123,6 +123,18 @@ pub struct Done {
     pub conflicts: u64,
 }
 
+impl Done {
+    /// Together with what was done in an earlier round with the same server.
+    fn after(mut self, before: Option<Self>) -> Self {
+        if let Some(before) = before {
+            self.taken += before.taken;
+            self.given += before.given;
+            self.conflicts += before.conflicts;
+        }
+        self
+    }
+}
+
 /// Makes the wanted sets alike with these servers, and tells how each unit fared with each.
 pub fn sync(
     config: &Config,
@@ -272,8 +284,9 @@ type Outcomes<'a> = Vec<(&'a Server, Result<Done, String>)>;
 impl Run<'_> {
     /// One unit with all servers at once.
     fn unit<'p>(&self, unit: &Unit, peers: &[&'p Server], lost: &mut Lost) -> Outcomes<'p> {
-        let mut outcomes = Vec::new();
+        let mut outcomes: Outcomes<'p> = Vec::new();
         let mut left = Vec::new();
+        let mut before = BTreeMap::new();
         for peer in peers {
             match lost.get(peer.name.as_str()) {
                 Some(why) => outcomes.push((*peer, Err(why.clone()))),
@@ -292,6 +305,8 @@ impl Run<'_> {
             if left.is_empty() {
                 break;
             }
+            let earlier = outcomes.len();
+            let mut took = false;
             for (peer, outcome) in self.once(unit, &std::mem::take(&mut left)) {
                 match outcome {
                     Err(Stopped::Busy) if tries < TRIES => left.push(peer),
@@ -303,7 +318,20 @@ impl Run<'_> {
                         }
                         outcomes.push((peer, Err(why)));
                     }
-                    Ok(done) => outcomes.push((peer, Ok(done))),
+                    Ok(done) => {
+                        took |= done.taken > 0;
+                        outcomes.push((peer, Ok(done.after(before.remove(&peer.name)))));
+                    }
+                }
+            }
+            // Who was not busy in an earlier round has still to be given what came from those that were.
+            if took && tries < TRIES {
+                let again: Vec<_> = outcomes
+                    .extract_if(..earlier, |(_, outcome)| outcome.is_ok())
+                    .collect();
+                for (peer, outcome) in again {
+                    before.extend(outcome.ok().map(|done| (peer.name.clone(), done)));
+                    left.push(peer);
                 }
             }
             if !left.is_empty() {
