@@ -1,6 +1,6 @@
 //! What is explored: which cluster, which faults, how many of each.
 
-use crate::world::News;
+use crate::{judge::VIRTUALS_MAX, world::News};
 
 /// What may go wrong, or be asked for. Each costs one of its kind and one of the total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,16 +29,24 @@ pub enum Fault {
     Wish,
     /// Another lease on one server.
     Lease,
+    /// A write stays under way for as long as it takes, and with it every later one of that server.
+    Slow,
+    /// The network falls into two halves, until healed.
+    Part,
+    /// A server loses power, and its disk is as it was: first of all, or before the last write.
+    Restore,
 }
 
 /// How many kinds there are.
-pub const FAULTS: usize = 12;
+pub const FAULTS: usize = 15;
 
 /// An operator's wishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// Hand over to this server.
     Promote(usize),
+    /// Hand this virtual server over to this server, the others stay.
+    Move(usize, usize),
     /// Hand over to anybody.
     Resign,
     /// Hand over and stop.
@@ -82,6 +90,10 @@ pub struct Scenario {
     pub witness: bool,
     /// One more server, not in the first roster and without a reservation.
     pub spare: bool,
+    /// Virtual servers; the first is the roster's keeper.
+    pub virtuals: usize,
+    /// Which server has the highest priority for each of them.
+    pub preferred: [usize; VIRTUALS_MAX],
     /// Nanoseconds of each clock per tick: 4 or 5.
     pub rates: [u64; 4],
     /// Where it begins.
@@ -92,6 +104,9 @@ pub struct Scenario {
     pub quiet_background: bool,
     /// Servers suffer between two ticks only, not between two messages.
     pub coarse: bool,
+    /// What happens until somebody has a choice is one step: between two ticks that is a write that may fail, be
+    /// slow or be lost with its server, and a message that something may befall.
+    pub swift: bool,
     /// Faults of each kind.
     pub faults: Vec<(Fault, u8)>,
     /// Faults in all.
@@ -104,8 +119,12 @@ pub struct Scenario {
     pub stall: u8,
     /// What operators may ask for.
     pub wishes: Vec<Asked>,
+    /// They ask in this order, of the master concerned, and only for what is not refused at once.
+    pub in_turn: bool,
     /// Other leases, in nanoseconds.
     pub leases: Vec<u64>,
+    /// The lease at `standin init`, where it was raised since, in nanoseconds.
+    pub raised_from: Option<u64>,
     /// The reservation on disk is as good as used up.
     pub nearly_used_up: bool,
     /// What must be seen.
@@ -120,18 +139,23 @@ impl Default for Scenario {
             voters: 3,
             witness: false,
             spare: false,
+            virtuals: 1,
+            preferred: [0; VIRTUALS_MAX],
             rates: [4; 4],
             begin: Begin::Settled,
             order: Order::Sent,
             quiet_background: true,
             coarse: false,
+            swift: false,
             faults: Vec::new(),
             total: 0,
             terms: 3,
             late: 6,
             stall: 6,
             wishes: Vec::new(),
+            in_turn: false,
             leases: Vec::new(),
+            raised_from: None,
             nearly_used_up: false,
             sometimes: vec![News::Elected],
         }
@@ -152,10 +176,14 @@ impl Scenario {
             .map(|(f, n)| format!("{n} {f:?}").to_lowercase())
             .collect();
         format!(
-            "{} voters{}{}, {} terms, {} of [{}], {} order{}",
+            "{} voters{}{}{}, {} terms, {} of [{}], {} order{}",
             self.voters,
             if self.witness { " (one a witness)" } else { "" },
             if self.spare { " and a spare" } else { "" },
+            match self.virtuals {
+                1 => String::new(),
+                n => format!(", {n} virtual servers"),
+            },
             self.terms,
             self.total,
             faults.join(", "),
