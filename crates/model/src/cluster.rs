@@ -164,6 +164,7 @@ impl Cluster {
             lie: None,
             deaf: false,
             mute: false,
+            pre_calls: 0,
             starts: 0,
         };
         let mut w = World {
@@ -243,8 +244,8 @@ impl Cluster {
                 self.hold_no_longer(w);
             } else if self.scenario.swift && !w.flights.is_empty() && !self.has_choice(w) {
                 w.check(&self.scenario);
-                if w.failed.is_some() {
-                    break;
+                if w.failed.is_some() || !self.within_boundary(w) {
+                    break; // A run of calls in no time ends at the bound on terms.
                 }
                 let flight = w.flights.remove(0);
                 self.deliver(w, flight);

@@ -211,7 +211,10 @@ pub enum Depth {
 
 /// All scenarios at this depth.
 pub fn all(depth: Depth) -> Vec<Scenario> {
-    use Fault::{Cut, Delay, Disk, Kill, Lease, Lie, Lose, Power, Repeat, Stall, Wipe, Wish};
+    use Fault::{
+        Cut, Delay, Disk, Kill, Lease, Lie, Lose, Part, Power, Repeat, Restore, Slow, Stall, Wipe,
+        Wish,
+    };
     let nightly = depth == Depth::Nightly;
     let by = |quick: u8, night: u8| if nightly { night } else { quick };
     vec![
@@ -354,6 +357,68 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
             coarse: true,
             faults: vec![(Disk, 1), (Power, 1), (Wipe, 1), (Cut, 1), (Kill, 1)],
             total: by(1, 2),
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "rosters",
+            about: "two changes of the roster by two masters of the keeper, the first goes on serving another \
+                    virtual server; a slow disk, a partition",
+            voters: 4,
+            virtuals: 2,
+            coarse: true,
+            swift: true,
+            faults: vec![(Wish, 3), (Slow, 1), (Part, 1)],
+            total: by(3, 5),
+            wishes: vec![Asked::Remove(3), Asked::Move(0, 1), Asked::Remove(0)],
+            in_turn: true,
+            sometimes: vec![News::Changed, News::ChangedAgain],
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "lease-disk",
+            about: "a lease lowered and raised; disks lost, put back, or written late, in error or not at all",
+            coarse: true,
+            swift: true,
+            faults: if nightly {
+                vec![
+                    (Lease, 2),
+                    (Wipe, 1),
+                    (Restore, 1),
+                    (Power, 1),
+                    (Slow, 1),
+                    (Disk, 1),
+                ]
+            } else {
+                vec![(Lease, 1), (Wipe, 1), (Disk, 1)]
+            },
+            total: by(2, 3),
+            leases: vec![12],
+            sometimes: vec![News::Lease],
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "lease-kill",
+            about: "a lease lowered and raised; voters restarted from the run-dir while another calls",
+            coarse: true,
+            swift: true,
+            faults: if nightly {
+                vec![(Lease, 2), (Kill, 2), (Cut, 1), (Slow, 1), (Disk, 1)]
+            } else {
+                vec![(Lease, 1), (Kill, 1), (Cut, 1)]
+            },
+            total: by(2, 3),
+            leases: vec![12],
+            sometimes: vec![News::Lease, News::Kept],
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "put-back",
+            about: "the lease was raised, then a disk is put back to before that; cuts",
+            coarse: true,
+            swift: true,
+            raised_from: Some(12),
+            faults: vec![(Restore, 1), (Cut, 2)],
+            total: by(2, 3),
             ..Scenario::default()
         },
     ]

@@ -5,7 +5,7 @@ use crate::{
     digest::INSTANCES,
     judge::{Invariant, Judge},
     scenario::Order,
-    world::{Arm, Flight, Gate, Lie, Load, News, SLOW, UNHEARD, World},
+    world::{Arm, Flight, Gate, Lie, Load, News, PRE_CALLS, SLOW, UNHEARD, World},
 };
 use election::{Elector, Input, Output, Start};
 use protocol::{
@@ -62,6 +62,7 @@ impl Cluster {
         for (i, rate) in self.scenario.rates.iter().enumerate().take(w.hosts.len()) {
             let host = w.host(i);
             host.now = BootTime(host.now.0 + rate);
+            host.pre_calls = 0;
             if let Some(ticks) = &mut host.stalled {
                 *ticks += 1;
             }
@@ -539,6 +540,13 @@ impl Cluster {
         let handled = w.hosts[i].handled;
         let v = self.place(&signal.virtual_server);
         match &signal.body {
+            Body::PreCall { .. } => {
+                let asked = &mut w.host(i).pre_calls;
+                if *asked >= PRE_CALLS.1 {
+                    return w.say(|_| format!("{i} -> {to}: lost, one of too many"));
+                }
+                *asked += 1;
+            }
             Body::Call { term, lease, .. } => {
                 let by = (signal.instance, signal.number);
                 w.judge.calls(v, *term);

@@ -27,6 +27,11 @@ type Scratch = (Option<Situation>, Vec<(Instance, Number)>);
 /// The age of a write that a slow disk holds up: it has no end.
 pub const SLOW: u8 = u8::MAX;
 
+/// Questions (PreCall) of one server that are as many as none, and those after which any more in this tick are lost.
+///
+/// Where nothing takes any time, a renewal that is refused is tried again at once, and time would never go on.
+pub const PRE_CALLS: (u8, u8) = (6, 18);
+
 /// Not heard since the doctor began to listen.
 pub const UNHEARD: u8 = 128;
 
@@ -100,6 +105,8 @@ pub struct Host {
     /// Cut off: nothing comes in, nothing goes out.
     pub deaf: bool,
     pub mute: bool,
+    /// Questions sent in this tick.
+    pub pre_calls: u8,
     /// Instances so far.
     pub starts: u64,
 }
@@ -359,6 +366,7 @@ impl Host {
             lie,
             deaf,
             mute,
+            pre_calls,
             starts: _,
         } = self;
         s.at(*now);
@@ -404,6 +412,7 @@ impl Host {
         });
         let bytes = heard.iter().chain(opinion);
         s.plain(bytes.fold(0, |word, b| word << 8 | u64::from(*b)));
+        s.plain(u64::from(pre_calls.saturating_sub(PRE_CALLS.0)));
         let lie = match lie {
             None => 0,
             Some(Lie::AllDead) => 1,
