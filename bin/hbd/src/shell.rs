@@ -367,6 +367,18 @@ impl Shell {
                     self.delivered |= self.ring.queue(Role::Doctord, &message);
                 }
                 Output::Met(server) => log::info!("{server}: heard, its incarnation is proved"),
+                Output::Doubled {
+                    server,
+                    former,
+                    present,
+                } => {
+                    let present = present.map(|address| format!(" and at {address}"));
+                    let present = present.unwrap_or_default();
+                    log::error!(
+                        "{}; they answer at {former} (refused){present}",
+                        two_servers(&server)
+                    );
+                }
                 Output::Refused { source, why } => self.log_refusal(source, why),
             }
         }
@@ -513,6 +525,11 @@ impl Shell {
         notes.extend(self.core.unreachable().map(|server| {
             format!("{server}: has no address of the same family (IPv4, IPv6) as this server")
         }));
+        let now = daemon::now();
+        notes.extend(self.core.doubled(now).map(|(server, proved)| {
+            let ago = now.since(proved).as_secs();
+            format!("{}; last proved {ago} s ago", two_servers(server))
+        }));
         let detail = Detail::Hbd {
             paths: self.core.paths(),
         };
@@ -610,6 +627,13 @@ impl Shell {
         }
         Ok(())
     }
+}
+
+/// The alarm, and what to do.
+fn two_servers(name: &ServerName) -> String {
+    format!(
+        "{name}: two servers run under this name: stop one of them (a clone needs a name and addresses of its own), then restart hbd of the other, see hbd(8)"
+    )
 }
 
 fn sealer(keys: &ClusterKeys, config: &Config) -> Sealer {

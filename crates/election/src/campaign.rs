@@ -5,6 +5,7 @@ use crate::{
     input::Mode,
     output::Output,
     state::{Campaign, Gate, Kind, Peer, Phase, Taking, Virtual},
+    voter::Asked,
 };
 use mutants::{Mutant, planted};
 use protocol::{
@@ -74,7 +75,7 @@ impl Elector {
         stands_in_the_way(self.maintenance, "maintenance is on")?;
         self.fit(name, now)?;
         let majority = self.settings.mode == Mode::Majority;
-        let listed = self.reservation.roster.voters.contains(me);
+        let listed = self.counted_roster().voters.contains(me);
         stands_in_the_way(
             majority && !listed,
             "not in the roster (standin server add)",
@@ -113,7 +114,7 @@ impl Elector {
                     .iter()
                     .any(|h| h.server == self.settings.me && h.age <= span)
         };
-        let voters = &self.reservation.roster.voters;
+        let voters = &self.counted_roster().voters;
         voters
             .iter()
             .filter(|name| **name == self.settings.me || mutual(name))
@@ -148,7 +149,7 @@ impl Elector {
         u32,
         std::cmp::Reverse<ServerName>,
     )> {
-        let voters = &self.reservation.roster.voters;
+        let voters = &self.counted_roster().voters;
         if self.settings.mode == Mode::Majority && !voters.contains(server) {
             return None;
         }
@@ -311,7 +312,7 @@ impl Elector {
     }
 
     fn other_voters(&self) -> Vec<ServerName> {
-        let voters = self.reservation.roster.voters.iter();
+        let voters = self.counted_roster().voters.iter();
         voters
             .filter(|v| **v != self.settings.me)
             .cloned()
@@ -375,10 +376,17 @@ impl Elector {
         }
         let number = self.note_sent(now, lease);
         self.note_promise(lease);
-        let instance = self.instance;
+        let (instance, roster) = (self.instance, self.counted_roster().version);
         let v = self.virtuals.get_mut(name)?;
         v.campaign.as_mut()?.term = term;
-        self.remember |= v.voter.promise(&me, term, (instance, number), now, lease);
+        let asked = Asked {
+            term,
+            instance,
+            number,
+            lease,
+            roster,
+        };
+        self.remember |= v.voter.promise(&me, asked, now);
         Some((term, number))
     }
 
@@ -438,7 +446,7 @@ impl Elector {
                 term: campaign.term,
                 lease: campaign.lease,
                 releases: v.voter.releases().map(released).collect(),
-                roster: self.reservation.roster.version,
+                roster: self.counted_roster().version,
             },
         };
         let to = to.clone();
@@ -447,7 +455,7 @@ impl Elector {
 
     /// A voter's link came back: what it was asked before may not have reached it.
     pub(crate) fn ask_again(&mut self, now: BootTime, server: &ServerName) {
-        if !self.reservation.roster.voters.contains(server) {
+        if !self.counted_roster().voters.contains(server) {
             return;
         }
         for name in self.virtuals.keys().cloned().collect::<Vec<_>>() {
@@ -587,7 +595,7 @@ impl Elector {
         let answers = if vote { &mut *yes } else { &mut *no };
         answers.insert(voter.clone());
         let (yes, no) = (yes.clone(), no.clone());
-        let (need, voters) = (self.quorum(), self.reservation.roster.voters.len());
+        let (need, voters) = (self.quorum(), self.counted_roster().voters.len());
         if self.listed(&yes) >= need {
             self.call_for_votes(now, name);
         } else if voters.saturating_sub(self.listed(&no)) < need {
@@ -597,7 +605,7 @@ impl Elector {
 
     /// How many of them are in the roster in force: it may have changed since they answered (R24).
     fn listed(&self, servers: &BTreeSet<ServerName>) -> usize {
-        let voters = &self.reservation.roster.voters;
+        let voters = &self.counted_roster().voters;
         voters.iter().filter(|v| servers.contains(*v)).count()
     }
 
@@ -691,7 +699,7 @@ impl Elector {
         };
         let (term, kind) = (campaign.term, campaign.kind);
         let fewer = usize::from(planted(Mutant::OneVoteFewer));
-        let (votes, voters) = (self.listed(granted), self.reservation.roster.voters.len());
+        let (votes, voters) = (self.listed(granted), self.counted_roster().voters.len());
         if votes + fewer >= need {
             let until = *sent + self.usable(campaign.lease);
             let good = granted.iter().map(|voter| (voter.clone(), until)).collect();
@@ -828,7 +836,7 @@ impl Elector {
         };
         let verdict = match self.would_vote(now, name, from, term, lease) {
             Err(refusal) => no(refusal),
-            Ok(()) if !self.reservation.roster.voters.contains(from) => no((Why::Roster, None)),
+            Ok(()) if !self.counted_roster().voters.contains(from) => no((Why::Roster, None)),
             Ok(()) if !self.doctor_agrees(now, name, from) => no((Why::Doctor, None)),
             Ok(()) => PreVerdict::Yes,
         };
@@ -893,13 +901,14 @@ impl Elector {
         let verdict = self
             .would_vote(now, name, from, term, lease)
             .map_err(|(why, _)| why);
+        let outdated = self.is_outdated(roster);
         let Some(v) = self.virtuals.get_mut(name) else {
             return;
         };
         let verdict = verdict.and_then(|()| {
             if v.voter.stale(from, instance, number) {
                 Err(Why::Stale)
-            } else if roster < self.reservation.roster.version && !planted(Mutant::OldRosterCalls) {
+            } else if outdated {
                 Err(Why::Roster)
             } else {
                 Ok(())
@@ -908,7 +917,14 @@ impl Elector {
         match verdict {
             Ok(()) => {
                 v.campaign = None;
-                self.remember |= v.voter.promise(from, term, (instance, number), now, lease);
+                let asked = Asked {
+                    term,
+                    instance,
+                    number,
+                    lease,
+                    roster,
+                };
+                self.remember |= v.voter.promise(from, asked, now);
                 self.note_promise(lease);
                 self.say(
                     from,

@@ -7,7 +7,7 @@ use crate::{
     reservation::{BLOCK, Reservation},
     state::{Gate, Kind, Mastership, Parts, Peer, Taking, Virtual, Waiting},
     virtuals::{Due, Virtuals},
-    voter::Promise,
+    voter::{Asked, Promise},
 };
 use mutants::{Mutant, planted};
 use protocol::{
@@ -38,6 +38,11 @@ const BROKEN: Duration = Duration::from_secs(30);
 
 /// A failed write of the reservation is tried again after this.
 const RESERVE_AGAIN: Duration = Duration::from_secs(1);
+
+/// m = n/2 + 1 of a roster.
+pub(crate) fn majority(roster: &Roster) -> usize {
+    roster.voters.len() / 2 + 1
+}
 
 /// What every virtual server's standing depends on and what changes without an event about all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -198,8 +203,8 @@ impl Elector {
     /// R20 (a): the memory of this boot.
     fn recall(&mut self, memory: Memory, gates: &[(VirtualServerName, BootTime)], now: BootTime) {
         self.floor_base = memory.floor_base;
-        if let Some(until) = memory.silent_until.filter(|until| now <= *until) {
-            self.taking = Taking::Silent { until }; // R20 (b), before electd was restarted
+        if let Some(until) = memory.silent_until {
+            self.taking = Taking::Silent { since: now, until }; // R20 (b), before electd was restarted
         }
         let firm = now + self.reservation.promise_max;
         for vote in memory.votes {
@@ -215,6 +220,8 @@ impl Elector {
                     by: None,
                     until: firm,
                     firm_until: Some(firm),
+                    roster: RosterVersion::default(),
+                    earlier: None,
                 });
             }
             v.voter.holder = vote.holder;
@@ -226,8 +233,10 @@ impl Elector {
         }
     }
 
-    /// R20 (b): nothing is remembered but the reservation.
+    /// R20 (b): nothing is remembered but the reservation, and that may be an old one: silent for the longest of what
+    /// it says and what the configuration says; the others' beats may add to it ([`Self::learn_silent`]).
     pub(crate) fn fall_silent(&mut self, floor: Term, now: BootTime) {
+        let span = self.reservation.promise_max.max(self.settings.lease);
         self.floor_base = floor;
         for v in self.virtuals.values_mut() {
             v.voter.voted = v.voter.voted.max(floor);
@@ -237,7 +246,8 @@ impl Elector {
             Taking::Active
         } else {
             Taking::Silent {
-                until: now + self.reservation.promise_max,
+                since: now,
+                until: now + span,
             }
         };
         self.wanted.reserved = self
@@ -245,7 +255,6 @@ impl Elector {
             .reserved
             .max(Term(floor.0.saturating_add(BLOCK)));
         self.remember = true;
-        let span = self.reservation.promise_max;
         self.notice(format!(
             "silent for {} ms: no memory of earlier promises",
             span.as_millis()
@@ -388,7 +397,7 @@ impl Elector {
                 next = next.min(time);
             }
         };
-        if let Taking::Silent { until } = self.taking {
+        if let Taking::Silent { until, .. } = self.taking {
             at(until + AFTER);
         }
         self.reserve_again.into_iter().for_each(&mut at);
@@ -492,10 +501,12 @@ impl Elector {
         if self.stopped {
             return;
         }
-        if let Taking::Silent { until } = self.taking
+        if let Taking::Silent { until, .. } = self.taking
             && now > until
+            && self.has_heard_a_majority()
         {
             self.taking = Taking::Active;
+            self.remember = true;
             self.notice("taking part in elections".into());
         }
         self.blank_learns(now);
@@ -530,7 +541,7 @@ impl Elector {
                 holder: v.voter.holder.clone(),
             });
             let silent_until = match self.taking {
-                Taking::Silent { until } => Some(until),
+                Taking::Silent { until, .. } => Some(until),
                 Taking::Blank | Taking::Active => None,
             };
             let (floor_base, votes) = (self.floor_base, votes.collect());
@@ -564,9 +575,10 @@ impl Elector {
         };
         self.settle_lease();
         let number = self.note_sent(now, self.lease);
+        let roster = self.counted_roster().clone();
         let mut standings = Vec::with_capacity(self.virtuals.len());
         for name in self.virtuals.keys().cloned().collect::<Vec<_>>() {
-            let claim = self.claim(now, &name, number);
+            let claim = self.claim(now, &name, number, roster.version);
             let fit = self.fit(&name, now).is_ok();
             let Some(v) = self.virtuals.get(&name) else {
                 continue;
@@ -602,7 +614,7 @@ impl Elector {
             freshness: self.freshness,
             standings,
             heard: heard.collect(),
-            roster: self.reservation.roster.clone(),
+            roster,
             config_hash: self.settings.config_hash,
         };
         self.release_held(now);
@@ -640,7 +652,13 @@ impl Elector {
     }
 
     /// The claim in beat `number`, if this server may make one, promised to itself (R4, R5, R7).
-    fn claim(&mut self, now: BootTime, name: &VirtualServerName, number: Number) -> Option<Claim> {
+    fn claim(
+        &mut self,
+        now: BootTime,
+        name: &VirtualServerName,
+        number: Number,
+        roster: RosterVersion,
+    ) -> Option<Claim> {
         let (instance, lease, me) = (self.instance, self.lease, self.settings.me.clone());
         let usable = self.usable(lease);
         let v = self.virtuals.get(name)?;
@@ -650,7 +668,14 @@ impl Elector {
             return None;
         }
         let v = self.virtuals.get_mut(name)?;
-        self.remember |= v.voter.promise(&me, term, (instance, number), now, lease);
+        let asked = Asked {
+            term,
+            instance,
+            number,
+            lease,
+            roster,
+        };
+        self.remember |= v.voter.promise(&me, asked, now);
         self.promised_max.0 = self.promised_max.0.max(lease); // R23: a blank server asks this one
         let mastership = v.mastership.as_mut()?;
         let good = mastership.good.entry(me).or_default();
@@ -670,21 +695,26 @@ impl Elector {
 
     /// R7: the m-th largest of the voters' promises.
     pub(crate) fn lease_end(&self, v: &Virtual) -> Option<BootTime> {
+        self.lease_end_by(v, self.counted_roster())
+    }
+
+    /// The same, counted by this roster.
+    pub(crate) fn lease_end_by(&self, v: &Virtual, roster: &Roster) -> Option<BootTime> {
         let mastership = v.mastership.as_ref()?;
-        let counted = |(voter, _): &(&ServerName, &BootTime)| match self.settings.mode {
-            Mode::Majority => self.reservation.roster.voters.contains(voter),
-            Mode::None => **voter == self.settings.me,
+        let (counted, need): (&[ServerName], usize) = match self.settings.mode {
+            Mode::Majority => (&roster.voters, majority(roster)),
+            Mode::None => (std::slice::from_ref(&self.settings.me), 1),
         };
         let mut good: Vec<BootTime> = mastership
             .good
             .iter()
-            .filter(counted)
+            .filter(|(voter, _)| counted.contains(voter))
             .map(|(_, t)| *t)
             .collect();
         good.sort_unstable_by(|a, b| b.cmp(a));
         let fewer = usize::from(planted(Mutant::OneVoterFewer));
         Some(
-            good.get(self.quorum().saturating_sub(1 + fewer))
+            good.get(need.saturating_sub(1 + fewer))
                 .copied()
                 .unwrap_or_default(),
         )
@@ -693,7 +723,7 @@ impl Elector {
     /// m = n/2 + 1 of the roster; one where nobody is asked.
     pub(crate) fn quorum(&self) -> usize {
         match self.settings.mode {
-            Mode::Majority => self.reservation.roster.voters.len() / 2 + 1,
+            Mode::Majority => majority(self.counted_roster()),
             Mode::None => 1,
         }
     }
@@ -771,6 +801,7 @@ impl Elector {
             self.learn_floor(&standing.virtual_server, standing.floor);
         }
         self.offered_roster(&beat.roster);
+        self.learn_silent(beat.promise_max);
         self.note_claims(&from, &beat);
         self.follow(now, &from);
         if self.taking != Taking::Active {
@@ -778,30 +809,29 @@ impl Elector {
         }
         let mut answers = Vec::new();
         for standing in beat.standings {
-            if let Some(claim) = standing.claim
-                && let Some(verdict) = self.judge(
-                    now,
-                    &standing.virtual_server,
-                    &from,
-                    claim,
-                    (beat.instance, beat.number),
-                    beat.lease,
-                )
-            {
+            let Some(claim) = standing.claim else {
+                continue;
+            };
+            let asked = Asked {
+                term: claim.term,
+                instance: beat.instance,
+                number: beat.number,
+                lease: beat.lease,
+                roster: beat.roster.version,
+            };
+            if let Some(verdict) = self.judge(now, &standing.virtual_server, &from, asked) {
                 answers.push(Answer {
                     virtual_server: standing.virtual_server,
                     verdict,
                 });
             }
         }
-        let (instance, number, roster) =
-            (beat.instance, beat.number, self.reservation.roster.version);
         let ack = Ack {
-            instance,
-            number,
+            instance: beat.instance,
+            number: beat.number,
             waited: Duration::ZERO,
             answers,
-            roster,
+            roster: self.settled_roster(now),
         };
         self.acknowledge(now, from, ack, claims);
     }
@@ -812,10 +842,15 @@ impl Elector {
         now: BootTime,
         name: &VirtualServerName,
         from: &ServerName,
-        Claim { term, .. }: Claim,
-        (instance, number): (Instance, Number),
-        lease: Duration,
+        asked: Asked,
     ) -> Option<Verdict> {
+        let Asked {
+            term,
+            instance,
+            number,
+            lease,
+            roster,
+        } = asked;
         if !self.virtuals.contains_key(name) && self.virtuals.len() >= VIRTUAL_SERVERS_MAX {
             let floor = self.floor_base;
             return Some(Verdict::Refused {
@@ -860,13 +895,16 @@ impl Elector {
         if v.gate == Gate::Shutting {
             return refuse(Why::Shutting);
         }
+        if self.is_outdated(roster) {
+            return refuse(Why::Roster);
+        }
         if !self.is_synced(term, lease) {
             self.need(term, lease);
             return refuse(Why::Reservation);
         }
         self.note_promise(lease);
         let v = self.virtuals.get_mut(name)?;
-        self.remember |= v.voter.promise(from, term, (instance, number), now, lease);
+        self.remember |= v.voter.promise(from, asked, now);
         Some(Verdict::Promised(term))
     }
 
@@ -908,7 +946,7 @@ impl Elector {
         };
         let (_, sent, lease) = self.sent[index];
         if let Some(peer) = self.peers.get_mut(from) {
-            peer.roster = Some(ack.roster);
+            peer.roster = Some(ack.roster).filter(|_| !peer.is_blank());
         }
         self.note_round_trip(now.since(sent).saturating_sub(ack.waited));
         let usable = self.usable(lease);
@@ -1229,7 +1267,17 @@ impl Elector {
         }
     }
 
-    /// The roster in force: the one on disk.
+    /// R24: the roster that this server counts by: the highest known, on disk or on its way there; none while it is
+    /// blank.
+    pub fn counted_roster(&self) -> &Roster {
+        if self.taking == Taking::Blank {
+            &self.reservation.roster
+        } else {
+            &self.wanted.roster
+        }
+    }
+
+    /// The roster on disk.
     pub fn roster(&self) -> &Roster {
         &self.reservation.roster
     }

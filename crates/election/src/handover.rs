@@ -523,7 +523,7 @@ impl Elector {
             return Err("its term reservation is not synced".into());
         }
         let asks = self.settings.mode == crate::Mode::Majority;
-        if asks && !self.reservation.roster.voters.contains(&self.settings.me) {
+        if asks && !self.counted_roster().voters.contains(&self.settings.me) {
             return Err("it is not in the roster".into());
         }
         Ok(())

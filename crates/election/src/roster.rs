@@ -15,6 +15,12 @@ use protocol::{
 };
 use std::time::Duration;
 
+/// The voters of a roster in one line.
+fn names(roster: &Roster) -> String {
+    let voters: Vec<_> = roster.voters.iter().map(|v| v.as_str()).collect();
+    voters.join(" ")
+}
+
 /// No configuration has a longer lease: nobody is made silent for longer by a wild number.
 const LEASE_MAX: Duration = Duration::from_secs(10);
 
@@ -80,8 +86,7 @@ impl Elector {
         self.reservation = reservation;
         if changed {
             let roster = &self.reservation.roster;
-            let voters: Vec<_> = roster.voters.iter().map(|v| v.as_str()).collect();
-            let text = format!("roster {} in force: {}", roster.version, voters.join(" "));
+            let text = format!("roster {} in force: {}", roster.version, names(roster));
             self.notice(text);
         }
     }
@@ -118,7 +123,36 @@ impl Elector {
         self.wanted.reserved = floor;
         self.wanted.promise_max = longest;
         (self.reservation.promise_max, self.longest) = (longest, longest);
+        // What it forgot may have been promised just now (R23).
+        self.promised_max = (Duration::ZERO, longest, now + longest);
         self.fall_silent(floor, now);
+    }
+
+    /// R20, R21: while silent, for as long as any of the others may have been promised: this server's reservation may
+    /// be from before a lease was raised. It is noted as promised, so that the disk holds it as long as it may bind.
+    pub(crate) fn learn_silent(&mut self, told: Duration) {
+        let told = told.min(LEASE_MAX);
+        let Taking::Silent { since, until } = &mut self.taking else {
+            return;
+        };
+        if *since + told > *until {
+            *until = *since + told;
+            self.remember = true;
+        }
+        if told > self.reservation.promise_max {
+            self.wanted.promise_max = self.wanted.promise_max.max(told);
+            self.note_promise(told);
+        }
+    }
+
+    /// Voters heard since electd started, this one among them, make a majority: what they told is known. Without a
+    /// quorum nobody is asked.
+    pub(crate) fn has_heard_a_majority(&self) -> bool {
+        let heard = |name: &&ServerName| {
+            **name == self.settings.me || self.peers.get(*name).is_some_and(|p| p.beat.is_some())
+        };
+        self.settings.mode == Mode::None
+            || self.counted_roster().voters.iter().filter(heard).count() >= self.quorum()
     }
 
     /// R24: the higher replaces the lower, synced before the next acknowledgement, which tells it.
@@ -127,14 +161,31 @@ impl Elector {
             roster.version > self.wanted.roster.version || self.wanted.roster.voters.is_empty();
         if better && !roster.voters.is_empty() {
             self.wanted.roster = roster.clone();
+            self.virtuals.stir_all(); // leases are counted by it from now on
         }
+    }
+
+    /// R5, R14, R24: who asks counts by an older roster than this server has on disk.
+    pub(crate) fn is_outdated(&self, roster: RosterVersion) -> bool {
+        self.settings.mode == Mode::Majority
+            && roster < self.reservation.roster.version
+            && !planted(Mutant::OldRosterCalls)
+    }
+
+    /// R24: the version that an acknowledgement tells: the one on disk, or a lower one by which promises in force may
+    /// still be counted.
+    pub(crate) fn settled_roster(&self, now: BootTime) -> RosterVersion {
+        let promises = self
+            .virtuals
+            .values()
+            .filter_map(|v| v.voter.counted_by(now));
+        promises.fold(self.reservation.roster.version, RosterVersion::min)
     }
 
     /// R24: a new master of the keeper restamps the roster with its own term.
     pub(crate) fn restamp_roster(&mut self, name: &VirtualServerName, term: Term) {
         if self.wanted.roster.keeper.as_ref() == Some(name) && self.settings.mode == Mode::Majority
         {
-            self.wanted.roster = self.reservation.roster.clone();
             self.wanted.roster.version = RosterVersion { term, counter: 0 };
         }
     }
@@ -193,11 +244,12 @@ impl Elector {
             return Err("the lease is lost for the moment: try again".into());
         }
         let holds = |voter: &&ServerName| {
-            **voter == self.settings.me
-                || self
-                    .peers
-                    .get(*voter)
-                    .is_some_and(|p| p.roster == Some(present.version))
+            let told = if **voter == self.settings.me {
+                Some(self.settled_roster(now))
+            } else {
+                self.peers.get(*voter).and_then(|p| p.roster)
+            };
+            told == Some(present.version)
         };
         let holding = present.voters.iter().filter(holds).count();
         if holding < self.quorum() && !planted(Mutant::RosterTwoAtATime) {
@@ -228,6 +280,12 @@ impl Elector {
             }
             next.voters.retain(|v| v != server);
         }
+        if self.lease_end_by(v, &next).is_none_or(|end| now > end) {
+            return Err(format!(
+                "a majority of {} does not acknowledge this master: start those that are down first",
+                names(&next)
+            ));
+        }
         Ok(next)
     }
 
@@ -238,8 +296,7 @@ impl Elector {
         };
         let roster = &self.reservation.roster;
         let answer = if roster.version == version {
-            let voters: Vec<_> = roster.voters.iter().map(|v| v.as_str()).collect();
-            Ok(format!("roster {version}: {}", voters.join(" ")))
+            Ok(format!("roster {version}: {}", names(roster)))
         } else if self.wanted.roster.version != version {
             Err(format!(
                 "overtaken by roster {} of another master",

@@ -436,12 +436,20 @@ impl Situation {
             by,
             until,
             firm_until,
+            roster,
+            earlier,
         } = promise;
         self.server(holder);
         self.option(*by, |s, (i, k)| s.words.push(Word::Number(i, k)));
         self.time(*until);
         let firm = firm_until.filter(|firm| self.now <= *firm);
         self.option(firm, Self::time);
+        self.version(*roster);
+        let earlier = earlier.filter(|(_, until)| self.now <= *until);
+        self.option(earlier, |s, (version, until)| {
+            s.version(version);
+            s.time(until);
+        });
     }
 
     fn voter(&mut self, voter: &Voter) {
@@ -622,8 +630,9 @@ impl Situation {
     fn taking(&mut self, taking: &Taking) {
         match taking {
             Taking::Blank => self.plain(0),
-            Taking::Silent { until } => {
+            Taking::Silent { since, until } => {
                 self.plain(1);
+                self.time(*since);
                 self.time(*until);
             }
             Taking::Active => self.plain(2),

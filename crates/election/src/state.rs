@@ -5,7 +5,7 @@ use protocol::VirtualServerName;
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term,
     local::ring::HealthState,
-    wire::beat::{Beat, Claim, Standing},
+    wire::beat::{Beat, Claim, Participation, Standing},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,11 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Taking {
     Blank,
-    Silent { until: BootTime },
+    /// Nothing is promised until then, counted from the start; and not before a majority was heard.
+    Silent {
+        since: BootTime,
+        until: BootTime,
+    },
     Active,
 }
 
@@ -205,6 +209,12 @@ impl Peer {
         let beat = self.beat.as_ref()?;
         let claim = self.standing(v)?.claim?;
         (!voter.is_released(me, beat.instance, beat.number)).then_some(claim)
+    }
+
+    /// It has no reservation, as far as it told (R21).
+    pub fn is_blank(&self) -> bool {
+        let blank = |beat: &Beat| beat.participation == Participation::Blank;
+        self.beat.as_ref().is_some_and(blank)
     }
 
     pub fn is_newer(&self, instance: Instance, number: Number) -> bool {

@@ -101,7 +101,7 @@ impl Elector {
             server: self.settings.me.clone(),
             standing: match self.taking {
                 Taking::Blank => "blank: no reservation; run standin init on a new cluster".into(),
-                Taking::Silent { until } => {
+                Taking::Silent { until, .. } => {
                     format!("silent for {} ms more", until.since(now).as_millis())
                 }
                 Taking::Active => "taking part".into(),

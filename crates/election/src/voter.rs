@@ -1,7 +1,7 @@
 //! What a server has promised, and to whom: the safety of the whole rests here (ELECTION R4 to R6, R18).
 
 use mutants::{Mutant, planted};
-use protocol::{BootTime, Instance, Number, ServerName, Term};
+use protocol::{BootTime, Instance, Number, RosterVersion, ServerName, Term};
 use std::{collections::BTreeMap, time::Duration};
 
 /// Most releases remembered for one virtual server.
@@ -18,6 +18,36 @@ pub struct Promise {
     pub until: BootTime,
     /// Until then no release ends it (R20).
     pub firm_until: Option<BootTime>,
+    /// The roster version that the beat or call told; the lowest there is after a restart.
+    pub roster: RosterVersion,
+    /// The lowest version told by earlier beats or calls that still bind, and until when they do.
+    pub earlier: Option<(RosterVersion, BootTime)>,
+}
+
+impl Promise {
+    /// R24: the lowest roster version by which what binds at `now` may be counted.
+    fn counted_by(&self, now: BootTime) -> Option<RosterVersion> {
+        let own = (now <= self.until).then_some(self.roster);
+        let earlier = self.earlier.filter(|(_, until)| now <= *until);
+        own.into_iter()
+            .chain(earlier.map(|(roster, _)| roster))
+            .min()
+    }
+}
+
+/// A beat that claims, or a call: what a promise is given for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// In which term.
+    pub term: Term,
+    /// By which instance.
+    pub instance: Instance,
+    /// Under which number.
+    pub number: Number,
+    /// For how long.
+    pub lease: Duration,
+    /// Counting by which roster (R24).
+    pub roster: RosterVersion,
 }
 
 /// One virtual server's votes and promises of this server.
@@ -80,14 +110,14 @@ impl Voter {
     }
 
     /// R5, R6: promise for `lease` from now. Returns whether the memory in the run-dir must be written.
-    pub fn promise(
-        &mut self,
-        who: &ServerName,
-        term: Term,
-        (instance, number): (Instance, Number),
-        now: BootTime,
-        lease: Duration,
-    ) -> bool {
+    pub fn promise(&mut self, who: &ServerName, asked: Asked, now: BootTime) -> bool {
+        let Asked {
+            term,
+            instance,
+            number,
+            lease,
+            roster,
+        } = asked;
         let changed = self.voted != term || self.holder.as_ref() != Some(who);
         self.voted = self.voted.max(term);
         self.holder = Some(who.clone());
@@ -95,14 +125,27 @@ impl Voter {
         let until = before
             .as_ref()
             .map_or(now + lease, |p| p.until.max(now + lease));
-        let firm_until = before.and_then(|p| p.firm_until);
+        let earlier = before.as_ref().and_then(|p| {
+            if p.roster < roster {
+                Some((p.counted_by(now)?, p.until))
+            } else {
+                p.earlier
+            }
+        });
         self.promise = Some(Promise {
             holder: who.clone(),
             by: Some((instance, number)),
             until,
-            firm_until,
+            firm_until: before.and_then(|p| p.firm_until),
+            roster,
+            earlier,
         });
         changed
+    }
+
+    /// R24: the lowest roster version by which a promise in force may be counted, if one is in force.
+    pub fn counted_by(&self, now: BootTime) -> Option<RosterVersion> {
+        self.promise.as_ref()?.counted_by(now)
     }
 
     /// R18: nothing `who` sent up to `number` counts any more. Comes late, twice or relayed with one effect.
@@ -162,9 +205,26 @@ mod tests {
     const L: Duration = Duration::from_millis(500);
     const I: Instance = Instance(7);
 
+    fn asked(number: u64, lease: Duration, counter: u64) -> Asked {
+        Asked {
+            term: Term(3),
+            instance: I,
+            number: Number(number),
+            lease,
+            roster: version(counter),
+        }
+    }
+
+    fn version(counter: u64) -> RosterVersion {
+        RosterVersion {
+            term: Term(1),
+            counter,
+        }
+    }
+
     fn promised(at: u64) -> Voter {
         let mut voter = Voter::default();
-        assert!(voter.promise(&name("a"), Term(3), (I, Number(5)), BootTime(at), L));
+        assert!(voter.promise(&name("a"), asked(5, L, 0), BootTime(at)));
         voter
     }
 
@@ -180,13 +240,8 @@ mod tests {
     #[test]
     fn a_promise_to_the_same_instance_never_shrinks() {
         let mut voter = promised(1000);
-        assert!(!voter.promise(
-            &name("a"),
-            Term(3),
-            (I, Number(6)),
-            BootTime(1001),
-            Duration::from_millis(1)
-        ));
+        let shorter = asked(6, Duration::from_millis(1), 0);
+        assert!(!voter.promise(&name("a"), shorter, BootTime(1001)));
         assert_eq!(voter.promise_end(), BootTime(1000) + L);
         assert!(voter.stale(&name("a"), I, Number(5)));
         assert!(!voter.stale(&name("a"), I, Number(6)));
@@ -223,18 +278,51 @@ mod tests {
                 by: None,
                 until: BootTime(5000),
                 firm_until: Some(BootTime(5000)),
+                roster: RosterVersion::default(),
+                earlier: None,
             }),
             ..Voter::default()
         };
-        voter.promise(
-            &name("a"),
-            Term(1),
-            (I, Number(1)),
-            BootTime(10),
-            Duration::from_nanos(1),
-        );
+        let short = asked(1, Duration::from_nanos(1), 0);
+        voter.promise(&name("a"), short, BootTime(10));
         voter.release(&name("a"), I, Number(1), BootTime(20));
         assert!(!voter.free_for(&name("b"), BootTime(4999)));
         assert!(voter.free_for(&name("b"), BootTime(5001)));
+    }
+
+    #[test]
+    fn a_promise_is_counted_by_the_lowest_roster_until_what_was_asked_with_it_has_run_out() {
+        let mut voter = promised(1000);
+        let at = BootTime(1000) + L / 2;
+        let (first_ends, second_ends) = (BootTime(1000) + L, at + L);
+        voter.promise(&name("a"), asked(6, L, 1), at);
+        assert_eq!(voter.counted_by(at), Some(version(0)));
+        voter.promise(&name("a"), asked(7, L, 1), at);
+        assert_eq!(voter.counted_by(first_ends), Some(version(0)));
+        let after = first_ends + Duration::from_nanos(1);
+        assert_eq!(voter.counted_by(after), Some(version(1)));
+        assert_eq!(
+            voter.counted_by(second_ends + Duration::from_nanos(1)),
+            None
+        );
+    }
+
+    #[test]
+    fn two_rosters_one_after_another_leave_the_lowest_in_force() {
+        let mut voter = promised(1000);
+        voter.promise(&name("a"), asked(6, L, 1), BootTime(1001));
+        voter.promise(&name("a"), asked(7, L, 2), BootTime(1002));
+        assert_eq!(voter.counted_by(BootTime(1003)), Some(version(0)));
+        // A claimant that was restarted knows less again.
+        voter.promise(&name("a"), asked(8, L, 1), BootTime(1004) + L);
+        assert_eq!(voter.counted_by(BootTime(1005) + L), Some(version(1)));
+    }
+
+    #[test]
+    fn another_holder_is_counted_by_its_own_roster() {
+        let mut voter = promised(1000);
+        let free = BootTime(1001) + L;
+        voter.promise(&name("b"), asked(1, L, 4), free);
+        assert_eq!(voter.counted_by(free), Some(version(4)));
     }
 }

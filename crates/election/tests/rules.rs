@@ -85,8 +85,13 @@ impl Alone {
         term: Option<u64>,
         lease: Duration,
     ) -> Vec<Output> {
+        let beat = Self::a_beat(from, number, term, lease);
+        self.hear(from, beat)
+    }
+
+    fn a_beat(from: &str, number: u64, term: Option<u64>, lease: Duration) -> Beat {
         let instance = if from == "alpha" { ALPHA } else { BETA };
-        let beat = Beat {
+        Beat {
             instance,
             number: Number(number),
             lease,
@@ -109,12 +114,34 @@ impl Alone {
             heard: Vec::new(),
             roster: Roster::default(),
             config_hash: 1,
-        };
+        }
+    }
+
+    fn hear(&mut self, from: &str, beat: Beat) -> Vec<Output> {
         self.give(Input::Beat {
             from: name(from),
             at: self.now,
             beat,
         })
+    }
+
+    /// The acknowledgement of a claim in term 3 for a lease, counted by this roster.
+    fn ack_by(&mut self, from: &str, number: u64, roster: &Roster) -> Ack {
+        let mut beat = Self::a_beat(from, number, Some(3), L);
+        beat.roster = roster.clone();
+        let outputs = self.hear(from, beat);
+        let ack = outputs.into_iter().find_map(|o| match o {
+            Output::Ack { ack, .. } => Some(ack),
+            _ => None,
+        });
+        ack.unwrap()
+    }
+
+    /// On disk now.
+    fn store(&mut self, roster: &Roster) {
+        let mut reservation = Self::reservation();
+        reservation.roster = roster.clone();
+        self.give(Input::Reserved(reservation));
     }
 
     /// The verdict on a beat; none if it was dropped.
@@ -892,4 +919,156 @@ fn numbers_at_their_end_stop_nothing() {
     let outputs = alone.give(Input::Probed(vname("web"), false));
     let won = |o: &Output| matches!(o, Output::Role(r) if r.master && r.term == Term(u64::MAX));
     assert!(outputs.iter().any(won), "{outputs:?}");
+}
+
+fn roster(counter: u64, voters: &[&str]) -> Roster {
+    Roster {
+        version: RosterVersion {
+            term: Term(3),
+            counter,
+        },
+        voters: voters.iter().map(|v| name(v)).collect(),
+        keeper: Some(vname("web")),
+    }
+}
+
+#[test]
+fn r24_a_claim_counted_by_an_older_roster_than_the_own_is_refused() {
+    let (older, newer) = (
+        roster(0, &["alpha", "beta", "gamma"]),
+        roster(1, &["alpha", "beta", "delta", "gamma"]),
+    );
+    let mut voter = Alone::new();
+    let promised = |ack: &Ack| matches!(ack.answers[0].verdict, Verdict::Promised(_));
+    assert!(promised(&voter.ack_by("alpha", 1, &older)));
+    voter.store(&newer);
+    let ack = voter.ack_by("alpha", 2, &older);
+    assert_eq!(
+        refused(Some(ack.answers[0].verdict.clone())),
+        Why::Roster,
+        "its majority may not meet one of the newer roster's"
+    );
+    assert!(promised(&voter.ack_by("alpha", 3, &newer)));
+}
+
+#[test]
+fn r24_an_acknowledgement_tells_the_lowest_roster_by_which_a_promise_may_be_counted() {
+    let (older, newer) = (
+        roster(0, &["alpha", "beta", "gamma"]),
+        roster(1, &["alpha", "beta", "delta", "gamma"]),
+    );
+    let mut voter = Alone::new();
+    voter.store(&older);
+    assert_eq!(voter.ack_by("alpha", 1, &older).roster, older.version);
+    voter.store(&newer);
+    let ack = voter.ack_by("alpha", 2, &newer);
+    assert_eq!(
+        ack.roster, older.version,
+        "what was promised to the first beat binds for a lease"
+    );
+    voter.pass(L + ms(1));
+    assert_eq!(voter.ack_by("alpha", 3, &newer).roster, newer.version);
+}
+
+#[test]
+fn r24_after_a_restart_no_roster_is_told_as_settled_while_the_firm_promise_binds() {
+    let held = roster(0, &["alpha", "beta", "gamma"]);
+    let mut voter = Alone::new();
+    voter.store(&held);
+    let mut beat = Alone::a_beat("alpha", 6, Some(3), L);
+    beat.roster = held.clone();
+    let remembered = voter.hear("alpha", beat).into_iter().find_map(|o| match o {
+        Output::Remember(m) => Some(m),
+        _ => None,
+    });
+    let mut voter = Alone::remembering(remembered.unwrap());
+    voter.store(&held);
+    assert!(voter.ack_by("alpha", 7, &held).roster < held.version);
+    voter.pass(L + ms(1));
+    assert_eq!(voter.ack_by("alpha", 8, &held).roster, held.version);
+}
+
+/// gamma, just booted with `promise_max` on disk, and L in its configuration.
+fn booted(promise_max: Duration) -> Alone {
+    let reservation = Reservation {
+        promise_max,
+        ..Alone::reservation()
+    };
+    let now = BootTime(1_000_000_000_000);
+    let start = Start {
+        instance: Instance(0xc),
+        seed: 1,
+        reservation: Some(reservation),
+        memory: None,
+        gates: Vec::new(),
+    };
+    let mut this = Alone {
+        elector: Elector::new(Alone::settings(), start, now),
+        now,
+    };
+    this.outputs();
+    this
+}
+
+fn standing(alone: &Alone) -> String {
+    alone.elector.view(alone.now).standing
+}
+
+#[test]
+fn r20_a_booted_server_is_silent_for_the_longest_of_disk_configuration_and_what_others_tell() {
+    let mut voter = booted(ms(10));
+    voter.beat_of("beta", 1, None, L);
+    voter.pass(L);
+    assert!(standing(&voter).contains("silent"), "the configuration's");
+    voter.pass(ms(1));
+    assert_eq!(standing(&voter), "taking part");
+
+    let mut voter = booted(ms(10));
+    let mut beat = Alone::a_beat("beta", 1, None, L);
+    beat.promise_max = secs(3);
+    voter.pass(ms(100));
+    voter.hear("beta", beat);
+    // Of the write under way since the start it hears now.
+    let outputs = voter.give(Input::Reserved(Reservation {
+        promise_max: L,
+        ..Alone::reservation()
+    }));
+    let stored = |o: &Output| matches!(o, Output::Reserve(r) if r.promise_max == secs(3));
+    assert!(
+        outputs.iter().any(stored),
+        "a second power loss must not cut it short: {outputs:?}"
+    );
+    voter.pass(ms(2900));
+    assert!(standing(&voter).contains("silent"), "what beta told");
+    assert_eq!(voter.call("alpha", 1, 3000), Err(Why::Silent));
+    voter.pass(ms(1));
+    assert_eq!(standing(&voter), "taking part");
+}
+
+#[test]
+fn r20_silence_does_not_end_before_a_majority_was_heard() {
+    let mut voter = booted(L);
+    voter.pass(secs(60));
+    assert!(standing(&voter).contains("silent"));
+    assert_eq!(voter.call("alpha", 1, 3000), Err(Why::Silent));
+    voter.beat_of("beta", 1, None, L);
+    assert_eq!(standing(&voter), "taking part");
+}
+
+#[test]
+fn r20_a_restart_of_electd_does_not_end_a_silence_in_which_nobody_was_heard() {
+    let mut voter = booted(L);
+    let until = voter.now + L;
+    let memory = Memory {
+        silent_until: Some(until),
+        ..Memory::default()
+    };
+    voter = Alone::remembering(memory);
+    voter.now = until + secs(1);
+    voter.pass(ms(1));
+    assert!(standing(&voter).contains("silent"));
+    let outputs = voter.beat_of("beta", 1, None, L);
+    assert_eq!(standing(&voter), "taking part");
+    let over = |o: &Output| matches!(o, Output::Remember(m) if m.silent_until.is_none());
+    assert!(outputs.iter().any(over), "it is remembered as over");
 }

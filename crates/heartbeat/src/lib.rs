@@ -18,6 +18,10 @@
 //! When both restart at once both ask at once, and one round is enough. Within a pair of incarnations a
 //! sliding window over the sequence number passes every message on once, however many paths it came by.
 //!
+//! Packets of a former incarnation that keep arriving are late, replayed from a recording, or of a second server that
+//! runs under the name (a clone). None of them can answer a challenge made after the replacement but the last: so the
+//! peer is asked again, once a second at most, and such an answer raises the alarm [`Output::Doubled`].
+//!
 //! What it does not do: decide who is alive (doctord), make beats (electd), repeat anything.
 //! Pure: no socket, clock or random source; see [`Input`] and [`Output`].
 

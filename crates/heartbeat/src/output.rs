@@ -13,6 +13,16 @@ pub enum Output {
     Deliver(HbdToDoctord),
     /// A peer's incarnation proved itself; for the log.
     Met(ServerName),
+    /// Two servers run under one name: an incarnation that another has replaced answered a challenge made after that.
+    /// An alarm, repeated once a minute at most as long as it lasts.
+    Doubled {
+        /// The name.
+        server: ServerName,
+        /// The address from which the former incarnation, which is refused, answered.
+        former: IpAddr,
+        /// The address from which the present one was last heard.
+        present: Option<IpAddr>,
+    },
     /// Something was refused and counted; for the log, rate-limited.
     Refused {
         /// The address it came from.

@@ -19,6 +19,16 @@ const CHALLENGE_LIFE: Duration = Duration::from_secs(2);
 /// Hellos of one peer answered in one heartbeat interval.
 const ANSWERS_MAX: u32 = 16;
 
+/// A peer is not asked more often than this because a former incarnation of it still sends.
+const FORMER_ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// Distance between two alarms that two servers run under one name.
+const ALARM_EVERY: Duration = Duration::from_secs(60);
+
+/// So long after the last proof the name still counts as doubled: where both have one address, a challenge reaches
+/// the former incarnation only now and then.
+const DOUBLED_LIFE: Duration = Duration::from_secs(600);
+
 /// Former incarnations of a peer remembered as such.
 const FORMER_MAX: usize = 16;
 
@@ -31,6 +41,11 @@ pub(crate) struct Peer {
     former: VecDeque<Incarnation>,
     asking: Option<(Challenge, BootTime)>,
     settled: Option<Challenge>,
+    /// The last challenge made since the present incarnation proved itself: a former one that answers it still runs.
+    since_replaced: Option<Challenge>,
+    former_asked: Option<BootTime>,
+    doubled: Option<BootTime>,
+    alarmed: Option<BootTime>,
     hello_due: Option<BootTime>,
     hello_last: Option<BootTime>,
     answers: (BootTime, u32),
@@ -47,6 +62,17 @@ struct Known {
     /// Per path, to tell a copy over a second path from a replay.
     path_windows: Vec<Window>,
     echo: Option<Echo>,
+}
+
+/// What came of the answer to a challenge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Of the incarnation that was known already.
+    Known,
+    /// A new incarnation is known.
+    Met,
+    /// A former incarnation still runs; true if that is to be told now.
+    Doubled(bool),
 }
 
 /// When and how a datagram arrived.
@@ -68,6 +94,10 @@ impl Peer {
             former: VecDeque::new(),
             asking: None,
             settled: None,
+            since_replaced: None,
+            former_asked: None,
+            doubled: None,
+            alarmed: None,
             hello_due: None,
             hello_last: None,
             answers: (BootTime(0), 0),
@@ -108,6 +138,18 @@ impl Peer {
         self.heard.get(path).copied().flatten()
     }
 
+    /// The address from which something authentic and new last arrived.
+    pub(crate) fn heard_last(&self) -> Option<IpAddr> {
+        let heard = self.paths.iter().zip(&self.heard);
+        let last = heard.max_by_key(|(_, at)| **at)?;
+        last.1.map(|_| last.0.remote)
+    }
+
+    /// When it was last proved that two servers run under this name, if that was not long ago.
+    pub(crate) fn doubled(&self, now: BootTime) -> Option<BootTime> {
+        self.doubled.filter(|at| now.since(*at) < DOUBLED_LIFE)
+    }
+
     /// When the next hello is due.
     pub(crate) fn hello_due(&self) -> Option<BootTime> {
         self.hello_due
@@ -124,7 +166,10 @@ impl Peer {
         self.hello_due.filter(|due| *due <= now)?;
         let (challenge, made) = match self.asking {
             Some((challenge, made)) if now.since(made) < CHALLENGE_LIFE => (challenge, made),
-            _ => (Challenge(fresh), now),
+            _ => {
+                self.since_replaced = self.known.is_some().then_some(Challenge(fresh));
+                (Challenge(fresh), now)
+            }
         };
         self.asking = Some((challenge, made));
         self.hello_last = Some(now);
@@ -143,7 +188,9 @@ impl Peer {
         heartbeat: Duration,
         (from, challenge): (Incarnation, Challenge),
     ) -> Result<Packet, Refusal> {
-        if !self.is_known(from) && !self.former.contains(&from) {
+        if self.former.contains(&from) {
+            self.ask_former(now, heartbeat);
+        } else if !self.is_known(from) {
             self.ask(now, heartbeat);
         }
         if now.since(self.answers.0) >= heartbeat {
@@ -160,18 +207,23 @@ impl Peer {
         })
     }
 
-    /// The answer to our challenge. True if it made a new incarnation known.
+    /// The answer to our challenge.
     pub(crate) fn answer_received(
         &mut self,
         me: Incarnation,
         (from, to, challenge): (Incarnation, Incarnation, Challenge),
         receipt: Receipt,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Answer, Refusal> {
         if to != me {
             return Err(Refusal::FormerReceiver);
         }
         if self.settled == Some(challenge) && self.is_known(from) {
-            return Ok(false); // The same hello, answered over another path too.
+            return Ok(Answer::Known); // The same hello, answered over another path too.
+        }
+        let fresh = self.since_replaced == Some(challenge) || planted(Mutant::AnyAnswerProves);
+        if fresh && self.former.contains(&from) {
+            self.since_replaced = None; // Proves it once, however often it is sent.
+            return Ok(Answer::Doubled(self.note_doubled(receipt.at)));
         }
         let asked = self.asking.is_some_and(|(open, _)| open == challenge);
         if !asked && !planted(Mutant::ChallengeUnchecked) {
@@ -185,7 +237,7 @@ impl Peer {
         self.hello_due = None;
         self.note_heard(receipt);
         if self.is_known(from) {
-            return Ok(false);
+            return Ok(Answer::Known);
         }
         let fresh = Known {
             incarnation: from,
@@ -196,8 +248,9 @@ impl Peer {
         if let Some(replaced) = self.known.replace(fresh) {
             self.former.truncate(FORMER_MAX - 1);
             self.former.push_front(replaced.incarnation);
+            self.since_replaced = None; // Made before: the former may have answered while it was the only one.
         }
-        Ok(true)
+        Ok(Answer::Met)
     }
 
     /// Messages: what to tell doctord, or nothing for a copy over another path.
@@ -211,6 +264,7 @@ impl Peer {
     ) -> Result<Vec<HbdToDoctord>, Refusal> {
         let unchecked = planted(Mutant::IncarnationUnchecked);
         if self.former.contains(&data.from) && !unchecked {
+            self.ask_former(now, heartbeat);
             return Err(Refusal::FormerIncarnation);
         }
         let present = |k: &&mut Known| k.incarnation == data.from || unchecked;
@@ -297,6 +351,27 @@ impl Peer {
             .hello_last
             .map_or(now, |last| (last + heartbeat / 4).max(now));
         self.hello_due = Some(self.hello_due.map_or(paced, |due| due.min(paced)));
+    }
+
+    /// A former incarnation sends: late packets of it, a replay, or it still runs. Its answer to a challenge tells.
+    fn ask_former(&mut self, now: BootTime, heartbeat: Duration) {
+        let asked = self.former_asked;
+        if asked.is_none_or(|last| now.since(last) >= FORMER_ASK_EVERY) {
+            self.former_asked = Some(now);
+            self.ask(now, heartbeat);
+        }
+    }
+
+    /// Two servers run under this name. True if that is to be told now.
+    fn note_doubled(&mut self, now: BootTime) -> bool {
+        self.doubled = Some(now);
+        let tell = self
+            .alarmed
+            .is_none_or(|last| now.since(last) >= ALARM_EVERY);
+        if tell {
+            self.alarmed = Some(now);
+        }
+        tell
     }
 
     fn note_heard(&mut self, receipt: Receipt) {

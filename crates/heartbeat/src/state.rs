@@ -2,7 +2,7 @@
 
 use crate::{
     Input, Output, Path, Refusal, Settings, Transmit,
-    peer::{Peer, Receipt},
+    peer::{Answer, Peer, Receipt},
     times::Times,
 };
 use protocol::{
@@ -188,6 +188,12 @@ impl Heartbeat {
             .map(|p| &p.name)
     }
 
+    /// Names under which two servers were found to run not long ago, and when that was last proved.
+    pub fn doubled(&self, now: BootTime) -> impl Iterator<Item = (&ServerName, BootTime)> {
+        let peers = self.peers.iter();
+        peers.filter_map(move |peer| Some((&peer.name, peer.doubled(now)?)))
+    }
+
     fn note(&mut self, source: IpAddr, outcome: Result<Vec<Output>, Refusal>) {
         match outcome {
             Ok(outputs) => self.outputs.extend(outputs),
@@ -241,12 +247,19 @@ impl Heartbeat {
                 from,
                 to,
                 challenge,
-            } => {
-                let new = peer.answer_received(me, (from, to, challenge), receipt)?;
-                new.then(|| Output::Met(peer.name.clone()))
-                    .into_iter()
-                    .collect()
-            }
+            } => match peer.answer_received(me, (from, to, challenge), receipt)? {
+                Answer::Known => Vec::new(),
+                Answer::Met => vec![Output::Met(peer.name.clone())],
+                Answer::Doubled(tell) => {
+                    count(&mut self.counters, "alarm_two_servers");
+                    let doubled = Output::Doubled {
+                        server: peer.name.clone(),
+                        former: peer.paths[path].remote,
+                        present: peer.heard_last(),
+                    };
+                    tell.then_some(doubled).into_iter().collect()
+                }
+            },
             Packet::Data(data) => {
                 let messages = peer.data_received(now, me, heartbeat, *data, receipt)?;
                 if messages.is_empty() {

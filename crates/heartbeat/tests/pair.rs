@@ -78,6 +78,8 @@ struct Host {
     delivered: Vec<HbdToDoctord>,
     refused: Vec<Refusal>,
     met: usize,
+    /// When it was told that two servers run under the peer's name.
+    doubled: Vec<BootTime>,
     out: Vec<Datagram>,
 }
 
@@ -109,6 +111,7 @@ impl Host {
             delivered: Vec::new(),
             refused: Vec::new(),
             met: 0,
+            doubled: Vec::new(),
             out: Vec::new(),
         }
     }
@@ -132,6 +135,7 @@ impl Host {
                 }
                 Output::Deliver(message) => self.delivered.push(message),
                 Output::Met(_) => self.met += 1,
+                Output::Doubled { .. } => self.doubled.push(now),
                 Output::Refused { why, .. } => self.refused.push(why),
             }
         }
@@ -747,7 +751,113 @@ fn of_two_runs_at_once_the_later_counts_for_good() {
     for d in std::mem::take(&mut b1.out) {
         a.receive(ms(200), &d);
     }
-    assert_eq!((a.met, a.refused), (2, vec![Refusal::FormerIncarnation; 2]));
+    // The answer by the second path proves nothing more.
+    assert_eq!((a.met, a.refused), (2, vec![Refusal::FormerIncarnation]));
+    assert_eq!(a.doubled, [ms(200)]);
+}
+
+/// Whatever beta asks and sends reaches each of these, whatever they answer reaches beta; in this order.
+fn ask_all(now: BootTime, beta: &mut Host, all: &mut [&mut Host]) -> Vec<Datagram> {
+    let mut carried = Vec::new();
+    for d in beta.tick(now) {
+        for host in &mut *all {
+            host.receive(now, &d);
+        }
+    }
+    for host in all {
+        let sent = host.tick(now);
+        sent.iter().for_each(|d| beta.receive(now, d));
+        carried.extend(sent);
+    }
+    carried
+}
+
+#[test]
+fn a_restart_raises_no_alarm_whatever_is_late_or_replayed() {
+    let (mut a1, mut b) = (Host::new("alpha"), Host::new("beta"));
+    let mut recorded = exchange(ms(0), &mut a1, &mut b);
+    recorded.extend((1..=5).flat_map(|n| a1.send(ms(n), n)));
+    // Beta's question reaches both runs; the answer of the former is late.
+    let mut a2 = Host::new("alpha");
+    a2.tick(ms(10)).iter().for_each(|d| b.receive(ms(10), d));
+    for d in b.tick(ms(50)) {
+        a1.receive(ms(50), &d);
+        a2.receive(ms(50), &d);
+    }
+    recorded.extend(std::mem::take(&mut a1.out));
+    drop(a1);
+    for d in std::mem::take(&mut a2.out) {
+        b.receive(ms(51), &d);
+    }
+    assert_eq!(b.met, 2);
+    recorded.retain(|d| addresses("beta").contains(&d.target));
+    let asked = b.counter("hellos_sent");
+    for round in 1..=100 {
+        let now = ms(51 + round * 100);
+        recorded.iter().for_each(|d| b.receive(now, d));
+        ask_all(now, &mut b, &mut [&mut a2]);
+        a2.send(now, round).iter().for_each(|d| b.receive(now, d));
+    }
+    assert!(b.doubled.is_empty() && b.core.doubled(ms(10_051)).next().is_none());
+    assert_eq!(b.counter("alarm_two_servers"), 0);
+    let asked = b.counter("hellos_sent") - asked;
+    assert!(
+        (1..=11).contains(&asked),
+        "{asked} questions in ten seconds"
+    );
+    assert_eq!(b.met, 2);
+    assert_eq!(b.numbers(), (1..=100).collect::<Vec<_>>());
+}
+
+#[test]
+fn two_that_live_under_one_name_raise_the_alarm() {
+    for former_first in [false, true] {
+        let (mut a1, mut b) = pair();
+        let mut a2 = Host::new("alpha");
+        exchange(ms(100), &mut a2, &mut b);
+        let (asked, mut recorded) = (b.counter("hellos_sent"), Vec::new());
+        let from = |round: u64| ms(200 + round * 250);
+        let mut rounds = 0..;
+        for round in rounds.by_ref().take(600) {
+            let now = from(round);
+            for d in b.send(now, round) {
+                a1.receive(now, &d);
+                a2.receive(now, &d);
+            }
+            for host in [&mut a1, &mut a2] {
+                let sent = host.send(now, round);
+                sent.iter().for_each(|d| b.receive(now, d));
+                recorded.extend(sent.into_iter().filter(|_| round >= 590));
+            }
+            let mut both = [&mut a2, &mut a1];
+            if former_first {
+                both.reverse();
+            }
+            recorded.extend(ask_all(now, &mut b, &mut both));
+        }
+        assert!(b.doubled[0] <= from(2), "{:?}", b.doubled);
+        let again = b.doubled.windows(2).map(|w| w[1].since(w[0]));
+        assert!(again.clone().all(|d| d >= Duration::from_secs(60)));
+        assert_eq!(again.count(), 2, "as long as it lasts");
+        assert!(b.counter("alarm_two_servers") >= 70);
+        let asked = b.counter("hellos_sent") - asked;
+        assert!(asked <= 151, "{asked} questions in 150 seconds");
+        // The session with the present run is as it was, and the former is refused.
+        assert_eq!((b.met, a1.met, a2.met), (2, 1, 1));
+        assert_eq!(b.numbers(), (0..600).collect::<Vec<_>>());
+        // The former one is stopped: what was recorded of it, its answers too, proves nothing.
+        drop(a1);
+        recorded.retain(|d| addresses("beta").contains(&d.target));
+        let told = (b.doubled.len(), b.counter("alarm_two_servers"));
+        for round in rounds.step_by(200).take(16) {
+            recorded.iter().for_each(|d| b.receive(from(round), d));
+            ask_all(from(round), &mut b, &mut [&mut a2]);
+        }
+        assert_eq!(told, (b.doubled.len(), b.counter("alarm_two_servers")));
+        let last = b.core.doubled(from(600)).next().unwrap();
+        assert_eq!((last.0, last.1 > from(590)), (&name("alpha"), true));
+        assert!(b.core.doubled(from(3200)).next().is_none(), "over");
+    }
 }
 
 #[test]
@@ -971,6 +1081,7 @@ fn pick<'a>(a: &'a mut Host, b: &'a mut Host, first: bool) -> &'a mut Host {
 }
 
 fn no_beat_twice(host: &Host) -> Result<(), TestCaseError> {
+    prop_assert!(host.doubled.is_empty(), "each restart ended the former run");
     let mut numbers = host.numbers();
     let all = numbers.len();
     numbers.sort_unstable();

@@ -686,7 +686,7 @@ impl Model for Cluster {
                 if host.elector.is_none() {
                     actions.push(Action::Start(i));
                 }
-                if host.deaf || host.mute {
+                if (host.deaf || host.mute) && !self.scenario.lasting {
                     actions.push(Action::Heal(i));
                 }
                 if host.lie.is_some() {
@@ -696,7 +696,7 @@ impl Model for Cluster {
             for at in 0..w.late.len() {
                 actions.push(Action::Arrive(at));
             }
-            if w.parted != 0 {
+            if w.parted != 0 && !self.scenario.lasting {
                 actions.push(Action::Unpart);
             }
         } else {

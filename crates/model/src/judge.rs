@@ -97,6 +97,8 @@ struct Vote {
 pub struct Disk {
     /// The roster on it: its version, and its voters, one bit each. None while it is blank.
     pub roster: Option<(RosterVersion, u8)>,
+    /// The roster that electd counts by, if it runs: one that is not written yet, perhaps.
+    pub counted: Option<(RosterVersion, u8)>,
     /// The longest promise that it, and what is being written, is sure to tell of.
     pub promise_max: Option<Duration>,
 }
@@ -448,21 +450,23 @@ impl Seen {
                     .is_some_and(|p| p.holder == master && clocks[voter].now <= p.until)
             };
             for rival in (0..clocks.len()).filter(|rival| *rival != master) {
-                let Some((version, roster)) = disks[rival].roster else {
-                    continue;
-                };
-                let grants = |voter: &usize| {
-                    roster >> voter & 1 == 1
-                        && disks[*voter].roster.is_some_and(|(v, _)| v <= version)
-                        && !bound(*voter)
-                };
-                let need = roster.count_ones() as usize / 2 + 1;
-                let votes = (0..clocks.len()).filter(grants).count();
-                if grants(&rival) && votes >= need {
-                    let what = format!(
-                        "{rival} could be elected by {votes} of the roster {version} beside {master}, whose gate is open"
-                    );
-                    return broken(Invariant::AtMostOneGate, what);
+                // After a restart it counts by the one on disk.
+                let disk = disks[rival];
+                let rosters = disk.roster.into_iter().chain(disk.counted);
+                for (version, roster) in rosters {
+                    let grants = |voter: &usize| {
+                        roster >> voter & 1 == 1
+                            && disks[*voter].roster.is_some_and(|(v, _)| v <= version)
+                            && !bound(*voter)
+                    };
+                    let need = roster.count_ones() as usize / 2 + 1;
+                    let votes = (0..clocks.len()).filter(grants).count();
+                    if grants(&rival) && votes >= need {
+                        let what = format!(
+                            "{rival} could be elected by {votes} of the roster {version} beside {master}, whose gate is open"
+                        );
+                        return broken(Invariant::AtMostOneGate, what);
+                    }
                 }
             }
         }

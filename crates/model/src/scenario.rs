@@ -107,6 +107,8 @@ pub struct Scenario {
     /// What happens until somebody has a choice is one step: between two ticks that is a write that may fail, be
     /// slow or be lost with its server, and a message that something may befall.
     pub swift: bool,
+    /// What was cut off stays cut off.
+    pub lasting: bool,
     /// Faults of each kind.
     pub faults: Vec<(Fault, u8)>,
     /// Faults in all.
@@ -147,6 +149,7 @@ impl Default for Scenario {
             quiet_background: true,
             coarse: false,
             swift: false,
+            lasting: false,
             faults: Vec::new(),
             total: 0,
             terms: 3,
@@ -416,6 +419,7 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
             about: "the lease was raised, then a disk is put back to before that; cuts",
             coarse: true,
             swift: true,
+            lasting: true,
             raised_from: Some(12),
             faults: vec![(Restore, 1), (Cut, 2)],
             total: by(2, 3),

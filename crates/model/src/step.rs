@@ -616,7 +616,7 @@ impl Cluster {
         if now > until {
             return; // A write that comes too late opens nothing.
         }
-        let present = host.elector.as_ref().map(|e| e.roster().clone());
+        let present = host.elector.as_ref().map(|e| e.counted_roster().clone());
         let roster = present
             .iter()
             .flat_map(|r| &r.voters)
@@ -703,7 +703,7 @@ impl Cluster {
             gates,
         };
         let silent = match (&host.memory, &host.disk) {
-            (None, Some(disk)) => Some(host.now + disk.promise_max),
+            (None, Some(disk)) => Some(host.now + disk.promise_max.max(host.settings.lease)),
             // It has yet to learn for how long (R21); not less than the shortest lease.
             (None, None) => {
                 let leases = self.scenario.leases.iter().copied();

@@ -9,7 +9,7 @@ use election::{Elector, Memory, Output, Reservation, Settings, situation::Situat
 use protocol::{
     BootTime, Instance, Number, ServerName, Term,
     wire::{
-        beat::{Ack, Beat},
+        beat::{Ack, Beat, Roster},
         signal::Signal,
     },
 };
@@ -331,13 +331,14 @@ impl Host {
 
     fn disk_seen(&self) -> Disk {
         let index = |name: &ServerName| self.settings.servers.iter().position(|s| s == name);
-        let voters = |r: &Reservation| {
-            let places = r.roster.voters.iter().filter_map(index);
-            places.fold(0, |set, at| set | 1 << at)
+        let seen = |r: &Roster| {
+            let places = r.voters.iter().filter_map(index);
+            (r.version, places.fold(0, |set, at| set | 1 << at))
         };
         let promised = self.disk.iter().chain(&self.writing).map(|r| r.promise_max);
         Disk {
-            roster: self.disk.as_ref().map(|r| (r.roster.version, voters(r))),
+            roster: self.disk.as_ref().map(|r| seen(&r.roster)),
+            counted: self.elector.as_ref().map(|e| seen(e.counted_roster())),
             promise_max: promised.min(),
         }
     }

@@ -98,6 +98,7 @@ mutants! {
     IncarnationUnchecked "R26, hbd" "packets of a former incarnation are heard",
     ReplayHeard "R26, hbd" "a packet counts as often as it arrives",
     ChallengeUnchecked "R26, hbd" "any answer makes an incarnation known",
+    AnyAnswerProves "R26, hbd" "a recorded answer proves that a former incarnation still runs",
     SessionUnchecked "R26, listend" "frames are not tied to their session",
     BlindAccuses "doctord" "a doctor that was stalled accuses the silent",
     SilenceOverlooked "doctord" "a server is alive for ten leases after its last beat",

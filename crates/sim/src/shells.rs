@@ -305,6 +305,11 @@ impl World {
                     batch.push(message);
                 }
                 Said::Met(_) => met = true,
+                // Whoever runs again has ended before.
+                Said::Doubled { server, .. } => self.not_inert(
+                    i,
+                    &format!("hbd takes a former run of {server} for a second server"),
+                ),
                 Said::Refused { .. } => {}
             }
         }
@@ -831,7 +836,7 @@ impl World {
                 if change.master {
                     self.judge.count("masters");
                     if let Some(electd) = &self.servers[i].electd {
-                        let voters = &electd.core.roster().voters;
+                        let voters = &electd.core.counted_roster().voters;
                         let v = &change.virtual_server;
                         self.judge.elected(i, v, change.term, voters);
                     }
@@ -968,7 +973,7 @@ impl World {
             let clocks: [_; NAMES.len()] =
                 std::array::from_fn(|k| self.servers.get(k).map_or(server.clock, |s| s.clock));
             let closes = server.clock.true_time(until);
-            self.judge.opens(i, v, term, &electd.core.roster().voters);
+            self.judge.opens(i, v, term, &electd.core.counted_roster().voters);
             self.judge.outlasts(now, i, v, closes, &clocks);
         }
         self.look();
@@ -1026,8 +1031,8 @@ impl World {
                 NAMES[i], reservation.reserved, reservation.roster.version
             )
         });
-        if let Some(electd) = &self.servers[i].electd {
-            let present = electd.core.roster();
+        if let Some(disk) = &self.servers[i].disk {
+            let present = &disk.roster;
             if present.version.term == reservation.roster.version.term {
                 // Whose disk is lost takes part again when it has heard every other server, this one too (R21).
                 let holds = |s: &&crate::world::Server| {

@@ -279,7 +279,7 @@ impl Host {
                 }
                 Output::Refused { why, .. } => refused = Some(why),
                 Output::Deliver(message) => assert!(protocol::codec::encode(&message).is_ok()),
-                Output::Met(_) => {}
+                Output::Met(_) | Output::Doubled { .. } => {}
             }
         }
         assert!(

@@ -1014,7 +1014,7 @@ impl Sim {
                 }
                 if local <= until {
                     let elector = self.servers[i].elector.as_ref().unwrap();
-                    let roster = elector.roster().voters.clone();
+                    let roster = elector.counted_roster().voters.clone();
                     let view = elector.view(local);
                     let term = view
                         .virtual_servers
