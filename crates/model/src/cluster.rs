@@ -359,6 +359,9 @@ impl Cluster {
             && (quiet || w.flights[..places].iter().any(touches))
         {
             let ways = [(true, true), (true, false), (false, true)];
+            let ways = ways
+                .into_iter()
+                .filter(|(deaf, _)| *deaf || !self.scenario.lasting);
             actions.extend(ways.map(|(deaf, mute)| Action::Cut(i, deaf, mute)));
         }
         let writes: &[bool] = if host.writing.is_some() {
@@ -387,7 +390,7 @@ impl Cluster {
         }
         if next && may(Fault::Kill) {
             actions.extend(writes.iter().map(|landed| Action::Kill(i, *landed)));
-            if host.stalled.is_none() && host.arm.is_none() {
+            if host.stalled.is_none() && host.arm.is_none() && !self.scenario.lasting {
                 actions.extend([Action::Arm(i, Arm::Die(1)), Action::Arm(i, Arm::Die(2))]);
             }
         }
@@ -485,16 +488,19 @@ impl Cluster {
             Action::Kill(i, landed) => {
                 w.spend(Fault::Kill);
                 self.kill(w, i, landed);
+                self.back_if_prompt(w, i);
             }
             Action::PowerOff(i, landed) => {
                 w.spend(Fault::Power);
                 self.power_off(w, i, landed);
+                self.back_if_prompt(w, i);
             }
             Action::Wipe(i) => {
                 w.spend(Fault::Wipe);
                 self.power_off(w, i, false);
                 w.host(i).disk = None;
                 w.judge.wiped(i);
+                self.back_if_prompt(w, i);
             }
             Action::Restore(i, at) => {
                 w.spend(Fault::Restore);
@@ -503,6 +509,7 @@ impl Cluster {
                 let host = w.host(i);
                 host.disk = host.former[at].clone();
                 w.judge.put_back(i);
+                self.back_if_prompt(w, i);
             }
             Action::Slow(at) => {
                 w.spend(Fault::Slow);
@@ -574,6 +581,12 @@ impl Cluster {
                 let settings = w.hosts[i].settings.clone();
                 self.give(w, i, Input::Settings(settings));
             }
+        }
+    }
+
+    fn back_if_prompt(&self, w: &mut World, i: usize) {
+        if self.scenario.prompt {
+            self.start(w, i);
         }
     }
 

@@ -81,8 +81,17 @@ struct Promise {
     until: BootTime,
     /// The voter's disk was put back to a state of before it.
     put_back: bool,
-    /// The voter was started again since, from the run-dir.
-    recalled: bool,
+    known: Known,
+}
+
+/// What the voter itself knows of a promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Given,
+    /// It was started again since, from the run-dir.
+    Recalled,
+    /// It was started again since, without.
+    Forgotten,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,13 +162,16 @@ impl Judge {
 
     /// A start, from the run-dir or silent until then.
     pub fn started(&mut self, server: usize, silent_until: Option<BootTime>) {
-        let recalled = silent_until.is_none();
-        if !recalled {
-            self.silent[server] = silent_until;
-        }
+        let known = match silent_until {
+            None => Known::Recalled,
+            Some(_) => {
+                self.silent[server] = silent_until;
+                Known::Forgotten
+            }
+        };
         for seen in &mut self.virtuals {
             if let Some(promise) = &mut seen.promises[server] {
-                promise.recalled = recalled;
+                promise.known = known;
             }
         }
     }
@@ -191,7 +203,25 @@ impl Judge {
 
     /// Is this voter bound by a promise that it was told of by the run-dir after a restart?
     pub fn is_recalled(&self, voter: usize, v: usize, now: BootTime) -> bool {
-        self.virtuals[v].promises[voter].is_some_and(|p| p.recalled && now <= p.until)
+        let recalled = |p: Promise| p.known == Known::Recalled && now <= p.until;
+        self.virtuals[v].promises[voter].is_some_and(recalled)
+    }
+
+    /// RestartSilence: a server says in a beat that it takes part.
+    pub fn takes_part(&self, server: usize, now: BootTime) -> Verdict {
+        let promises = self.virtuals.iter().filter_map(|s| s.promises[server]);
+        let forgotten = |p: &Promise| p.known == Known::Forgotten && now <= p.until;
+        match promises.into_iter().find(forgotten) {
+            Some(p) => {
+                let left = p.until.since(now).as_nanos();
+                let what = format!(
+                    "{server} takes part {left} ns before a promise to {} ends that it forgot",
+                    p.holder
+                );
+                broken(Invariant::RestartSilence, what)
+            }
+            None => Ok(()),
+        }
     }
 
     /// A promise is told: by whom, at what time of its clock, to whom, for which beat or call, for how long.
@@ -221,7 +251,7 @@ impl Judge {
             by,
             until,
             put_back: false,
-            recalled: false,
+            known: Known::Given,
         });
         self.not_silent(voter, now, "promises")
     }

@@ -12,7 +12,7 @@ use protocol::{
     BootTime, Instance, Number, ServerName, Term, VirtualServerName,
     local::ring::{Health, HealthState, LinkHealth, ServerHealth},
     wire::{
-        beat::{Ack, Beat, Verdict, Why},
+        beat::{Ack, Beat, Participation, Verdict, Why},
         signal::{Body, PreVerdict, Signal},
     },
 };
@@ -424,6 +424,10 @@ impl Cluster {
             Output::Remember(memory) => w.host(i).memory = Some(memory),
             Output::Beat(beat) => {
                 let by = (beat.instance, beat.number);
+                if beat.participation == Participation::Active {
+                    let verdict = w.judge.takes_part(i, w.hosts[i].handled);
+                    w.judge(verdict);
+                }
                 for standing in &beat.standings {
                     if let Some(claim) = standing.claim {
                         let v = self.place(&standing.virtual_server);
@@ -581,11 +585,7 @@ impl Cluster {
             }
             | Body::Refuse {
                 why: Why::Promised, ..
-            } => {
-                if w.judge.is_recalled(i, v, handled) {
-                    self.news(w, News::Kept);
-                }
-            }
+            } if w.judge.is_recalled(i, v, handled) => self.news(w, News::Kept),
             Body::Release { .. } => {
                 let open = w.gate(i, v).is_some();
                 let verdict = w.judge.releases(i, v, open);
