@@ -91,7 +91,9 @@ tests! {
         a_lost_or_damaged_reservation_makes_a_server_blank_until_the_others_have_told
         a_server_is_added_and_another_removed_under_load
         the_lease_changes_while_running
-        init_refuses_a_server_that_has_a_reservation;
+        init_refuses_a_server_that_has_a_reservation
+        a_copied_state_dir_makes_no_second_master
+        a_cluster_restored_on_other_machines_goes_on_when_it_is_adopted;
     disk:
         a_full_disk_forbids_voting_and_says_so
         a_stuck_disk_delays_no_election;

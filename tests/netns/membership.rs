@@ -1,7 +1,10 @@
 //! Who votes, and what a voter must remember.
 
-use crate::scene::{Outcome, PATIENCE, Two, ensure, judged, no_takeover, nobody, others, with};
+use crate::scene::{
+    Failure, Outcome, PATIENCE, Two, ensure, judged, no_takeover, nobody, others, with,
+};
 use lab::{Cluster, Signal, Spec};
+use serde_json::Value;
 use std::{fs, path::PathBuf, thread, time::Duration};
 
 fn reservation(cluster: &Cluster, server: usize) -> PathBuf {
@@ -145,5 +148,140 @@ pub fn init_refuses_a_server_that_has_a_reservation() -> Outcome {
             fs::read(reservation(cluster, 0)).ok() == before,
             "the refused init changed the reservation",
         )
+    })
+}
+
+/// The command line for `standin COMMAND` on a host, as the server of that name.
+fn as_server(cluster: &Cluster, host: usize, name: &str, command: &[&str]) -> Vec<String> {
+    let paths = [
+        ("--config", cluster.config_file(host)),
+        ("--run-dir", cluster.run_dir(host)),
+        ("--state-dir", cluster.state_dir(host)),
+    ];
+    let paths = paths.map(|(option, path)| [option.to_owned(), path.display().to_string()]);
+    let mut args: Vec<String> = command.iter().map(|c| (*c).to_owned()).collect();
+    args.extend(paths.into_iter().flatten());
+    args.extend(["--server".to_owned(), name.to_owned()]);
+    args
+}
+
+pub fn a_copied_state_dir_makes_no_second_master() -> Outcome {
+    let spec = Spec {
+        spares: 1,
+        ..Spec::default()
+    };
+    with(spec, |cluster| {
+        // The spare is the machine that the master was cloned to: its state-dir, name and address, another MAC address.
+        let clone = 3;
+        let master = cluster.settle()?;
+        let (name, slaves) = (cluster.name(master).to_owned(), others(cluster, master));
+        let copied = fs::copy(reservation(cluster, master), reservation(cluster, clone));
+        ensure(copied.is_ok(), format!("{copied:?}"))?;
+        cluster
+            .net()
+            .partition(&[&[master, slaves[0]], &[clone, slaves[1]]])?;
+        let host = cluster.host(clone);
+        let address = format!("{}/24", cluster.server_address(master));
+        host.tool(
+            "ip",
+            &["addr", "flush", "dev", "eth0", "scope", "global"],
+            "",
+        )?;
+        host.tool("ip", &["addr", "add", &address, "dev", "eth0"], "")?;
+        let standin = lab::binary("standin")?;
+        let mut child = host.spawn(
+            &standin,
+            &as_server(cluster, clone, &name, &["run"]),
+            &[],
+            &cluster.run_dir(clone).with_file_name("log"),
+        )?;
+        let ask = |command: &[&str]| -> Result<String, Failure> {
+            let output = cluster
+                .host(clone)
+                .output(&standin, &as_server(cluster, clone, &name, command))?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr))
+        };
+        let mark = cluster.net().judge().mark();
+        let said = lab::wait_for("the clone hears its half", PATIENCE, || {
+            let said = ask(&["status", "--json"]).ok()?;
+            let status: Value = serde_json::from_str(&said).ok()?;
+            let servers = status["servers"].as_array()?;
+            let other = servers
+                .iter()
+                .find(|s| s["name"] == cluster.name(slaves[1]))?;
+            (other["state"] == "alive").then_some(said)
+        })?;
+        let mac = cluster.mac(master);
+        for words in [
+            "blank",
+            "written on another machine",
+            &mac,
+            "standin init --adopt",
+        ] {
+            ensure(
+                said.contains(words),
+                format!("the clone's status does not say \"{words}\": {said}"),
+            )?;
+        }
+        let checked = ask(&["check"])?;
+        ensure(
+            checked.contains("written on another machine"),
+            format!("check does not say whose the reservation is: {checked}"),
+        )?;
+        thread::sleep(Duration::from_secs(4));
+        ensure(
+            cluster.wait_master(0, None)? == master,
+            "the master changed",
+        )?;
+        let moves = cluster.net().judge().since(mark, 0).moves();
+        ensure(moves == 0, format!("the address moved {moves} times"))?;
+        cluster.host(clone).kill_all()?;
+        let ended = child.wait();
+        ensure(ended.is_ok(), format!("{ended:?}"))?;
+        Ok(())
+    })
+}
+
+pub fn a_cluster_restored_on_other_machines_goes_on_when_it_is_adopted() -> Outcome {
+    judged(Spec::default(), Two::Never, |cluster| {
+        for server in 0..3 {
+            let other = format!("02:00:00:00:99:{server:02x}");
+            let own = cluster.mac(server);
+            let set = |mac: &str| {
+                let host = cluster.host(server);
+                host.tool("ip", &["link", "set", "dev", "eth0", "address", mac], "")
+            };
+            set(&other)?;
+            cluster.init(server)?;
+            set(&own)?;
+            cluster.net().forget(server)?; // with its MAC address it lost its neighbours
+        }
+        for server in 0..3 {
+            cluster.start_server(server)?;
+        }
+        for server in 0..3 {
+            let name = cluster.name(server).to_owned();
+            lab::wait_for(&format!("{name} says that all are blank"), PATIENCE, || {
+                let status = cluster.status(server)?.to_string();
+                let all = status.contains("so is every other server");
+                (all && status.contains("written on another machine")).then_some(())
+            })?;
+        }
+        nobody(cluster, "all are blank", Duration::from_secs(2))?;
+        let refused = cluster.ask(0, &["init", "--adopt"])?;
+        ensure(
+            refused.status.code() == Some(1),
+            "adopted under a running electd",
+        )?;
+        for server in 0..3 {
+            cluster.stop(server)?;
+            cluster.tell(server, &["init", "--adopt"])?;
+        }
+        for server in 0..3 {
+            cluster.start_server(server)?;
+        }
+        cluster.settle()?;
+        Ok(())
     })
 }

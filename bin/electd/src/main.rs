@@ -11,7 +11,7 @@ mod shell;
 mod threads;
 mod watchdog;
 
-use daemon::{Boot, Error, Keep};
+use daemon::{Boot, Error, Keep, machine};
 use protocol::Role;
 use std::process::ExitCode;
 use takeover::{GateHome, GateKind};
@@ -31,8 +31,9 @@ fn run(boot: Boot) -> Result<(), Error> {
         gate = gate.at_most(kind, &format!("{GATE} is {kind}"));
     }
     let gate = gate.for_lease(boot.config.cluster.heartbeat, boot.config.cluster.lease);
+    let present = machine::present(&boot.config, &boot.me); // takes a right that is given up now, too
     let mut notes = boot.drop_privileges(Keep::NetAdmin)?;
-    let mut shell = shell::Shell::open(boot, lock, gate)?;
+    let mut shell = shell::Shell::open(boot, lock, gate, &present)?;
     notes.extend(shell.realtime());
     shell.ready(notes);
     shell.run()

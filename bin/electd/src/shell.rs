@@ -21,6 +21,7 @@ use protocol::{
         },
         status::{ClientsView, Detail},
     },
+    owner::{Owner, Present},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -48,6 +49,8 @@ pub struct Shell {
     takeover: Takeover,
     scripts: Scripts,
     memory: MemoryFile,
+    /// Whose every reservation is that is written.
+    owner: Owner,
     /// Until the last reservation is to be written.
     writer: Option<Writer>,
     reports: Receiver<Report>,
@@ -55,6 +58,8 @@ pub struct Shell {
     wishes: BTreeMap<u64, ConnId>,
     last_wish: u64,
     notes: Vec<String>,
+    /// Why the reservation that was found counts for nothing; until this server has one of its own.
+    foreign: Option<String>,
     alarms: VecDeque<String>,
     stopped: bool,
     watchdog: Option<Watchdog>,
@@ -73,15 +78,21 @@ pub struct Shell {
 
 impl Shell {
     /// Opens whatever needs rights, and finds out what an earlier electd left.
-    pub fn open(boot: Boot, lock: InstanceLock, gate: GateHome) -> Result<Self, Error> {
+    pub fn open(
+        boot: Boot,
+        lock: InstanceLock,
+        gate: GateHome,
+        present: &Present,
+    ) -> Result<Self, Error> {
         let receives = [Role::Doctord, Role::Listend, Role::Standin, Role::Syncd];
         let sends = [Role::Hbd, Role::Listend, Role::Syncd];
         let events = EventLoop::open(&boot, &receives, &sends)?;
         let (reporter, reports) = Reporter::new(events.waker());
         let (memory, remembered) = MemoryFile::open(&boot.args.run_dir)?;
-        let reservation = reservation_file::read(&boot.args.state_dir)?;
+        let found = reservation_file::open(&boot.args.state_dir, present)?;
         let writing = reporter.clone();
-        let writer = Writer::start(boot.args.state_dir.clone(), move |written| {
+        let (state_dir, owner) = (boot.args.state_dir.clone(), found.owner.clone());
+        let writer = Writer::start(state_dir, owner, move |written| {
             writing.report(Report::Reservation(written));
         })?;
         let scripts = &boot.config.scripts;
@@ -117,7 +128,7 @@ impl Shell {
         let start = Start {
             instance: Instance(daemon::random_u64()?),
             seed: daemon::random_u64()?,
-            reservation,
+            reservation: found.reservation,
             memory: remembered,
             gates,
         };
@@ -144,11 +155,13 @@ impl Shell {
             takeover,
             scripts,
             memory,
+            owner: found.owner,
             writer: Some(writer),
             reports,
             wishes: BTreeMap::new(),
             last_wish: 0,
             notes: Vec::new(),
+            foreign: found.foreign,
             alarms,
             stopped: false,
             watchdog,
@@ -340,7 +353,10 @@ impl Shell {
     fn report(&mut self, report: Report) {
         use takeover::Event as Address;
         match report {
-            Report::Reservation(Ok(reservation)) => self.tell(Input::Reserved(reservation)),
+            Report::Reservation(Ok(reservation)) => {
+                self.foreign = None;
+                self.tell(Input::Reserved(reservation));
+            }
             Report::Reservation(Err(why)) => self.tell(Input::ReserveFailed(why)),
             Report::Takeover(Address::Opened { v }) => log::info!("addresses of {v} are up"),
             Report::Takeover(Address::Shut { v }) => self.tell(Input::GateShut(v)),
@@ -426,7 +442,8 @@ impl Shell {
                         writer.finish();
                     }
                     if let Some(last) = last
-                        && let Err(e) = reservation_file::write(&self.boot.args.state_dir, &last)
+                        && let Err(e) =
+                            reservation_file::write(&self.boot.args.state_dir, &last, &self.owner)
                     {
                         log::error!("{e}");
                     }
@@ -581,7 +598,8 @@ impl Shell {
             counters.insert(what.to_owned(), n);
         }
         counters.insert("refused_malformed".to_owned(), self.malformed);
-        let notes = self.notes.iter().chain(&self.alarms).cloned().collect();
+        let notes = self.notes.iter().chain(&self.foreign).chain(&self.alarms);
+        let notes = notes.cloned().collect();
         self.boot
             .status(counters, notes, Detail::Electd(Box::new(view)))
     }

@@ -3,10 +3,10 @@
 use clap::{ArgMatches, Command};
 use config::{Config, Server};
 use daemon::{
-    Args, Error, durable,
+    Args, Error, durable, machine,
     sys::{self, Capability},
 };
-use election::Reservation;
+use election::Kept;
 use nix::unistd::{AccessFlags, access};
 use protocol::{
     Role, ServerName,
@@ -306,30 +306,45 @@ fn reservation(args: &Args, config: &Config, me: &ServerName, report: &mut Repor
     let path = args.state_dir.join(durable::RESERVATION);
     let shown = path.display();
     let blank = "this server would be blank until every other one has told what it needs";
-    let read = match std::fs::read(&path) {
-        Ok(bytes) => Reservation::from_bytes(&bytes).map_err(|e| format!("{shown}: {e}; {blank}")),
-        Err(e) if e.kind() == ErrorKind::NotFound => Err(format!(
-            "{shown}: no term reservation; on a new cluster run `standin init` on each server, else {blank}"
-        )),
-        Err(e) => Err(format!("{shown}: {e}")),
-    };
-    match read {
-        Err(what) => report.wrong(what),
-        Ok(reservation) => {
-            report.ok(format!("{shown}: terms up to {}", reservation.reserved));
-            let voters = &reservation.roster.voters;
-            if !voters.contains(me) {
-                report.note(format!(
-                    "{me} is not a voter yet; run `standin server add {me}` on the master"
-                ));
-            }
-            let listed = |name: &ServerName| config.server(name).is_some();
-            for voter in voters.iter().filter(|v| !listed(v)) {
-                report.note(format!(
-                    "voter {voter} is not in {}; run `standin server remove {voter}` on the master",
-                    config.file.display()
-                ));
-            }
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return report.wrong(format!(
+                "{shown}: no term reservation; on a new cluster run `standin init` on each server, else {blank}"
+            ));
         }
+        Err(e) => return report.wrong(format!("{shown}: {e}")),
+    };
+    let reservation = match Kept::read(&bytes, &machine::present(config, me)) {
+        Ok(Kept::Own {
+            reservation,
+            stored,
+            ..
+        }) => {
+            report.ok(format!("{shown}: terms up to {}", reservation.reserved));
+            if stored.is_none() {
+                report.note(format!(
+                    "{shown}: it names no owner; electd makes it this machine's at its next start"
+                ));
+            }
+            reservation
+        }
+        Ok(Kept::Foreign { why, .. }) => {
+            return report.wrong(format!("{shown}: {}", machine::foreign(&why)));
+        }
+        Err(e) => return report.wrong(format!("{shown}: {e}; {blank}")),
+    };
+    let voters = &reservation.roster.voters;
+    if !voters.contains(me) {
+        report.note(format!(
+            "{me} is not a voter yet; run `standin server add {me}` on the master"
+        ));
+    }
+    let listed = |name: &ServerName| config.server(name).is_some();
+    for voter in voters.iter().filter(|v| !listed(v)) {
+        report.note(format!(
+            "voter {voter} is not in {}; run `standin server remove {voter}` on the master",
+            config.file.display()
+        ));
     }
 }

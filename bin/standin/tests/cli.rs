@@ -2,6 +2,7 @@
 //! the real daemons.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use protocol::owner::{Id, Mac, Machine, Owner};
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -259,6 +260,120 @@ fn init_writes_the_first_reservation_once() {
         "{text}"
     );
     assert_eq!(fs::read(&file).unwrap(), bytes);
+}
+
+/// Rewrites the reservation as if another machine, or another server or cluster, had written it.
+fn written_by(place: &Place, change: impl FnOnce(&mut Owner)) -> Vec<u8> {
+    let file = place.path("state/reservation");
+    let reservation = election::Reservation::from_bytes(&fs::read(&file).unwrap()).unwrap();
+    let mut owner = Owner {
+        cluster: "web".into(),
+        server: "alpha".parse().unwrap(),
+        machine: Some(Machine {
+            machine_id: Id::of_machine(&"5a".repeat(16)),
+            dmi_uuid: Id::of_dmi(&"5a".repeat(16)),
+            macs: [Mac([2, 0, 0, 0, 0x5a, 0x5a])].into(),
+        }),
+    };
+    change(&mut owner);
+    let bytes = reservation.to_owned_bytes(&owner).unwrap();
+    fs::write(&file, &bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_state_dir_of_another_machine_is_refused_and_can_be_adopted() {
+    let place = Place::new();
+    let (code, text) = place.run("init --adopt");
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("there is none"), "{text}");
+    place.run("init");
+    let file = place.path("state/reservation");
+    let own = fs::read(&file).unwrap();
+    let (code, text) = place.run("init --adopt");
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("it is this machine's own"), "{text}");
+    fs::write(&file, b"damaged").unwrap();
+    let (code, text) = place.run("init --adopt");
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("nothing of it can be adopted"), "{text}");
+
+    fs::write(&file, &own).unwrap();
+    let foreign = written_by(&place, |_| {});
+    for line in ["check", "init"] {
+        let (code, text) = place.run(line);
+        assert_eq!(code, 1, "{text}");
+        for named in [
+            "written on another machine",
+            "remove the file",
+            "`standin init --adopt`",
+        ] {
+            assert!(text.contains(named), "{line}: no {named}: {text}");
+        }
+    }
+    assert_eq!(fs::read(&file).unwrap(), foreign);
+    let (code, text) = place.run("init --adopt");
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("alpha votes with alpha, beta, tie"), "{text}");
+    assert!(text.contains("must never run with it again"), "{text}");
+    assert_eq!(
+        fs::read(&file).unwrap(),
+        own,
+        "all but the owner is as it was"
+    );
+    let (_, text) = place.run("check");
+    assert!(text.contains("reservation: terms up to"), "{text}");
+}
+
+#[test]
+fn a_state_dir_of_another_server_or_cluster_cannot_be_adopted() {
+    let place = Place::new();
+    place.run("init");
+    let beta = |owner: &mut Owner| owner.server = "beta".parse().unwrap();
+    let mail = |owner: &mut Owner| owner.cluster = "mail".into();
+    for (bytes, why) in [
+        (
+            written_by(&place, beta),
+            "it is of server beta, and this is alpha",
+        ),
+        (
+            written_by(&place, mail),
+            "it is of cluster mail, and this is web",
+        ),
+    ] {
+        fs::write(place.path("state/reservation"), &bytes).unwrap();
+        for line in ["init", "init --adopt", "check"] {
+            let (code, text) = place.run(line);
+            assert_eq!(code, 1, "{line}: {text}");
+            assert!(text.contains(why), "{line}: {text}");
+            assert!(!text.contains("`standin init --adopt`"), "{line}: {text}");
+        }
+        assert_eq!(fs::read(place.path("state/reservation")).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn a_server_that_is_bound_to_no_machine_takes_a_state_dir_of_any() {
+    let place = Place::new();
+    place.configure(&CONFIG.replace("key = ", "machine = \"none\"\nkey = "));
+    place.run("init");
+    written_by(&place, |_| {});
+    let (_, text) = place.run("check");
+    assert!(text.contains("reservation: terms up to"), "{text}");
+    let (code, text) = place.run("init");
+    assert_eq!(code, 1);
+    assert!(text.contains("belongs to a cluster already"), "{text}");
+}
+
+#[test]
+fn check_tells_a_reservation_of_the_former_format() {
+    let place = Place::new();
+    place.run("init");
+    let file = place.path("state/reservation");
+    let reservation = election::Reservation::from_bytes(&fs::read(&file).unwrap()).unwrap();
+    fs::write(&file, reservation.to_bytes().unwrap()).unwrap();
+    let (_, text) = place.run("check");
+    assert!(text.contains("it names no owner"), "{text}");
 }
 
 #[test]

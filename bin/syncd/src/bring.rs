@@ -220,7 +220,10 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
 mod tests {
     use super::*;
     use filesync::{Author, Entry, Replica};
-    use protocol::wire::beat::Freshness;
+    use protocol::{
+        owner::{Owner, Present},
+        wire::beat::Freshness,
+    };
     use std::{
         collections::BTreeMap,
         fs,
@@ -327,7 +330,16 @@ mod tests {
             fs::create_dir_all(&root).unwrap();
             fs::create_dir_all(&state).unwrap();
             let calls = Calls::unlimited();
-            let opened = Index::open(&state.join("index"), || replica("alpha"), calls.clone());
+            let here = Present {
+                owner: Owner {
+                    cluster: "web".into(),
+                    server: "alpha".parse().unwrap(),
+                    machine: None,
+                },
+                macs: Default::default(),
+            };
+            let new = || replica("alpha");
+            let opened = Index::open(&state.join("index"), &here, new, calls.clone());
             let index = opened.unwrap().index;
             let set = Set::open(&root, &state, &index, false, calls).unwrap();
             (set, index)

@@ -10,12 +10,12 @@ use crate::{
     units::{self, Unit},
 };
 use config::Config;
-use daemon::{Args, durable};
+use daemon::{Args, durable, machine};
 use filesync::{
     Path as SetPath, Replica,
     guard::{Root, recognise},
 };
-use protocol::{ServerName, Term, codec, wire::beat::Freshness};
+use protocol::{ServerName, Term, codec, owner::Present, wire::beat::Freshness};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -170,18 +170,19 @@ fn is_filled(unit: &Unit) -> io::Result<bool> {
 /// Looks at each unit that counts, or only those of which it is not certain that they are there. What comes of it is
 /// what [`now`] says afterwards.
 pub fn look(config: &Config, me: &ServerName, args: &Args, all: bool) {
+    let here = machine::present(config, me);
     // What is missing is told by `now`, too.
     for unit in units(config, me).unwrap_or_default() {
         if all || whole(&unit, &unit.state(&args.state_dir)).is_err() {
-            let _ = open(&unit, me, args);
+            let _ = open(&unit, &here, args);
         }
     }
 }
 
-fn open(unit: &Unit, me: &ServerName, args: &Args) -> Result<Local, String> {
+fn open(unit: &Unit, here: &Present, args: &Args) -> Result<Local, String> {
     let mut tries = 0;
     loop {
-        match Local::open(unit.clone(), me, args, Allowed::default()) {
+        match Local::open(unit.clone(), here, args, Allowed::default()) {
             Err(why) if why == BUSY && tries < TRIES => thread::sleep(STEP),
             other => return other.map_err(|why| format!("{}: {why}", unit.name)),
         }
@@ -191,8 +192,8 @@ fn open(unit: &Unit, me: &ServerName, args: &Args) -> Result<Local, String> {
 
 /// Numbers what is here as the next run of `term`, of which this server is master, if anything is new since the last.
 pub fn number(config: &Config, me: &ServerName, args: &Args, term: Term) -> Result<bool, String> {
-    let locals = units(config, me)?;
-    let locals: Result<Vec<Local>, _> = locals.iter().map(|u| open(u, me, args)).collect();
+    let (here, locals) = (machine::present(config, me), units(config, me)?);
+    let locals: Result<Vec<Local>, _> = locals.iter().map(|u| open(u, &here, args)).collect();
     let mut stamps = Vec::new();
     for local in locals? {
         let sequence = local.index.state().map_err(|e| e.to_string())?.sequence;
@@ -239,6 +240,7 @@ fn next(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use protocol::owner::{Mac, Machine};
 
     fn fresh(term: u64, run: u64) -> Freshness {
         Freshness {
@@ -290,6 +292,51 @@ mod tests {
     }
 
     #[test]
+    fn a_copied_state_dir_begins_anew_and_is_not_fresh() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("file"), "of it").unwrap();
+        let text = format!(
+            "[cluster]\nname = \"web\"\nquorum = \"none\"\n[[server]]\nname = \"alpha\"\naddress = \"127.0.0.1\"\n\
+             host_key = \"ssh-ed25519 AAAAx\"\n[[sync]]\nname = \"data\"\npath = \"{}\"\non = [\"election\"]\n",
+            data.display()
+        );
+        let config = config::parse(&text, Path::new("standin.toml")).unwrap();
+        let me: ServerName = "alpha".parse().unwrap();
+        let args = Args {
+            config: folder.path().join("standin.toml"),
+            run_dir: folder.path().join("run"),
+            state_dir: folder.path().join("state"),
+            server: None,
+        };
+        let [unit] = &units(&config, &me).unwrap()[..] else {
+            panic!("one set")
+        };
+        let on_machine = |mac: u8| {
+            let mut here = machine::present(&config, &me);
+            here.macs = [Mac([2, 0, 0, 0, 0, mac])].into();
+            here.owner.machine = Some(Machine {
+                macs: here.macs.clone(),
+                ..Machine::default()
+            });
+            open(unit, &here, &args).unwrap()
+        };
+        let original = on_machine(1);
+        raise(&original.state, &original.replica, fresh(7, 2)).unwrap();
+        let (state, replica) = (original.state.clone(), original.replica.clone());
+        drop(original);
+        assert_eq!(on_machine(1).fresh(), fresh(7, 2));
+
+        let copy = on_machine(2);
+        assert_eq!(copy.replica.server, replica.server);
+        assert_ne!(copy.replica.incarnation, replica.incarnation);
+        assert_eq!(copy.fresh(), fresh(0, 0));
+        assert!(state.join("index.foreign-1").exists());
+        assert!(data.join("file").exists());
+    }
+
+    #[test]
     fn only_a_set_that_is_as_it_was_looked_at_is_fresh() {
         let folder = tempfile::tempdir().unwrap();
         let (data, away) = (folder.path().join("data"), folder.path().join("away"));
@@ -320,7 +367,8 @@ mod tests {
             panic!("one set")
         };
         let state = unit.state(&args.state_dir);
-        let replica = Local::open(unit.clone(), &me, &args, Allowed::default())
+        let here = machine::present(&config, &me);
+        let replica = Local::open(unit.clone(), &here, &args, Allowed::default())
             .unwrap()
             .replica;
         raise(&state, &replica, fresh(7, 2)).unwrap();
@@ -352,7 +400,7 @@ mod tests {
         fs::remove_dir(&stage).unwrap();
         fs::write(&stage, "").unwrap();
         assert_eq!(now(), whole, "nobody has noticed");
-        open(unit, &me, &args).err().unwrap();
+        open(unit, &here, &args).err().unwrap();
         doubt("prepare the stage");
         fs::remove_file(&stage).unwrap();
         doubt("prepare the stage");

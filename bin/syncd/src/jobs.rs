@@ -8,7 +8,7 @@ use crate::{
     units,
 };
 use config::{Config, Server};
-use daemon::Args;
+use daemon::{Args, machine};
 use protocol::ServerName;
 use schedule::{Done, Ended, Job, Why};
 use std::{
@@ -75,10 +75,11 @@ impl Ground {
         let Ok(units) = units::of(&self.config, wanted) else {
             return true; // the run will say what is wrong
         };
+        let here = machine::present(&self.config, &self.me);
         let mut news = false;
         for unit in units {
             let name = unit.name.clone();
-            let local = Local::open(unit, &self.me, &self.args, Allowed::default());
+            let local = Local::open(unit, &here, &self.args, Allowed::default());
             let count = local.ok().and_then(|l| Some(l.index.state().ok()?.count));
             let mut known = self
                 .passed_on

@@ -6,6 +6,7 @@ use filesync::{Author, Digest, Path, Planner, Replica};
 use protocol::{
     Role, ServerName,
     local::status::{Detail, OffsetStatus},
+    owner::Present,
     wire::beat::Freshness,
 };
 use std::{
@@ -57,13 +58,8 @@ pub struct Allowed {
 
 impl Local {
     /// Opens a unit and looks at it.
-    pub fn open(
-        unit: Unit,
-        me: &ServerName,
-        args: &Args,
-        allowed: Allowed,
-    ) -> Result<Self, String> {
-        let local = Self::prepare(unit, me, args, allowed)?;
+    pub fn open(unit: Unit, here: &Present, args: &Args, allowed: Allowed) -> Result<Self, String> {
+        let local = Self::prepare(unit, here, args, allowed)?;
         local.look()?;
         Ok(local)
     }
@@ -71,10 +67,11 @@ impl Local {
     /// Opens a unit that is still to be looked at.
     pub fn prepare(
         unit: Unit,
-        me: &ServerName,
+        here: &Present,
         args: &Args,
         allowed: Allowed,
     ) -> Result<Self, String> {
+        let me = &here.owner.server;
         let state_dir = unit.state(&args.state_dir);
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
@@ -85,11 +82,23 @@ impl Local {
         };
         let calls = Calls::unlimited();
         let doubted = |e| doubted(&state_dir, e);
-        let Opened { index, damaged, .. } =
-            Index::open(&state_dir.join("index"), new, calls.clone()).map_err(doubted)?;
+        let file = state_dir.join("index");
+        let Opened {
+            index,
+            damaged,
+            foreign,
+            new: _,
+        } = Index::open(&file, here, new, calls.clone()).map_err(doubted)?;
         if let Some(file) = damaged {
             log::error!(
                 "{}: the index could not be read and is kept as {}; what is here counts as unknown history",
+                unit.name,
+                file.display()
+            );
+        }
+        if let Some((file, why)) = foreign {
+            log::error!(
+                "{}: the index was not this server's and is kept as {}: {why}; what is here counts as unknown history",
                 unit.name,
                 file.display()
             );

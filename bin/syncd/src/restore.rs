@@ -8,9 +8,9 @@ use crate::{
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::Config;
-use daemon::Args;
+use daemon::{Args, machine};
 use filesync::{Entry, Kind, Node, Operation, Path, Source};
-use protocol::ServerName;
+use protocol::{ServerName, owner::Present};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Write},
@@ -80,7 +80,7 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
     };
     let done = place(config, args, &path).and_then(|(unit, path)| {
         let restore = Restore {
-            me,
+            here: machine::present(config, me),
             args,
             unit,
             wanted,
@@ -270,7 +270,7 @@ impl Contents for Bytes<'_> {
 }
 
 struct Restore<'a> {
-    me: &'a ServerName,
+    here: Present,
     args: &'a Args,
     unit: Unit,
     wanted: Wanted,
@@ -367,7 +367,7 @@ impl Restore<'_> {
             deletes: self.unit.names().next().is_some(),
             root: false,
         };
-        let open = || Local::open(self.unit.clone(), self.me, self.args, allowed);
+        let open = || Local::open(self.unit.clone(), &self.here, self.args, allowed);
         let local = patiently(|| open().map_err(|e| (e == BUSY, e)))?;
         let told = |e: store::Error| e.to_string();
         let unkept = local.keep().map_err(told)?;

@@ -11,9 +11,9 @@ use crate::{
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::{Config, Server};
-use daemon::Args;
+use daemon::{Args, machine};
 use filesync::{Conflict, Outcome};
-use protocol::ServerName;
+use protocol::{ServerName, owner::Present};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -135,7 +135,7 @@ pub fn sync(
 ) -> Result<(), String> {
     let run = Run {
         config,
-        me,
+        here: machine::present(config, me),
         args,
         wanted,
         sessions,
@@ -234,7 +234,7 @@ impl Wanted {
 
 struct Run<'a> {
     config: &'a Config,
-    me: &'a ServerName,
+    here: Present,
     args: &'a Args,
     wanted: &'a Wanted,
     sessions: &'a Sessions,
@@ -326,7 +326,7 @@ impl Run<'_> {
             let stopped = |peer: &&'p Server| (*peer, Err(Stopped::of(why.to_owned())));
             peers.iter().map(stopped).collect()
         };
-        let local = match Local::prepare(unit.clone(), self.me, self.args, self.wanted.allowed) {
+        let local = match Local::prepare(unit.clone(), &self.here, self.args, self.wanted.allowed) {
             Ok(local) => local,
             Err(why) => return all(&why),
         };

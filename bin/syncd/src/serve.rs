@@ -12,7 +12,7 @@ use crate::{
 };
 use clap::Command;
 use config::Config;
-use daemon::Args;
+use daemon::{Args, machine};
 use filesync::{Digest, Path, Replica};
 use nix::{
     errno::Errno,
@@ -266,7 +266,8 @@ impl Origin for Asked<'_> {
             format!("{me} keeps no {set} alike: is the configuration the same on all servers?")
         })?;
         *self.client.borrow_mut() = Some((other.server.clone(), unit.pace.clone()));
-        let local = Local::open(unit, &me, self.args, Allowed::default())?;
+        let here = machine::present(&config, &me);
+        let local = Local::open(unit, &here, self.args, Allowed::default())?;
         self.opened = Some((config, local));
         let greeted = self.with(|a| a.greet(cluster, set, other));
         greeted.unwrap_or_else(|| Err("no set was named".into()))

@@ -167,11 +167,12 @@ impl Why<'_> {
             println!("  no run has been here yet");
             return Ok(());
         }
+        let here = daemon::machine::present(self.config, self.me);
         let never = || filesync::Replica {
             server: self.me.clone(),
             incarnation: 0,
         };
-        let row = match Index::open(&file, never, Calls::unlimited()) {
+        let row = match Index::open(&file, &here, never, Calls::unlimited()) {
             Ok(opened) => opened.index.row(inner).map_err(|e| e.to_string())?,
             Err(e) if e.is_busy() => {
                 println!("  a run is at work on it: what is known cannot be told now");

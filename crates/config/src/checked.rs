@@ -3,10 +3,10 @@
 
 use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
-    LEASE_MAX, MAX_SKEW, MacAddress, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX, Preempt, Quorum,
-    SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig, Server, SyncSet,
-    TimeConfig, Triggers, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX, VirtualAddress,
-    VirtualServer,
+    LEASE_MAX, MAX_SKEW, MacAddress, MachineBinding, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX,
+    Preempt, Quorum, SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig,
+    Server, SyncSet, TimeConfig, Triggers, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX,
+    VirtualAddress, VirtualServer,
     raw::{Section, Source},
     sync, time,
 };
@@ -89,6 +89,7 @@ fn cluster(section: &Section<'_>) -> Cluster {
         "quorum",
         "realtime",
         "watchdog",
+        "machine",
     ]);
     section.required("name", "name = \"...\", the same on all servers");
     let port = section.number("port", 1..=u32::from(u16::MAX));
@@ -106,7 +107,23 @@ fn cluster(section: &Section<'_>) -> Cluster {
         watchdog: section
             .has("watchdog")
             .then(|| path(section, "watchdog", "")),
+        machine: machine(section),
     }
+}
+
+fn machine(section: &Section<'_>) -> MachineBinding {
+    let Some(word) = section.text("machine") else {
+        return MachineBinding::Auto;
+    };
+    match *word.get_ref() {
+        "auto" => return MachineBinding::Auto,
+        "none" => return MachineBinding::None,
+        word => section.report(
+            "machine",
+            format!("\"{word}\" is no way to recognise a machine; write \"auto\" or \"none\""),
+        ),
+    }
+    MachineBinding::Auto
 }
 
 fn quorum(section: &Section<'_>) -> Quorum {

@@ -131,6 +131,17 @@ pub struct Cluster {
     pub realtime: bool,
     /// The watchdog device that electd feeds.
     pub watchdog: Option<PathBuf>,
+    /// How a server's machine is recognised.
+    pub machine: MachineBinding,
+}
+
+/// How a server's machine is recognised, so that a copied state-dir does not act as the original.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineBinding {
+    /// By machine-id, DMI UUID and the MAC addresses of its heartbeat interfaces, as far as these can be read.
+    Auto,
+    /// Not at all: only the names of cluster and server are compared.
+    None,
 }
 
 /// What makes a master.

@@ -256,6 +256,11 @@ fn every_mistake_is_named_with_line_key_and_mend() {
             "standin.toml:7: [cluster] quorum: \"etcd\" is not part of this version",
         ),
         (
+            "quorum = ",
+            "machine = \"host\"\nquorum = ",
+            "standin.toml:7: [cluster] machine: \"host\" is no way to recognise a machine; write \"auto\" or \"none\"",
+        ),
+        (
             "\"never\"",
             "\"sometimes\"",
             "standin.toml:27: [[virtual_server]] web preempt: \"sometimes\" is not known; write \"never\", \"fresher\" or \"always\"",
@@ -625,6 +630,7 @@ fn the_hash_is_of_the_meaning() {
         GOOD.replace("port = 6946\n", "# a comment\n"),
         GOOD.replace("/etc/standin/cluster.key", "/root/key"),
         GOOD.replace("quorum = ", "realtime = false\nquorum = "),
+        GOOD.replace("quorum = ", "machine = \"none\"\nquorum = "),
         GOOD.replace("\"198.51.100.10\"", "[\"198.51.100.10/32\"]"),
         GOOD.replace("preempt =", "mac = \"own\"\npreempt ="),
         format!("{GOOD}[time]\ndiscipline = \"observe\"\nmax_skew = \"1s\"\n"),
@@ -677,6 +683,7 @@ fn the_sample_file_is_good_and_shows_every_default() {
         "quorum",
         "realtime",
         "watchdog",
+        "machine",
         "address",
         "priority",
         "witness",

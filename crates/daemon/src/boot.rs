@@ -4,6 +4,7 @@ use crate::{
     Error,
     args::{self, Args},
     clock, key, log as logging,
+    machine::local_addresses,
     privileges::{self, Keep, START_PRIORITY, USER},
     ready, sys,
 };
@@ -17,7 +18,6 @@ use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, Permissions},
     io,
-    net::IpAddr,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
     process::{self, ExitCode},
@@ -228,16 +228,4 @@ fn read_config(path: &Path) -> Result<String, ConfigError> {
             ConfigError::one(path, None, "", what)
         })?;
     Ok(text)
-}
-
-fn local_addresses() -> Vec<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
-        return Vec::new();
-    };
-    let ip = |interface: nix::ifaddrs::InterfaceAddress| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
-    };
-    interfaces.filter_map(ip).collect()
 }

@@ -18,6 +18,7 @@ pub mod key;
 mod limiter;
 mod local_socket;
 mod log;
+pub mod machine;
 pub mod privileges;
 mod ready;
 pub mod sys;

@@ -632,7 +632,7 @@ impl Elector {
                 sent,
                 granted,
                 ..
-            } if *number == answered
+            } if (*number == answered || planted(Mutant::OtherCallGranted))
                 && own == instance
                 && campaign.term == term
                 && now.since(*sent) <= patience =>
@@ -901,7 +901,7 @@ impl Elector {
         let verdict = self
             .would_vote(now, name, from, term, lease)
             .map_err(|(why, _)| why);
-        let outdated = self.is_outdated(roster);
+        let outdated = self.is_outdated(roster) && !planted(Mutant::OldRosterCalls);
         let Some(v) = self.virtuals.get_mut(name) else {
             return;
         };

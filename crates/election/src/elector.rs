@@ -75,6 +75,8 @@ pub struct Elector {
     /// When each beat or call was sent, and for which lease (R2); as far back as it can matter.
     pub(crate) sent: VecDeque<(Number, BootTime, Duration)>,
     pub(crate) taking: Taking,
+    /// The operator was told that nobody can end being blank.
+    pub(crate) all_are_blank: bool,
     /// What is on disk.
     pub(crate) reservation: Reservation,
     /// What shall be on disk.
@@ -144,6 +146,7 @@ impl Elector {
             } else {
                 Taking::Active
             },
+            all_are_blank: false,
             wanted: reservation.clone(),
             reserving: false,
             unsure: false,
@@ -203,10 +206,18 @@ impl Elector {
     /// R20 (a): the memory of this boot.
     fn recall(&mut self, memory: Memory, gates: &[(VirtualServerName, BootTime)], now: BootTime) {
         self.floor_base = memory.floor_base;
-        if let Some(until) = memory.silent_until {
-            self.taking = Taking::Silent { since: now, until }; // R20 (b), before electd was restarted
+        // R20 (b), before electd was restarted. The format before noted no end of it but its time.
+        let since = memory
+            .silent_since
+            .or(Some(now).filter(|now| Some(*now) <= memory.silent_until));
+        if let (Some(since), Some(until)) = (since, memory.silent_until) {
+            self.taking = Taking::Silent { since, until };
         }
-        let firm = now + self.reservation.promise_max;
+        let firm = if planted(Mutant::FirmForOwnLease) {
+            now + self.settings.lease
+        } else {
+            now + self.reservation.promise_max
+        };
         for vote in memory.votes {
             let mut v = Virtual::new(vote.voted);
             let open = gates
@@ -356,6 +367,9 @@ impl Elector {
             Input::Reserved(reservation) => self.reserved(reservation),
             Input::ReserveFailed(why) => {
                 (self.reserving, self.unsure) = (false, true);
+                if planted(Mutant::FailedWriteForgotten) {
+                    (self.unsure, self.longest) = (false, self.reservation.promise_max);
+                }
                 self.reserve_again = Some(now + RESERVE_AGAIN);
                 self.outputs.push_back(Output::Alarm(format!(
                     "the term reservation cannot be written: {why}; terms up to {} are left",
@@ -510,6 +524,7 @@ impl Elector {
             self.notice("taking part in elections".into());
         }
         self.blank_learns(now);
+        self.warn_if_all_are_blank();
         self.keep_reservation(now);
         let turn = self.turn(now);
         for name in &turn {
@@ -540,13 +555,14 @@ impl Elector {
                 voted: v.voter.voted,
                 holder: v.voter.holder.clone(),
             });
-            let silent_until = match self.taking {
-                Taking::Silent { until, .. } => Some(until),
-                Taking::Blank | Taking::Active => None,
+            let (silent_since, silent_until) = match self.taking {
+                Taking::Silent { since, until } => (Some(since), Some(until)),
+                Taking::Blank | Taking::Active => (None, None),
             };
             let (floor_base, votes) = (self.floor_base, votes.collect());
             let memory = Memory {
                 silent_until,
+                silent_since,
                 floor_base,
                 votes,
                 ..Memory::default()
@@ -695,6 +711,9 @@ impl Elector {
 
     /// R7: the m-th largest of the voters' promises.
     pub(crate) fn lease_end(&self, v: &Virtual) -> Option<BootTime> {
+        if planted(Mutant::LeaseByDisk) {
+            return self.lease_end_by(v, self.roster());
+        }
         self.lease_end_by(v, self.counted_roster())
     }
 
@@ -895,7 +914,7 @@ impl Elector {
         if v.gate == Gate::Shutting {
             return refuse(Why::Shutting);
         }
-        if self.is_outdated(roster) {
+        if self.is_outdated(roster) && !planted(Mutant::OldRosterPromised) {
             return refuse(Why::Roster);
         }
         if !self.is_synced(term, lease) {

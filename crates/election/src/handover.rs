@@ -570,7 +570,7 @@ impl Elector {
     pub(crate) fn prefer(&mut self, now: BootTime) {
         if self
             .preempted
-            .is_some_and(|at| now.since(at) < PREFER_EVERY)
+            .is_some_and(|at| now.since(at) < PREFER_EVERY && !planted(Mutant::PreferredAgain))
             || self.stopping
         {
             return;

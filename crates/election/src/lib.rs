@@ -47,4 +47,4 @@ pub use input::{Input, Mode, Preempt, Settings, Start, VirtualServerSettings, Wi
 pub use memory::Memory;
 pub use output::{Output, RoleChange};
 pub use record::BadRecord;
-pub use reservation::Reservation;
+pub use reservation::{Kept, Reservation};

@@ -7,7 +7,10 @@ use crate::record::{self, BadRecord};
 use protocol::{BootTime, ServerName, Term, VirtualServerName, codec::CodecError};
 use serde::{Deserialize, Serialize};
 
-const MAGIC: &[u8; 8] = b"standM\x00\x01";
+const MAGIC: &[u8; 8] = b"standM\x00\x02";
+
+/// Of the format before: when a silence began was not in it.
+const FORMER: &[u8; 8] = b"standM\x00\x01";
 
 /// Length of one of the file's two slots in bytes: room for as many virtual servers as a server keeps promises
 /// for, under the longest names.
@@ -26,10 +29,35 @@ pub struct Memory {
     /// No vote and no promise before then: earlier promises were forgotten with a reboot (ELECTION R20 b),
     /// and a restart of electd must not cut the silence short.
     pub silent_until: Option<BootTime>,
+    /// When that silence began: what the others tell is counted from there.
+    pub silent_since: Option<BootTime>,
     /// Floor of every virtual server not named below.
     pub floor_base: Term,
     /// What was voted, and to whom it was last promised.
     pub votes: Vec<Vote>,
+}
+
+/// The format before.
+#[derive(Serialize, Deserialize)]
+struct Former {
+    boot_id: [u8; 16],
+    sequence: u64,
+    silent_until: Option<BootTime>,
+    floor_base: Term,
+    votes: Vec<Vote>,
+}
+
+impl From<Former> for Memory {
+    fn from(former: Former) -> Self {
+        Self {
+            boot_id: former.boot_id,
+            sequence: former.sequence,
+            silent_until: former.silent_until,
+            silent_since: None,
+            floor_base: former.floor_base,
+            votes: former.votes,
+        }
+    }
 }
 
 /// The memory of one virtual server.
@@ -49,9 +77,12 @@ impl Memory {
         record::to_bytes(MAGIC, self)
     }
 
-    /// Reads one slot.
+    /// Reads one slot, of the format before as well.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, BadRecord> {
-        record::from_bytes(MAGIC, bytes)
+        match record::from_bytes(MAGIC, bytes) {
+            Err(BadRecord::Magic) => record::from_bytes(FORMER, bytes).map(Former::into),
+            read => read,
+        }
     }
 
     /// The newer good slot of this boot in a file's content.
@@ -85,6 +116,7 @@ mod tests {
             boot_id: [255; 16],
             sequence: u64::MAX,
             silent_until: Some(BootTime(u64::MAX)),
+            silent_since: Some(BootTime(u64::MAX)),
             floor_base: Term(u64::MAX),
             votes: (0..VIRTUAL_SERVERS_MAX).map(vote).collect(),
         }
@@ -118,5 +150,21 @@ mod tests {
         file[..older.len()].copy_from_slice(&older);
         file[STEP..STEP + newer.len()].copy_from_slice(&newer);
         assert_eq!(Memory::newest(&file, [255; 16]).unwrap().sequence, 5);
+    }
+
+    #[test]
+    fn what_an_electd_of_the_format_before_wrote_is_remembered() {
+        let former = Former {
+            boot_id: [7; 16],
+            sequence: 9,
+            silent_until: Some(BootTime(5)),
+            floor_base: Term(3),
+            votes: largest().votes,
+        };
+        let bytes = record::to_bytes(FORMER, &former).unwrap();
+        let memory = Memory::newest(&bytes, [7; 16]).unwrap();
+        assert_eq!((memory.sequence, memory.floor_base), (9, Term(3)));
+        assert_eq!(memory.silent_until, Some(BootTime(5)));
+        assert_eq!(memory.votes, former.votes);
     }
 }

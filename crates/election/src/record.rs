@@ -62,6 +62,14 @@ pub(crate) fn from_bytes<T: DeserializeOwned>(
     magic: &[u8; 8],
     bytes: &[u8],
 ) -> Result<T, BadRecord> {
+    split(magic, bytes).map(|(value, _)| value)
+}
+
+/// Reads a record at the start of `bytes`, and gives what follows it.
+pub(crate) fn split<'a, T: DeserializeOwned>(
+    magic: &[u8; 8],
+    bytes: &'a [u8],
+) -> Result<(T, &'a [u8]), BadRecord> {
     let (head, rest) = bytes.split_at_checked(HEAD).ok_or(BadRecord::Short)?;
     if &head[..8] != magic {
         return Err(BadRecord::Magic);
@@ -70,9 +78,10 @@ pub(crate) fn from_bytes<T: DeserializeOwned>(
         .iter()
         .rev()
         .fold(0usize, |n, b| n << 8 | usize::from(*b));
-    let payload = rest.get(..length).ok_or(BadRecord::Short)?;
+    let (payload, rest) = rest.split_at_checked(length).ok_or(BadRecord::Short)?;
     if head[12..] != digest(payload) {
         return Err(BadRecord::Checksum);
     }
-    codec::decode_record(payload).map_err(|e| BadRecord::Content(e.to_string()))
+    let value = codec::decode_record(payload).map_err(|e| BadRecord::Content(e.to_string()))?;
+    Ok((value, rest))
 }

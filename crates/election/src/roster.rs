@@ -6,7 +6,7 @@ use crate::{
     input::Mode,
     output::Output,
     reservation::{BLOCK, Reservation},
-    state::Taking,
+    state::{Peer, Taking},
 };
 use mutants::{Mutant, planted};
 use protocol::{
@@ -62,6 +62,11 @@ impl Elector {
         }
         let (current, former, end) = self.promised_max;
         if now > end {
+            let current = if planted(Mutant::LongestLoweredEarly) {
+                former
+            } else {
+                current
+            };
             let longest = current.max(former).max(self.settings.lease).max(self.lease);
             if longest < self.wanted.promise_max {
                 self.wanted.promise_max = longest;
@@ -114,7 +119,12 @@ impl Elector {
                 .iter()
                 .map(|s| s.floor)
                 .fold(floor.max(beat.floor_base), Term::max);
-            longest = longest.max(beat.promise_max.min(LEASE_MAX));
+            if !planted(Mutant::BlankForgetsLeases) {
+                longest = longest.max(beat.promise_max.min(LEASE_MAX));
+            }
+            if planted(Mutant::BlankForgetsFloors) {
+                floor = Term(0);
+            }
         }
         let version = self.wanted.roster.version;
         self.notice(format!(
@@ -132,6 +142,9 @@ impl Elector {
     /// be from before a lease was raised. It is noted as promised, so that the disk holds it as long as it may bind.
     pub(crate) fn learn_silent(&mut self, told: Duration) {
         let told = told.min(LEASE_MAX);
+        if planted(Mutant::ToldSilenceIgnored) {
+            return;
+        }
         let Taking::Silent { since, until } = &mut self.taking else {
             return;
         };
@@ -152,7 +165,31 @@ impl Elector {
             **name == self.settings.me || self.peers.get(*name).is_some_and(|p| p.beat.is_some())
         };
         self.settings.mode == Mode::None
+            || planted(Mutant::SilenceUnheard)
             || self.counted_roster().voters.iter().filter(heard).count() >= self.quorum()
+    }
+
+    /// R21: if all others are blank as well nobody will ever tell anything, and only an operator can end that.
+    pub(crate) fn warn_if_all_are_blank(&mut self) {
+        let told = &self.wanted.roster.voters;
+        let servers = if told.is_empty() {
+            &self.settings.servers
+        } else {
+            told
+        };
+        let is_blank = |name| self.peers.get(name).is_some_and(Peer::is_blank);
+        let all = self.taking == Taking::Blank
+            && servers
+                .iter()
+                .all(|name| *name == self.settings.me || is_blank(name));
+        if all && !self.all_are_blank {
+            self.outputs.push_back(Output::Alarm(
+                "blank, and so is every other server: none can tell the others what they need; on a new cluster run \
+                 `standin init` on each server, on one that was restored on other machines `standin init --adopt`"
+                    .into(),
+            ));
+        }
+        self.all_are_blank = all;
     }
 
     /// R24: the higher replaces the lower, synced before the next acknowledgement, which tells it.
@@ -167,9 +204,7 @@ impl Elector {
 
     /// R5, R14, R24: who asks counts by an older roster than this server has on disk.
     pub(crate) fn is_outdated(&self, roster: RosterVersion) -> bool {
-        self.settings.mode == Mode::Majority
-            && roster < self.reservation.roster.version
-            && !planted(Mutant::OldRosterCalls)
+        self.settings.mode == Mode::Majority && roster < self.reservation.roster.version
     }
 
     /// R24: the version that an acknowledgement tells: the one on disk, or a lower one by which promises in force may
@@ -179,6 +214,9 @@ impl Elector {
             .virtuals
             .values()
             .filter_map(|v| v.voter.counted_by(now));
+        if planted(Mutant::PromisesNotSettled) {
+            return self.reservation.roster.version;
+        }
         promises.fold(self.reservation.roster.version, RosterVersion::min)
     }
 

@@ -190,10 +190,12 @@ impl Situation {
             boot_id: _,
             sequence: _,
             silent_until,
+            silent_since,
             floor_base,
             votes,
         } = memory;
         self.option(*silent_until, Self::time);
+        self.option(*silent_since, Self::time);
         self.plain(floor_base.0);
         self.plain(votes.len() as u64);
         for vote in votes {
@@ -650,6 +652,7 @@ impl Elector {
             number,
             sent,
             taking,
+            all_are_blank: _,
             reservation,
             wanted,
             reserving,

@@ -1061,6 +1061,7 @@ fn r20_a_restart_of_electd_does_not_end_a_silence_in_which_nobody_was_heard() {
     let until = voter.now + L;
     let memory = Memory {
         silent_until: Some(until),
+        silent_since: Some(voter.now),
         ..Memory::default()
     };
     voter = Alone::remembering(memory);
@@ -1071,4 +1072,17 @@ fn r20_a_restart_of_electd_does_not_end_a_silence_in_which_nobody_was_heard() {
     assert_eq!(standing(&voter), "taking part");
     let over = |o: &Output| matches!(o, Output::Remember(m) if m.silent_until.is_none());
     assert!(outputs.iter().any(over), "it is remembered as over");
+}
+
+#[test]
+fn r20_a_silence_of_the_format_before_ended_by_its_time_alone() {
+    let begin = booted(L).now;
+    let ended = |until| Memory {
+        silent_until: Some(until),
+        ..Memory::default()
+    };
+    let voter = Alone::remembering(ended(BootTime(begin.0 - 1)));
+    assert_eq!(standing(&voter), "taking part");
+    let voter = Alone::remembering(ended(begin + L));
+    assert!(standing(&voter).contains("silent"));
 }

@@ -773,6 +773,27 @@ fn a_cluster_of_blank_servers_waits_for_standin_init() {
     sim.power_on_all();
     sim.run(secs(30));
     assert!(sim.master().is_none() && !sim.judge.seen.contains_key("call"));
+    // Each says once that nobody can tell it anything, and what to do.
+    assert_eq!(sim.alarms.len(), 3, "{:?}", sim.alarms);
+    for alarm in &sim.alarms {
+        assert!(alarm.contains("`standin init --adopt`"), "{alarm}");
+    }
+}
+
+#[test]
+fn a_blank_server_raises_no_alarm_while_another_one_may_still_tell() {
+    let mut sim = settled();
+    for server in 0..3 {
+        sim.power_off(server);
+    }
+    for blank in [1, 2] {
+        sim.wipe(blank);
+        sim.power_on(blank);
+    }
+    sim.run(secs(5)); // the third has told nothing yet
+    sim.power_on(0);
+    sim.run(secs(5));
+    assert_eq!(sim.alarms, Vec::<String>::new());
 }
 
 // ---- disk --------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@
 //!   a rival, leaves its role first (R14, R17), and its floor would forbid the claim.
 //! - A master refuses its vote while its gate is open (R14). Its own promise lasts as long as its gate, and longer.
 //!   Both together are `GrantsWhileServing`.
+//! - A master claims in no term and for no lease that is not on disk (R5, R23). Its call was in that term already, a
+//!   longer lease is used only when it is on disk, and what is on disk is not lowered below the lease in use.
 //! - A gate that is being shut is not opened (R8). Who shuts it has no mastership left that could be extended. Both
 //!   together are `ReopensWhileShutting`.
 //! - A release does not end a firm promise (R20). To be covered by it, the promise must have been refreshed by a claim
@@ -80,26 +82,39 @@ mutants! {
     DoctorNotAsked "R12" "a voter does not mind that the master is alive",
     FloorNotLearned "R12" "a floor that is told is not heard",
     OneVoteFewer "R13" "one vote less than a majority elects",
+    OtherCallGranted "R13" "a vote for an earlier call counts for the present one",
     VotesTwice "R14" "a second vote in the same term",
     GrantsWhileServing "R4, R14" "a master grants though it serves, and though its own promise is its own",
     NoBackOff "R15" "who failed tries again at once",
     NoRenewal "R16" "an electd that finds its gate open gives it up",
     ReleaseEndsAny "R18" "a release ends promises that it does not cover",
+    OldReleaseCounts "R18" "an older release makes valid what a later one had released",
     ReleaseBeforeShut "R18" "the release leaves before the gate reads back shut",
     SuccessorsCompete "R19" "others stand beside the invited server",
     PromisesForgotten "R20" "a restarted electd forgets whom it promised to",
+    FirmForOwnLease "R20" "a restarted electd is bound for its own lease, not for the longest promise",
     RestartedVotes "R20" "a rebooted voter votes at once",
+    ToldSilenceIgnored "R20" "a silent server does not mind what the others may have been promised",
+    SilenceUnheard "R20" "a silence ends though no majority was heard",
     MemoryLate "R20" "the memory is written after the message that relies on it",
     BlankVotes "R21" "a server without a reservation takes part",
+    BlankForgetsFloors "R21" "a blank server takes no floor from the others",
+    BlankForgetsLeases "R21" "a blank server takes no longest promise from the others",
     ReservationNotSynced "R22" "a term counts as reserved before it is on disk",
+    FailedWriteForgotten "R22" "a write that failed is taken to have left nothing on the disk",
     LongPromiseNotSynced "R23" "a longer promise is given before it is on disk",
+    LongestLoweredEarly "R23" "the longest promise is lowered while one may bind",
     RosterTwoAtATime "R24" "the roster changes before a majority has the last change",
     OldRosterCalls "R24" "a call with an older roster gets votes",
+    OldRosterPromised "R24" "a claim of a server with an older roster is acknowledged",
+    PromisesNotSettled "R24" "an acknowledgement tells the roster on disk, whatever was promised by an older one",
+    LeaseByDisk "R7, R24" "a master counts by the roster on its disk, whatever it knows",
     IncarnationUnchecked "R26, hbd" "packets of a former incarnation are heard",
     ReplayHeard "R26, hbd" "a packet counts as often as it arrives",
     ChallengeUnchecked "R26, hbd" "any answer makes an incarnation known",
     AnyAnswerProves "R26, hbd" "a recorded answer proves that a former incarnation still runs",
     SessionUnchecked "R26, listend" "frames are not tied to their session",
+    PreferredAgain "R27" "a preferred server gets a handover as often as it can",
     BlindAccuses "doctord" "a doctor that was stalled accuses the silent",
     SilenceOverlooked "doctord" "a server is alive for ten leases after its last beat",
     WaysAlike "clock" "a packet is taken to need as long as its answer",

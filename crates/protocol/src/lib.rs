@@ -12,6 +12,7 @@
 pub mod codec;
 pub mod ids;
 pub mod local;
+pub mod owner;
 pub mod seal;
 pub mod version;
 pub mod wire;

@@ -25,6 +25,7 @@ pub(crate) enum Undo {
     Weather,
     SlowDisk(usize),
     BadDisk(usize),
+    BadMemory(usize),
     Carrier(usize),
     Maintenance(usize),
 }
@@ -50,6 +51,7 @@ impl World {
         let now = self.now;
         self.note(|| format!("---- {act}    ({})", NAMES[i]));
         self.look();
+        self.what_if(i);
         if let Some(trouble) = self.trouble(&act, i, j) {
             self.owned.add(trouble);
         }
@@ -60,11 +62,12 @@ impl World {
                 self.kill(i, act.role);
                 self.queue.push(now + span, start(act.role));
             }
-            Kind::Power | Kind::Wipe => {
+            Kind::Power | Kind::Wipe | Kind::Restore => {
                 self.power_off(i);
-                if act.kind == Kind::Wipe && self.servers.iter().all(|s| s.disk.is_some()) {
-                    self.servers[i].disk = None;
-                    self.judge.wiped(i);
+                match act.kind {
+                    Kind::Wipe => self.wipe(i),
+                    Kind::Restore => self.restore(i, act.n),
+                    _ => {}
                 }
                 self.queue.push(now + span, Event::PowerOn(i));
             }
@@ -114,6 +117,10 @@ impl World {
                 self.servers[i].bad_disk += 1;
                 self.undo_in(span, Undo::BadDisk(i));
             }
+            Kind::BadMemory => {
+                self.servers[i].bad_memory += 1;
+                self.undo_in(span, Undo::BadMemory(i));
+            }
             Kind::Burst => self.servers[i].burst_until = now + span,
             Kind::Carrier => {
                 self.servers[i].no_carrier += 1;
@@ -126,7 +133,9 @@ impl World {
             }
             Kind::Promote => {
                 let to = self.servers[j].name.clone();
-                self.wish(i, Wish::Promote(to, None));
+                let which = (act.n as usize).checked_sub(1);
+                let which = which.and_then(|v| self.virtuals.get(v)).cloned();
+                self.wish(i, Wish::Promote(to, which));
             }
             Kind::Resign => self.wish(i, Wish::Resign),
             Kind::Maintenance => {
@@ -141,7 +150,8 @@ impl World {
                 let to = self.servers[j].name.clone();
                 self.wish(i, Wish::Remove(to));
             }
-            Kind::Lease => self.new_lease(Duration::from_micros(act.n)),
+            Kind::Lease => (0..n).for_each(|k| self.new_lease(k, Duration::from_micros(act.n))),
+            Kind::OneLease => self.new_lease(i, Duration::from_micros(act.n)),
             Kind::Stop => {
                 if let Some(electd) = self.servers[i].electd.as_mut() {
                     electd.stop = Some(span);
@@ -158,6 +168,69 @@ impl World {
             Kind::Junk => self.junk(i),
         }
         self.look();
+    }
+
+    /// The disk is lost, and not for ever: it is found again when all is calm, if others are blank too, for then nobody
+    /// would learn from anybody.
+    fn wipe(&mut self, i: usize) {
+        let Some(lost) = self.servers[i].disk.take() else {
+            return;
+        };
+        self.servers[i].lost = Some(lost);
+        self.disk_holds(i, None);
+        self.judge.wiped(i);
+        self.judge.moot(i);
+        let lost = |s: &&crate::world::Server| s.lost.is_some() && s.disk.is_none();
+        if self.servers.iter().filter(lost).count() > 1 {
+            let calm = self.schedule.calm * 1000;
+            self.owned.add(Trouble {
+                from: self.now,
+                end: calm,
+                until: calm,
+                what: "several disks are lost".into(),
+                limit: Limit::Loose,
+                change: Change::Yes,
+                heir: None,
+                wish: None,
+                called: None,
+            });
+        }
+    }
+
+    /// The disk is put back to what it held so many writes ago. Promised is safety only as long as what was voted since
+    /// is reserved there; what was promised since is covered by what the others tell, if whoever may be heard tells it;
+    /// and the roster must be the same, for the majority that has it has it no longer then.
+    fn restore(&mut self, i: usize, back: u64) {
+        let server = &self.servers[i];
+        let Some(present) = &server.disk else { return };
+        let back = usize::try_from(back).unwrap_or(0);
+        let Some(former) = server.former.iter().rev().nth(back).cloned() else {
+            return;
+        };
+        let (now, local) = (self.now, self.local(i));
+        let tells = |k: usize| {
+            let other = &self.servers[k];
+            let disk = other
+                .disk
+                .as_ref()
+                .map_or(Duration::ZERO, |d| d.promise_max);
+            let written = other.writing.as_ref().map_or(disk, |w| w.promise_max);
+            disk.min(written).min(other.settings.lease)
+        };
+        let others = (0..self.servers.len()).filter(|k| *k != i);
+        let told = others.map(tells).min().unwrap_or_default();
+        let silence = former.promise_max.max(server.settings.lease).max(told);
+        let covered = (0..self.virtuals.len()).all(|v| {
+            let floors = self.judge.floors(i, v);
+            let bound = self.judge.binding(i, v, now, local, server.rate);
+            floors[0].max(floors[1]) <= former.reserved
+                && bound.is_none_or(|(_, left)| left <= silence)
+        });
+        if covered && present.roster.version == former.roster.version {
+            self.note(|| format!("{} finds its disk as it was: {former:?}", NAMES[i]));
+            self.disk_holds(i, Some(former));
+            self.judge.moot(i);
+        }
     }
 
     fn undo_in(&mut self, span: u64, undo: Undo) {
@@ -179,6 +252,9 @@ impl World {
             Undo::SlowDisk(i) => self.servers[i].slow_disk = None,
             Undo::BadDisk(i) => {
                 self.servers[i].bad_disk = self.servers[i].bad_disk.saturating_sub(1)
+            }
+            Undo::BadMemory(i) => {
+                self.servers[i].bad_memory = self.servers[i].bad_memory.saturating_sub(1)
             }
             Undo::Carrier(i) => {
                 self.servers[i].no_carrier = self.servers[i].no_carrier.saturating_sub(1);
@@ -219,11 +295,9 @@ impl World {
         self.give(i, Input::Operator { id, wish });
     }
 
-    fn new_lease(&mut self, lease: Duration) {
-        for i in 0..self.servers.len() {
-            self.servers[i].settings.lease = lease;
-            self.reload(i);
-        }
+    fn new_lease(&mut self, i: usize, lease: Duration) {
+        self.servers[i].settings.lease = lease;
+        self.reload(i);
     }
 
     /// SIGHUP to all roles.
@@ -414,6 +488,11 @@ impl World {
             | Kind::Add
             | Kind::Remove => (span, Limit::NoGap, Change::No),
             Kind::Lease => (3 * lease, Limit::NoGap, Change::No),
+            Kind::OneLease | Kind::BadMemory | Kind::Restore => (
+                span + 3 * self.schedule.longest_lease() * 1000,
+                Limit::Loose,
+                Change::Yes,
+            ),
             Kind::Split | Kind::Weather | Kind::Broken => (span, Limit::Loose, Change::Yes),
             // What it forgot it counts as voted: the others hear of a higher floor.
             Kind::Power | Kind::Wipe if !hit => (span, Limit::NoGap, Change::Renewal),
@@ -483,7 +562,7 @@ impl World {
             }
         };
         // A machine that comes back keeps silent first.
-        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe) {
+        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe | Kind::Restore) {
             self.slow(lease)
         } else {
             0
@@ -677,10 +756,24 @@ impl World {
             }
         }
         let lease = Duration::from_micros(self.schedule.lease);
+        let blank: Vec<_> = (0..n).filter(|i| self.servers[*i].lost.is_some()).collect();
+        let several = blank
+            .iter()
+            .filter(|i| self.servers[**i].disk.is_none())
+            .count()
+            > 1;
+        for i in blank {
+            if several && self.servers[i].disk.is_none() {
+                mended = true;
+                self.power_off(i);
+                let lost = self.servers[i].lost.take();
+                self.disk_holds(i, lost);
+            }
+        }
         for i in 0..n {
             let s = &mut self.servers[i];
-            mended |= s.bad_disk > 0 || s.no_carrier > 0 || s.burst_until > self.now;
-            (s.bad_disk, s.burst_until) = (0, 0);
+            mended |= s.bad_disk + s.bad_memory + s.no_carrier > 0 || s.burst_until > self.now;
+            (s.bad_disk, s.bad_memory, s.burst_until) = (0, 0, 0);
             s.slow_disk = None;
             if let Some(electd) = &mut s.electd {
                 electd.interruption = None;
@@ -730,7 +823,7 @@ impl World {
     /// When everything may be over, if it is as it must be, and when it is over at the latest.
     pub(crate) fn last_moments(&mut self) -> (Time, Time) {
         self.first_trouble();
-        let (calm, lease) = (self.schedule.calm, self.schedule.lease * 1000);
+        let (calm, lease) = (self.schedule.calm, self.schedule.longest_lease() * 1000);
         // What stands still is not woken before its time.
         let awake = self.schedule.acts.iter().map(|a| match a.kind {
             Kind::Stall | Kind::Freeze | Kind::Pause => a.at + a.span,

@@ -49,13 +49,7 @@ impl Profile {
 
 /// What a seed stands for.
 pub fn profile(seed: u64) -> Profile {
-    let n = Random(seed).below(100);
-    match n {
-        0..8 => Profile::Tight,
-        8..32 => Profile::Usual,
-        32..35 => Profile::Patient,
-        _ => Profile::Slow,
-    }
+    Random(seed).of(&PROFILES)
 }
 
 /// The schedule of a seed, in a given profile or in its own.
@@ -72,7 +66,7 @@ pub fn schedule(seed: u64, wanted: Option<Profile>) -> Schedule {
         servers: servers - witnesses,
         witnesses,
         blank: u64::from(random.percent(5)),
-        virtuals: if random.percent(85) { 1 } else { 2 },
+        virtuals: random.of(&[1, 1, 1, 1, 1, 1, 1, 2, 2, 3]),
         none: u64::from(random.percent(3)),
         paths: 1 + u64::from(random.percent(10)),
         sealed: u64::from(random.percent(10)),
@@ -100,12 +94,13 @@ pub fn schedule(seed: u64, wanted: Option<Profile>) -> Schedule {
             });
         }
     }
-    if schedule.none == 0 && random.percent(4) {
-        changing_roster(&mut random, &mut schedule);
-    } else if schedule.none == 0 && random.percent(65) {
-        one_by_one(&mut random, &mut schedule);
-    } else {
-        all_at_once(&mut random, &mut schedule);
+    match random.below(100) {
+        _ if schedule.none == 1 => all_at_once(&mut random, &mut schedule),
+        0..9 => changing_roster(&mut random, &mut schedule),
+        9..17 => changing_leases(&mut random, &mut schedule),
+        17 if seed.is_multiple_of(2) => preferring(&mut random, &mut schedule),
+        17..70 => one_by_one(&mut random, &mut schedule),
+        _ => all_at_once(&mut random, &mut schedule),
     }
     schedule
 }
@@ -153,14 +148,22 @@ fn changing_roster(random: &mut Random, schedule: &mut Schedule) {
     let lease = schedule.lease;
     (schedule.servers, schedule.witnesses, schedule.blank) =
         (random.between(4, 5), 0, random.below(2));
+    schedule.virtuals = random.of(&[1, 2, 2, 3]);
     schedule.acts.retain(|a| a.kind != Kind::Rate);
     schedule.disk = random.of(&[schedule.disk, lease / 20, lease / 2]);
     let mut at = lease * 3;
     for _ in 0..random.between(3, 7) {
-        let kind = random.of(&[Kind::Add, Kind::Remove, Kind::Remove]);
+        let kind = random.of(&[Kind::Add, Kind::Remove, Kind::Remove, Kind::Promote]);
         let to = Who::Server(random.below(6) as u8);
+        // The keeper's master may be another than the others'.
+        let n = if kind == Kind::Promote {
+            random.between(1, schedule.virtuals)
+        } else {
+            0
+        };
         schedule.acts.push(Act {
             to,
+            n,
             ..Act::new(at, kind)
         });
         if random.percent(30) {
@@ -171,6 +174,76 @@ fn changing_roster(random: &mut Random, schedule: &mut Schedule) {
         at += random.between(1, most);
     }
     schedule.calm = at + lease;
+}
+
+/// Leases that differ, up and down, and servers that forget what they promised by them.
+fn changing_leases(random: &mut Random, schedule: &mut Schedule) {
+    let lease = schedule.lease;
+    schedule.virtuals = random.of(&[1, 1, 2]);
+    schedule.disk = random.of(&[schedule.disk, lease / 20, lease / 2]);
+    let mut at = lease * 2;
+    for _ in 0..random.between(2, 4) {
+        let factor = random.of(&[5, 20, 50, 100, 100, 200, 400, 1000, 2000]);
+        let n = (lease * factor / 100).clamp(5 * schedule.heartbeat, 10_000_000);
+        let kind = random.of(&[Kind::Lease, Kind::OneLease, Kind::OneLease]);
+        let who = anybody(random);
+        schedule.acts.push(Act {
+            n,
+            who,
+            ..Act::new(at, kind)
+        });
+        let longest = schedule.longest_lease();
+        let most = random.of(&[schedule.heartbeat, lease, longest]);
+        at += random.between(1, most);
+        let kinds = [
+            Kind::Kill,
+            Kind::Kill,
+            Kind::Power,
+            Kind::Power,
+            Kind::Wipe,
+            Kind::Wipe,
+            Kind::Restore,
+            Kind::Stop,
+            Kind::BadDisk,
+            Kind::BadMemory,
+            Kind::Cut,
+            Kind::Isolate,
+        ];
+        let kind = random.of(&kinds);
+        let most = random.of(&[lease / 5, lease, longest]);
+        schedule.acts.push(Act {
+            who: anybody(random),
+            to: Who::Slave(random.below(4) as u8),
+            n: random.below(3),
+            span: random.between(1, most),
+            ..Act::new(at, kind)
+        });
+        if random.percent(30) {
+            let act = one(random, schedule, at);
+            schedule.acts.push(act);
+        }
+        let most = random.of(&[schedule.heartbeat, lease, longest, 3 * longest]);
+        at += random.between(1, most);
+    }
+    schedule.calm = at + lease;
+}
+
+/// A better server falls and comes back, twice, and is preferred once.
+fn preferring(random: &mut Random, schedule: &mut Schedule) {
+    let lease = schedule.lease;
+    (schedule.servers, schedule.witnesses, schedule.blank) = (3, 0, 0);
+    (schedule.virtuals, schedule.preempt) = (1, 2);
+    let best = random.below(3);
+    schedule.priorities = 505_050 + 10 * 100_u64.pow(best as u32);
+    let who = Who::Server(best as u8);
+    for at in [3 * lease, 32 * lease] {
+        schedule.acts.push(Act {
+            who,
+            span: random.between(lease, 2 * lease),
+            ..Act::new(at, Kind::Power)
+        });
+    }
+    schedule.calm = 60 * lease;
 }
 
 fn one(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
@@ -186,7 +259,7 @@ fn one(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
         role,
         ..Act::new(at, Kind::Kill)
     };
-    (act.kind, act.span) = match random.below(37) {
+    (act.kind, act.span) = match random.below(39) {
         0..5 => (Kind::Kill, some),
         5..10 => (Kind::Power, random.of(&[long, longer])),
         10..12 => (Kind::Stall, some),
@@ -215,6 +288,7 @@ fn one(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
             act.n = (lease * random.of(&[100, 150, 200]) / 100).min(10_000_000);
             (Kind::Lease, 0)
         }
+        36 => (Kind::BadMemory, some),
         _ => (random.of(&[Kind::Add, Kind::Remove]), 0),
     };
     act.to = Who::Slave(random.below(4) as u8);
@@ -265,7 +339,7 @@ fn some(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
     let n = schedule.size() as u64;
     let mut act = one(random, schedule, at);
     if random.percent(45) {
-        let (kind, number) = match random.below(16) {
+        let (kind, number) = match random.below(18) {
             0 => (Kind::Kill, 0),
             1..4 => (Kind::Crash, random.below(20)),
             4 | 5 => (Kind::Interrupt, random.below(20)),
@@ -273,7 +347,12 @@ fn some(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
             7 => (Kind::Weather, random.between(5, 60)),
             8 => (Kind::Rate, random.between(900, 1120)),
             9 => (Kind::Burst, 0),
-            10 if schedule.none == 0 => (Kind::Wipe, 0),
+            10 | 15 if schedule.none == 0 => (Kind::Wipe, 0),
+            16 if schedule.none == 0 => (Kind::Restore, random.below(4)),
+            17 => (
+                Kind::OneLease,
+                lease * random.of(&[20, 100, 160, 400]) / 100,
+            ),
             11 => (Kind::Lease, lease * random.of(&[60, 100, 160, 200]) / 100),
             12 => (Kind::Fresh, random.between(1, 5)),
             13 => (Kind::Broken, 0),
@@ -294,7 +373,7 @@ fn some(random: &mut Random, schedule: &Schedule, at: u64) -> Act {
             Part::Listend,
         ]);
     }
-    if matches!(act.kind, Kind::Lease) {
+    if matches!(act.kind, Kind::Lease | Kind::OneLease) {
         act.n = act.n.clamp(5 * schedule.heartbeat, 10_000_000);
     }
     act.span = span;

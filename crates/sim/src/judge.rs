@@ -68,6 +68,8 @@ struct Promise {
     holder: usize,
     by: (Instance, Number),
     until: Until,
+    /// The roster versions told by the beats and calls that it was given for, each with when that would end.
+    counted: Vec<(RosterVersion, BootTime)>,
     /// The voter was restarted since, and knows no longer by which beat or call it was.
     forgotten: bool,
 }
@@ -92,12 +94,14 @@ struct Written {
     memory: Option<Memory>,
     /// What is on disk: terms reserved and longest promise, likewise.
     disk: Option<(Term, Duration)>,
+    /// What may be there instead: it is being written, or writing it failed.
+    maybe: Vec<(Term, Duration)>,
     /// By the server's own clock.
     silent: Option<BootTime>,
     /// Started without a reservation, and none is on disk yet.
     blank: bool,
     /// The roster it counts by, likewise.
-    counts_by: RosterVersion,
+    counts_by: Option<RosterVersion>,
 }
 
 /// Watches a cluster.
@@ -114,9 +118,16 @@ pub struct Judge {
     /// The term of the last gate opened, of each virtual server.
     token: Vec<Option<(Term, usize)>>,
     leases: HashMap<(Instance, Number), Duration>,
-    /// The rosters that calls named.
+    /// The rosters that beats and calls named.
     called_by: HashMap<(Instance, Number), RosterVersion>,
+    /// All that ever were on a disk, or were to be.
     rosters: BTreeMap<RosterVersion, Vec<ServerName>>,
+    /// The version on each disk; none if it is blank.
+    held: Vec<Option<RosterVersion>>,
+    /// Who has which roster on disk, or counts by it; empty while all of them name the same voters.
+    apart: Vec<(usize, RosterVersion, Vec<usize>)>,
+    /// Who never serves.
+    witness: Vec<bool>,
     failed: Option<Violation>,
     /// What was seen at all, so that a run can be sure that it tested something.
     pub seen: BTreeMap<&'static str, u64>,
@@ -129,7 +140,6 @@ impl Judge {
             mode,
             stands: vec![Vec::new(); names.len()],
             written: vec![Written::default(); names.len()],
-            names,
             virtuals: Vec::new(),
             votes: HashMap::new(),
             won: HashMap::new(),
@@ -137,9 +147,18 @@ impl Judge {
             leases: HashMap::new(),
             called_by: HashMap::new(),
             rosters: BTreeMap::new(),
+            held: Vec::new(),
+            apart: Vec::new(),
+            witness: vec![false; names.len()],
+            names,
             failed: None,
             seen: BTreeMap::new(),
         }
+    }
+
+    /// This server never serves.
+    pub fn only_votes(&mut self, server: usize) {
+        self.witness[server] = true;
     }
 
     /// A virtual server's place in what is handed to [`Judge::check`].
@@ -205,6 +224,9 @@ impl Judge {
             stand.released.clear();
             stand.promise.iter_mut().for_each(|p| p.forgotten = true);
             stand.promise.take_if(|p| p.holder == server);
+            if let Some(Promise { counted, .. }) = &mut stand.promise {
+                counted.clear(); // by a clock that is gone, and it acknowledges nothing before
+            }
             if let Some(Promise { until, .. }) = &mut stand.promise
                 && let Until::Local(end) = *until
             {
@@ -235,6 +257,15 @@ impl Judge {
             stand.floors[1] = Term(0);
         }
         self.written[server].disk = None;
+        self.written[server].maybe.clear();
+    }
+
+    /// What this server sent counts no more, for its power is lost: a promise to it protects nobody. Said where the
+    /// disk is not as it was then, for what such a server tells of its promises may be too little.
+    pub fn moot(&mut self, server: usize) {
+        for stand in self.stands.iter_mut().flatten() {
+            stand.promise.take_if(|p| p.holder == server);
+        }
     }
 
     /// Started without a reservation.
@@ -245,7 +276,7 @@ impl Judge {
 
     /// It knows that this roster is on disk.
     pub fn counts_by(&mut self, server: usize, version: RosterVersion) {
-        self.written[server].counts_by = version;
+        self.written[server].counts_by = Some(version);
     }
 
     /// The run-dir holds this now.
@@ -253,36 +284,178 @@ impl Judge {
         self.written[server].memory = Some(memory.clone());
     }
 
-    /// The disk holds this now.
+    /// The disk holds this now, and electd knows it.
     pub fn stores(&mut self, server: usize, reservation: &Reservation) {
-        self.written[server].disk = Some((reservation.reserved, reservation.promise_max));
-        self.written[server].blank = false;
+        let written = &mut self.written[server];
+        written.disk = Some((reservation.reserved, reservation.promise_max));
+        written.maybe.clear();
+        written.blank = false;
     }
 
-    /// R24: this server wants another roster, made of `present`; so many of the present voters have it on disk.
-    pub fn changes_roster(&mut self, present: &Roster, next: &Roster, holders: usize) {
-        if next.version.counter == 0 || self.rosters.contains_key(&next.version) {
+    /// R22, R23: this begins to be written, and from now on a restart may find it: whatever binds must be covered by
+    /// the silence that it would bring.
+    pub fn writes(
+        &mut self,
+        server: usize,
+        now: Time,
+        local: BootTime,
+        rate: u64,
+        reservation: &Reservation,
+    ) {
+        let (reserved, longest) = (reservation.reserved, reservation.promise_max);
+        self.written[server].maybe.push((reserved, longest));
+        if self.mode == Mode::None {
             return;
         }
-        self.rosters.insert(next.version, next.voters.clone());
-        let only = |a: &Roster, b: &Roster| {
-            let mut voters = a.voters.iter();
-            voters.by_ref().filter(|v| !b.voters.contains(v)).count()
+        for v in 0..self.virtuals.len() {
+            let Some((holder, left)) = self.binding(server, v, now, local, rate) else {
+                continue;
+            };
+            if left > longest {
+                let what = format!(
+                    "{} writes that it would be silent for {longest:?} and is bound to {} for {left:?} more",
+                    self.names[server], self.names[holder]
+                );
+                self.fail(RESTART_SILENCE, what);
+            }
+            let floor = self.stands[server][v].floors[0];
+            if floor > reserved {
+                let what = format!(
+                    "{} reserves terms up to {reserved} and voted in term {floor}",
+                    self.names[server]
+                );
+                self.fail(NO_VOTE_TWICE, what);
+            }
+        }
+    }
+
+    /// To whom this server is bound, and for how long by its clock.
+    pub fn binding(
+        &self,
+        server: usize,
+        v: usize,
+        now: Time,
+        local: BootTime,
+        rate: u64,
+    ) -> Option<(usize, Duration)> {
+        let promise = self.stands[server][v].promise.as_ref()?;
+        let left = match promise.until {
+            Until::Local(until) => (local <= until).then(|| until.since(local))?,
+            // Rounded twice.
+            Until::True(until) => {
+                let left = until.checked_sub(now)? * rate / 1000;
+                Duration::from_nanos(left.checked_sub(10)?)
+            }
         };
-        let changes = only(present, next) + only(next, present);
-        let (from, to) = (present.version, next.version);
-        if changes > 1 {
+        Some((promise.holder, left))
+    }
+
+    /// The highest term that this server voted or acknowledged in for others, and for itself.
+    pub fn floors(&self, server: usize, v: usize) -> [Term; 2] {
+        self.stands[server][v].floors
+    }
+
+    /// R24: this server writes `next`, and has `present` on its disk; so many of the present voters have that.
+    pub fn changes_roster(&mut self, present: &Roster, next: &Roster, holders: usize) {
+        let to = next.version;
+        self.rosters
+            .entry(present.version)
+            .or_insert_with(|| present.voters.clone());
+        if let Some(voters) = self.rosters.get(&to) {
+            if *voters != next.voters {
+                let what = format!("roster {to} is made of {:?} and of {voters:?}", next.voters);
+                self.fail(AT_MOST_ONE_GATE, what);
+            }
+            return;
+        }
+        let changes = |from: &[ServerName]| {
+            let only =
+                |a: &[ServerName], b: &[ServerName]| a.iter().filter(|v| !b.contains(v)).count();
+            only(from, &next.voters) + only(&next.voters, from)
+        };
+        // A new master gives its own term to what it knows; from there one is added or removed at a time.
+        let before = to
+            .counter
+            .checked_sub(1)
+            .map(|counter| RosterVersion { counter, ..to });
+        let least = match before {
+            Some(before) => self.rosters.get(&before).map(|from| changes(from)),
+            None => self.rosters.values().map(|from| changes(from)).min(),
+        };
+        self.rosters.insert(to, next.voters.clone());
+        if least.is_none_or(|changes| changes > usize::from(before.is_some())) {
             let what = format!(
-                "roster {from} to {to} changes {changes} voters at once: their majorities may not meet"
+                "roster {to} changes more voters than one of the version before, or what nobody had: their majorities may not meet"
             );
             return self.fail(AT_MOST_ONE_GATE, what);
         }
         let need = present.voters.len() / 2 + 1;
-        if holders < need {
+        if before.is_some() && holders < need {
             let what = format!(
-                "roster {to} is made while {holders} of {need} needed hold {from}: three may be in force"
+                "roster {to} is made while {holders} of {need} needed hold {}: three may be in force",
+                present.version
             );
             self.fail(AT_MOST_ONE_GATE, what);
+        }
+    }
+
+    /// The rosters on the disks, none on a blank one; and those that servers count by.
+    pub fn rosters<'a>(
+        &mut self,
+        disks: impl Iterator<Item = Option<&'a Roster>>,
+        counted: impl Iterator<Item = (usize, &'a Roster)>,
+    ) {
+        let disks: Vec<_> = disks.collect();
+        let own = disks.iter().enumerate();
+        let own = own.filter_map(|(i, d)| Some((i, (*d)?)));
+        let mut all: Vec<_> = own
+            .chain(counted)
+            .filter(|(_, r)| !r.voters.is_empty())
+            .collect();
+        all.dedup_by(|a, b| a.0 == b.0 && a.1.version == b.1.version);
+        let alike = all.windows(2).all(|w| w[0].1.voters == w[1].1.voters);
+        self.held = disks.iter().map(|d| d.map(|d| d.version)).collect();
+        self.apart.clear();
+        if !alike {
+            for (i, roster) in all {
+                let voters = roster.voters.iter().map(|n| self.index(n)).collect();
+                self.apart.push((i, roster.version, voters));
+            }
+        }
+    }
+
+    /// R24, where rosters differ: while one answers, no other could have a majority of its roster. An election takes
+    /// no time, and whoever is silent or without power will come back.
+    fn could_another_win(&mut self, now: Time, locals: &[BootTime], open: &[(usize, usize)]) {
+        for (v, master) in open {
+            let bound = |x: usize| {
+                let promise = self.stands[x][*v].promise.as_ref();
+                promise.is_some_and(|p| {
+                    p.holder == *master
+                        && match p.until {
+                            Until::Local(until) => locals[x] <= until,
+                            Until::True(until) => now <= until,
+                        }
+                })
+            };
+            for (other, version, voters) in &self.apart {
+                if other == master || self.witness[*other] || !voters.contains(other) {
+                    continue;
+                }
+                let free =
+                    |x: &&usize| self.held[**x].is_some_and(|own| own <= *version) && !bound(**x);
+                let votes = voters.iter().filter(free).count();
+                if votes > voters.len() / 2 {
+                    let what = format!(
+                        "{} answers for {}, and {votes} of {} voters of roster {version} could elect {}",
+                        self.names[*master],
+                        self.virtuals[*v],
+                        voters.len(),
+                        self.names[*other]
+                    );
+                    return self.fail(AT_MOST_ONE_GATE, what);
+                }
+            }
         }
     }
 
@@ -300,6 +473,7 @@ impl Judge {
     ) {
         let lease = self.lease(by);
         let mut until = local + lease;
+        let mut counted = Vec::new();
         if let Some(p) = &self.stands[voter][v].promise {
             let bound = match p.until {
                 Until::Local(until) => local <= until,
@@ -324,8 +498,13 @@ impl Judge {
                 );
                 return self.fail(REJECTED_IS_INERT, what);
             }
+            // A call that is said again is what it was.
+            if holder == voter && p.by == by && !p.forgotten {
+                return;
+            }
             if let (true, Until::Local(before)) = (p.holder == holder, p.until) {
                 until = until.max(before);
+                counted.clone_from(&p.counted);
             }
         }
         let mut released = self.stands[voter][v].released.iter();
@@ -336,9 +515,14 @@ impl Judge {
             );
             return self.fail(REJECTED_IS_INERT, what);
         }
+        if let Some(version) = self.called_by.get(&by).copied() {
+            counted.retain(|(known, until)| local <= *until && *known != version);
+            counted.push((version, local + lease));
+        }
         self.stands[voter][v].promise = Some(Promise {
             holder,
             by,
+            counted,
             until: Until::Local(until),
             forgotten: false,
         });
@@ -375,7 +559,8 @@ impl Judge {
                 return self.fail(NO_VOTE_TWICE, what);
             }
         }
-        if let Some((reserved, longest)) = written.disk {
+        // A failed write may have reached the disk, one under way may do so any time.
+        for (reserved, longest) in written.disk.iter().chain(&written.maybe).copied() {
             if term > reserved {
                 let what =
                     format!("{me} promises in term {term}, and its disk reserves {reserved}");
@@ -385,7 +570,7 @@ impl Judge {
                 let what = format!(
                     "{me} promises {lease:?}, and would be silent for {longest:?} after a power loss"
                 );
-                self.fail(RESTART_SILENCE, what);
+                return self.fail(RESTART_SILENCE, what);
             }
         }
     }
@@ -419,7 +604,9 @@ impl Judge {
 
     /// A beat leaves electd, made at `local`.
     pub fn beats(&mut self, now: Time, server: usize, local: BootTime, beat: &Beat) {
-        self.leases.insert((beat.instance, beat.number), beat.lease);
+        let by = (beat.instance, beat.number);
+        self.leases.insert(by, beat.lease);
+        self.called_by.insert(by, beat.roster.version);
         if self.mode == Mode::None {
             return;
         }
@@ -427,7 +614,6 @@ impl Judge {
             if let Some(claim) = standing.claim {
                 let v = self.place(&standing.virtual_server);
                 self.floor(server, v, claim.term, true, "claims");
-                let by = (beat.instance, beat.number);
                 self.promise(now, server, local, v, server, claim.term, by);
             }
         }
@@ -439,14 +625,44 @@ impl Judge {
             return;
         }
         self.must_not_be_silent(server, local, "acknowledges");
+        let by = (ack.instance, ack.number);
+        let beat = self.called_by.get(&by).copied();
+        let own = self.written[server].counts_by.unwrap_or_default();
         let to = self.index(to);
         for answer in &ack.answers {
             if let Verdict::Promised(term) = answer.verdict {
+                if beat.is_some_and(|roster| roster < own) {
+                    let what = format!(
+                        "{} of roster {own} promises to {}, which counts by {beat:?}: their majorities may not meet",
+                        self.names[server], self.names[to]
+                    );
+                    self.fail(AT_MOST_ONE_GATE, what);
+                }
                 let v = self.place(&answer.virtual_server);
                 self.floor(server, v, term, false, "acknowledges");
-                let by = (ack.instance, ack.number);
                 self.promise(now, server, local, v, to, term, by);
             }
+        }
+        self.tells_roster(server, local, ack.roster);
+    }
+
+    /// R24: who tells a roster has promised nothing by an older one that still binds: it may be counted by its maker as
+    /// one that knows no other.
+    fn tells_roster(&mut self, server: usize, local: BootTime, told: RosterVersion) {
+        let promises = self.stands[server]
+            .iter()
+            .filter_map(|s| s.promise.as_ref());
+        let given = promises
+            .flat_map(|p| &p.counted)
+            .filter(|(_, until)| local <= *until);
+        let least = given.map(|(version, _)| *version).min().unwrap_or(told);
+        let disk = self.written[server].counts_by.unwrap_or(told);
+        if told > least.min(disk) {
+            let what = format!(
+                "{} tells that it counts by roster {told}, and its promises were given by {least}, its disk has {disk}",
+                self.names[server]
+            );
+            self.fail(AT_MOST_ONE_GATE, what);
         }
     }
 
@@ -494,7 +710,7 @@ impl Judge {
             } => {
                 self.count("grant");
                 let called = self.called_by.get(&(*instance, *number)).copied();
-                let own = self.written[server].counts_by;
+                let own = self.written[server].counts_by.unwrap_or_default();
                 if called.is_some_and(|roster| roster < own) {
                     let what = format!(
                         "{} of roster {own} votes for {to}, which counts by {called:?}: their majorities may not meet",
@@ -713,6 +929,9 @@ impl Judge {
                 );
                 self.fail(GATE_IMPLIES_LEASE, what);
             }
+        }
+        if !self.apart.is_empty() {
+            self.could_another_win(now, locals, open);
         }
         self.failed.clone().map_or(Ok(()), Err)
     }

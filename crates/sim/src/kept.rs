@@ -11,6 +11,7 @@ macro_rules! kept {
 }
 
 kept! {
+    "blank_loses_power_again"
     "deaf_master_without_links"
     "floor_told"
     "former_answer"

@@ -41,6 +41,7 @@ pub mod schedule;
 mod shells;
 pub mod shrink;
 mod tcp;
+mod whatif;
 mod world;
 
 pub use kept::KEPT;

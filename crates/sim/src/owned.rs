@@ -84,7 +84,7 @@ fn ms(t: Time) -> f64 {
 
 impl Owned {
     pub fn new(schedule: &Schedule, virtuals: usize) -> Self {
-        let lease = schedule.lease * 1000;
+        let lease = schedule.longest_lease() * 1000;
         Self {
             troubles: Vec::new(),
             held: vec![Held::default(); virtuals],

@@ -101,6 +101,8 @@ kinds! {
     Power = "power",
     /// The same, and the disk is replaced by an empty one.
     Wipe = "wipe",
+    /// The same, and the disk is put back to what it held `n` writes ago, if the others can tell what it forgets then.
+    Restore = "restore",
     /// Process `role` stands still for `span`.
     Stall = "stall",
     /// All processes of a server do; its kernel goes on.
@@ -133,13 +135,15 @@ kinds! {
     SlowDisk = "slowdisk",
     /// Writing the reservation fails for `span`.
     BadDisk = "baddisk",
+    /// Writing the run-dir fails for `span`.
+    BadMemory = "badmemory",
     /// Too much to do: for `span` processes are late again and again, and the socket of hbd runs over.
     Burst = "burst",
     /// The interface has no carrier for `span`.
     Carrier = "carrier",
     /// The gate of the first virtual server cannot be opened at `who`.
     Broken = "broken",
-    /// The operator at `who` wants `to` to be master.
+    /// The operator at `who` wants `to` to be master, of the virtual server of place `n` if that is not 0.
     Promote = "promote",
     /// The operator wants `who` to give up what it has.
     Resign = "resign",
@@ -151,6 +155,8 @@ kinds! {
     Remove = "remove",
     /// All servers get a lease of `n` microseconds.
     Lease = "lease",
+    /// `who` alone gets it.
+    OneLease = "onelease",
     /// electd is told to end, and is started again `span` after it did.
     Stop = "stop",
     /// `who` completed its run `n` of synchronising files.
@@ -313,11 +319,20 @@ impl Schedule {
         }
     }
 
+    /// The longest lease that any server is given, in microseconds.
+    pub fn longest_lease(&self) -> u64 {
+        let changes = self
+            .acts
+            .iter()
+            .filter(|a| matches!(a.kind, Kind::Lease | Kind::OneLease));
+        changes.map(|a| a.n).fold(self.lease, u64::max)
+    }
+
     /// How long something may still come of an act after it is over, in microseconds: links are made anew, a
     /// doctor learns, a server that lost its memory keeps silent, a former master stands back (R19).
     pub fn settles(&self, act: &Act) -> u64 {
         let lease = self.lease * 125 / 100;
-        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe) {
+        let silent = if matches!(act.kind, Kind::Power | Kind::Wipe | Kind::Restore) {
             lease
         } else {
             0

@@ -65,6 +65,12 @@ pub(crate) struct Electd {
     /// What leaves for hbd at the end of the turn.
     queued: Vec<ElectdToHbd>,
     pub interruption: Option<Interruption>,
+    /// What could not be written to the run-dir yet.
+    pending: Option<Memory>,
+    /// An operator has wanted something of it, or it was told to end.
+    asked: bool,
+    /// It has offered its mastership to a server that is preferred.
+    preferred: bool,
     /// Told to end; started again so long after it did.
     pub stop: Option<u64>,
     stopped: bool,
@@ -75,11 +81,17 @@ pub(crate) struct Electd {
     claims: Vec<(ServerName, Instance, Number, Vec<VirtualServerName>)>,
     /// When it began to ask for votes, for each virtual server; and the last round.
     rounds: Vec<(VirtualServerName, u64, BootTime)>,
+    /// The last call.
+    called: Number,
 }
 
 impl Electd {
     fn note(&mut self, input: &Input) {
         match input {
+            Input::Operator { .. } | Input::Stop => self.asked = true,
+            Input::Signal { signal, .. } if matches!(signal.body, Body::HandOver { .. }) => {
+                self.asked = true;
+            }
             Input::DoctorLost => self.alive = None,
             Input::Health(health) => {
                 let alive = health
@@ -127,6 +139,12 @@ impl Electd {
             .find(|c| c.0 == *holder && c.3.contains(v))?;
         let alive = self.alive.as_ref().is_some_and(|a| a.contains(holder));
         alive.then(|| (holder.clone(), last.1, last.2))
+    }
+
+    /// It is the first time that this call is said.
+    fn calls(&mut self, signal: &Signal) -> bool {
+        let call = matches!(signal.body, Body::Call { .. });
+        call && std::mem::replace(&mut self.called, signal.number) != signal.number
     }
 
     /// A round of asking for votes begins: too many of them in a lease?
@@ -566,7 +584,9 @@ impl World {
         let silent = server.memory.is_none();
         // A blank one learns at least the lease that it has then.
         let leases = self.schedule.acts.iter();
-        let leases = leases.filter(|a| a.kind == Kind::Lease).map(|a| a.n);
+        let leases = leases
+            .filter(|a| matches!(a.kind, Kind::Lease | Kind::OneLease))
+            .map(|a| a.n);
         let least = Duration::from_micros(leases.fold(self.schedule.lease, u64::min));
         let longest = server.disk.as_ref().map_or(least, |r| r.promise_max);
         self.judge.killed(i, &open); // gates may have closed since
@@ -583,12 +603,16 @@ impl World {
             handled: local,
             queued: Vec::new(),
             interruption: None,
+            pending: None,
+            asked: false,
+            preferred: false,
             stop: None,
             stopped: false,
             longest: longest.max(server.settings.lease),
             alive: None,
             claims: Vec::new(),
             rounds: Vec::new(),
+            called: Number(0),
         });
         self.note(|| {
             let memory = if silent {
@@ -599,6 +623,7 @@ impl World {
             format!("{} electd starts, {memory}", NAMES[i])
         });
         self.carry_out(i);
+        self.what_if(i);
     }
 
     pub(crate) fn electd_killed(&mut self, i: usize) {
@@ -611,8 +636,9 @@ impl World {
             .take()
             .filter(|_| landed && server.bad_disk == 0)
         {
-            server.disk = Some(reservation);
+            self.disk_holds(i, Some(reservation));
         }
+        let server = &mut self.servers[i];
         for gate in server.gates.iter_mut().flatten() {
             gate.shutting = false;
         }
@@ -654,9 +680,15 @@ impl World {
                 {
                     electd.longest = electd.longest.max(settings.lease);
                 }
+                let failed = matches!(*input, Input::ReserveFailed(_));
                 self.tell(i, *input);
+                if failed {
+                    self.carry_out(i);
+                    return self.what_if(i);
+                }
             }
             Job::Written(reservation) => {
+                self.judge.stores(i, &reservation);
                 self.judge.counts_by(i, reservation.roster.version);
                 self.tell(i, Input::Reserved(reservation));
             }
@@ -679,7 +711,14 @@ impl World {
                 self.signals.pop_front();
             }
         }
-        self.tell(i, Input::Signal { from, signal });
+        self.tell(
+            i,
+            Input::Signal {
+                from: from.clone(),
+                signal: signal.clone(),
+            },
+        );
+        self.what_if_released(i, &from, &signal);
     }
 
     fn tell(&mut self, i: usize, input: Input) {
@@ -715,12 +754,18 @@ impl World {
         if self.servers[i].processes[Part::Electd as usize].stalled_until > self.now {
             return;
         }
+        let mut remembered = self.remember(i, None);
         while let Some(output) = self.servers[i]
             .electd
             .as_mut()
             .and_then(|e| e.core.poll_output())
         {
-            self.output(i, output);
+            match output {
+                Output::Remember(memory) => remembered = self.remember(i, Some(memory)),
+                Output::Beat(_) | Output::Ack { .. } | Output::Signal { .. } | Output::Open(..)
+                    if !remembered => {}
+                output => self.output(i, output),
+            }
             let Some(electd) = self.servers[i].electd.as_mut() else {
                 return;
             };
@@ -778,7 +823,7 @@ impl World {
         };
         let handled = electd.handled;
         match output {
-            Output::Remember(memory) => self.remember(i, memory),
+            Output::Remember(_) => {}
             Output::Beat(beat) => {
                 self.judge.beats(now, i, handled, &beat);
                 electd.queued.push(ElectdToHbd::Beat { made: local, beat });
@@ -858,10 +903,12 @@ impl World {
             }
             Output::Announce(_) | Output::Clients(..) => {}
             Output::Stopped(last) => {
-                let server = &mut self.servers[i];
-                if let Some(last) = last.filter(|_| server.bad_disk == 0) {
-                    server.disk = Some(last);
+                if let Some(last) = last.filter(|_| self.servers[i].bad_disk == 0) {
+                    let rate = self.servers[i].rate;
+                    self.judge.writes(i, now, local, rate, &last);
+                    self.disk_holds(i, Some(last));
                 }
+                let server = &mut self.servers[i];
                 server.writing = None;
                 if let Some(electd) = server.electd.as_mut() {
                     electd.stopped = true;
@@ -870,9 +917,23 @@ impl World {
         }
     }
 
-    fn remember(&mut self, i: usize, memory: Memory) {
-        self.judge.remembers(i, &memory);
-        self.servers[i].memory = Some(memory);
+    /// Writes this, or what could not be written before, to the run-dir; false if nothing that relies on it may leave.
+    fn remember(&mut self, i: usize, memory: Option<Memory>) -> bool {
+        let server = &mut self.servers[i];
+        let Some(electd) = server.electd.as_mut() else {
+            return false;
+        };
+        if memory.is_some() {
+            electd.pending = memory;
+        }
+        if server.bad_memory > 0 {
+            return electd.pending.is_none();
+        }
+        if let Some(memory) = electd.pending.take() {
+            self.judge.remembers(i, &memory);
+            server.memory = Some(memory);
+        }
+        true
     }
 
     fn say(&mut self, i: usize, handled: BootTime, to: ServerName, signal: Signal) {
@@ -894,6 +955,13 @@ impl World {
             self.judge.fail(what.invariant, what.what);
         }
         self.judge.says(self.now, i, handled, &to, &signal);
+        let again = self.servers[i]
+            .electd
+            .as_mut()
+            .is_some_and(|e| e.calls(&signal));
+        if again {
+            self.what_if_answered(i, &signal);
+        }
         self.ring_send(
             i,
             TO_LISTEND,
@@ -905,6 +973,8 @@ impl World {
     fn is_considerate(&mut self, i: usize, handled: BootTime, to: &ServerName, signal: &Signal) {
         let (now, server) = (self.now, &mut self.servers[i]);
         let open = (0..self.virtuals.len()).any(|v| server.gate_open(v, now));
+        // It stands back for some heartbeats at most, however long the lease.
+        let longest = server.settings.heartbeat * 10;
         let Some(electd) = server.electd.as_mut() else {
             return;
         };
@@ -926,8 +996,13 @@ impl World {
                     self.judge.fail(NO_FLAP, what);
                 }
             }
+            // R27: no schedule is as long as the time between two of them.
+            Body::ReadyQuery if !electd.asked && std::mem::replace(&mut electd.preferred, true) => {
+                let what = format!("{} prefers another server again, {to}", NAMES[i]);
+                self.judge.fail(NO_FLAP, what);
+            }
             Body::PreCall { round, lease, .. }
-                if !open && electd.asks(v, *round, handled, *lease) =>
+                if !open && electd.asks(v, *round, handled, (*lease).min(longest)) =>
             {
                 let what = format!(
                     "{} stands more than {ROUNDS_MAX} times in a lease",
@@ -973,7 +1048,8 @@ impl World {
             let clocks: [_; NAMES.len()] =
                 std::array::from_fn(|k| self.servers.get(k).map_or(server.clock, |s| s.clock));
             let closes = server.clock.true_time(until);
-            self.judge.opens(i, v, term, &electd.core.counted_roster().voters);
+            self.judge
+                .opens(i, v, term, &electd.core.counted_roster().voters);
             self.judge.outlasts(now, i, v, closes, &clocks);
         }
         self.look();
@@ -1033,49 +1109,43 @@ impl World {
         });
         if let Some(disk) = &self.servers[i].disk {
             let present = &disk.roster;
-            if present.version.term == reservation.roster.version.term {
-                // Whose disk is lost takes part again when it has heard every other server, this one too (R21).
-                let holds = |s: &&crate::world::Server| {
-                    present.voters.contains(&s.name)
-                        && s.disk
-                            .as_ref()
-                            .is_none_or(|d| d.roster.version >= present.version)
-                };
-                let holders = self.servers.iter().filter(holds).count();
-                self.judge
-                    .changes_roster(present, &reservation.roster, holders);
-            }
+            // Whose disk is lost takes part again when it has heard every other server, this one too (R21).
+            let holds = |s: &&crate::world::Server| {
+                present.voters.contains(&s.name)
+                    && s.disk
+                        .as_ref()
+                        .is_none_or(|d| d.roster.version >= present.version)
+            };
+            let holders = self.servers.iter().filter(holds).count();
+            self.judge
+                .changes_roster(present, &reservation.roster, holders);
         }
+        let (now, local, rate) = (self.now, self.local(i), self.servers[i].rate);
+        self.judge.writes(i, now, local, rate, &reservation);
+        self.what_if_it_fails(i, &reservation);
         let usual = self.schedule.disk;
         let server = &mut self.servers[i];
         let delay = server.slow_disk.unwrap_or(usual) * 1000;
         let epoch = server.processes[Part::Electd as usize].epoch;
         if server.bad_disk == 0 {
             server.writing = Some(reservation.clone());
-        } else if self.random.percent(30) {
-            // A failed write may have reached the disk all the same.
-            self.judge.stores(i, &reservation);
-            server.disk = Some(reservation);
-            return self.later(
-                i,
-                delay,
-                Job::Electd(Box::new(Input::ReserveFailed("no space left".into()))),
+            self.queue.push(
+                now + delay,
+                Event::DiskDone {
+                    server: i,
+                    epoch,
+                    reservation,
+                },
             );
         } else {
-            return self.later(
-                i,
-                delay,
-                Job::Electd(Box::new(Input::ReserveFailed("no space left".into()))),
-            );
+            // A failed write may have reached the disk all the same.
+            if self.random.percent(30) {
+                self.disk_holds(i, Some(reservation));
+            }
+            let failed = Input::ReserveFailed("no space left".into());
+            self.later(i, delay, Job::Electd(Box::new(failed)));
         }
-        self.queue.push(
-            self.now + delay,
-            Event::DiskDone {
-                server: i,
-                epoch,
-                reservation,
-            },
-        );
+        self.what_if(i);
     }
 
     /// The writer thread has synced it, and tells electd.
@@ -1085,10 +1155,12 @@ impl World {
             return;
         }
         if self.servers[i].writing.take().is_some() {
-            self.judge.stores(i, &reservation);
-            self.servers[i].disk = Some(reservation.clone());
+            self.disk_holds(i, Some(reservation.clone()));
         }
         self.arrives(i, Part::Electd, Some(epoch), Job::Written(reservation));
+        if self.curious.percent(30) {
+            self.what_if(i);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
 use election::{Input, Memory, Preempt, Reservation, Settings, VirtualServerSettings};
 use link::Links;
 use protocol::{
-    BootTime, ServerName, VirtualServerName,
+    BootTime, RosterVersion, ServerName, VirtualServerName,
     local::ring::{DoctordToElectd, ElectdToHbd, ElectdToListend, HbdToDoctord, ListendToElectd},
     seal::Sealer,
     wire::{datagram::Packet, signal::Signal},
@@ -36,6 +36,12 @@ const TURNS_MAX: u64 = 50_000;
 
 /// Packets kept to be sent again.
 const RECORDED_MAX: usize = 48;
+
+/// States of a disk kept, to be put back.
+const FORMER_MAX: usize = 8;
+
+/// In one of so many events it is asked what if.
+const CURIOUS: u64 = 800;
 
 /// And answers to hellos, which are rare.
 const ANSWERS_MAX: usize = 64;
@@ -193,8 +199,16 @@ pub(crate) struct Server {
     pub slow_disk: Option<u64>,
     pub disk: Option<Reservation>,
     pub writing: Option<Reservation>,
+    /// What was on the disk that was lost.
+    pub lost: Option<Reservation>,
+    /// What the disk held before, the newest last.
+    pub former: Vec<Reservation>,
     pub memory: Option<Memory>,
+    /// The run-dir cannot be written: how many acts say so.
+    pub bad_memory: u32,
     pub gates: Vec<Option<Gate>>,
+    /// The roster that its electd last counted by.
+    pub counts_by: RosterVersion,
     /// Stands still as a whole until then, its clock with it.
     pub paused_until: Time,
     pub paused: bool,
@@ -256,6 +270,8 @@ pub struct World {
     pub(crate) schedule: Schedule,
     /// Of network and disks.
     pub(crate) random: Random,
+    /// Of what is asked and does not happen.
+    pub(crate) curious: Random,
     pub(crate) queue: Queue<Event>,
     pub(crate) servers: Vec<Server>,
     pub(crate) virtuals: Vec<VirtualServerName>,
@@ -343,8 +359,12 @@ impl World {
                 slow_disk: None,
                 disk: (i < voters).then(|| first.clone()),
                 writing: None,
+                lost: None,
+                former: Vec::new(),
                 memory: None,
+                bad_memory: 0,
                 gates: vec![None; virtuals.len()],
+                counts_by: RosterVersion::default(),
                 paused_until: 0,
                 paused: false,
                 rate: 1000,
@@ -358,9 +378,11 @@ impl World {
         for v in &virtuals {
             judge.place(v);
         }
+        (usize::try_from(schedule.servers).unwrap_or(n)..voters).for_each(|i| judge.only_votes(i));
         Self {
             now: 0,
             random: Random(schedule.seed),
+            curious: Random(schedule.seed ^ 0x1f),
             queue: Queue::new(),
             servers: names.iter().enumerate().map(server).collect(),
             cuts: vec![vec![0; n]; n],
@@ -473,6 +495,10 @@ impl World {
     fn event(&mut self, event: Event) {
         self.events += 1;
         self.digest(self.now);
+        if self.curious.below(CURIOUS) == 0 {
+            let i = self.curious.below(self.servers.len() as u64);
+            self.what_if(usize::try_from(i).unwrap_or(0));
+        }
         match event {
             Event::Job {
                 server,
@@ -567,9 +593,8 @@ impl World {
         if !awake(self) {
             return;
         }
-        // What a doctor must notice goes by the leases told, which may be twice as long as at first.
-        let longer = self.schedule.acts.iter().any(|a| a.kind == Kind::Lease);
-        let lease = Duration::from_micros(self.schedule.lease) * (1 + u32::from(longer));
+        // What a doctor must notice goes by the leases told.
+        let lease = Duration::from_micros(self.schedule.longest_lease());
         let local = self.local(i);
         let server = &mut self.servers[i];
         if let Some(place) = watches(part)
@@ -993,6 +1018,16 @@ impl World {
 
     /// AtMostOneGate and GateImpliesLease, now.
     pub(crate) fn check(&mut self) {
+        let mut changed = false;
+        for server in &mut self.servers {
+            if let Some(electd) = &server.electd {
+                let version = electd.core.counted_roster().version;
+                changed |= std::mem::replace(&mut server.counts_by, version) != version;
+            }
+        }
+        if changed {
+            self.rosters_changed();
+        }
         let mut locals = [BootTime(0); NAMES.len()];
         let mut open = [(0, 0); 4 * NAMES.len()];
         let mut count = 0;
@@ -1012,6 +1047,29 @@ impl World {
         let _ = self
             .judge
             .check(self.now, &locals[..self.servers.len()], &open[..count]);
+    }
+
+    /// A disk holds something else now.
+    pub(crate) fn disk_holds(&mut self, i: usize, held: Option<Reservation>) {
+        let server = &mut self.servers[i];
+        if let Some(before) = std::mem::replace(&mut server.disk, held) {
+            server.former.push(before);
+            if server.former.len() > FORMER_MAX {
+                server.former.remove(0);
+            }
+        }
+        self.rosters_changed();
+    }
+
+    fn rosters_changed(&mut self) {
+        let disks = self
+            .servers
+            .iter()
+            .map(|s| s.disk.as_ref().map(|d| &d.roster));
+        let electds = self.servers.iter().enumerate();
+        let counted =
+            electds.filter_map(|(i, s)| Some((i, s.electd.as_ref()?.core.counted_roster())));
+        self.judge.rosters(disks, counted);
     }
 
     /// Who owns what, for the length of gaps.

@@ -10,7 +10,10 @@ use crate::{
     },
 };
 use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Stat, Tree};
-use protocol::ServerName;
+use protocol::{
+    ServerName,
+    owner::{Foreign, Owner, Present},
+};
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table};
 use std::{io, iter::Peekable, path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,6 +21,8 @@ use std::{io, iter::Peekable, path::PathBuf, sync::Arc, time::Duration};
 const CACHE: usize = 16 << 20;
 /// So many changes are sorted in memory; for more the whole index is read in order.
 const FEW: usize = 8192;
+/// Key of the owner. Programs that know of none leave it as it is.
+const OWNER: &str = "owner";
 
 /// See the module.
 pub struct Index {
@@ -33,16 +38,27 @@ pub struct Opened {
     pub new: bool,
     /// The file that was there before and could not be read.
     pub damaged: Option<PathBuf>,
+    /// The file that was there before and is another machine's or another server's.
+    pub foreign: Option<(PathBuf, Foreign)>,
+}
+
+/// What a file that is there is good for.
+enum Existing {
+    Own(Index),
+    Damaged,
+    Foreign(Foreign),
 }
 
 /// Rows in the order of paths.
 type Rows = Box<dyn Iterator<Item = Result<(Path, Row), Error>>>;
 
 impl Index {
-    /// Opens the index in `file`. One that cannot be read is set aside, not deleted; then, and if there is none, a new
-    /// one is made for the replica that `new` gives: with an incarnation drawn for it.
+    /// Opens the index in `file` as the server that `present` is. One that cannot be read, or is another one's, is set
+    /// aside, not deleted; then, and if there is none, a new one is made for the replica that `new` gives: with an
+    /// incarnation drawn for it. One that names no owner is adopted.
     pub fn open(
         file: &std::path::Path,
+        present: &Present,
         new: impl FnOnce() -> Replica,
         calls: Arc<Calls>,
     ) -> Result<Opened, Error> {
@@ -51,24 +67,22 @@ impl Index {
         let folder = folder.unwrap_or(std::path::Path::new("."));
         let folder =
             own_directory(folder, Arc::clone(&calls)).at("open the directory of", &shown)?;
-        let there = file.try_exists().at("find", &shown)?;
-        if there {
-            match Self::existing(file, Arc::clone(&calls)) {
-                Ok(index) => {
+        let (mut damaged, mut foreign) = (None, None);
+        if file.try_exists().at("find", &shown)? {
+            let aside = |why| set_aside(file, why).at("set aside", &shown);
+            match Self::existing(file, present, Arc::clone(&calls))? {
+                Existing::Own(index) => {
                     return Ok(Opened {
                         index,
                         new: false,
-                        damaged: None,
+                        damaged,
+                        foreign,
                     });
                 }
-                Err(e) if is_damage(&e) => {}
-                Err(e) => return Err(e),
+                Existing::Damaged => damaged = Some(aside("damaged")?),
+                Existing::Foreign(why) => foreign = Some((aside("foreign")?, why)),
             }
         }
-        let damaged = there
-            .then(|| set_aside(file))
-            .transpose()
-            .at("set aside", &shown)?;
         let db = Builder::new().set_cache_size(CACHE).create(file)?;
         let index = Self { db, calls };
         let state = State {
@@ -79,27 +93,62 @@ impl Index {
             looked: 0,
             root: None,
         };
-        index.begin(&state)?;
+        index.begin(&state, &present.owner)?;
         // The file's name is as durable as what is in it.
         folder.sync().at("sync the directory of", &shown)?;
         Ok(Opened {
             index,
             new: true,
             damaged,
+            foreign,
         })
     }
 
-    fn existing(file: &std::path::Path, calls: Arc<Calls>) -> Result<Self, Error> {
-        let db = Builder::new().set_cache_size(CACHE).open(file)?;
-        let index = Self { db, calls };
-        index.state()?;
-        for table in [PATHS, INTENTS] {
-            index.table(table)?;
+    /// The file is closed again if it is not this server's own.
+    fn existing(
+        file: &std::path::Path,
+        present: &Present,
+        calls: Arc<Calls>,
+    ) -> Result<Existing, Error> {
+        let read = || -> Result<_, Error> {
+            let db = Builder::new().set_cache_size(CACHE).open(file)?;
+            let index = Self { db, calls };
+            index.state()?;
+            for table in [PATHS, INTENTS] {
+                index.table(table)?;
+            }
+            let stored = index.owner()?;
+            Ok((index, stored))
+        };
+        let (index, stored) = match read() {
+            Ok(read) => read,
+            Err(e) if is_damage(&e) => return Ok(Existing::Damaged),
+            Err(e) => return Err(e),
+        };
+        match present.claim(stored.as_ref()) {
+            Err(why) => Ok(Existing::Foreign(why)),
+            Ok(owner) => {
+                if stored.as_ref() != Some(&owner) {
+                    index.belong(&owner)?;
+                }
+                Ok(Existing::Own(index))
+            }
         }
-        Ok(index)
     }
 
-    fn begin(&self, state: &State) -> Result<(), Error> {
+    fn owner(&self) -> Result<Option<Owner>, Error> {
+        let bytes = self.table(STATE)?.get(OWNER)?;
+        bytes.map(|bytes| decode(bytes.value())).transpose()
+    }
+
+    fn belong(&self, owner: &Owner) -> Result<(), Error> {
+        let tx = self.db.begin_write()?;
+        tx.open_table(STATE)?
+            .insert(OWNER, encode(owner)?.as_slice())?;
+        Ok(tx.commit()?)
+    }
+
+    fn begin(&self, state: &State, owner: &Owner) -> Result<(), Error> {
         let tx = self.db.begin_write()?;
         {
             tx.open_table(PATHS)?;
@@ -107,8 +156,9 @@ impl Index {
             tx.open_table(DIGESTS)?;
             tx.open_table(LINKS)?;
             tx.open_table(INTENTS)?;
-            tx.open_table(STATE)?
-                .insert("state", encode(state)?.as_slice())?;
+            let mut states = tx.open_table(STATE)?;
+            states.insert("state", encode(state)?.as_slice())?;
+            states.insert(OWNER, encode(owner)?.as_slice())?;
         }
         Ok(tx.commit()?)
     }
@@ -402,18 +452,18 @@ fn is_damage(error: &Error) -> bool {
     }
 }
 
-/// Renames a damaged file to the first name that is free.
-fn set_aside(file: &std::path::Path) -> io::Result<PathBuf> {
+/// Renames a file to the first name that is free and says `why`.
+fn set_aside(file: &std::path::Path, why: &str) -> io::Result<PathBuf> {
     for n in 1..1000 {
         let mut name = file.as_os_str().to_owned();
-        name.push(format!(".damaged-{n}"));
+        name.push(format!(".{why}-{n}"));
         let aside = PathBuf::from(name);
         if !aside.try_exists()? {
             std::fs::rename(file, &aside)?;
             return Ok(aside);
         }
     }
-    Err(io::Error::other("too many damaged files are kept already"))
+    Err(io::Error::other("too many such files are kept already"))
 }
 
 /// Changes of an index that are made together or not at all.

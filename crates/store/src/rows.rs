@@ -7,7 +7,7 @@
 //! | `digests` | digest, path of a file that has it | |
 //! | `links` | path of a file, path of a further name | |
 //! | `intents` | path | what is about to be there |
-//! | `state` | `state`, `ledger` | [`State`], [`filesync::Ledger`] |
+//! | `state` | `state`, `ledger`, `owner` | [`State`], [`filesync::Ledger`], [`protocol::owner::Owner`] |
 //!
 //! A path is written with NUL for its slashes: so the order of bytes is the order of paths, and no path is the beginning
 //! of another one followed by two NULs. Each record begins with the version of its form.

@@ -155,6 +155,11 @@ fn start(u: &mut Unstructured<'_>) -> Result<Start> {
             } else {
                 None
             },
+            silent_since: if u.arbitrary()? {
+                Some(messages::time(u, BEGIN)?)
+            } else {
+                None
+            },
             floor_base: near.term(u)?,
             votes: (0..u.int_in_range(0..=3)?)
                 .map(|_| vote(u))

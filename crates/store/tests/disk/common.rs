@@ -1,6 +1,7 @@
 //! Stores in directories of their own, and what the tests see of them without the crate's help.
 
 use filesync::{Node, Operation, Path, Planner, Replica};
+use protocol::owner::{Mac, Machine, Owner, Present};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -37,6 +38,23 @@ pub struct Store {
     pub state: PathBuf,
 }
 
+/// This server, on the machine with that MAC address.
+pub fn present(server: &str, mac: u8) -> Present {
+    let macs = BTreeSet::from([Mac([2, 0, 0, 0, 0, mac])]);
+    Present {
+        owner: Owner {
+            cluster: "web".into(),
+            server: server.parse().unwrap(),
+            machine: Some(Machine {
+                machine_id: None,
+                dmi_uuid: None,
+                macs: macs.clone(),
+            }),
+        },
+        macs,
+    }
+}
+
 pub struct Open {
     pub set: Set,
     pub index: Index,
@@ -65,7 +83,8 @@ impl Store {
             server: self.name.parse().unwrap(),
             incarnation: 7,
         };
-        Ok(Index::open(&self.state.join("index"), replica, calls)?.index)
+        let file = self.state.join("index");
+        Ok(Index::open(&file, &present(self.name, 1), replica, calls)?.index)
     }
 
     pub fn open_with(&self, calls: Arc<Calls>) -> Result<Open, Error> {

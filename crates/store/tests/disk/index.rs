@@ -1,7 +1,8 @@
 //! The index on its own.
 
-use crate::common::{Random, later, path};
+use crate::common::{Random, later, path, present};
 use filesync::{Author, Digest, Entry, Kind, Ledger, Node, Replica, Tree};
+use protocol::owner::Foreign;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -19,7 +20,12 @@ fn replica(incarnation: u64) -> Replica {
 }
 
 fn open(file: &std::path::Path, incarnation: u64) -> Opened {
-    Index::open(file, || replica(incarnation), Calls::unlimited()).unwrap()
+    on_machine(1, file, incarnation)
+}
+
+fn on_machine(mac: u8, file: &std::path::Path, incarnation: u64) -> Opened {
+    let new = || replica(incarnation);
+    Index::open(file, &present("alpha", mac), new, Calls::unlimited()).unwrap()
 }
 
 fn node(content: u8) -> Node {
@@ -166,12 +172,62 @@ fn a_damaged_file_is_set_aside_and_a_new_incarnation_begins() {
     }
     let again = open(&file, 9);
     assert!(!again.new);
-    let busy = Index::open(&file, || replica(1), Calls::unlimited()).map(drop);
+    let (here, new) = (present("alpha", 1), || replica(1));
+    let busy = Index::open(&file, &here, new, Calls::unlimited()).map(drop);
     assert!(
         matches!(busy, Err(Error::Index(_))),
         "in use is no damage: {busy:?}"
     );
     assert!(file.exists());
+}
+
+#[test]
+fn one_of_another_machine_is_set_aside_and_a_new_incarnation_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("index");
+    let first = on_machine(1, &file, 1);
+    first
+        .index
+        .write(|batch| batch.note(&path("a"), &entry(Some(1), 1), None, 0))
+        .unwrap();
+    drop(first);
+    let copied = on_machine(2, &file, 2);
+    let (aside, why) = copied.foreign.unwrap();
+    assert!(copied.new && copied.damaged.is_none());
+    assert_eq!(aside, dir.path().join("index.foreign-1"));
+    assert!(matches!(why, Foreign::Macs { .. }), "{why}");
+    assert_eq!(copied.index.state().unwrap().replica, replica(2));
+    assert_eq!(copied.index.rows().unwrap().count(), 0);
+    drop(copied.index);
+    let again = on_machine(2, &file, 3);
+    assert!(!again.new && again.foreign.is_none());
+    // What was set aside is as it was.
+    let original = on_machine(1, &aside, 4);
+    assert!(!original.new);
+    assert_eq!(original.index.state().unwrap().replica, replica(1));
+    assert_eq!(original.index.rows().unwrap().count(), 1);
+}
+
+#[test]
+fn one_that_names_no_owner_is_adopted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("index");
+    drop(on_machine(1, &file, 1));
+    {
+        let states = redb::TableDefinition::<&str, &[u8]>::new("state");
+        let former = redb::Database::open(&file).unwrap();
+        let tx = former.begin_write().unwrap();
+        {
+            let mut table = tx.open_table(states).unwrap();
+            assert!(table.remove("owner").unwrap().is_some());
+        }
+        tx.commit().unwrap();
+    }
+    let adopted = on_machine(2, &file, 2);
+    assert!(!adopted.new && adopted.foreign.is_none());
+    assert_eq!(adopted.index.state().unwrap().replica, replica(1));
+    drop(adopted);
+    assert!(on_machine(1, &file, 3).foreign.is_some());
 }
 
 #[test]
