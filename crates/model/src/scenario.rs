@@ -398,23 +398,33 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
         },
         Scenario {
             name: "lease-disk",
-            about: "a lease raised before and lowered now; disks lost, put back, or written late, in error or not \
-                    at all; power back at once, when promises have longest to go",
+            about: "a lease lowered and raised; a disk lost, or written late, in error or not at all; power back at \
+                    once, when promises have longest to go",
             coarse: true,
             swift: true,
             prompt: true,
-            raised_from: Some(12),
             faults: if nightly {
-                vec![
-                    (Lease, 2),
-                    (Wipe, 1),
-                    (Restore, 1),
-                    (Power, 1),
-                    (Slow, 1),
-                    (Disk, 1),
-                ]
+                vec![(Lease, 2), (Wipe, 1), (Power, 1), (Slow, 1), (Disk, 1)]
             } else {
-                vec![(Lease, 1), (Wipe, 1), (Restore, 1)]
+                vec![(Lease, 1), (Wipe, 1)]
+            },
+            total: by(2, 3),
+            leases: vec![12],
+            sometimes: vec![News::Lease],
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "put-back",
+            about: "the lease was raised, is lowered and raised; a disk put back, perhaps to before all that, or \
+                    written late, in error or not at all",
+            coarse: true,
+            swift: true,
+            prompt: true,
+            raised_from: Some(4),
+            faults: if nightly {
+                vec![(Lease, 2), (Restore, 1), (Power, 1), (Slow, 1), (Disk, 1)]
+            } else {
+                vec![(Lease, 1), (Restore, 1)]
             },
             total: by(2, 3),
             leases: vec![12],
