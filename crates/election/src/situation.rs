@@ -47,6 +47,7 @@ pub enum Word {
 #[derive(Clone, Debug)]
 pub struct Situation {
     servers: Vec<ServerName>,
+    virtual_servers: Vec<VirtualServerName>,
     heartbeat: Duration,
     /// No rule looks further back than so many nanoseconds.
     horizon: u64,
@@ -61,12 +62,14 @@ impl Situation {
     /// One of these servers, where no lease is longer than `longest`.
     pub fn new(
         servers: Vec<ServerName>,
+        virtual_servers: Vec<VirtualServerName>,
         heartbeat: Duration,
         longest: Duration,
         lease_changes: bool,
     ) -> Self {
         Self {
             servers,
+            virtual_servers,
             heartbeat,
             horizon: u64::try_from(longest.as_nanos())
                 .unwrap_or(u64::MAX)
@@ -81,6 +84,9 @@ impl Situation {
     pub fn again(&mut self, like: &Self) {
         if self.servers != like.servers {
             self.servers.clone_from(&like.servers);
+        }
+        if self.virtual_servers != like.virtual_servers {
+            self.virtual_servers.clone_from(&like.virtual_servers);
         }
         (self.heartbeat, self.horizon) = (like.heartbeat, like.horizon);
         self.lease_changes = like.lease_changes;
@@ -131,6 +137,11 @@ impl Situation {
         self.plain(self.index(name) as u64);
     }
 
+    fn name(&mut self, name: &VirtualServerName) {
+        let at = self.virtual_servers.iter().position(|v| v == name);
+        self.plain(at.map_or(u64::MAX, |at| at as u64));
+    }
+
     /// Perhaps something.
     pub fn option<T>(&mut self, value: Option<T>, tell: impl FnOnce(&mut Self, T)) {
         self.plain(u64::from(value.is_some()));
@@ -149,10 +160,11 @@ impl Situation {
         Roster {
             version,
             voters,
-            keeper: _,
+            keeper,
         }: &Roster,
     ) {
         self.version(*version);
+        self.option(keeper.as_ref(), Self::name);
         let set = voters
             .iter()
             .map(|v| 1 << self.index(v).min(62))
@@ -187,6 +199,7 @@ impl Situation {
         self.plain(floor_base.0);
         self.plain(votes.len() as u64);
         for vote in votes {
+            self.name(&vote.virtual_server);
             self.plain(vote.voted.0);
             self.option(vote.holder.as_ref(), Self::server);
         }
@@ -225,13 +238,14 @@ impl Situation {
         self.plain(u64::from(*maintenance));
         self.plain(freshness.run);
         for Standing {
-            virtual_server: _,
+            virtual_server,
             floor,
             claim,
             fit,
             priority,
         } in standings
         {
+            self.name(virtual_server);
             self.plain(floor.0);
             self.option(*claim, Self::claim);
             self.plain(u64::from(*fit) << 32 | u64::from(*priority));
@@ -254,6 +268,7 @@ impl Situation {
         } = ack;
         self.words.push(Word::Number(*instance, *number));
         for answer in answers {
+            self.name(&answer.virtual_server);
             match &answer.verdict {
                 Verdict::Promised(term) => self.plain(term.0 << 1),
                 Verdict::Refused { why, floor, holder } => {
@@ -273,11 +288,12 @@ impl Situation {
     /// A signal between these two.
     pub fn signal(&mut self, from: usize, to: usize, signal: &Signal) {
         let Signal {
-            virtual_server: _,
+            virtual_server,
             instance,
             number,
             body,
         } = signal;
+        self.name(virtual_server);
         match body {
             Body::PreCall { term, lease, round } => {
                 self.plain(term.0 << 4);
@@ -377,17 +393,22 @@ impl Situation {
                 self.server(to);
                 self.signal(from, self.index(to), signal);
             }
-            Output::Open(_, until) => {
+            Output::Open(name, until) => {
                 self.plain(5);
+                self.name(name);
                 self.time(*until);
             }
-            Output::Shut(_) | Output::HandOver(..) => self.plain(6),
+            Output::Shut(name) | Output::HandOver(name, _) => {
+                self.plain(6);
+                self.name(name);
+            }
             Output::Reserve(reservation) => {
                 self.plain(7);
                 self.reservation(reservation);
             }
             Output::Role(change) => {
                 self.plain(8 | u64::from(change.master) << 4 | u64::from(change.renewed) << 5);
+                self.name(&change.virtual_server);
                 self.plain(change.term.0);
             }
             Output::Stopped(last) => {
@@ -684,12 +705,15 @@ impl Elector {
             s.time(promised_max.2);
         }
         s.plain(floor_base.0);
-        for v in virtuals.values() {
+        for (name, v) in virtuals.iter() {
+            s.name(name);
             s.virtual_server(me, *instance, v);
         }
         let dues: Vec<Due> = virtuals.keys().map(|name| virtuals.due_of(name)).collect();
         dues.into_iter().for_each(|due| s.due(due));
-        s.plain(virtuals.stirred().len() as u64);
+        let stirred = virtuals.stirred();
+        s.plain(stirred.len() as u64);
+        stirred.iter().for_each(|name| s.name(name));
         s.surroundings(&surroundings.0);
         s.surroundings(&surroundings.1);
         for peer in peers.values() {

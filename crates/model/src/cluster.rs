@@ -1,9 +1,9 @@
 //! The cluster as stateright sees it: first states, actions, next states, properties.
 
 use crate::{
-    judge::Invariant,
+    judge::{Invariant, Judge, VIRTUALS_MAX},
     scenario::{Asked, Begin, FAULTS, Fault, Order, Scenario},
-    world::{Arm, Flight, Host, Lie, Load, News, UNHEARD, World},
+    world::{Arm, Flight, Host, Lie, Load, News, SLOW, UNHEARD, World},
 };
 use election::{
     Input, Mode, Output, Preempt, Reservation, Settings, VirtualServerSettings, Wish,
@@ -11,11 +11,7 @@ use election::{
 };
 use protocol::{BadName, BootTime, ServerName, Term, VirtualServerName};
 use stateright::{Model, Property};
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 /// Heartbeat h and lease L in nanoseconds of a clock that counts 4 to the tick: a beat each tick, a lease of five.
 /// So small that fractions of h, like the leader's 1/16, round to nothing.
@@ -50,6 +46,13 @@ pub enum Action {
     WriteFails(usize, bool),
     Wish(usize, Asked),
     Lease(usize, u64),
+    /// The write at this place is slow.
+    Slow(usize),
+    /// These servers, one bit each, and the others no longer reach each other.
+    Part(u8),
+    Unpart,
+    /// The disk is put back: to what was on it first, or before the last write.
+    Restore(usize, usize),
 }
 
 /// A scenario and its cluster.
@@ -57,7 +60,7 @@ pub enum Action {
 pub struct Cluster {
     pub(crate) scenario: Scenario,
     pub(crate) names: Vec<ServerName>,
-    pub(crate) web: VirtualServerName,
+    pub(crate) virtuals: Vec<VirtualServerName>,
     pub(crate) lease: u64,
     pub(crate) situation: Situation,
     /// Ticks after which a server not heard is dead.
@@ -69,12 +72,16 @@ pub struct Cluster {
 
 const NAMES: [&str; 4] = ["alpha", "beta", "gamma", "delta"];
 
+/// In order of name.
+const VIRTUALS: [&str; VIRTUALS_MAX] = ["web", "zmail"];
+
 impl Cluster {
     /// The cluster of a scenario, where the scenario begins.
     pub fn new(scenario: Scenario) -> Result<Self, BadName> {
         let parsed = NAMES[..scenario.servers()].iter().map(|n| n.parse());
         let names: Vec<ServerName> = parsed.collect::<Result<_, _>>()?;
-        let web: VirtualServerName = "web".parse()?;
+        let parsed = VIRTUALS[..scenario.virtuals].iter().map(|n| n.parse());
+        let virtuals: Vec<VirtualServerName> = parsed.collect::<Result<_, _>>()?;
         let longest = scenario
             .leases
             .iter()
@@ -84,6 +91,7 @@ impl Cluster {
             .max(LEASE);
         let situation = Situation::new(
             names.clone(),
+            virtuals.clone(),
             Duration::from_nanos(HEARTBEAT),
             Duration::from_nanos(longest),
             !scenario.leases.is_empty(),
@@ -91,7 +99,7 @@ impl Cluster {
         let mut cluster = Self {
             scenario,
             names,
-            web,
+            virtuals,
             lease: LEASE,
             situation,
             dead_after: 5,
@@ -103,11 +111,16 @@ impl Cluster {
     }
 
     fn settings(&self, i: usize) -> Settings {
-        let own = VirtualServerSettings {
+        let own = |v: usize| VirtualServerSettings {
             interface: "eth0".into(),
-            priority: 100,
+            priority: if self.scenario.preferred[v] == i {
+                200
+            } else {
+                100
+            },
             preempt: Preempt::Never,
         };
+        let virtuals = self.virtuals.iter().enumerate();
         Settings {
             me: self.names[i].clone(),
             heartbeat: Duration::from_nanos(HEARTBEAT),
@@ -116,15 +129,15 @@ impl Cluster {
             mode: Mode::Majority,
             witness: self.scenario.witness && i + 1 == self.scenario.voters,
             servers: self.names.clone(),
-            virtual_servers: BTreeMap::from([(self.web.clone(), own)]),
+            virtual_servers: virtuals.map(|(v, name)| (name.clone(), own(v))).collect(),
             config_hash: 1,
         }
     }
 
     fn power_on(&self) -> World {
         let voters = self.names[..self.scenario.voters].to_vec();
-        let lease = Duration::from_nanos(self.lease);
-        let mut reservation = Reservation::first(voters, Some(self.web.clone()), lease);
+        let lease = Duration::from_nanos(self.scenario.raised_from.unwrap_or(self.lease));
+        let mut reservation = Reservation::first(voters, self.virtuals.first().cloned(), lease);
         if self.scenario.nearly_used_up {
             reservation.reserved = Term(1);
         }
@@ -133,14 +146,15 @@ impl Cluster {
             powered: true,
             now: BootTime(1 << 20),
             settings: self.settings(i),
-            gate: None,
+            gates: Default::default(),
             memory: None,
             disk: (i < self.scenario.voters).then(|| reservation.clone()),
             writing: None,
+            former: Default::default(),
             pending: VecDeque::new(),
             asked: Vec::new(),
             handled: BootTime(0),
-            term: Term(0),
+            terms: Default::default(),
             stalled: None,
             arm: None,
             holding: false,
@@ -150,6 +164,7 @@ impl Cluster {
             lie: None,
             deaf: false,
             mute: false,
+            pre_calls: 0,
             starts: 0,
         };
         let mut w = World {
@@ -158,7 +173,9 @@ impl Cluster {
             late: Vec::new(),
             left: [0; FAULTS],
             total: 0,
-            judge: Default::default(),
+            parted: 0,
+            refused: false,
+            judge: Judge::new(self.scenario.virtuals),
             news: 0,
             failed: None,
             log: None,
@@ -184,7 +201,12 @@ impl Cluster {
                     let waited = w.hosts[0].now.0 - (1 << 20);
                     quiet && waited >= self.lease
                 }
-                Begin::Settled => quiet && w.gate(0).is_some() && !seen.insert(w.digest),
+                Begin::Settled => {
+                    let mut preferred = self.scenario.preferred.iter().enumerate();
+                    let owned =
+                        preferred.all(|(v, i)| v >= self.virtuals.len() || w.gate(*i, v).is_some());
+                    quiet && owned && !seen.insert(w.digest)
+                }
             };
             if there {
                 self.arm_budget(&mut w);
@@ -220,11 +242,37 @@ impl Cluster {
                 self.deliver(w, flight);
             } else if w.flights.is_empty() && w.hosts.iter().any(|h| h.holding) {
                 self.hold_no_longer(w);
+            } else if self.scenario.swift && !w.flights.is_empty() && !self.has_choice(w) {
+                w.check(&self.scenario);
+                if w.failed.is_some() || !self.within_boundary(w) {
+                    break; // A run of calls in no time ends at the bound on terms.
+                }
+                let flight = w.flights.remove(0);
+                self.deliver(w, flight);
             } else {
                 break;
             }
         }
         w.settle(&self.scenario, &self.situation);
+    }
+
+    /// May anything but its arrival befall what arrives next?
+    fn has_choice(&self, w: &World) -> bool {
+        let may = |faults: &[Fault]| faults.iter().any(|fault| w.may(*fault));
+        match w.flights[0].load {
+            Load::Written => may(&[
+                Fault::Slow,
+                Fault::Delay,
+                Fault::Disk,
+                Fault::Kill,
+                Fault::Power,
+            ]),
+            Load::GateShut(_) => may(&[Fault::Delay]),
+            Load::Beat(_) | Load::Ack(_) | Load::Signal(_) => {
+                may(&[Fault::Lose, Fault::Repeat, Fault::Delay])
+            }
+            Load::Linked | Load::Timer => false,
+        }
     }
 
     fn fault_actions(&self, w: &World, actions: &mut Vec<Action>) {
@@ -244,9 +292,12 @@ impl Cluster {
                     actions.push(Action::Repeat(at));
                 }
             }
-            let slow = matches!(load, Load::GateShut | Load::Written);
+            let slow = matches!(load, Load::GateShut(_) | Load::Written);
             if may(Fault::Delay) && (slow || load.travels() && !arrived) {
                 actions.push(Action::Delay(at));
+            }
+            if may(Fault::Slow) && matches!(load, Load::Written) {
+                actions.push(Action::Slow(at));
             }
             if let Load::Written = load
                 && may(Fault::Disk)
@@ -259,6 +310,36 @@ impl Cluster {
         for i in 0..w.hosts.len() {
             self.server_faults(w, i, places, actions);
         }
+        if may(Fault::Part) && w.parted == 0 && w.flights.is_empty() {
+            // Halves, named by the one that the first server is in.
+            let half = w.hosts.len() as u32 / 2;
+            let sides = (0..1 << w.hosts.len()).filter(|s: &u8| s & 1 == 1);
+            actions.extend(sides.filter(|s| s.count_ones() == half).map(Action::Part));
+        }
+    }
+
+    /// The wishes that may come at `i` now.
+    fn wishes(&self, w: &World, i: usize) -> Vec<Asked> {
+        let wishes = &self.scenario.wishes;
+        if !self.scenario.in_turn {
+            let sense = |asked: &&Asked| !matches!(asked, Asked::Promote(j) if *j == i);
+            return wishes.iter().filter(sense).copied().collect();
+        }
+        let budget = self.scenario.faults.iter();
+        let budget = budget
+            .filter(|(fault, _)| *fault == Fault::Wish)
+            .map(|(_, n)| *n);
+        let done = budget.sum::<u8>() - w.left[Fault::Wish as usize];
+        let concerned = |asked: &&Asked| {
+            let v = match asked {
+                Asked::Move(v, _) => *v,
+                _ => 0,
+            };
+            let elector = w.hosts[i].elector.as_ref();
+            elector.is_some_and(|e| e.mastership(&self.virtuals[v]).is_some())
+        };
+        let next = wishes.get(usize::from(done));
+        next.filter(concerned).into_iter().copied().collect()
     }
 
     /// What befalls a server matters no earlier than just before something else happens to it.
@@ -267,7 +348,9 @@ impl Cluster {
         let quiet = w.flights.is_empty();
         let host = &w.hosts[i];
         let places = if self.scenario.coarse { 0 } else { places };
-        let next = quiet || w.flights[..places].iter().any(|f| f.to == i);
+        let writes_now = |f: &Flight| f.to == i && matches!(f.load, Load::Written);
+        let writing = self.scenario.swift && w.flights.first().is_some_and(writes_now);
+        let next = quiet || writing || w.flights[..places].iter().any(|f| f.to == i);
         let touches = |f: &Flight| f.load.travels() && (f.to == i || f.from == i);
         if may(Fault::Cut)
             && !host.deaf
@@ -276,6 +359,9 @@ impl Cluster {
             && (quiet || w.flights[..places].iter().any(touches))
         {
             let ways = [(true, true), (true, false), (false, true)];
+            let ways = ways
+                .into_iter()
+                .filter(|(deaf, _)| *deaf || !self.scenario.lasting);
             actions.extend(ways.map(|(deaf, mute)| Action::Cut(i, deaf, mute)));
         }
         let writes: &[bool] = if host.writing.is_some() {
@@ -290,13 +376,21 @@ impl Cluster {
             if may(Fault::Wipe) {
                 actions.push(Action::Wipe(i));
             }
+            if may(Fault::Restore) {
+                let differs = |at: &usize| {
+                    let then = &host.former[*at];
+                    then.is_some() && *then != host.disk && !(*at == 1 && *then == host.former[0])
+                };
+                let times = (0..host.former.len()).filter(differs);
+                actions.extend(times.map(|at| Action::Restore(i, at)));
+            }
         }
         if host.elector.is_none() {
             return;
         }
         if next && may(Fault::Kill) {
             actions.extend(writes.iter().map(|landed| Action::Kill(i, *landed)));
-            if host.stalled.is_none() && host.arm.is_none() {
+            if host.stalled.is_none() && host.arm.is_none() && !self.scenario.lasting {
                 actions.extend([Action::Arm(i, Arm::Die(1)), Action::Arm(i, Arm::Die(2))]);
             }
         }
@@ -315,9 +409,8 @@ impl Cluster {
                 actions.extend([Lie::AllDead, Lie::AllAlive].map(|lie| Action::Lie(i, lie)));
             }
             if may(Fault::Wish) {
-                let sense = |asked: &&Asked| !matches!(asked, Asked::Promote(j) if *j == i);
-                let wishes = self.scenario.wishes.iter().filter(sense);
-                actions.extend(wishes.map(|asked| Action::Wish(i, *asked)));
+                let wishes = self.wishes(w, i);
+                actions.extend(wishes.into_iter().map(|asked| Action::Wish(i, asked)));
             }
             if may(Fault::Lease) {
                 let other = |lease: &&u64| u128::from(**lease) != host.settings.lease.as_nanos();
@@ -395,16 +488,46 @@ impl Cluster {
             Action::Kill(i, landed) => {
                 w.spend(Fault::Kill);
                 self.kill(w, i, landed);
+                self.back_if_prompt(w, i);
             }
             Action::PowerOff(i, landed) => {
                 w.spend(Fault::Power);
                 self.power_off(w, i, landed);
+                self.back_if_prompt(w, i);
             }
             Action::Wipe(i) => {
                 w.spend(Fault::Wipe);
                 self.power_off(w, i, false);
                 w.host(i).disk = None;
                 w.judge.wiped(i);
+                self.back_if_prompt(w, i);
+            }
+            Action::Restore(i, at) => {
+                w.spend(Fault::Restore);
+                self.power_off(w, i, false);
+                w.say(|_| format!("{i} has its disk put back"));
+                let host = w.host(i);
+                host.disk = host.former[at].clone();
+                w.judge.put_back(i);
+                self.back_if_prompt(w, i);
+            }
+            Action::Slow(at) => {
+                w.spend(Fault::Slow);
+                let flight = w.flights.remove(at);
+                w.say(|_| format!("{} has a slow disk", flight.to));
+                w.late.push((SLOW, flight));
+            }
+            Action::Part(side) => {
+                w.spend(Fault::Part);
+                let inside = (0..w.hosts.len()).filter(|i| side >> i & 1 == 1);
+                let inside: Vec<_> = inside.collect();
+                w.say(|_| format!("{inside:?} and the others no longer reach each other"));
+                w.parted = side;
+            }
+            Action::Unpart => {
+                w.say(|_| "all reach each other again".into());
+                w.parted = 0;
+                (0..w.hosts.len()).for_each(|i| self.link(w, i));
             }
             Action::Start(i) => self.start(w, i),
             Action::Arm(i, arm) => {
@@ -441,6 +564,9 @@ impl Cluster {
                 let name = |j: usize| self.names[j].clone();
                 let input = match asked {
                     Asked::Promote(j) => input(Wish::Promote(name(j), None)),
+                    Asked::Move(v, j) => {
+                        input(Wish::Promote(name(j), Some(self.virtuals[v].clone())))
+                    }
                     Asked::Resign => input(Wish::Resign),
                     Asked::Stop => Input::Stop,
                     Asked::Add(j) => input(Wish::Add(name(j))),
@@ -458,26 +584,47 @@ impl Cluster {
         }
     }
 
+    fn back_if_prompt(&self, w: &mut World, i: usize) {
+        if self.scenario.prompt {
+            self.start(w, i);
+        }
+    }
+
     // ---- for readers -----------------------------------------------------------------------------------
 
     pub(crate) fn text(&self, load: &Load) -> String {
         match load {
             Load::Beat(beat) => {
-                let claims = beat.standings.iter().filter_map(|s| s.claim);
-                let claims: Vec<_> = claims.map(|c| format!(" claims term {}", c.term)).collect();
-                format!("beat {}{}", beat.number, claims.concat())
+                let claims = beat.standings.iter().filter_map(|s| {
+                    let claim = s.claim?;
+                    Some(format!(
+                        " claims {} in term {}",
+                        s.virtual_server, claim.term
+                    ))
+                });
+                let claims: Vec<_> = claims.collect();
+                let roster = beat.roster.version;
+                format!("beat {} roster {roster}{}", beat.number, claims.concat())
             }
             Load::Ack(ack) => {
                 let answers: Vec<_> = ack
                     .answers
                     .iter()
-                    .map(|a| format!("{:?}", a.verdict))
+                    .map(|a| format!(" {} {:?}", a.virtual_server, a.verdict))
                     .collect();
-                format!("ack of {} {}", ack.number, answers.concat())
+                format!(
+                    "ack of {} roster {}{}",
+                    ack.number,
+                    ack.roster,
+                    answers.concat()
+                )
             }
-            Load::Signal(signal) => format!("{:?} (number {})", signal.body, signal.number),
+            Load::Signal(signal) => format!(
+                "{} {:?} (number {})",
+                signal.virtual_server, signal.body, signal.number
+            ),
             Load::Linked => "link is up".into(),
-            Load::GateShut => "gate reads back shut".into(),
+            Load::GateShut(v) => format!("gate of {} reads back shut", self.virtuals[*v]),
             Load::Written => "reservation is on disk".into(),
             Load::Timer => "timer".into(),
         }
@@ -490,9 +637,14 @@ impl Cluster {
                 let votes: Vec<_> = memory
                     .votes
                     .iter()
-                    .map(|v| format!("voted {}, holder {:?}", v.voted, v.holder))
+                    .map(|v| {
+                        format!(
+                            " {} voted {}, holder {:?}",
+                            v.virtual_server, v.voted, v.holder
+                        )
+                    })
                     .collect();
-                format!("{i}: remembers {}", votes.concat())
+                format!("{i}: remembers{}", votes.concat())
             }
             Output::Beat(beat) => format!(
                 "{i}: sends {}",
@@ -506,13 +658,14 @@ impl Cluster {
                 "{i}: to {to} {}",
                 self.text(&Load::Signal(Arc::new(signal.clone())))
             ),
-            Output::Open(_, until) => format!(
-                "{i}: gate open for {} ns more",
+            Output::Open(name, until) => format!(
+                "{i}: gate of {name} open for {} ns more",
                 until.0 as i64 - now.0 as i64
             ),
             Output::Role(change) => format!(
-                "{i}: {} in term {}: {}",
+                "{i}: {} of {} in term {}: {}",
                 if change.master { "MASTER" } else { "slave" },
+                change.virtual_server,
                 change.term,
                 change.reason
             ),
@@ -546,7 +699,7 @@ impl Model for Cluster {
                 if host.elector.is_none() {
                     actions.push(Action::Start(i));
                 }
-                if host.deaf || host.mute {
+                if (host.deaf || host.mute) && !self.scenario.lasting {
                     actions.push(Action::Heal(i));
                 }
                 if host.lie.is_some() {
@@ -555,6 +708,9 @@ impl Model for Cluster {
             }
             for at in 0..w.late.len() {
                 actions.push(Action::Arrive(at));
+            }
+            if w.parted != 0 && !self.scenario.lasting {
+                actions.push(Action::Unpart);
             }
         } else {
             match self.scenario.order {
@@ -569,11 +725,14 @@ impl Model for Cluster {
 
     fn next_state(&self, last: &World, action: Action) -> Option<World> {
         let mut w = last.clone();
-        w.news = 0;
+        (w.news, w.refused) = (0, false);
         if let Some(log) = &mut w.log {
             log.clear();
         }
         self.act(&mut w, action);
+        if self.scenario.in_turn && w.refused && matches!(action, Action::Wish(..)) {
+            return None;
+        }
         self.end_step(&mut w);
         Some(w)
     }
@@ -613,6 +772,10 @@ impl Model for Cluster {
             News::Renewed => sometimes!("a mastership is renewed", Renewed),
             News::Changed => sometimes!("a changed roster counts", Changed),
             News::Lease => sometimes!("a changed lease is held", Lease),
+            News::Kept => sometimes!("a restarted voter keeps a promise", Kept),
+            News::ChangedAgain => {
+                sometimes!("another master changes the roster again", ChangedAgain)
+            }
         }));
         all
     }

@@ -6,11 +6,14 @@ use election::{
     memory::Vote as Remembered,
     situation::{Situation, Word},
 };
-use protocol::{BootTime, Instance, Number, ServerName, Term};
+use protocol::{BootTime, Instance, Number, RosterVersion, ServerName, Term, VirtualServerName};
 use std::time::Duration;
 
 /// Most servers of a model.
 pub const SERVERS_MAX: usize = 4;
+
+/// Most virtual servers of a model.
+pub const VIRTUALS_MAX: usize = 2;
 
 /// True time between two ticks, in the units that clock rates divide (see [`Clock::left`]).
 const TICK: u64 = 20;
@@ -76,6 +79,19 @@ struct Promise {
     by: (Instance, Number),
     /// By the voter's clock, which is thought to run on while the voter is without power.
     until: BootTime,
+    /// The voter's disk was put back to a state of before it.
+    put_back: bool,
+    known: Known,
+}
+
+/// What the voter itself knows of a promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Given,
+    /// It was started again since, from the run-dir.
+    Recalled,
+    /// It was started again since, without.
+    Forgotten,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +101,20 @@ struct Vote {
     by: (Instance, Number),
 }
 
-/// What it has seen.
+/// A server's disk, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    /// The roster on it: its version, and its voters, one bit each. None while it is blank.
+    pub roster: Option<(RosterVersion, u8)>,
+    /// The roster that electd counts by, if it runs: one that is not written yet, perhaps.
+    pub counted: Option<(RosterVersion, u8)>,
+    /// The longest promise that it, and what is being written, is sure to tell of.
+    pub promise_max: Option<Duration>,
+}
+
+/// What it has seen of one virtual server.
 #[derive(Clone, Debug, Default)]
-pub struct Judge {
+struct Seen {
     promises: [Option<Promise>; SERVERS_MAX],
     votes: [Option<Vote>; SERVERS_MAX],
     /// The highest term voted or acknowledged in for others, and for oneself.
@@ -98,59 +125,117 @@ pub struct Judge {
     token: Option<(Term, usize)>,
     /// The voters each open gate counts by, one bit each.
     rosters: [u8; SERVERS_MAX],
-    silent: [Option<BootTime>; SERVERS_MAX],
     /// The highest term called in, and how many there were.
     called: (Term, u8),
 }
 
+/// What it has seen.
+#[derive(Clone, Debug, Default)]
+pub struct Judge {
+    virtuals: Vec<Seen>,
+    silent: [Option<BootTime>; SERVERS_MAX],
+}
+
 impl Judge {
-    /// How many terms were called in.
+    /// One that watches so many virtual servers.
+    pub fn new(virtuals: usize) -> Self {
+        Self {
+            virtuals: vec![Seen::default(); virtuals],
+            ..Self::default()
+        }
+    }
+
+    /// How many terms were called in, those of all virtual servers together.
     pub fn terms(&self) -> u8 {
-        self.called.1
+        self.virtuals.iter().map(|seen| seen.called.1).sum()
     }
 
     /// Counts terms anew.
     pub fn forget_terms(&mut self) {
-        self.called.1 = 0;
+        self.virtuals.iter_mut().for_each(|seen| seen.called.1 = 0);
     }
 
     /// The last term in which a gate opened, and whose.
-    pub fn token(&self) -> Option<(Term, usize)> {
-        self.token
+    pub fn token(&self, v: usize) -> Option<(Term, usize)> {
+        self.virtuals[v].token
     }
 
-    /// A start without memory is silent until then.
-    pub fn started(&mut self, server: usize, silent_until: Option<BootTime>, gate_open: bool) {
-        if silent_until.is_some() {
-            self.silent[server] = silent_until;
+    /// A start, from the run-dir or silent until then.
+    pub fn started(&mut self, server: usize, silent_until: Option<BootTime>) {
+        let known = match silent_until {
+            None => Known::Recalled,
+            Some(_) => {
+                self.silent[server] = silent_until;
+                Known::Forgotten
+            }
+        };
+        for seen in &mut self.virtuals {
+            if let Some(promise) = &mut seen.promises[server] {
+                promise.known = known;
+            }
         }
-        self.killed(server, gate_open);
     }
 
     /// Killed: the promise to oneself holds as long as the gate may be open.
-    pub fn killed(&mut self, server: usize, gate_open: bool) {
-        if !gate_open && self.promises[server].is_some_and(|p| p.holder == server) {
-            self.promises[server] = None;
+    pub fn killed(&mut self, server: usize, v: usize, gate_open: bool) {
+        let promise = &mut self.virtuals[v].promises[server];
+        if !gate_open && promise.is_some_and(|p| p.holder == server) {
+            *promise = None;
         }
     }
 
     /// The disk is gone, and with it what this server called in alone: nobody else can tell it that (R21).
     pub fn wiped(&mut self, server: usize) {
-        self.votes[server] = self.votes[server].filter(|v| v.caller != server);
-        self.floors[server].1 = Term(0);
+        for seen in &mut self.virtuals {
+            seen.votes[server] = seen.votes[server].filter(|v| v.caller != server);
+            seen.floors[server].1 = Term(0);
+        }
+    }
+
+    /// The disk is as it was earlier: it cannot tell of promises given since.
+    pub fn put_back(&mut self, server: usize) {
+        for seen in &mut self.virtuals {
+            if let Some(promise) = &mut seen.promises[server] {
+                promise.put_back = true;
+            }
+        }
+    }
+
+    /// Is this voter bound by a promise that it was told of by the run-dir after a restart?
+    pub fn is_recalled(&self, voter: usize, v: usize, now: BootTime) -> bool {
+        let recalled = |p: Promise| p.known == Known::Recalled && now <= p.until;
+        self.virtuals[v].promises[voter].is_some_and(recalled)
+    }
+
+    /// RestartSilence: a server says in a beat that it takes part.
+    pub fn takes_part(&self, server: usize, now: BootTime) -> Verdict {
+        let promises = self.virtuals.iter().filter_map(|s| s.promises[server]);
+        let forgotten = |p: &Promise| p.known == Known::Forgotten && now <= p.until;
+        match promises.into_iter().find(forgotten) {
+            Some(p) => {
+                let left = p.until.since(now).as_nanos();
+                let what = format!(
+                    "{server} takes part {left} ns before a promise to {} ends that it forgot",
+                    p.holder
+                );
+                broken(Invariant::RestartSilence, what)
+            }
+            None => Ok(()),
+        }
     }
 
     /// A promise is told: by whom, at what time of its clock, to whom, for which beat or call, for how long.
     pub fn promise(
         &mut self,
-        voter: usize,
+        (voter, v): (usize, usize),
         now: BootTime,
         holder: usize,
         by: (Instance, Number),
         lease: Duration,
     ) -> Verdict {
         let mut until = now + lease;
-        if let Some(p) = self.promises[voter].filter(|p| now <= p.until) {
+        let promise = &mut self.virtuals[v].promises[voter];
+        if let Some(p) = promise.filter(|p| now <= p.until) {
             if p.holder != holder {
                 let what = format!(
                     "{voter} promised to {} and, {} ns before that ends, to {holder}",
@@ -161,20 +246,28 @@ impl Judge {
             }
             until = until.max(p.until);
         }
-        self.promises[voter] = Some(Promise { holder, by, until });
+        *promise = Some(Promise {
+            holder,
+            by,
+            until,
+            put_back: false,
+            known: Known::Given,
+        });
         self.not_silent(voter, now, "promises")
     }
 
     /// What is told now must outlive a kill that follows at once, by the run-dir's memory of term and holder (R5), and
     /// a power loss: the term by the reservation on disk (R22), the length by the longest promise noted there (R23).
     pub fn durable(
-        voter: usize,
+        (voter, v): (usize, &VirtualServerName),
         (term, holder): (Term, &ServerName),
         lease: Duration,
         memory: Option<&Memory>,
         disk: Option<&Reservation>,
     ) -> Verdict {
-        let remembered = |v: &Remembered| v.voted >= term && v.holder.as_ref() == Some(holder);
+        let remembered = |vote: &Remembered| {
+            vote.virtual_server == *v && vote.voted >= term && vote.holder.as_ref() == Some(holder)
+        };
         let Some(disk) = disk else {
             let what = format!("{voter} promises without a reservation on disk");
             return broken(Invariant::RestartSilence, what);
@@ -213,8 +306,14 @@ impl Judge {
     }
 
     /// Votes, acknowledges or claims in this term.
-    pub fn floor(&mut self, server: usize, term: Term, own: bool, does: &str) -> Verdict {
-        let (others, mine) = &mut self.floors[server];
+    pub fn floor(
+        &mut self,
+        (server, v): (usize, usize),
+        term: Term,
+        own: bool,
+        does: &str,
+    ) -> Verdict {
+        let (others, mine) = &mut self.virtuals[v].floors[server];
         let before = (*others).max(*mine);
         let floor = if own { mine } else { others };
         *floor = term.max(*floor);
@@ -230,14 +329,14 @@ impl Judge {
     /// A vote is told.
     pub fn vote(
         &mut self,
-        voter: usize,
+        (voter, v): (usize, usize),
         term: Term,
         caller: usize,
         by: (Instance, Number),
     ) -> Verdict {
-        self.floor(voter, term, caller == voter, "votes")?;
+        self.floor((voter, v), term, caller == voter, "votes")?;
         let vote = Vote { term, caller, by };
-        let before = self.votes[voter].replace(vote);
+        let before = self.virtuals[v].votes[voter].replace(vote);
         match before.filter(|b| b.term == term && *b != vote) {
             Some(b) => broken(
                 Invariant::NoVoteTwice,
@@ -248,15 +347,17 @@ impl Judge {
     }
 
     /// A server calls in this term.
-    pub fn calls(&mut self, term: Term) {
-        if term > self.called.0 {
-            self.called = (term, self.called.1.saturating_add(1));
+    pub fn calls(&mut self, v: usize, term: Term) {
+        let called = &mut self.virtuals[v].called;
+        if term > called.0 {
+            *called = (term, called.1.saturating_add(1));
         }
     }
 
     /// The server's own word that its gate is shut.
-    pub fn releases(&mut self, server: usize, gate_open: bool) -> Verdict {
-        self.promises[server] = self.promises[server].filter(|p| p.holder != server);
+    pub fn releases(&mut self, server: usize, v: usize, gate_open: bool) -> Verdict {
+        let promise = &mut self.virtuals[v].promises[server];
+        *promise = promise.filter(|p| p.holder != server);
         if gate_open {
             let what = format!("{server} releases with its gate open");
             return broken(Invariant::ReleaseBeforeGrant, what);
@@ -265,31 +366,34 @@ impl Judge {
     }
 
     /// A release is handled by a voter, by the sender's word or relayed.
-    pub fn released(&mut self, voter: usize, by: usize, (i, k): (Instance, Number)) {
+    pub fn released(&mut self, (voter, v): (usize, usize), by: usize, (i, k): (Instance, Number)) {
         if by != voter {
             let covered = |p: &Promise| p.holder == by && p.by.0 == i && p.by.1 <= k;
-            self.promises[voter] = self.promises[voter].filter(|p| !covered(p));
+            let promise = &mut self.virtuals[v].promises[voter];
+            *promise = promise.filter(|p| !covered(p));
         }
     }
 
     /// OneMasterPerTerm.
-    pub fn wins(&mut self, server: usize, term: Term) -> Verdict {
-        if let Some((_, other)) = self.won.iter().find(|(t, _)| *t == term) {
+    pub fn wins(&mut self, server: usize, v: usize, term: Term) -> Verdict {
+        let won = &mut self.virtuals[v].won;
+        if let Some((_, other)) = won.iter().find(|(t, _)| *t == term) {
             let what = format!("term {term} was won by {other} and {server}");
             return broken(Invariant::OneMasterPerTerm, what);
         }
-        self.won.push((term, server));
-        self.won.sort_unstable();
-        if self.won.len() > 3 {
-            self.won.remove(0);
+        won.push((term, server));
+        won.sort_unstable();
+        if won.len() > 3 {
+            won.remove(0);
         }
         Ok(())
     }
 
     /// TermMonotone: a gate opens, or is extended, in `term`, counting by the voters in `roster`.
-    pub fn opens(&mut self, server: usize, term: Term, roster: u8) -> Verdict {
-        self.rosters[server] = roster;
-        let before = self.token.replace((term, server));
+    pub fn opens(&mut self, server: usize, v: usize, term: Term, roster: u8) -> Verdict {
+        let seen = &mut self.virtuals[v];
+        seen.rosters[server] = roster;
+        let before = seen.token.replace((term, server));
         match before {
             Some((t, s)) if term < t || (term == t && s != server) => broken(
                 Invariant::TermMonotone,
@@ -299,10 +403,38 @@ impl Judge {
         }
     }
 
-    /// AtMostOneGate and GateImpliesLease. `gates`: until when each server's gate is open. A gate opens
-    /// only in a step, so one look after each step sees every overlap; that the promises behind an open gate
-    /// outlast it is reckoned exactly, also between two ticks.
-    pub fn check(&self, clocks: &[Clock], gates: &[Option<BootTime>]) -> Verdict {
+    /// AtMostOneGate, GateImpliesLease and RestartSilence. `gates`: until when each server's gate of each virtual
+    /// server is open. A gate opens only in a step, so one look after each step sees every overlap; that the promises
+    /// behind an open gate outlast it is reckoned exactly, also between two ticks.
+    pub fn check(
+        &self,
+        clocks: &[Clock],
+        gates: &[Vec<Option<BootTime>>],
+        disks: &[Disk],
+    ) -> Verdict {
+        for (seen, gates) in self.virtuals.iter().zip(gates) {
+            seen.check_gates(clocks, gates)?;
+            seen.check_rivals(clocks, gates, disks)?;
+            seen.check_disks(clocks, disks)?;
+        }
+        Ok(())
+    }
+
+    /// What it knows, as far as it still matters.
+    pub fn tell(&self, clocks: &[Clock], s: &mut Situation) {
+        for (server, clock) in clocks.iter().enumerate() {
+            s.at(clock.now);
+            s.option(
+                self.silent[server].filter(|t| clock.now <= *t),
+                Situation::time,
+            );
+        }
+        self.virtuals.iter().for_each(|seen| seen.tell(clocks, s));
+    }
+}
+
+impl Seen {
+    fn check_gates(&self, clocks: &[Clock], gates: &[Option<BootTime>]) -> Verdict {
         let mut open = None;
         for (server, deadline) in gates.iter().enumerate() {
             let Some(left) = deadline.and_then(|at| clocks[server].left(at)) else {
@@ -332,13 +464,72 @@ impl Judge {
         Ok(())
     }
 
-    /// What it knows, as far as it still matters.
-    pub fn tell(&self, clocks: &[Clock], s: &mut Situation) {
+    /// Beside an open gate nobody else can be elected: no other server's roster has a majority of voters that hold
+    /// no higher one and are bound by no promise to the gate's owner. An election takes no time here, and whether
+    /// those voters reach each other is the network's whim.
+    fn check_rivals(
+        &self,
+        clocks: &[Clock],
+        gates: &[Option<BootTime>],
+        disks: &[Disk],
+    ) -> Verdict {
+        let open = |server: usize| gates[server].is_some_and(|at| clocks[server].now <= at);
+        for master in (0..clocks.len()).filter(|server| open(*server)) {
+            let bound = |voter: usize| {
+                self.promises[voter]
+                    .is_some_and(|p| p.holder == master && clocks[voter].now <= p.until)
+            };
+            for rival in (0..clocks.len()).filter(|rival| *rival != master) {
+                // After a restart it counts by the one on disk.
+                let disk = disks[rival];
+                let rosters = disk.roster.into_iter().chain(disk.counted);
+                for (version, roster) in rosters {
+                    let grants = |voter: &usize| {
+                        roster >> voter & 1 == 1
+                            && disks[*voter].roster.is_some_and(|(v, _)| v <= version)
+                            && !bound(*voter)
+                    };
+                    let need = roster.count_ones() as usize / 2 + 1;
+                    let votes = (0..clocks.len()).filter(grants).count();
+                    if grants(&rival) && votes >= need {
+                        let what = format!(
+                            "{rival} could be elected by {votes} of the roster {version} beside {master}, whose gate is open"
+                        );
+                        return broken(Invariant::AtMostOneGate, what);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After a power loss now a voter would be silent for as long as what it has promised still binds.
+    fn check_disks(&self, clocks: &[Clock], disks: &[Disk]) -> Verdict {
+        for (voter, clock) in clocks.iter().enumerate() {
+            let promise = self.promises[voter].filter(|p| clock.now <= p.until && !p.put_back);
+            let (Some(promise), Some(promise_max)) = (promise, disks[voter].promise_max) else {
+                continue;
+            };
+            let left = promise.until.since(clock.now);
+            if left > promise_max {
+                let what = format!(
+                    "{voter} is bound to {} for {} ns more, and after a power loss would be silent for {} only",
+                    promise.holder,
+                    left.as_nanos(),
+                    promise_max.as_nanos()
+                );
+                return broken(Invariant::RestartSilence, what);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, clocks: &[Clock], s: &mut Situation) {
         for (server, clock) in clocks.iter().enumerate() {
             s.at(clock.now);
             let promise = self.promises[server].filter(|p| clock.now <= p.until);
             s.option(promise, |s, p| {
-                s.plain(p.holder as u64);
+                s.plain((p.holder as u64) << 1 | u64::from(p.put_back));
                 s.words.push(Word::Number(p.by.0, p.by.1));
                 s.time(p.until);
             });
@@ -349,10 +540,6 @@ impl Judge {
             s.plain(self.floors[server].0.0);
             s.plain(self.floors[server].1.0);
             s.plain(u64::from(self.rosters[server]));
-            s.option(
-                self.silent[server].filter(|t| clock.now <= *t),
-                Situation::time,
-            );
         }
         for (term, server) in self.won.iter().chain(&self.token) {
             s.plain(term.0);

@@ -27,8 +27,12 @@
 //! it may befall every message, every server, at every place of every run, but so many times in a run as the
 //! scenario says. An end to what began is free and may come whenever all messages of a tick have arrived: a late
 //! message arrives, what was cut off is healed, a stalled electd goes on, a dead one is started. There is no
-//! bound on time: a run goes on until it comes back to a situation already seen. The bound on terms ends runs that
-//! elect again and again.
+//! bound on time: a run goes on until it comes back to a situation already seen. The bound on terms, counted over all
+//! virtual servers, ends runs that elect again and again.
+//!
+//! Beside what has happened the judge looks at what could: while a gate is open, nobody else may find a majority of
+//! voters that are free and hold no higher roster; and whatever is on a disk, or about to be, must make a voter that
+//! loses power now silent for as long as its promises bind.
 //!
 //! # What is left out, and why nothing is lost by it
 //!
@@ -37,14 +41,17 @@
 //! - *Places of no difference.* A death, stall or cut takes effect with the next thing that happens to the server, so
 //!   it is tried just before those. Deliveries to different servers commute; with messages in the order sent, one
 //!   of those orders is taken.
+//! - *Steps without a choice*, where a scenario is swift, are one with the step before them; the judge looks after each.
+//! - *Questions without end*: where nothing takes any time, a renewal that is refused is tried again at once. After some
+//!   rounds in one tick the next are lost, so that time goes on.
 //! - *The background* (beats without a claim and their acknowledgements), where a scenario says so, arrives at once or,
 //!   where a server is cut off, not. The scenario `messages` has it lost, late and twice like all else.
 //! - *Round trips* look like nothing, and back-off is drawn from one fixed seed for each server: both only spread
 //!   candidates in time.
 //! - *Doctors* tell the truth about who was heard, after two ticks and after a lease; or lie, as a fault.
 //!
-//! Not explored at all: `quorum = none`, several virtual servers at once, preference of a server (R27), packets and
-//! their replay (R26), and the gate itself, which is taken to keep its deadline.
+//! Not explored at all: `quorum = none`, more than two virtual servers, preference of a server (R27), packets and
+//! their replay (R26), a write tried again after it failed, and the gate itself, which is taken to keep its deadline.
 //!
 //! [fault]: scenario::Fault
 

@@ -1,6 +1,6 @@
 //! What is explored: which cluster, which faults, how many of each.
 
-use crate::world::News;
+use crate::{judge::VIRTUALS_MAX, world::News};
 
 /// What may go wrong, or be asked for. Each costs one of its kind and one of the total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,16 +29,24 @@ pub enum Fault {
     Wish,
     /// Another lease on one server.
     Lease,
+    /// A write stays under way for as long as it takes, and with it every later one of that server.
+    Slow,
+    /// The network falls into two halves, until healed.
+    Part,
+    /// A server loses power, and its disk is as it was: first of all, or before the last write.
+    Restore,
 }
 
 /// How many kinds there are.
-pub const FAULTS: usize = 12;
+pub const FAULTS: usize = 15;
 
 /// An operator's wishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// Hand over to this server.
     Promote(usize),
+    /// Hand this virtual server over to this server, the others stay.
+    Move(usize, usize),
     /// Hand over to anybody.
     Resign,
     /// Hand over and stop.
@@ -82,6 +90,10 @@ pub struct Scenario {
     pub witness: bool,
     /// One more server, not in the first roster and without a reservation.
     pub spare: bool,
+    /// Virtual servers; the first is the roster's keeper.
+    pub virtuals: usize,
+    /// Which server has the highest priority for each of them.
+    pub preferred: [usize; VIRTUALS_MAX],
     /// Nanoseconds of each clock per tick: 4 or 5.
     pub rates: [u64; 4],
     /// Where it begins.
@@ -92,6 +104,13 @@ pub struct Scenario {
     pub quiet_background: bool,
     /// Servers suffer between two ticks only, not between two messages.
     pub coarse: bool,
+    /// What happens until somebody has a choice is one step: between two ticks that is a write that may fail, be
+    /// slow or be lost with its server, and a message that something may befall.
+    pub swift: bool,
+    /// What was cut off stays cut off, and hears nobody; electd is killed between two inputs only.
+    pub lasting: bool,
+    /// Who is killed or loses power is back at once.
+    pub prompt: bool,
     /// Faults of each kind.
     pub faults: Vec<(Fault, u8)>,
     /// Faults in all.
@@ -104,8 +123,12 @@ pub struct Scenario {
     pub stall: u8,
     /// What operators may ask for.
     pub wishes: Vec<Asked>,
+    /// They ask in this order, of the master concerned, and only for what is not refused at once.
+    pub in_turn: bool,
     /// Other leases, in nanoseconds.
     pub leases: Vec<u64>,
+    /// The lease at `standin init`, where it was raised since, in nanoseconds.
+    pub raised_from: Option<u64>,
     /// The reservation on disk is as good as used up.
     pub nearly_used_up: bool,
     /// What must be seen.
@@ -120,18 +143,25 @@ impl Default for Scenario {
             voters: 3,
             witness: false,
             spare: false,
+            virtuals: 1,
+            preferred: [0; VIRTUALS_MAX],
             rates: [4; 4],
             begin: Begin::Settled,
             order: Order::Sent,
             quiet_background: true,
             coarse: false,
+            swift: false,
+            lasting: false,
+            prompt: false,
             faults: Vec::new(),
             total: 0,
             terms: 3,
             late: 6,
             stall: 6,
             wishes: Vec::new(),
+            in_turn: false,
             leases: Vec::new(),
+            raised_from: None,
             nearly_used_up: false,
             sometimes: vec![News::Elected],
         }
@@ -152,10 +182,14 @@ impl Scenario {
             .map(|(f, n)| format!("{n} {f:?}").to_lowercase())
             .collect();
         format!(
-            "{} voters{}{}, {} terms, {} of [{}], {} order{}",
+            "{} voters{}{}{}, {} terms, {} of [{}], {} order{}",
             self.voters,
             if self.witness { " (one a witness)" } else { "" },
             if self.spare { " and a spare" } else { "" },
+            match self.virtuals {
+                1 => String::new(),
+                n => format!(", {n} virtual servers"),
+            },
             self.terms,
             self.total,
             faults.join(", "),
@@ -183,7 +217,10 @@ pub enum Depth {
 
 /// All scenarios at this depth.
 pub fn all(depth: Depth) -> Vec<Scenario> {
-    use Fault::{Cut, Delay, Disk, Kill, Lease, Lie, Lose, Power, Repeat, Stall, Wipe, Wish};
+    use Fault::{
+        Cut, Delay, Disk, Kill, Lease, Lie, Lose, Part, Power, Repeat, Restore, Slow, Stall, Wipe,
+        Wish,
+    };
     let nightly = depth == Depth::Nightly;
     let by = |quick: u8, night: u8| if nightly { night } else { quick };
     vec![
@@ -326,6 +363,93 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
             coarse: true,
             faults: vec![(Disk, 1), (Power, 1), (Wipe, 1), (Cut, 1), (Kill, 1)],
             total: by(1, 2),
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "rosters",
+            about: "two changes of the roster by two masters of the keeper, the first goes on serving another \
+                    virtual server; a slow disk, a partition",
+            voters: 4,
+            virtuals: 2,
+            coarse: true,
+            swift: true,
+            faults: vec![(Wish, 3), (Slow, 1), (Part, 1)],
+            total: by(3, 5),
+            wishes: vec![Asked::Remove(3), Asked::Move(0, 1), Asked::Remove(0)],
+            in_turn: true,
+            sometimes: vec![News::Changed, News::ChangedAgain],
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "rosters-add",
+            about: "a server added and one removed by two masters of the keeper, a third server serves another \
+                    virtual server; a slow disk, a partition",
+            spare: true,
+            virtuals: 2,
+            preferred: [0, 2],
+            coarse: true,
+            swift: true,
+            faults: vec![(Wish, 3), (Slow, 1), (Part, 1)],
+            total: by(3, 5),
+            wishes: vec![Asked::Add(3), Asked::Move(0, 1), Asked::Remove(0)],
+            in_turn: true,
+            sometimes: vec![News::Changed, News::ChangedAgain],
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "lease-disk",
+            about: "a lease lowered and raised; a disk lost, or written late, in error or not at all; power back at \
+                    once, when promises have longest to go",
+            coarse: true,
+            swift: true,
+            prompt: true,
+            faults: if nightly {
+                vec![(Lease, 2), (Wipe, 1), (Power, 1), (Slow, 1), (Disk, 1)]
+            } else {
+                vec![(Lease, 1), (Wipe, 1)]
+            },
+            total: by(2, 3),
+            leases: vec![12],
+            sometimes: vec![News::Lease],
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "put-back",
+            about: "the lease was raised, is lowered and raised; a disk put back, perhaps to before all that, or \
+                    written late, in error or not at all",
+            coarse: true,
+            swift: true,
+            prompt: true,
+            raised_from: Some(4),
+            faults: if nightly {
+                vec![(Lease, 2), (Restore, 1), (Power, 1), (Slow, 1), (Disk, 1)]
+            } else {
+                vec![(Lease, 1), (Restore, 1)]
+            },
+            total: by(2, 3),
+            leases: vec![12],
+            sometimes: vec![News::Lease],
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "lease-kill",
+            about: "a lease lowered; voters restarted from the run-dir while another calls",
+            coarse: true,
+            swift: true,
+            lasting: true,
+            terms: 2,
+            faults: if nightly {
+                vec![(Lease, 1), (Kill, 1), (Cut, 1)]
+            } else {
+                vec![(Kill, 1), (Cut, 1)]
+            },
+            total: by(2, 3),
+            leases: vec![12],
+            sometimes: if nightly {
+                vec![News::Lease, News::Kept]
+            } else {
+                vec![News::Kept]
+            },
             ..Scenario::default()
         },
     ]

@@ -5,14 +5,14 @@ use crate::{
     digest::INSTANCES,
     judge::{Invariant, Judge},
     scenario::Order,
-    world::{Arm, Flight, Gate, Lie, Load, News, UNHEARD, World},
+    world::{Arm, Flight, Gate, Lie, Load, News, PRE_CALLS, SLOW, UNHEARD, World},
 };
 use election::{Elector, Input, Output, Start};
 use protocol::{
-    BootTime, Instance, Number, ServerName, Term,
+    BootTime, Instance, Number, ServerName, Term, VirtualServerName,
     local::ring::{Health, HealthState, LinkHealth, ServerHealth},
     wire::{
-        beat::{Ack, Beat, Verdict},
+        beat::{Ack, Beat, Participation, Verdict, Why},
         signal::{Body, PreVerdict, Signal},
     },
 };
@@ -55,11 +55,14 @@ impl Cluster {
     /// Time goes on by one tick; every server does what is due.
     pub(crate) fn tick(&self, w: &mut World) {
         w.say(|_| "tick".into());
-        w.late.iter_mut().for_each(|(age, _)| *age += 1);
-        w.late.retain(|(age, _)| *age <= self.scenario.late);
+        w.late.retain_mut(|(age, _)| {
+            *age = age.saturating_add(1); // SLOW stays what it is
+            *age <= self.scenario.late || *age == SLOW
+        });
         for (i, rate) in self.scenario.rates.iter().enumerate().take(w.hosts.len()) {
             let host = w.host(i);
             host.now = BootTime(host.now.0 + rate);
+            host.pre_calls = 0;
             if let Some(ticks) = &mut host.stalled {
                 *ticks += 1;
             }
@@ -140,7 +143,8 @@ impl Cluster {
         let (from, to) = (flight.from, flight.to);
         let arrived = flight.arrived.is_some();
         if flight.load.travels() && !arrived {
-            if w.hosts[from].mute || w.hosts[to].deaf || !w.hosts[to].powered {
+            let cut = w.hosts[from].mute || w.hosts[to].deaf || w.is_parted(from, to);
+            if cut || !w.hosts[to].powered {
                 w.say(|_| format!("{from} -> {to} {}: cut off", self.text(&flight.load)));
                 return;
             }
@@ -199,15 +203,15 @@ impl Cluster {
                 );
             }
             Load::Linked => self.give(w, to, Input::Linked(sender)),
-            Load::GateShut => {
-                let host = w.host(to);
-                host.gate = host.gate.filter(|g| !g.shutting);
-                self.give(w, to, Input::GateShut(self.web.clone()));
+            Load::GateShut(v) => {
+                let gate = &mut w.host(to).gates[v];
+                *gate = gate.filter(|g| !g.shutting);
+                self.give(w, to, Input::GateShut(self.virtuals[v].clone()));
             }
             Load::Written => {
                 let host = w.host(to);
                 if let Some(written) = host.writing.take() {
-                    host.disk = Some(written.clone());
+                    host.written(written.clone());
                     self.give(w, to, Input::Reserved(written));
                 }
             }
@@ -216,16 +220,18 @@ impl Cluster {
     }
 
     fn note_arrival(&self, w: &mut World, from: usize, to: usize, signal: &Signal) {
+        let v = self.place(&signal.virtual_server);
         match &signal.body {
             Body::Release { .. } => {
-                w.judge.released(to, from, (signal.instance, signal.number));
+                w.judge
+                    .released((to, v), from, (signal.instance, signal.number));
             }
             Body::Call {
                 releases, lease, ..
             } => {
                 for r in releases {
-                    w.judge
-                        .released(to, self.index(&r.server), (r.instance, r.number));
+                    let by = self.index(&r.server);
+                    w.judge.released((to, v), by, (r.instance, r.number));
                 }
                 let asked = (signal.instance, signal.number, *lease);
                 w.host(to).asked.push(asked);
@@ -236,6 +242,10 @@ impl Cluster {
 
     pub(crate) fn index(&self, name: &ServerName) -> usize {
         self.names.iter().position(|n| n == name).unwrap_or(0)
+    }
+
+    pub(crate) fn place(&self, name: &VirtualServerName) -> usize {
+        self.virtuals.iter().position(|v| v == name).unwrap_or(0)
     }
 
     /// An input of another server: RejectedIsInert is checked.
@@ -299,8 +309,10 @@ impl Cluster {
     /// Takes what the elector wants and carries it out, unless it holds that back for one more input.
     pub(crate) fn after_handling(&self, w: &mut World, i: usize) {
         let host = w.host(i);
-        if let Some(term) = host.elector.as_ref().and_then(|e| e.mastership(&self.web)) {
-            host.term = term;
+        for (name, term) in self.virtuals.iter().zip(&mut host.terms) {
+            if let Some(own) = host.elector.as_ref().and_then(|e| e.mastership(name)) {
+                *term = own;
+            }
         }
         host.handled = host.now;
         if host.arm == Some(Arm::Hold) && !host.holding {
@@ -342,7 +354,10 @@ impl Cluster {
                         w.say(|_| said(text));
                     }
                 }
-                Output::Answer { answer, .. } => w.say(|_| said(format!("{answer:?}"))),
+                Output::Answer { answer, .. } => {
+                    w.refused |= answer.is_err();
+                    w.say(|_| said(format!("{answer:?}")));
+                }
                 Output::Announce(_) | Output::Clients(..) | Output::Probe(_) => {}
                 output => host.pending.push_back(output),
             }
@@ -409,11 +424,16 @@ impl Cluster {
             Output::Remember(memory) => w.host(i).memory = Some(memory),
             Output::Beat(beat) => {
                 let by = (beat.instance, beat.number);
+                if beat.participation == Participation::Active {
+                    let verdict = w.judge.takes_part(i, w.hosts[i].handled);
+                    w.judge(verdict);
+                }
                 for standing in &beat.standings {
                     if let Some(claim) = standing.claim {
-                        let verdict = w.judge.floor(i, claim.term, true, "claims");
+                        let v = self.place(&standing.virtual_server);
+                        let verdict = w.judge.floor((i, v), claim.term, true, "claims");
                         w.judge(verdict);
-                        self.promises(w, i, i, claim.term, by, beat.lease);
+                        self.promises(w, (i, v), i, claim.term, by, beat.lease);
                         if beat.lease.as_nanos() != u128::from(self.lease) && claim.lease_held {
                             w.news |= News::Lease as u8;
                         }
@@ -426,12 +446,13 @@ impl Cluster {
             }
             Output::Ack { to, ack } => self.acks(w, i, self.index(&to), ack),
             Output::Signal { to, signal } => self.says(w, i, self.index(&to), signal),
-            Output::Open(_, until) => self.opens(w, i, until),
-            Output::Shut(_) | Output::HandOver(..) => {
-                if let Some(gate) = &mut w.host(i).gate {
+            Output::Open(name, until) => self.opens(w, (i, self.place(&name)), until),
+            Output::Shut(name) | Output::HandOver(name, _) => {
+                let v = self.place(&name);
+                if let Some(gate) = &mut w.host(i).gates[v] {
                     gate.shutting = true;
                 }
-                self.send(w, i, i, Load::GateShut);
+                self.send(w, i, i, Load::GateShut(v));
             }
             Output::Reserve(reservation) => {
                 w.host(i).writing = Some(reservation);
@@ -439,7 +460,8 @@ impl Cluster {
             }
             Output::Role(change) => {
                 if change.master {
-                    let verdict = w.judge.wins(i, change.term);
+                    let v = self.place(&change.virtual_server);
+                    let verdict = w.judge.wins(i, v, change.term);
                     w.judge(verdict);
                     w.news |= match change.renewed {
                         true => News::Renewed as u8,
@@ -456,8 +478,8 @@ impl Cluster {
                 host.writing = None;
                 self.ends(w, i);
             }
-            Output::Succeeded(_) => {
-                if w.gate(i).is_some() {
+            Output::Succeeded(name) => {
+                if w.gate(i, self.place(&name)).is_some() {
                     let what = format!("{i} has a successor before its gate is shut");
                     w.judge(Err((Invariant::ReleaseBeforeGrant, what)));
                 }
@@ -472,7 +494,8 @@ impl Cluster {
     }
 
     fn acks(&self, w: &mut World, i: usize, to: usize, ack: Ack) {
-        if ack.answers.is_empty() && self.scenario.quiet_background && !self.scenario.spare {
+        let alone = self.scenario.virtuals == 1 && !self.scenario.spare;
+        if ack.answers.is_empty() && self.scenario.quiet_background && alone {
             return; // Only round trip and roster hang on it; what claims get back has the roster too.
         }
         let handled = w.hosts[i].handled;
@@ -480,11 +503,12 @@ impl Cluster {
         w.judge(verdict);
         for answer in &ack.answers {
             if let Verdict::Promised(term) = answer.verdict {
-                let verdict = w.judge.floor(i, term, false, "acknowledges");
+                let v = self.place(&answer.virtual_server);
+                let verdict = w.judge.floor((i, v), term, false, "acknowledges");
                 w.judge(verdict);
                 let by = (ack.instance, ack.number);
                 let lease = self.lease_of(w, i, by);
-                self.promises(w, i, to, term, by, lease);
+                self.promises(w, (i, v), to, term, by, lease);
             }
         }
         self.send(w, i, to, Load::Ack(Arc::new(ack)));
@@ -494,7 +518,7 @@ impl Cluster {
     fn promises(
         &self,
         w: &mut World,
-        voter: usize,
+        (voter, v): (usize, usize),
         holder: usize,
         term: Term,
         by: (Instance, Number),
@@ -503,9 +527,10 @@ impl Cluster {
         let host = &w.hosts[voter];
         let handled = host.handled;
         let (memory, disk) = (host.memory.as_ref(), host.disk.as_ref());
-        let verdict = Judge::durable(voter, (term, &self.names[holder]), lease, memory, disk);
+        let whose = (voter, &self.virtuals[v]);
+        let verdict = Judge::durable(whose, (term, &self.names[holder]), lease, memory, disk);
         w.judge(verdict);
-        let verdict = w.judge.promise(voter, handled, holder, by, lease);
+        let verdict = w.judge.promise((voter, v), handled, holder, by, lease);
         w.judge(verdict);
     }
 
@@ -517,13 +542,21 @@ impl Cluster {
 
     fn says(&self, w: &mut World, i: usize, to: usize, signal: Signal) {
         let handled = w.hosts[i].handled;
+        let v = self.place(&signal.virtual_server);
         match &signal.body {
+            Body::PreCall { .. } => {
+                let asked = &mut w.host(i).pre_calls;
+                if *asked >= PRE_CALLS.1 {
+                    return w.say(|_| format!("{i} -> {to}: lost, one of too many"));
+                }
+                *asked += 1;
+            }
             Body::Call { term, lease, .. } => {
                 let by = (signal.instance, signal.number);
-                w.judge.calls(*term);
-                let verdict = w.judge.vote(i, *term, i, by);
+                w.judge.calls(v, *term);
+                let verdict = w.judge.vote((i, v), *term, i, by);
                 w.judge(verdict);
-                self.promises(w, i, i, *term, by, *lease);
+                self.promises(w, (i, v), i, *term, by, *lease);
             }
             Body::Grant {
                 instance,
@@ -531,10 +564,10 @@ impl Cluster {
                 term,
             } => {
                 let by = (*instance, *number);
-                let verdict = w.judge.vote(i, *term, to, by);
+                let verdict = w.judge.vote((i, v), *term, to, by);
                 w.judge(verdict);
                 let lease = self.lease_of(w, i, by);
-                self.promises(w, i, to, *term, by, lease);
+                self.promises(w, (i, v), to, *term, by, lease);
             }
             Body::PreAnswer {
                 verdict: PreVerdict::Yes,
@@ -543,9 +576,19 @@ impl Cluster {
                 let verdict = w.judge.not_silent(i, handled, "would vote");
                 w.judge(verdict);
             }
+            Body::PreAnswer {
+                verdict:
+                    PreVerdict::No {
+                        why: Why::Promised, ..
+                    },
+                ..
+            }
+            | Body::Refuse {
+                why: Why::Promised, ..
+            } if w.judge.is_recalled(i, v, handled) => self.news(w, News::Kept),
             Body::Release { .. } => {
-                let open = w.gate(i).is_some();
-                let verdict = w.judge.releases(i, open);
+                let open = w.gate(i, v).is_some();
+                let verdict = w.judge.releases(i, v, open);
                 w.judge(verdict);
             }
             _ => {}
@@ -553,34 +596,43 @@ impl Cluster {
         self.send(w, i, to, Load::Signal(Arc::new(signal)));
     }
 
-    fn opens(&self, w: &mut World, i: usize, until: BootTime) {
+    /// What not every scenario asks for makes no difference where nobody does.
+    fn news(&self, w: &mut World, news: News) {
+        if self.scenario.sometimes.contains(&news) {
+            w.news |= news as u8;
+        }
+    }
+
+    fn opens(&self, w: &mut World, (i, v): (usize, usize), until: BootTime) {
         let host = w.host(i);
-        let lapsed = host.gate.is_some_and(|g| g.deadline < host.now);
-        let before = host.gate.map_or(BootTime(0), |g| g.deadline);
-        host.gate = Some(Gate {
+        let gate = &mut host.gates[v];
+        let lapsed = gate.is_some_and(|g| g.deadline < host.now);
+        let before = gate.map_or(BootTime(0), |g| g.deadline);
+        *gate = Some(Gate {
             deadline: until.max(before),
             shutting: false,
         });
-        let (now, term) = (host.now, host.term);
+        let (now, term) = (host.now, host.terms[v]);
         if now > until {
             return; // A write that comes too late opens nothing.
         }
-        let voters = host
-            .elector
-            .as_ref()
-            .map(|e| e.counted_roster().voters.clone());
-        let roster = voters
+        let present = host.elector.as_ref().map(|e| e.counted_roster().clone());
+        let roster = present
             .iter()
-            .flatten()
-            .map(|v| 1 << self.index(v))
+            .flat_map(|r| &r.voters)
+            .map(|server| 1 << self.index(server))
             .fold(0, |a, b: u8| a | b);
         if roster.count_ones() as usize != self.scenario.voters {
             w.news |= News::Changed as u8;
         }
-        if lapsed && w.judge.token() == Some((term, i)) {
+        let changed = present.is_some_and(|r| r.version.counter > 0);
+        if changed && v == 0 && i != self.scenario.preferred[0] {
+            self.news(w, News::ChangedAgain);
+        }
+        if lapsed && w.judge.token(v) == Some((term, i)) {
             w.news |= News::Regained as u8;
         }
-        let verdict = w.judge.opens(i, term, roster);
+        let verdict = w.judge.opens(i, v, term, roster);
         w.judge(verdict);
     }
 
@@ -594,12 +646,19 @@ impl Cluster {
         host.asked.clear();
         host.waiting.clear();
         (host.stalled, host.arm, host.holding) = (None, None, false);
-        if let Some(gate) = &mut host.gate {
+        for gate in host.gates.iter_mut().flatten() {
             gate.shutting = false;
         }
         w.flights.retain(|f| f.to != i || f.load.travels());
-        let open = w.gate(i).is_some();
-        w.judge.killed(i, open);
+        w.late.retain(|(age, f)| f.to != i || *age != SLOW);
+        self.killed(w, i);
+    }
+
+    fn killed(&self, w: &mut World, i: usize) {
+        for v in 0..self.virtuals.len() {
+            let open = w.gate(i, v).is_some();
+            w.judge.killed(i, v, open);
+        }
     }
 
     /// electd is killed; a write under way reaches the disk or not.
@@ -607,7 +666,7 @@ impl Cluster {
         w.say(|_| format!("{i} electd is killed"));
         let host = w.host(i);
         if let Some(writing) = host.writing.take().filter(|_| landed) {
-            host.disk = Some(writing);
+            host.written(writing);
         }
         self.ends(w, i);
     }
@@ -617,35 +676,45 @@ impl Cluster {
         self.kill(w, i, landed);
         w.say(|_| format!("{i} loses power"));
         let host = w.host(i);
-        (host.powered, host.gate, host.memory) = (false, None, None);
+        (host.powered, host.memory) = (false, None);
+        host.gates = Default::default();
         (host.opinion, host.lie) = ([0; 4], None);
         host.heard = [UNHEARD; 4];
-        w.judge.killed(i, false);
+        self.killed(w, i);
     }
 
     /// electd is started; with the power if that was off.
     pub(crate) fn start(&self, w: &mut World, i: usize) {
-        let gate = w.gate(i);
+        let open: Vec<_> = (0..self.virtuals.len()).map(|v| w.gate(i, v)).collect();
         let host = w.host(i);
         host.powered = true;
         host.starts += 1;
         host.opinion = [0; 4];
-        host.gate = host.gate.filter(|_| gate.is_some());
+        let mut gates = Vec::new();
+        for ((gate, open), name) in host.gates.iter_mut().zip(open).zip(&self.virtuals) {
+            *gate = gate.filter(|_| open.is_some());
+            gates.extend(open.map(|at| (name.clone(), at)));
+        }
         let start = Start {
             instance: Instance(INSTANCES * (i as u64 + 1) + host.starts),
             seed: SEEDS[i],
             reservation: host.disk.clone(),
             memory: host.memory.clone(),
-            gates: gate.map(|at| (self.web.clone(), at)).into_iter().collect(),
+            gates,
         };
         let silent = match (&host.memory, &host.disk) {
-            (None, Some(disk)) => Some(host.now + disk.promise_max),
-            // It has yet to learn for how long (R21); not less than the first lease.
-            (None, None) => Some(host.now + Duration::from_nanos(self.lease)),
+            (None, Some(disk)) => Some(host.now + disk.promise_max.max(host.settings.lease)),
+            // It has yet to learn for how long (R21); not less than the shortest lease.
+            (None, None) => {
+                let leases = self.scenario.leases.iter().copied();
+                let shortest = leases.fold(self.lease, u64::min);
+                Some(host.now + Duration::from_nanos(shortest))
+            }
             (Some(_), _) => None,
         };
         host.elector = Some(Elector::new(host.settings.clone(), start, host.now));
-        w.judge.started(i, silent, gate.is_some());
+        w.judge.started(i, silent);
+        self.killed(w, i);
         w.say(|_| format!("{i} electd starts"));
         self.after_handling(w, i);
         self.turn(w, i);
@@ -679,7 +748,7 @@ impl Cluster {
         w.say(|_| format!("{i} a write fails, landed: {landed}"));
         let host = w.host(i);
         if let Some(writing) = host.writing.take().filter(|_| landed) {
-            host.disk = Some(writing);
+            host.written(writing);
         }
         self.give(w, i, Input::ReserveFailed("no space left on device".into()));
     }

@@ -2,14 +2,14 @@
 
 use crate::{
     digest,
-    judge::{Clock, Invariant, Judge, Verdict},
+    judge::{Clock, Disk, Invariant, Judge, SERVERS_MAX, VIRTUALS_MAX, Verdict},
     scenario::{FAULTS, Fault, Scenario},
 };
 use election::{Elector, Memory, Output, Reservation, Settings, situation::Situation};
 use protocol::{
-    BootTime, Instance, Number, Term,
+    BootTime, Instance, Number, ServerName, Term,
     wire::{
-        beat::{Ack, Beat},
+        beat::{Ack, Beat, Roster},
         signal::Signal,
     },
 };
@@ -23,6 +23,14 @@ use std::{
 
 /// Kept from one digest to the next.
 type Scratch = (Option<Situation>, Vec<(Instance, Number)>);
+
+/// The age of a write that a slow disk holds up: it has no end.
+pub const SLOW: u8 = u8::MAX;
+
+/// Questions (PreCall) of one server that are as many as none, and those after which any more in this tick are lost.
+///
+/// Where nothing takes any time, a renewal that is refused is tried again at once, and time would never go on.
+pub const PRE_CALLS: (u8, u8) = (6, 18);
 
 /// Not heard since the doctor began to listen.
 pub const UNHEARD: u8 = 128;
@@ -65,20 +73,23 @@ pub struct Host {
     /// CLOCK_BOOTTIME.
     pub now: BootTime,
     pub settings: Settings,
-    pub gate: Option<Gate>,
+    /// Of each virtual server.
+    pub gates: [Option<Gate>; VIRTUALS_MAX],
     /// The run-dir.
     pub memory: Option<Memory>,
     /// The state-dir.
     pub disk: Option<Reservation>,
     pub writing: Option<Reservation>,
+    /// What was on disk first, and what was before that which is on it now: a disk may be put back to those.
+    pub former: [Option<Reservation>; 2],
     /// Wanted by the elector and not carried out yet.
     pub pending: VecDeque<Output>,
     /// Claims and calls handled and not answered yet, with their leases: for the judge.
     pub asked: Vec<(Instance, Number, Duration)>,
     /// When what is pending was decided.
     pub handled: BootTime,
-    /// The term of the mastership that `pending` may speak of.
-    pub term: Term,
+    /// The terms of the masterships that `pending` may speak of.
+    pub terms: [Term; VIRTUALS_MAX],
     /// Stalled for so many ticks.
     pub stalled: Option<u8>,
     pub arm: Option<Arm>,
@@ -87,13 +98,15 @@ pub struct Host {
     /// What arrived during the stall.
     pub waiting: VecDeque<Flight>,
     /// The doctor: ticks since each server was heard.
-    pub heard: [u8; 4],
+    pub heard: [u8; SERVERS_MAX],
     /// The opinion last told.
-    pub opinion: [u8; 4],
+    pub opinion: [u8; SERVERS_MAX],
     pub lie: Option<Lie>,
     /// Cut off: nothing comes in, nothing goes out.
     pub deaf: bool,
     pub mute: bool,
+    /// Questions sent in this tick.
+    pub pre_calls: u8,
     /// Instances so far.
     pub starts: u64,
 }
@@ -116,8 +129,8 @@ pub enum Load {
     Signal(Arc<Signal>),
     /// Its link to `from` is up again.
     Linked,
-    /// Of its own kernel: the gate reads back shut.
-    GateShut,
+    /// Of its own kernel: the gate of this virtual server reads back shut.
+    GateShut(usize),
     /// Of its own disk: written.
     Written,
     /// Its timer.
@@ -135,7 +148,9 @@ impl Load {
         match self {
             Self::Beat(beat) => beat.standings.iter().all(|s| s.claim.is_none()),
             Self::Ack(ack) => ack.answers.is_empty(),
-            Self::Signal(_) | Self::Linked | Self::GateShut | Self::Written | Self::Timer => false,
+            Self::Signal(_) | Self::Linked | Self::GateShut(_) | Self::Written | Self::Timer => {
+                false
+            }
         }
     }
 }
@@ -155,6 +170,10 @@ pub enum News {
     Changed = 16,
     /// A changed lease is in use at a master.
     Lease = 32,
+    /// A voter restarted from the run-dir keeps a promise given before.
+    Kept = 64,
+    /// A changed roster was changed once more, by another master.
+    ChangedAgain = 128,
 }
 
 /// The whole.
@@ -168,6 +187,10 @@ pub struct World {
     /// Faults that may still come, of each kind and in all.
     pub left: [u8; FAULTS],
     pub total: u8,
+    /// These servers and the others do not reach each other, one bit each.
+    pub parted: u8,
+    /// The last wish was refused at once.
+    pub refused: bool,
     pub judge: Judge,
     /// Bits of [`News`].
     pub news: u8,
@@ -195,10 +218,17 @@ impl World {
         Arc::make_mut(&mut self.hosts[i])
     }
 
-    /// Until when the gate of `i` is open, if it is.
-    pub fn gate(&self, i: usize) -> Option<BootTime> {
+    /// Until when the gate of `i` for virtual server `v` is open, if it is.
+    pub fn gate(&self, i: usize, v: usize) -> Option<BootTime> {
         let host = &self.hosts[i];
-        host.gate.map(|g| g.deadline).filter(|at| host.now <= *at)
+        host.gates[v]
+            .map(|g| g.deadline)
+            .filter(|at| host.now <= *at)
+    }
+
+    /// Are these two on different sides of a partition?
+    pub fn is_parted(&self, i: usize, j: usize) -> bool {
+        (self.parted >> i ^ self.parted >> j) & 1 == 1
     }
 
     /// For [`World::log`].
@@ -236,12 +266,21 @@ impl World {
         hosts.map(|(h, rate)| Clock { now: h.now, rate }).collect()
     }
 
+    /// The judge looks.
+    pub fn check(&mut self, scenario: &Scenario) {
+        let clocks = self.clocks(scenario);
+        let hosts = 0..self.hosts.len();
+        let gates_of = |v| hosts.clone().map(|i| self.gate(i, v)).collect();
+        let gates: Vec<Vec<_>> = (0..scenario.virtuals).map(gates_of).collect();
+        let disks: Vec<_> = self.hosts.iter().map(|host| host.disk_seen()).collect();
+        let verdict = self.judge.check(&clocks, &gates, &disks);
+        self.judge(verdict);
+    }
+
     /// Ends a step: the judge looks, the digest is taken.
     pub fn settle(&mut self, scenario: &Scenario, situation: &Situation) {
+        self.check(scenario);
         let clocks = self.clocks(scenario);
-        let gates: Vec<_> = (0..self.hosts.len()).map(|i| self.gate(i)).collect();
-        let verdict = self.judge.check(&clocks, &gates);
-        self.judge(verdict);
         thread_local! {
             static SCRATCH: RefCell<Scratch> = const { RefCell::new((None, Vec::new())) };
         }
@@ -256,6 +295,11 @@ impl World {
     fn tell(&self, clocks: &[Clock], s: &mut Situation) {
         for host in &self.hosts {
             host.tell(s);
+            if self.may(Fault::Restore) {
+                for former in &host.former {
+                    s.option(former.as_ref(), Situation::reservation);
+                }
+            }
         }
         s.plain(self.flights.len() as u64);
         for flight in &self.flights {
@@ -269,26 +313,51 @@ impl World {
         }
         self.left.iter().for_each(|n| s.plain(u64::from(*n)));
         s.plain(u64::from(self.total) << 8 | u64::from(self.news));
+        s.plain(u64::from(self.parted));
         s.plain(self.failed.as_ref().map_or(0, |(what, _)| 1 + *what as u64));
         self.judge.tell(clocks, s);
     }
 }
 
 impl Host {
+    /// This is on disk now.
+    pub fn written(&mut self, reservation: Reservation) {
+        let before = self.disk.replace(reservation);
+        if self.former[0].is_none() {
+            self.former[0].clone_from(&before);
+        }
+        self.former[1] = before;
+    }
+
+    fn disk_seen(&self) -> Disk {
+        let index = |name: &ServerName| self.settings.servers.iter().position(|s| s == name);
+        let seen = |r: &Roster| {
+            let places = r.voters.iter().filter_map(index);
+            (r.version, places.fold(0, |set, at| set | 1 << at))
+        };
+        let promised = self.disk.iter().chain(&self.writing).map(|r| r.promise_max);
+        Disk {
+            roster: self.disk.as_ref().map(|r| seen(&r.roster)),
+            counted: self.elector.as_ref().map(|e| seen(e.counted_roster())),
+            promise_max: promised.min(),
+        }
+    }
+
     fn tell(&self, s: &mut Situation) {
         let Self {
             elector,
             powered,
             now,
             settings,
-            gate,
+            gates,
             memory,
             disk,
             writing,
+            former: _, // told where it may come back
             pending,
             asked,
             handled,
-            term,
+            terms,
             stalled,
             arm,
             holding,
@@ -298,15 +367,18 @@ impl Host {
             lie,
             deaf,
             mute,
+            pre_calls,
             starts: _,
         } = self;
         s.at(*now);
         s.option(elector.as_ref(), |s, elector| elector.tell(*now, s));
         s.span(settings.lease);
-        s.option(*gate, |s, gate| {
-            s.plain(u64::from(gate.shutting) << 1 | u64::from(*now <= gate.deadline));
-            s.time(gate.deadline.max(BootTime(now.0 - 1)));
-        });
+        for gate in gates {
+            s.option(*gate, |s, gate| {
+                s.plain(u64::from(gate.shutting) << 1 | u64::from(*now <= gate.deadline));
+                s.time(gate.deadline.max(BootTime(now.0 - 1)));
+            });
+        }
         s.option(memory.as_ref(), Situation::memory);
         s.option(disk.as_ref(), Situation::reservation);
         s.option(writing.as_ref(), Situation::reservation);
@@ -325,7 +397,7 @@ impl Host {
                 s.span(*lease);
             }
             s.time(*handled);
-            s.plain(term.0);
+            terms.iter().for_each(|term| s.plain(term.0));
         }
         s.plain(waiting.len() as u64);
         for flight in waiting {
@@ -341,6 +413,7 @@ impl Host {
         });
         let bytes = heard.iter().chain(opinion);
         s.plain(bytes.fold(0, |word, b| word << 8 | u64::from(*b)));
+        s.plain(u64::from(pre_calls.saturating_sub(PRE_CALLS.0)));
         let lie = match lie {
             None => 0,
             Some(Lie::AllDead) => 1,
@@ -369,7 +442,10 @@ impl Flight {
             Load::Ack(ack) => s.ack(ack),
             Load::Signal(signal) => s.signal(*from, *to, signal),
             Load::Linked => s.plain(1),
-            Load::GateShut => s.plain(2),
+            Load::GateShut(v) => {
+                s.plain(2);
+                s.plain(*v as u64);
+            }
             Load::Written => s.plain(3),
             Load::Timer => s.plain(4),
         }
@@ -383,7 +459,7 @@ impl Flight {
             Load::Ack(a) => (1, a.instance, a.number),
             Load::Signal(s) => (2, s.instance, s.number),
             Load::Linked => (3, Instance(0), Number(0)),
-            Load::GateShut => (4, Instance(0), Number(0)),
+            Load::GateShut(v) => (4, Instance(*v as u64), Number(0)),
             Load::Written => (5, Instance(0), Number(0)),
             Load::Timer => (6, Instance(0), Number(0)),
         };
