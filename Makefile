@@ -116,11 +116,11 @@ mutants: deps
 	$(CARGO) build --release --workspace --bins --features standin-mutants/plant --target-dir $(TARGET)/mutants
 	$(TARGET)/mutants/release/mutants $(MUTANTS)
 
-# A mutant is built and tested in a copy of the sources. What is excluded, and why: .cargo/mutants.toml.
+# A mutant is built and tested in a copy of the sources. What is excluded, and why: tests/cargo-mutants.toml.
 cargo-mutants:
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-mutants
 	mkdir -p $(TARGET)/cargo-mutants
-	$(CARGO) mutants $(CORES:%=--package standin-%) --output $(TARGET)/cargo-mutants $(CARGO_MUTANTS)
+	$(CARGO) mutants --config tests/cargo-mutants.toml $(CORES:%=--package standin-%) --output $(TARGET)/cargo-mutants $(CARGO_MUTANTS)
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man $(DESTDIR)$(PREFIX)/lib/systemd/system
