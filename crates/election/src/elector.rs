@@ -248,6 +248,7 @@ impl Elector {
     /// it says and what the configuration says; the others' beats may add to it ([`Self::learn_silent`]).
     pub(crate) fn fall_silent(&mut self, floor: Term, now: BootTime) {
         let span = self.reservation.promise_max.max(self.settings.lease);
+        self.promised_max = (Duration::ZERO, span, now + span); // R23: forgotten, and perhaps given just now
         self.floor_base = floor;
         for v in self.virtuals.values_mut() {
             v.voter.voted = v.voter.voted.max(floor);

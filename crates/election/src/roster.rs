@@ -73,6 +73,9 @@ impl Elector {
             }
             self.promised_max = (Duration::ZERO, current, now + self.reservation.promise_max);
         }
+        // R23: promised since a lower value was chosen, while another write was under way.
+        let (current, former, _) = self.promised_max;
+        self.wanted.promise_max = self.wanted.promise_max.max(current).max(former);
         let done = self.wanted == self.reservation && !self.unsure;
         if self.reserve_again.is_some_and(|at| now < at) || self.reserving || done {
             return;
@@ -133,8 +136,6 @@ impl Elector {
         self.wanted.reserved = floor;
         self.wanted.promise_max = longest;
         (self.reservation.promise_max, self.longest) = (longest, longest);
-        // What it forgot may have been promised just now (R23).
-        self.promised_max = (Duration::ZERO, longest, now + longest);
         self.fall_silent(floor, now);
     }
 
@@ -152,10 +153,7 @@ impl Elector {
             *until = *since + told;
             self.remember = true;
         }
-        if told > self.reservation.promise_max {
-            self.wanted.promise_max = self.wanted.promise_max.max(told);
-            self.note_promise(told);
-        }
+        self.note_promise(told);
     }
 
     /// Voters heard since electd started, this one among them, make a majority: what they told is known. Without a

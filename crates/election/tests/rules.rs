@@ -1371,3 +1371,31 @@ fn r22_a_write_that_failed_is_tried_again_after_a_second() {
         assert_eq!(reserves(&voter.outputs()), again, "{after} ms");
     }
 }
+
+#[test]
+fn r23_a_lower_longest_promise_waits_for_those_given_while_another_write_was_under_way() {
+    let long = Reservation {
+        promise_max: secs(2),
+        ..Alone::reservation()
+    };
+    let mut voter = Alone::starting(Alone::settings(), long, Memory::default());
+    let reserve = |outputs: Vec<Output>| {
+        outputs.into_iter().find_map(|o| match o {
+            Output::Reserve(r) => Some(r),
+            _ => None,
+        })
+    };
+    let mut beat = Alone::a_beat("alpha", 1, None, L);
+    beat.roster = roster(0, &["alpha", "beta", "gamma"]);
+    let under_way = reserve(voter.hear("alpha", beat)).unwrap();
+    // Two spans without a promise: a lower one is chosen.
+    for _ in 0..2 {
+        voter.pass(secs(2) + ms(1));
+    }
+    assert_eq!(voter.claim("alpha", 2, 3, secs(2)), promised(3));
+    let next = reserve(voter.give(Input::Reserved(under_way)));
+    assert!(
+        next.as_ref().is_none_or(|r| r.promise_max == secs(2)),
+        "{next:?}"
+    );
+}
