@@ -75,7 +75,14 @@ fn item(root: &Path, path: &str, firsts: &mut HashMap<u64, String>) -> io::Resul
         "directory" => (0, 0),
         _ => (found.mtime(), found.mtime_nsec()),
     };
-    let first = firsts.entry(found.ino()).or_insert_with(|| path.to_owned());
+    // Further names are kept together for files only (syncd(8)): of links and pipes each is kept alike by itself.
+    let first = match kind {
+        "file" => firsts
+            .entry(found.ino())
+            .or_insert_with(|| path.to_owned())
+            .clone(),
+        _ => path.to_owned(),
+    };
     Ok(Item {
         kind,
         mode: found.mode() & 0o7777,
@@ -83,6 +90,6 @@ fn item(root: &Path, path: &str, firsts: &mut HashMap<u64, String>) -> io::Resul
         mtime,
         contents,
         target,
-        first: first.clone(),
+        first,
     })
 }
