@@ -25,7 +25,7 @@ struct Options {
 fn options() -> Result<Options, String> {
     let mut options = Options {
         only: Vec::new(),
-        sim_seconds: "20".into(),
+        sim_seconds: "60".into(),
         chaos_seconds: "60".into(),
         all: false,
     };
