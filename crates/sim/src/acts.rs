@@ -229,6 +229,7 @@ impl World {
         if covered && present.roster.version == former.roster.version {
             self.note(|| format!("{} finds its disk as it was: {former:?}", NAMES[i]));
             self.disk_holds(i, Some(former));
+            self.judge.put_back(i);
             self.judge.moot(i);
         }
     }

@@ -100,6 +100,9 @@ struct Written {
     silent: Option<BootTime>,
     /// Started without a reservation, and none is on disk yet.
     blank: bool,
+    /// Its disk is one of earlier, and it has promised nothing since: what it has yet to hear from the others is not
+    /// on its disk (ELECTION, R20).
+    put_back: bool,
     /// The roster it counts by, likewise.
     counts_by: Option<RosterVersion>,
 }
@@ -118,6 +121,8 @@ pub struct Judge {
     /// The term of the last gate opened, of each virtual server.
     token: Vec<Option<(Term, usize)>>,
     leases: HashMap<(Instance, Number), Duration>,
+    /// In which order the instances were first heard of.
+    born: HashMap<Instance, usize>,
     /// The rosters that beats and calls named.
     called_by: HashMap<(Instance, Number), RosterVersion>,
     /// All that ever were on a disk, or were to be.
@@ -145,6 +150,7 @@ impl Judge {
             won: HashMap::new(),
             token: Vec::new(),
             leases: HashMap::new(),
+            born: HashMap::new(),
             called_by: HashMap::new(),
             rosters: BTreeMap::new(),
             held: Vec::new(),
@@ -268,6 +274,11 @@ impl Judge {
         }
     }
 
+    /// Its disk shows what it held earlier.
+    pub fn put_back(&mut self, server: usize) {
+        self.written[server].put_back = true;
+    }
+
     /// Started without a reservation.
     pub fn blank(&mut self, server: usize) {
         self.count("blank start");
@@ -304,7 +315,7 @@ impl Judge {
     ) {
         let (reserved, longest) = (reservation.reserved, reservation.promise_max);
         self.written[server].maybe.push((reserved, longest));
-        if self.mode == Mode::None {
+        if self.mode == Mode::None || self.written[server].put_back {
             return;
         }
         for v in 0..self.virtuals.len() {
@@ -526,6 +537,7 @@ impl Judge {
             until: Until::Local(until),
             forgotten: false,
         });
+        self.written[voter].put_back = false;
         self.must_not_be_silent(voter, local, "promises");
         self.must_be_written(voter, v, holder, term, lease);
     }
@@ -602,9 +614,15 @@ impl Judge {
         }
     }
 
+    fn is_born(&mut self, instance: Instance) {
+        let next = self.born.len();
+        self.born.entry(instance).or_insert(next);
+    }
+
     /// A beat leaves electd, made at `local`.
     pub fn beats(&mut self, now: Time, server: usize, local: BootTime, beat: &Beat) {
         let by = (beat.instance, beat.number);
+        self.is_born(beat.instance);
         self.leases.insert(by, beat.lease);
         self.called_by.insert(by, beat.roster.version);
         if self.mode == Mode::None {
@@ -698,6 +716,7 @@ impl Judge {
             } => {
                 let by = (signal.instance, signal.number);
                 self.called_by.insert(by, *roster);
+                self.is_born(signal.instance);
                 self.leases.insert(by, *lease);
                 self.count("call");
                 self.vote(server, v, *term, (server, by.0, by.1));
@@ -761,7 +780,12 @@ impl Judge {
         let holder = self.index(by);
         if holder != voter {
             // its own word counts when it is said
-            let covered = |p: &mut Promise| p.holder == holder && p.by.0 == i && p.by.1 <= k;
+            // One instance ends before the next begins, which releases with the gate of both shut.
+            let born = &self.born;
+            let earlier = |former: &Instance| born.get(former) < born.get(&i);
+            let covered = |p: &mut Promise| {
+                p.holder == holder && (p.by.0 == i && p.by.1 <= k || earlier(&p.by.0))
+            };
             let stand = &mut self.stands[voter][v];
             stand.promise.take_if(covered);
             stand.released.push((holder, i, k));
