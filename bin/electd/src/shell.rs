@@ -10,7 +10,7 @@ use crate::{
 };
 use crossbeam_channel::Receiver;
 use daemon::{Boot, ConnId, Error, Event, EventLoop};
-use election::{Elector, Input, Output, RoleChange, Start, Wish};
+use election::{Elector, Input, Output, RoleChange, Start, Wish, Withheld};
 use protocol::{
     BootTime, Instance, Role, ServerName, Term, VirtualServerName, codec,
     local::{
@@ -49,6 +49,7 @@ pub struct Shell {
     takeover: Takeover,
     scripts: Scripts,
     memory: MemoryFile,
+    withheld: Withheld,
     /// Whose every reservation is that is written.
     owner: Owner,
     /// Until the last reservation is to be written.
@@ -155,6 +156,7 @@ impl Shell {
             takeover,
             scripts,
             memory,
+            withheld: Withheld::default(),
             owner: found.owner,
             writer: Some(writer),
             reports,
@@ -396,16 +398,20 @@ impl Shell {
     fn carry_out(&mut self) {
         self.waits_since = None;
         let mut remembered = self.memory.retry();
-        while let Some(output) = self.elector.poll_output() {
-            let may_rely = remembered;
+        while let Some(output) =
+            (self.withheld.next(remembered)).or_else(|| self.elector.poll_output())
+        {
+            let Some(output) = self.withheld.pass(output, remembered) else {
+                continue;
+            };
             match output {
                 Output::Remember(memory) => remembered = self.memory.write(memory),
-                Output::Beat(beat) if may_rely => {
+                Output::Beat(beat) => {
                     let made = self.beat_made();
                     self.events
                         .queue(Role::Hbd, &ElectdToHbd::Beat { made, beat });
                 }
-                Output::Ack { to, ack } if may_rely => {
+                Output::Ack { to, ack } => {
                     self.events.queue(
                         Role::Hbd,
                         &ElectdToHbd::Ack {
@@ -415,13 +421,11 @@ impl Shell {
                         },
                     );
                 }
-                Output::Signal { to, signal } if may_rely => {
+                Output::Signal { to, signal } => {
                     self.events
                         .send(Role::Listend, &ElectdToListend { to, signal });
                 }
-                Output::Open(v, until) if may_rely => self.takeover.open(&v, until),
-                Output::Beat(_) | Output::Ack { .. } | Output::Signal { .. } | Output::Open(..) => {
-                }
+                Output::Open(v, until) => self.takeover.open(&v, until),
                 Output::Shut(v) => self.takeover.shut(&v),
                 Output::HandOver(v, patience) => self.takeover.hand_over(&v, patience),
                 Output::Succeeded(v) => self.takeover.succeeded(&v),

@@ -41,6 +41,7 @@ mod state;
 mod view;
 mod virtuals;
 mod voter;
+mod withheld;
 
 pub use elector::Elector;
 pub use input::{Input, Mode, Preempt, Settings, Start, VirtualServerSettings, Wish};
@@ -48,3 +49,4 @@ pub use memory::Memory;
 pub use output::{Output, RoleChange};
 pub use record::BadRecord;
 pub use reservation::{Kept, Reservation};
+pub use withheld::Withheld;

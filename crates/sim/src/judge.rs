@@ -125,6 +125,8 @@ pub struct Judge {
     born: HashMap<Instance, usize>,
     /// The rosters that beats and calls named.
     called_by: HashMap<(Instance, Number), RosterVersion>,
+    /// When a call was decided that the run-dir held up.
+    decided: HashMap<(Instance, Number), BootTime>,
     /// All that ever were on a disk, or were to be.
     rosters: BTreeMap<RosterVersion, Vec<ServerName>>,
     /// The version on each disk; none if it is blank.
@@ -152,6 +154,7 @@ impl Judge {
             leases: HashMap::new(),
             born: HashMap::new(),
             called_by: HashMap::new(),
+            decided: HashMap::new(),
             rosters: BTreeMap::new(),
             held: Vec::new(),
             apart: Vec::new(),
@@ -696,6 +699,14 @@ impl Judge {
         }
     }
 
+    /// A signal that cannot leave yet: a call binds its caller from now on, whenever it leaves (R2).
+    pub fn decides(&mut self, local: BootTime, signal: &Signal) {
+        if let Body::Call { .. } = signal.body {
+            let by = (signal.instance, signal.number);
+            self.decided.entry(by).or_insert(local);
+        }
+    }
+
     /// A signal leaves electd.
     pub fn says(
         &mut self,
@@ -720,7 +731,8 @@ impl Judge {
                 self.leases.insert(by, *lease);
                 self.count("call");
                 self.vote(server, v, *term, (server, by.0, by.1));
-                self.promise(now, server, local, v, server, *term, by);
+                let decided = self.decided.get(&by).copied().unwrap_or(local);
+                self.promise(now, server, decided, v, server, *term, by);
             }
             Body::Grant {
                 instance,

@@ -11,6 +11,7 @@ macro_rules! kept {
 }
 
 kept! {
+    "a_master_whose_gate_never_opened"
     "blank_loses_power_again"
     "deaf_master_without_links"
     "floor_told"

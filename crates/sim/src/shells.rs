@@ -8,7 +8,7 @@ use crate::{
     world::{Event, Gate, INTERFACE, Job, Wire, World},
 };
 use detector::{Detector, Input as Seen, Params};
-use election::{Elector, Input, Memory, Output, Start};
+use election::{Elector, Input, Memory, Output, Start, Withheld};
 use heartbeat::{Heartbeat, Input as Heard, Output as Said, PeerSettings, Settings, Transmit};
 use protocol::{
     BootTime, Instance, Number, ServerName, VirtualServerName,
@@ -67,6 +67,7 @@ pub(crate) struct Electd {
     pub interruption: Option<Interruption>,
     /// What could not be written to the run-dir yet.
     pending: Option<Memory>,
+    withheld: Withheld,
     /// An operator has wanted something of it, or it was told to end.
     asked: bool,
     /// It has offered its mastership to a server that is preferred.
@@ -604,6 +605,7 @@ impl World {
             queued: Vec::new(),
             interruption: None,
             pending: None,
+            withheld: Withheld::default(),
             asked: false,
             preferred: false,
             stop: None,
@@ -755,16 +757,17 @@ impl World {
             return;
         }
         let mut remembered = self.remember(i, None);
-        while let Some(output) = self.servers[i]
-            .electd
-            .as_mut()
-            .and_then(|e| e.core.poll_output())
-        {
-            match output {
-                Output::Remember(memory) => remembered = self.remember(i, Some(memory)),
-                Output::Beat(_) | Output::Ack { .. } | Output::Signal { .. } | Output::Open(..)
-                    if !remembered => {}
-                output => self.output(i, output),
+        while let Some((electd, output)) = self.servers[i].electd.as_mut().and_then(|e| {
+            let output = (e.withheld.next(remembered)).or_else(|| e.core.poll_output());
+            output.map(|output| (e, output))
+        }) {
+            if let (false, Output::Signal { signal, .. }) = (remembered, &output) {
+                self.judge.decides(electd.handled, signal);
+            }
+            match electd.withheld.pass(output, remembered) {
+                Some(Output::Remember(memory)) => remembered = self.remember(i, Some(memory)),
+                Some(output) => self.output(i, output),
+                None => {}
             }
             let Some(electd) = self.servers[i].electd.as_mut() else {
                 return;
