@@ -699,12 +699,25 @@ impl Judge {
         }
     }
 
-    /// A signal that cannot leave yet: a call binds its caller from now on, whenever it leaves (R2).
-    pub fn decides(&mut self, local: BootTime, signal: &Signal) {
-        if let Body::Call { .. } = signal.body {
-            let by = (signal.instance, signal.number);
-            self.decided.entry(by).or_insert(local);
+    /// A signal that cannot leave: a call binds its caller from now on, whenever it leaves (R2); who releases is free,
+    /// whoever hears of it.
+    pub fn decides(&mut self, server: usize, local: BootTime, signal: &Signal) {
+        match signal.body {
+            Body::Call { .. } => {
+                let by = (signal.instance, signal.number);
+                self.decided.entry(by).or_insert(local);
+            }
+            Body::Release { .. } => {
+                let v = self.place(&signal.virtual_server);
+                self.own_promise_ends(server, v);
+            }
+            _ => {}
         }
+    }
+
+    fn own_promise_ends(&mut self, server: usize, v: usize) {
+        let promise = &mut self.stands[server][v].promise;
+        promise.take_if(|p| p.holder == server);
     }
 
     /// A signal leaves electd.
@@ -759,9 +772,7 @@ impl Judge {
             } => self.must_not_be_silent(server, local, "would vote"),
             Body::Release { .. } => {
                 self.count("release");
-                self.stands[server][v]
-                    .promise
-                    .take_if(|p| p.holder == server);
+                self.own_promise_ends(server, v);
             }
             Body::PreCall { .. }
             | Body::PreAnswer { .. }

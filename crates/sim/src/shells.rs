@@ -762,7 +762,7 @@ impl World {
             output.map(|output| (e, output))
         }) {
             if let (false, Output::Signal { signal, .. }) = (remembered, &output) {
-                self.judge.decides(electd.handled, signal);
+                self.judge.decides(i, electd.handled, signal);
             }
             match electd.withheld.pass(output, remembered) {
                 Some(Output::Remember(memory)) => remembered = self.remember(i, Some(memory)),
