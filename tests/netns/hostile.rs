@@ -15,7 +15,6 @@ use protocol::{
     codec::encode,
     local::{Hello, MAGIC, ctl::CtlRequest},
     seal::Sealer,
-    version,
     wire::datagram::{self, Challenge, Incarnation, Packet},
 };
 use std::{
@@ -68,7 +67,7 @@ impl Noise {
         let length = (self.next() % 600) as usize;
         let mut bytes = self.bytes(length);
         if self.next().is_multiple_of(2) {
-            let head = [&datagram::MAGIC[..], &[version::WIRE]].concat();
+            let head = [&datagram::MAGIC[..], &[2]].concat();
             bytes.splice(..bytes.len().min(head.len()), head);
         }
         bytes
@@ -127,7 +126,7 @@ fn hello(cluster: &Cluster, sealer: &Sealer, from: usize, to: usize) -> Result<V
         name(from).map_err(|e| wrong(&e))?,
         name(to).map_err(|e| wrong(&e))?,
     );
-    datagram::seal(sealer, &from, &to, [9; 24], &packet).map_err(|e| wrong(&e))
+    datagram::seal(sealer, (&from, &to), 2, [9; 24], &packet).map_err(|e| wrong(&e))
 }
 
 pub fn forged_and_damaged_packets_change_nothing() -> Outcome {
@@ -473,7 +472,7 @@ pub fn half_open_and_slow_connections_keep_no_link_out() -> Outcome {
                 format!("only {} connections were taken at all", open.len()),
             )?;
             // Half of them silent, half of them a byte now and then of what may become a hello.
-            let preamble = protocol::wire::frame::preamble();
+            let preamble = protocol::wire::frame::preamble(2);
             for byte in preamble {
                 for stream in open.iter_mut().step_by(2) {
                     let _ = stream.write_all(&[byte]);
@@ -546,7 +545,7 @@ fn is_open(fd: &OwnedFd) -> bool {
 fn greeting(role: Role) -> Vec<u8> {
     let hello = Hello {
         magic: MAGIC,
-        version: version::LOCAL,
+        version: 2,
         role,
     };
     encode(&hello).unwrap_or_default()

@@ -96,9 +96,9 @@ impl Shell {
         let mut heard = false;
         for event in events.drain(..) {
             match event {
-                Event::Message { bytes, .. } => {
+                Event::Message { version, bytes, .. } => {
                     heard = true;
-                    self.hand_on(&bytes, &mut inputs);
+                    self.hand_on(&bytes, version, &mut inputs);
                 }
                 Event::PeerGone(Role::Hbd) => {
                     log::warn!(
@@ -139,8 +139,8 @@ impl Shell {
     }
 
     /// Gives electd what hbd brought, and appends the detector's share of it to `inputs`.
-    fn hand_on(&mut self, bytes: &[u8], inputs: &mut Vec<Input>) {
-        for message in decode_all(bytes) {
+    fn hand_on(&mut self, bytes: &[u8], version: u8, inputs: &mut Vec<Input>) {
+        for message in decode_all(bytes, version) {
             match message {
                 Ok(message) => inputs.push(self.hand_on_one(message)),
                 Err(e) => {

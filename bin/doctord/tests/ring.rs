@@ -92,7 +92,7 @@ impl Wire {
                 };
                 wire.say(&Hello {
                     magic: MAGIC,
-                    version: version::LOCAL,
+                    version: 2,
                     role,
                 });
                 assert_eq!(wire.hear::<HelloAnswer>(), HelloAnswer::Welcome);
@@ -130,7 +130,7 @@ impl Wire {
         loop {
             match recv(self.fd, &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(length) => {
-                    let mut messages = decode_all::<M>(&buffer[..length]).map(Result::unwrap);
+                    let mut messages = decode_all::<M>(&buffer[..length], 2).map(Result::unwrap);
                     let first = messages.next().unwrap();
                     let rest = messages.map(|m| encode(&m).unwrap());
                     self.heard.borrow_mut().extend(rest);

@@ -222,9 +222,10 @@ impl Shell {
         match event {
             Event::Message {
                 from: Role::Doctord,
+                version,
                 bytes,
             } => {
-                for message in codec::decode_all(&bytes) {
+                for message in codec::decode_all(&bytes, version) {
                     match message {
                         Ok(message) => self.heard(message),
                         Err(e) => self.unreadable(Role::Doctord, &e),
@@ -234,9 +235,10 @@ impl Shell {
             }
             Event::Message {
                 from: Role::Listend,
+                version,
                 bytes,
             } => {
-                for message in codec::decode_all(&bytes) {
+                for message in codec::decode_all(&bytes, version) {
                     match message {
                         Ok(message) => self.signalled(message),
                         Err(e) => self.unreadable(Role::Listend, &e),
@@ -246,9 +248,10 @@ impl Shell {
             }
             Event::Message {
                 from: Role::Syncd,
+                version,
                 bytes,
             } => {
-                for message in codec::decode_all(&bytes) {
+                for message in codec::decode_all(&bytes, version) {
                     match message {
                         Ok(SyncdToElectd(fresh)) => self.tell(Input::Fresh(fresh)),
                         Err(e) => self.unreadable(Role::Syncd, &e),

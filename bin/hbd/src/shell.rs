@@ -184,8 +184,9 @@ impl Shell {
                 match event {
                     Event::Message {
                         from: Role::Electd,
+                        version,
                         bytes,
-                    } => self.relay(&bytes)?,
+                    } => self.relay(&bytes, version)?,
                     Event::Message { .. } => self.count("malformed_messages"),
                     Event::Ctl { conn, request } => {
                         let reply = self.answer(&request);
@@ -275,9 +276,9 @@ impl Shell {
         Ok(())
     }
 
-    fn relay(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    fn relay(&mut self, bytes: &[u8], version: u8) -> Result<(), Error> {
         let mut messages = Vec::new();
-        for message in codec::decode_all::<ElectdToHbd>(bytes) {
+        for message in codec::decode_all::<ElectdToHbd>(bytes, version) {
             match message {
                 Ok(message) => messages.push(message),
                 Err(e) => {

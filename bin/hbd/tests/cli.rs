@@ -427,7 +427,7 @@ impl Daemon {
                 HbdToDoctord::Ack { arrival, ack } => return (arrival, ack.number.0),
                 HbdToDoctord::Listening => {
                     let packet = receive_bytes(&self.doctord);
-                    let messages = codec::decode_all(&packet).map(Result::unwrap);
+                    let messages = codec::decode_all(&packet, 2).map(Result::unwrap);
                     self.told.borrow_mut().extend(messages);
                 }
             }
@@ -443,7 +443,7 @@ impl Daemon {
             &mut buffer,
             MsgFlags::MSG_DONTWAIT,
         ) {
-            let messages = codec::decode_all(&buffer[..n]).map(Result::unwrap);
+            let messages = codec::decode_all(&buffer[..n], 2).map(Result::unwrap);
             count += messages
                 .filter(|m| !matches!(m, HbdToDoctord::Listening))
                 .count();
@@ -481,7 +481,7 @@ fn dial(run_dir: &Path, role: Role) -> OwnedFd {
         &socket,
         &Hello {
             magic: MAGIC,
-            version: version::LOCAL,
+            version: 2,
             role,
         },
     );

@@ -143,8 +143,9 @@ impl Shell {
         match event {
             Event::Message {
                 from: Role::Electd,
+                version,
                 bytes,
-            } => match codec::decode(&bytes) {
+            } => match codec::decode_as(&bytes, version) {
                 Ok(ElectdToListend { to, signal }) => {
                     self.links.send(now(), &to, signal);
                 }

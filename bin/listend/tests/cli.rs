@@ -450,7 +450,7 @@ fn dial(run_dir: &Path, role: Role) -> OwnedFd {
         &socket,
         &Hello {
             magic: MAGIC,
-            version: version::LOCAL,
+            version: 2,
             role,
         },
     );

@@ -201,9 +201,10 @@ impl Shell {
         match event {
             Event::Message {
                 from: Role::Electd,
+                version,
                 bytes,
             } => {
-                for message in codec::decode_all(&bytes) {
+                for message in codec::decode_all(&bytes, version) {
                     match message {
                         Ok(message) => self.told(message),
                         Err(e) => log::warn!("unreadable message from electd: {e}"),

@@ -6,7 +6,7 @@ use crate::{
 };
 use protocol::{
     Role,
-    codec::{RECORD_MAX, decode_record, encode},
+    codec::{RECORD_MAX, decode_record_as, encode_as},
     local::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
@@ -37,19 +37,26 @@ pub fn call(
             _ => format!("{role} does not answer at {path}: {e}"),
         })
     };
-    let socket = local_socket::dial_blocking(&path, timeout).map_err(failed)?;
-    let hello = Hello {
-        magic: MAGIC,
-        version: version::LOCAL,
-        role: Role::Standin,
-    };
-    transmit(&socket, &hello).map_err(failed)?;
-    match receive(&socket).map_err(failed)? {
-        HelloAnswer::Welcome => {}
-        HelloAnswer::Refused(why) => return Err(Error::Failed(format!("{role} refuses: {why}"))),
+    let mut version = *version::LOCAL.end();
+    loop {
+        let socket = local_socket::dial_blocking(&path, timeout).map_err(failed)?;
+        let hello = Hello {
+            magic: MAGIC,
+            version: version.into(),
+            role: Role::Standin,
+        };
+        transmit(&socket, &hello, version).map_err(failed)?;
+        match receive(&socket, version).map_err(failed)? {
+            HelloAnswer::Welcome => {
+                transmit(&socket, request, version).map_err(failed)?;
+                return receive(&socket, version).map_err(failed);
+            }
+            other => {
+                let refused = |why| Error::Failed(format!("{role} refuses: {why}"));
+                version = other.version_instead(version).map_err(refused)?;
+            }
+        }
     }
-    transmit(&socket, request).map_err(failed)?;
-    receive(&socket).map_err(failed)
 }
 
 /// What `role` tells of itself, if it runs and answers in time.
@@ -60,8 +67,8 @@ pub fn detail(run_dir: &Path, role: Role, timeout: Duration) -> Option<Detail> {
     }
 }
 
-fn transmit<M: serde::Serialize>(socket: &OwnedFd, message: &M) -> io::Result<()> {
-    let bytes = encode(message).map_err(io::Error::other)?;
+fn transmit<M: serde::Serialize>(socket: &OwnedFd, message: &M, version: u8) -> io::Result<()> {
+    let bytes = encode_as(message, version).map_err(io::Error::other)?;
     match local_socket::transmit(socket, &bytes) {
         Sent::Yes => Ok(()),
         Sent::Full => Err(io::ErrorKind::TimedOut.into()),
@@ -69,10 +76,10 @@ fn transmit<M: serde::Serialize>(socket: &OwnedFd, message: &M) -> io::Result<()
     }
 }
 
-fn receive<M: DeserializeOwned>(socket: &OwnedFd) -> io::Result<M> {
+fn receive<M: DeserializeOwned>(socket: &OwnedFd, version: u8) -> io::Result<M> {
     let mut buffer = vec![0; RECORD_MAX]; // a status may be longer than what the ring carries
     match local_socket::receive(socket, &mut buffer) {
-        Received::Message(n) => decode_record(&buffer[..n]).map_err(io::Error::other),
+        Received::Message(n) => decode_record_as(&buffer[..n], version).map_err(io::Error::other),
         Received::Nothing => Err(io::ErrorKind::TimedOut.into()),
         Received::Closed => Err(io::ErrorKind::ConnectionReset.into()),
     }

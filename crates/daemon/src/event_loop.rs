@@ -16,7 +16,7 @@ use nix::sys::{
 };
 use protocol::{
     BootTime, Role,
-    codec::{MESSAGE_MAX, decode, encode, encode_record},
+    codec::{MESSAGE_MAX, decode, decode_as, encode, encode_as, encode_record_as},
     local::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
@@ -84,6 +84,8 @@ pub enum Event {
     Message {
         /// Who sent it.
         from: Role,
+        /// In which version of the local protocol.
+        version: u8,
         /// The messages.
         bytes: Vec<u8>,
     },
@@ -161,14 +163,16 @@ struct Incoming {
 #[derive(Clone, Copy)]
 enum IncomingState {
     Greeting { until: BootTime },
-    Neighbour(Role),
-    Operator { until: BootTime },
+    Neighbour(Role, u8),
+    Operator { until: BootTime, version: u8 },
 }
 
 struct Outgoing {
     role: Role,
     path: PathBuf,
     state: OutgoingState,
+    /// The version of the local protocol that is spoken, or asked for.
+    version: u8,
     tries: u32,
     /// Messages that leave in one packet, and how many.
     queue: (Vec<u8>, usize),
@@ -228,6 +232,7 @@ impl EventLoop {
             state: OutgoingState::Down {
                 retry: BootTime::default(),
             },
+            version: *version::LOCAL.end(),
             tries: 0,
             queue: (Vec::new(), 0),
         };
@@ -354,7 +359,7 @@ impl EventLoop {
             self.counters.add(&format!("local_unsent_{to}_down"));
             return false;
         }
-        let Ok(bytes) = encode(message) else {
+        let Ok(bytes) = encode_as(message, link.version) else {
             self.counters.add(&format!("local_unsent_{to}_too_long"));
             return false;
         };
@@ -410,8 +415,12 @@ impl EventLoop {
         let Some(incoming) = self.incoming.get(&conn.0) else {
             return;
         };
-        let sent =
-            encode_record(reply).map(|bytes| local_socket::transmit(&incoming.socket, &bytes));
+        let version = match incoming.state {
+            IncomingState::Operator { version, .. } => version,
+            IncomingState::Neighbour(..) | IncomingState::Greeting { .. } => version::FIRST,
+        };
+        let sent = encode_record_as(reply, version)
+            .map(|bytes| local_socket::transmit(&incoming.socket, &bytes));
         if !matches!(sent, Ok(Sent::Yes)) {
             self.counters.add("local_unsent_reply");
             self.close(conn.0);
@@ -570,8 +579,8 @@ impl EventLoop {
     fn make_room(&mut self) -> Result<(), &'static str> {
         let worth = |i: &Incoming| match i.state {
             IncomingState::Greeting { until } => Some((0, until)),
-            IncomingState::Operator { until } => Some((1, until)),
-            IncomingState::Neighbour(_) => None,
+            IncomingState::Operator { until, .. } => Some((1, until)),
+            IncomingState::Neighbour(..) => None,
         };
         let worths = self
             .incoming
@@ -667,23 +676,27 @@ impl EventLoop {
         };
         let message = &self.buffer[..length];
         match incoming.state {
-            IncomingState::Neighbour(from) => {
+            IncomingState::Neighbour(from, version) => {
                 self.pending.push(Event::Message {
                     from,
+                    version,
                     bytes: message.to_vec(),
                 });
                 Ok(())
             }
-            IncomingState::Operator { .. } => {
-                let request: CtlRequest = decode(message).map_err(|_| "local_refused_garbage")?;
+            IncomingState::Operator { version, .. } => {
+                let request: CtlRequest =
+                    decode_as(message, version).map_err(|_| "local_refused_garbage")?;
                 if incoming.access != Access::Full && request != CtlRequest::Status {
                     let no = CtlReply::No("only root may command; run it as root".into());
                     // The answer is a courtesy: the connection is closed in any case.
-                    let _ = encode(&no).map(|no| local_socket::transmit(&incoming.socket, &no));
+                    let _ = encode_as(&no, version)
+                        .map(|no| local_socket::transmit(&incoming.socket, &no));
                     return Err("local_refused_command");
                 }
                 incoming.state = IncomingState::Operator {
                     until: clock::now() + CTL_TIMEOUT,
+                    version,
                 };
                 self.pending.push(Event::Ctl {
                     conn: ConnId(token),
@@ -702,35 +715,34 @@ impl EventLoop {
         let Some(incoming) = self.incoming.get_mut(&token) else {
             return Ok(());
         };
-        let refusal = if hello.magic != MAGIC {
+        let spoken = u8::try_from(hello.version).ok();
+        let answer = if hello.magic != MAGIC {
             return Err("local_refused_garbage");
-        } else if hello.version != version::LOCAL {
-            let (role, mine, theirs) = (self.role, version::LOCAL, hello.version);
-            Some(format!(
-                "{role} speaks version {mine} of the local protocol, {} version {theirs}; restart the older",
-                hello.role
-            ))
-        } else if matches!(hello.role, Role::Standin | Role::Main) {
-            incoming.state = IncomingState::Operator {
-                until: clock::now() + CTL_TIMEOUT,
-            };
-            None
-        } else if hello.role == Role::Electd && incoming.access != Access::Full {
-            return Err("local_refused_command");
-        } else if self.listener.receives_from.contains(&hello.role) {
-            incoming.state = IncomingState::Neighbour(hello.role);
-            None
+        } else if let Some(version) = spoken.filter(|v| version::LOCAL.contains(v)) {
+            if matches!(hello.role, Role::Standin | Role::Main) {
+                incoming.state = IncomingState::Operator {
+                    until: clock::now() + CTL_TIMEOUT,
+                    version,
+                };
+                HelloAnswer::Welcome
+            } else if hello.role == Role::Electd && incoming.access != Access::Full {
+                return Err("local_refused_command");
+            } else if self.listener.receives_from.contains(&hello.role) {
+                incoming.state = IncomingState::Neighbour(hello.role, version);
+                HelloAnswer::Welcome
+            } else {
+                HelloAnswer::Refused(format!("{} takes no messages of {}", self.role, hello.role))
+            }
         } else {
-            Some(format!("{} takes no messages of {}", self.role, hello.role))
+            HelloAnswer::other_version(self.role, hello)
         };
-        let refused = refusal.is_some();
-        let answer = refusal.map_or(HelloAnswer::Welcome, HelloAnswer::Refused);
+        let refused = answer != HelloAnswer::Welcome;
         let bytes = encode(&answer).map_err(|_| "local_refused_hello")?;
         let sent = local_socket::transmit(&incoming.socket, &bytes);
         if refused || sent != Sent::Yes {
             return Err("local_refused_hello");
         }
-        if let IncomingState::Neighbour(role) = incoming.state {
+        if let IncomingState::Neighbour(role, _) = incoming.state {
             self.replace_older(token, role);
         }
         Ok(())
@@ -758,7 +770,7 @@ impl EventLoop {
             .registry()
             .deregister(&mut SourceFd(&incoming.socket.as_raw_fd()));
         self.unread.remove(&token);
-        if let IncomingState::Neighbour(role) = incoming.state
+        if let IncomingState::Neighbour(role, _) = incoming.state
             && !self.incoming.values().any(|i| i.is_neighbour(role))
         {
             self.pending.push(Event::PeerGone(role));
@@ -798,7 +810,7 @@ impl EventLoop {
         let link = &mut self.outgoing[i];
         let hello = Hello {
             magic: MAGIC,
-            version: version::LOCAL,
+            version: link.version.into(),
             role: self.role,
         };
         let dialled = local_socket::dial(&link.path).ok().filter(|socket| {
@@ -849,11 +861,17 @@ impl Outgoing {
                     self.tries = 0;
                     return Answer::Up;
                 }
-                Ok(HelloAnswer::Refused(why)) => {
-                    log::warn!("{} refuses the link: {why}", self.role);
-                    self.tries = self.tries.max(QUICK_TRIES + 6);
-                    self.lost(now);
-                }
+                Ok(answer) => match answer.version_instead(self.version) {
+                    Ok(version) => {
+                        self.version = version;
+                        return Answer::Nothing; // Dialled again at once.
+                    }
+                    Err(why) => {
+                        log::warn!("{} refuses the link: {why}", self.role);
+                        self.tries = self.tries.max(QUICK_TRIES + 6);
+                        self.lost(now);
+                    }
+                },
                 Err(_) => self.lost(now),
             },
             OutgoingState::Up { .. } => {
@@ -866,6 +884,7 @@ impl Outgoing {
     }
 
     fn lost(&mut self, now: BootTime) {
+        self.version = *version::LOCAL.end(); // It may be another release that answers next.
         self.state = OutgoingState::Down {
             retry: now + back_off(self.tries),
         };
@@ -884,7 +903,7 @@ fn back_off(tries: u32) -> Duration {
 
 impl Incoming {
     fn is_neighbour(&self, role: Role) -> bool {
-        matches!(self.state, IncomingState::Neighbour(r) if r == role)
+        matches!(self.state, IncomingState::Neighbour(r, _) if r == role)
     }
 }
 
@@ -892,8 +911,8 @@ impl IncomingState {
     /// When the connection must be closed.
     fn due(&self) -> Option<BootTime> {
         match self {
-            Self::Greeting { until } | Self::Operator { until } => Some(*until),
-            Self::Neighbour(_) => None,
+            Self::Greeting { until } | Self::Operator { until, .. } => Some(*until),
+            Self::Neighbour(..) => None,
         }
     }
 }

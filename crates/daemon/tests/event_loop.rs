@@ -11,10 +11,11 @@ use protocol::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
     },
+    version::Since,
 };
 use std::{
     io::Write,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     path::Path,
     thread,
     time::Duration,
@@ -93,11 +94,11 @@ fn stranger(dir: &Path, role: Role) -> OwnedFd {
     socket
 }
 
-fn say(socket: &OwnedFd, bytes: &[u8]) {
+fn say(socket: &impl AsRawFd, bytes: &[u8]) {
     s::send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).unwrap();
 }
 
-fn hear(socket: &OwnedFd) -> Vec<u8> {
+fn hear(socket: &impl AsRawFd) -> Vec<u8> {
     let mut buffer = vec![0; 4096];
     let n = s::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap_or(0);
     buffer.truncate(n);
@@ -107,7 +108,7 @@ fn hear(socket: &OwnedFd) -> Vec<u8> {
 fn hello(role: Role) -> Vec<u8> {
     encode(&Hello {
         magic: MAGIC,
-        version: protocol::version::LOCAL,
+        version: 2,
         role,
     })
     .unwrap()
@@ -127,7 +128,7 @@ fn messages_flow_and_a_lost_neighbour_is_dialled_again() {
         }
         let mut got = Vec::new();
         wait_for(&mut doctord, |e| {
-            if let Event::Message { from, bytes } = e {
+            if let Event::Message { from, bytes, .. } = e {
                 assert_eq!(from, Role::Hbd);
                 got.push(decode::<(u64, u64)>(&bytes).unwrap());
             }
@@ -156,7 +157,7 @@ fn queued_messages_leave_together_before_the_loop_waits_and_in_order_with_those_
         })
     };
     let messages = |bytes: &[u8]| {
-        decode_all::<u64>(bytes)
+        decode_all::<u64>(bytes, 2)
             .map(|m| m.unwrap())
             .collect::<Vec<_>>()
     };
@@ -275,10 +276,113 @@ fn other_versions_and_uninvited_roles_are_refused_in_words() {
         run_for(&mut doctord, 50);
         match decode(&hear(&socket)).unwrap() {
             HelloAnswer::Refused(why) => assert!(why.contains(expected), "{why}"),
-            HelloAnswer::Welcome => panic!("welcome"),
+            other => panic!("{other:?}"),
         }
     }
     assert_eq!(doctord.counters()["local_refused_hello"], 2);
+}
+
+/// A neighbour of the release before there was a choice: it takes the first version only.
+fn former_release(dir: &Path, role: Role) -> OwnedFd {
+    let flags = s::SockFlag::SOCK_CLOEXEC;
+    let socket = s::socket(s::AddressFamily::Unix, s::SockType::SeqPacket, flags, None).unwrap();
+    let path = dir.join(format!("{role}.sock"));
+    s::bind(socket.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    s::listen(&socket, s::Backlog::new(8).unwrap()).unwrap();
+    socket
+}
+
+/// Takes the next connection, answers its hello as the former release does, and gives the version asked for.
+fn answer_as_former_release(listener: &OwnedFd) -> (RawFd, u16) {
+    let socket = s::accept(listener.as_raw_fd()).unwrap();
+    let Hello { version, .. } = decode(&hear(&socket)).unwrap();
+    let answer = match version {
+        1 => HelloAnswer::Welcome,
+        _ => HelloAnswer::Refused("restart the older".to_owned()),
+    };
+    say(&socket, &encode(&answer).unwrap());
+    (socket, version)
+}
+
+#[test]
+fn a_neighbour_of_the_release_before_is_spoken_to_in_its_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let doctord = former_release(dir.path(), Role::Doctord);
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[Role::Doctord]).unwrap();
+    let mut asked = Vec::new();
+    for _ in 0..2 {
+        run_for(&mut hbd, 20);
+        asked.push(answer_as_former_release(&doctord));
+    }
+    run_for(&mut hbd, 20);
+    assert!(hbd.is_up(Role::Doctord));
+    assert_eq!([asked[0].1, asked[1].1], [2, 1]);
+    let message = (8u64, Since::<2, u64>(7));
+    assert!(hbd.send(Role::Doctord, &message));
+    let got = hear(&asked[1].0);
+    assert_eq!(got, encode(&8u64).unwrap(), "nothing of later versions");
+    // It is replaced.
+    for (socket, _) in asked {
+        nix::unistd::close(socket).unwrap();
+    }
+    drop(doctord);
+    std::fs::remove_file(dir.path().join("doctord.sock")).unwrap();
+    let boot = boot(dir.path(), Role::Doctord);
+    let mut doctord = EventLoop::open(&boot, &[Role::Hbd], &[]).unwrap();
+    link(&mut hbd, Role::Doctord, &mut doctord);
+    assert!(hbd.send(Role::Doctord, &message));
+    let got = wait_for(&mut doctord, |e| match e {
+        Event::Message { version, bytes, .. } => Some((version, bytes)),
+        _ => None,
+    });
+    assert_eq!(got, (2, encode(&message).unwrap()));
+}
+
+#[test]
+fn an_operator_asks_a_role_of_the_release_before_in_its_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let electd = former_release(dir.path(), Role::Electd);
+    let path = dir.path().to_owned();
+    let operator = thread::spawn(move || {
+        let timeout = Duration::from_secs(5);
+        daemon::ctl::call(&path, Role::Electd, &CtlRequest::Resign, timeout)
+    });
+    assert_eq!(answer_as_former_release(&electd).1, 2);
+    let (socket, version) = answer_as_former_release(&electd);
+    assert_eq!(version, 1);
+    assert_eq!(
+        decode::<CtlRequest>(&hear(&socket)).unwrap(),
+        CtlRequest::Resign
+    );
+    let no = CtlReply::No("not master".into());
+    say(&socket, &encode(&no).unwrap());
+    assert_eq!(operator.join().unwrap().unwrap(), no);
+}
+
+#[test]
+fn whoever_asks_for_a_later_version_is_told_which_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut doctord = EventLoop::open(&boot(dir.path(), Role::Doctord), &[Role::Hbd], &[]).unwrap();
+    let ask = |version, doctord: &mut EventLoop| {
+        let socket = stranger(dir.path(), Role::Doctord);
+        let role = Role::Hbd;
+        let magic = MAGIC;
+        say(
+            &socket,
+            &encode(&Hello {
+                magic,
+                version,
+                role,
+            })
+            .unwrap(),
+        );
+        run_for(doctord, 20);
+        decode::<HelloAnswer>(&hear(&socket)).unwrap()
+    };
+    let (oldest, newest) = (1, 2);
+    assert_eq!(ask(9, &mut doctord), HelloAnswer::Speaks { oldest, newest });
+    assert_eq!(ask(1, &mut doctord), HelloAnswer::Welcome);
+    assert_eq!(ask(2, &mut doctord), HelloAnswer::Welcome);
 }
 
 #[test]

@@ -49,6 +49,8 @@ pub enum Input<'a> {
         source: IpAddr,
         /// At this address of ours.
         local: IpAddr,
+        /// In which version of the protocol.
+        version: u8,
         /// What was sealed.
         packet: Packet,
         /// When it arrived.

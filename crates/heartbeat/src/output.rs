@@ -39,6 +39,8 @@ pub struct Transmit {
     pub to: ServerName,
     /// Over these paths.
     pub paths: Vec<Path>,
+    /// In this version of the protocol.
+    pub version: u8,
     /// The packet, its time of sending not yet filled in.
     pub packet: Packet,
 }

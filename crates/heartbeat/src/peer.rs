@@ -9,7 +9,8 @@ use mutants::{Mutant, planted};
 use protocol::{
     BootTime, ServerName,
     local::ring::{Arrival, HbdToDoctord},
-    wire::datagram::{Body, Challenge, Data, Echo, Incarnation, Packet},
+    version::{self, Since},
+    wire::datagram::{Body, Challenge, Data, Echo, Incarnation, Packet, Speaks},
 };
 use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
@@ -21,6 +22,9 @@ const ANSWERS_MAX: u32 = 16;
 
 /// A peer is not asked more often than this because a former incarnation of it still sends.
 const FORMER_ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// A peer that has answered in an older version only is asked again so seldom.
+const LATER_ASK_EVERY: Duration = Duration::from_secs(60);
 
 /// Distance between two alarms that two servers run under one name.
 const ALARM_EVERY: Duration = Duration::from_secs(60);
@@ -40,6 +44,8 @@ pub(crate) struct Peer {
     known: Option<Known>,
     former: VecDeque<Incarnation>,
     asking: Option<(Challenge, BootTime)>,
+    /// The version of the last hello.
+    asked_in: u8,
     settled: Option<Challenge>,
     /// The last challenge made since the present incarnation proved itself: a former one that answers it still runs.
     since_replaced: Option<Challenge>,
@@ -58,6 +64,8 @@ pub(crate) struct Peer {
 #[derive(Debug)]
 struct Known {
     incarnation: Incarnation,
+    /// The newest version of the protocol that it is known to speak, and this server.
+    version: u8,
     window: Window,
     /// Per path, to tell a copy over a second path from a replay.
     path_windows: Vec<Window>,
@@ -93,6 +101,7 @@ impl Peer {
             known: None,
             former: VecDeque::new(),
             asking: None,
+            asked_in: version::FIRST,
             settled: None,
             since_replaced: None,
             former_asked: None,
@@ -155,14 +164,15 @@ impl Peer {
         self.hello_due
     }
 
-    /// The hello to send, if one is due. `fresh` becomes the challenge unless an open one is young enough.
+    /// The hello to send, if one is due, and in which version: who does not answer to one is asked in the other, which a
+    /// release before there was a choice understands. `fresh` becomes the challenge unless an open one is young enough.
     pub(crate) fn hello(
         &mut self,
         now: BootTime,
         me: Incarnation,
         heartbeat: Duration,
         fresh: [u8; 16],
-    ) -> Option<Packet> {
+    ) -> Option<(u8, Packet)> {
         self.hello_due.filter(|due| *due <= now)?;
         let (challenge, made) = match self.asking {
             Some((challenge, made)) if now.since(made) < CHALLENGE_LIFE => (challenge, made),
@@ -173,11 +183,21 @@ impl Peer {
         };
         self.asking = Some((challenge, made));
         self.hello_last = Some(now);
-        self.hello_due = self.known.is_none().then_some(now + heartbeat);
-        Some(Packet::Hello {
+        // Its answer in a later version may be lost, and nothing says that it has none.
+        self.hello_due = match &self.known {
+            None => Some(now + heartbeat),
+            Some(known) if known.version < *version::WIRE.end() => Some(now + LATER_ASK_EVERY),
+            Some(_) => None,
+        };
+        self.asked_in = match self.asked_in {
+            version::GREETING => version::FIRST,
+            _ => version::GREETING,
+        };
+        let hello = Packet::Hello {
             from: me,
             challenge,
-        })
+        };
+        Some((self.asked_in, hello))
     }
 
     /// The answer to a hello: nothing about the asker is kept, but if it is new to us it will be asked too.
@@ -187,10 +207,11 @@ impl Peer {
         me: Incarnation,
         heartbeat: Duration,
         (from, challenge): (Incarnation, Challenge),
+        version: u8,
     ) -> Result<Packet, Refusal> {
         if self.former.contains(&from) {
             self.ask_former(now, heartbeat);
-        } else if !self.is_known(from) {
+        } else if !self.is_known(from) || self.version() < version {
             self.ask(now, heartbeat);
         }
         if now.since(self.answers.0) >= heartbeat {
@@ -204,6 +225,7 @@ impl Peer {
             from: me,
             to: from,
             challenge,
+            speaks: Since(Speaks::OURS),
         })
     }
 
@@ -212,13 +234,18 @@ impl Peer {
         &mut self,
         me: Incarnation,
         (from, to, challenge): (Incarnation, Incarnation, Challenge),
+        speaks: Speaks,
         receipt: Receipt,
     ) -> Result<Answer, Refusal> {
         if to != me {
             return Err(Refusal::FormerReceiver);
         }
+        let theirs = speaks.oldest..=speaks.newest;
+        let version =
+            version::common(&version::WIRE, &theirs).ok_or(Refusal::Version(speaks.newest))?;
         if self.settled == Some(challenge) && self.is_known(from) {
-            return Ok(Answer::Known); // The same hello, answered over another path too.
+            self.learn_version(version);
+            return Ok(Answer::Known); // The same hello, answered over another path or in another version too.
         }
         let fresh = self.since_replaced == Some(challenge) || planted(Mutant::AnyAnswerProves);
         if fresh && self.former.contains(&from) {
@@ -233,14 +260,18 @@ impl Peer {
             return Err(Refusal::FormerIncarnation);
         }
         self.asking = None;
+        self.asked_in = version::FIRST;
         self.settled = Some(challenge);
-        self.hello_due = None;
+        let later = version < *version::WIRE.end();
+        self.hello_due = later.then_some(receipt.at + LATER_ASK_EVERY);
         self.note_heard(receipt);
         if self.is_known(from) {
+            self.learn_version(version);
             return Ok(Answer::Known);
         }
         let fresh = Known {
             incarnation: from,
+            version,
             window: Window::new(),
             path_windows: vec![Window::new(); self.paths.len()],
             echo: None,
@@ -337,6 +368,21 @@ impl Peer {
     /// Its timestamps.
     pub(crate) fn times(&mut self) -> &mut Times {
         &mut self.times
+    }
+
+    /// What is spoken with it.
+    pub(crate) fn version(&self) -> u8 {
+        self.known.as_ref().map_or(version::FIRST, |k| k.version)
+    }
+
+    /// One run speaks what it speaks, and may have answered in the first version before.
+    fn learn_version(&mut self, version: u8) {
+        if let Some(known) = &mut self.known {
+            known.version = known.version.max(version);
+            if known.version == *version::WIRE.end() {
+                self.hello_due = None;
+            }
+        }
     }
 
     fn is_known(&self, incarnation: Incarnation) -> bool {

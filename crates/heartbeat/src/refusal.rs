@@ -73,10 +73,10 @@ impl fmt::Display for Refusal {
             Self::TooLong => f.write_str("longer than any packet"),
             Self::NotOurs => f.write_str("not a packet of standin"),
             Self::Version(v) => {
-                let ours = version::WIRE;
+                let (oldest, newest) = (version::WIRE.start(), version::WIRE.end());
                 write!(
                     f,
-                    "protocol version {v}, this server speaks {ours}: install one version on all"
+                    "protocol version {v}, this server speaks {oldest} to {newest}: install one release on all"
                 )
             }
             Self::Unauthentic => {

@@ -90,22 +90,24 @@ impl Heartbeat {
             } => {
                 let outcome = self
                     .open((source, local), bytes)
-                    .and_then(|(place, packet)| {
-                        self.packet(now, place, packet, (at, real_ns, raw_ns))
+                    .and_then(|(place, opened)| {
+                        self.packet(now, place, opened, (at, real_ns, raw_ns))
                     });
                 self.note(source, outcome);
             }
             Input::Opened {
                 source,
                 local,
+                version,
                 packet,
                 at,
                 real_ns,
                 raw_ns,
             } => {
+                let opened = (version, packet);
                 let outcome = self
                     .listed((source, local))
-                    .and_then(|place| self.packet(now, place, packet, (at, real_ns, raw_ns)));
+                    .and_then(|place| self.packet(now, place, opened, (at, real_ns, raw_ns)));
                 self.note(source, outcome);
             }
             Input::TooLong(source) => self.refuse(source, Refusal::TooLong),
@@ -148,13 +150,8 @@ impl Heartbeat {
 
     /// The bytes of a transmission: `nonce` is random and never given before.
     pub fn seal(&self, transmit: &Transmit, nonce: [u8; NONCE]) -> Result<Vec<u8>, CodecError> {
-        datagram::seal(
-            &self.sealer,
-            &self.me,
-            &transmit.to,
-            nonce,
-            &transmit.packet,
-        )
+        let (ends, version) = ((&self.me, &transmit.to), transmit.version);
+        datagram::seal(&self.sealer, ends, version, nonce, &transmit.packet)
     }
 
     /// Everything counted, refusals by reason among it.
@@ -214,18 +211,18 @@ impl Heartbeat {
         &self,
         ends: (IpAddr, IpAddr),
         bytes: &[u8],
-    ) -> Result<((usize, usize), Packet), Refusal> {
+    ) -> Result<((usize, usize), (u8, Packet)), Refusal> {
         let place = self.listed(ends)?;
         let peer = &self.peers[place.0].name;
-        let packet = datagram::open(&self.sealer, peer, &self.me, bytes);
-        Ok((place, packet.map_err(|e| Refusal::from(&e))?))
+        let opened = datagram::open(&self.sealer, peer, &self.me, bytes);
+        Ok((place, opened.map_err(|e| Refusal::from(&e))?))
     }
 
     fn packet(
         &mut self,
         now: BootTime,
         (index, path): (usize, usize),
-        packet: Packet,
+        (version, packet): (u8, Packet),
         (at, real_ns, raw_ns): (BootTime, u64, Option<u64>),
     ) -> Result<Vec<Output>, Refusal> {
         let peer = &mut self.peers[index];
@@ -238,16 +235,22 @@ impl Heartbeat {
         let (me, heartbeat) = (self.incarnation, self.heartbeat);
         Ok(match packet {
             Packet::Hello { from, challenge } => {
-                let packet = peer.hello_received(now, me, heartbeat, (from, challenge))?;
+                let packet = peer.hello_received(now, me, heartbeat, (from, challenge), version)?;
                 count(&mut self.counters, "hellos_answered");
                 let (to, paths) = (peer.name.clone(), vec![peer.paths[path]]);
-                vec![Output::Transmit(Transmit { to, paths, packet })]
+                vec![Output::Transmit(Transmit {
+                    to,
+                    paths,
+                    version,
+                    packet,
+                })]
             }
             Packet::HelloAnswer {
                 from,
                 to,
                 challenge,
-            } => match peer.answer_received(me, (from, to, challenge), receipt)? {
+                speaks,
+            } => match peer.answer_received(me, (from, to, challenge), speaks.0, receipt)? {
                 Answer::Known => Vec::new(),
                 Answer::Met => vec![Output::Met(peer.name.clone())],
                 Answer::Doubled(tell) => {
@@ -299,6 +302,7 @@ impl Heartbeat {
     fn transmit(&mut self, index: usize, bodies: Vec<Body>) {
         let (peer, messages) = (&mut self.peers[index], bodies.len());
         let packet = peer.data(self.incarnation, bodies);
+        let version = peer.version();
         let name = if packet.is_some() {
             "messages_sent"
         } else {
@@ -307,18 +311,28 @@ impl Heartbeat {
         (0..messages).for_each(|_| count(&mut self.counters, name));
         if let Some(packet) = packet {
             let (to, paths) = (peer.name.clone(), peer.paths.clone());
-            self.outputs
-                .push_back(Output::Transmit(Transmit { to, paths, packet }));
+            self.outputs.push_back(Output::Transmit(Transmit {
+                to,
+                paths,
+                version,
+                packet,
+            }));
         }
     }
 
     fn hellos(&mut self, now: BootTime, fresh: [u8; 16]) {
         for peer in &mut self.peers {
-            if let Some(packet) = peer.hello(now, self.incarnation, self.heartbeat, fresh) {
+            if let Some((version, packet)) =
+                peer.hello(now, self.incarnation, self.heartbeat, fresh)
+            {
                 count(&mut self.counters, "hellos_sent");
                 let (to, paths) = (peer.name.clone(), peer.paths.clone());
-                self.outputs
-                    .push_back(Output::Transmit(Transmit { to, paths, packet }));
+                self.outputs.push_back(Output::Transmit(Transmit {
+                    to,
+                    paths,
+                    version,
+                    packet,
+                }));
             }
         }
     }

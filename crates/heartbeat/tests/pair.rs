@@ -462,7 +462,7 @@ fn hello_is_answered_in_any_state_and_keeps_nothing() {
     let answered = b.out.iter().filter(|d| {
         let sealer = Sealer::new(&[KEY], "web");
         let packet = datagram::open(&sealer, &name("beta"), &name("alpha"), &d.bytes);
-        matches!(packet, Ok(Packet::HelloAnswer { .. }))
+        matches!(packet, Ok((_, Packet::HelloAnswer { .. })))
     });
     assert_eq!(answered.count(), 2);
     b.out.clear();
@@ -570,12 +570,13 @@ fn sealed_nonsense_changes_nothing() {
     let (_, mut b) = pair();
     let sealer = Sealer::new(&[KEY], "web");
     let context = protocol::seal::Context {
+        version: 2,
         channel: protocol::seal::Channel::Udp,
         from: &name("alpha"),
         to: &name("beta"),
     };
     for nonsense in [&[][..], &[9], &[0; 40], &[2, 0xff, 0xff, 0xff, 0xff, 0xff]] {
-        let mut bytes = [&datagram::MAGIC[..], &[protocol::version::WIRE]].concat();
+        let mut bytes = [&datagram::MAGIC[..], &[2]].concat();
         bytes.extend(sealer.seal(&context, fresh::<NONCE>(), nonsense));
         let (source, target) = (addresses("alpha")[0], addresses("beta")[0]);
         b.receive(
@@ -1012,6 +1013,7 @@ impl Told {
 
     fn tell(&mut self, now: BootTime, from: &str, to: &str, packet: Packet) -> Vec<Output> {
         let input = Input::Opened {
+            version: 2,
             source: ip(from),
             local: ip(to),
             packet,
@@ -1041,6 +1043,7 @@ impl Told {
             from: Incarnation([from; 16]),
             to: Incarnation([0; 16]),
             challenge: Challenge([challenge; 16]),
+            speaks: Default::default(),
         };
         self.tell(now, FROM[path], TO[path], packet)
     }
@@ -1087,6 +1090,7 @@ fn a_packet_counts_for_the_path_between_its_two_addresses() {
         from: Incarnation([1; 16]),
         to: Incarnation([0; 16]),
         challenge: Challenge([1; 16]),
+        speaks: Default::default(),
     };
     b.tell(ms(1), FROM[0], TO[1], packet);
     let ends: Vec<_> = b.0.ends().map(|path| (path.local, path.remote)).collect();
@@ -1188,7 +1192,7 @@ proptest! {
         ours in any::<bool>(),
     ) {
         let (_, mut b) = pair();
-        let mut all = if ours { [&datagram::MAGIC[..], &[protocol::version::WIRE]].concat() } else { Vec::new() };
+        let mut all = if ours { [&datagram::MAGIC[..], &[2]].concat() } else { Vec::new() };
         all.extend(bytes);
         let (source, target) = (addresses("alpha")[0], addresses("beta")[0]);
         b.receive(ms(1), &Datagram { source, target, bytes: all });
@@ -1203,9 +1207,9 @@ proptest! {
         let (from, challenge) = (Incarnation(from), Challenge(challenge));
         let packet = match kind {
             0 => Packet::Hello { from, challenge },
-            _ => Packet::HelloAnswer { from, to: from, challenge },
+            _ => Packet::HelloAnswer { from, to: from, challenge, speaks: Default::default() },
         };
-        let bytes = datagram::seal(&Sealer::new(&[KEY], "web"), &name("alpha"), &name("beta"), fresh(), &packet).unwrap();
+        let bytes = datagram::seal(&Sealer::new(&[KEY], "web"), (&name("alpha"), &name("beta")), 2, fresh(), &packet).unwrap();
         let (source, target) = (addresses("alpha")[0], addresses("beta")[0]);
         b.receive(ms(1), &Datagram { source, target, bytes });
         prop_assert_eq!(b.met, 1);
@@ -1268,4 +1272,52 @@ fn no_beat_twice(host: &Host) -> Result<(), TestCaseError> {
     numbers.dedup();
     prop_assert_eq!(numbers.len(), all);
     Ok(())
+}
+
+/// Version of the protocol in which a datagram is sealed.
+fn version(d: &Datagram) -> u8 {
+    d.bytes[datagram::MAGIC.len()]
+}
+
+#[test]
+fn what_both_speak_is_spoken_with_a_release_before_there_was_a_choice() {
+    let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+    // beta as the former release is: nothing else gets in, nothing else comes out.
+    for round in 0..5 {
+        for _ in 0..2 {
+            let now = ms(round * 100);
+            let (to_b, to_a) = (a.tick(now), b.tick(now));
+            let old = |d: &&Datagram| version(d) == 1;
+            to_b.iter().filter(old).for_each(|d| b.receive(now, d));
+            to_a.iter().filter(old).for_each(|d| a.receive(now, d));
+        }
+    }
+    assert_eq!((a.met, b.met), (1, 1));
+    let beats = a.send(ms(500), 7);
+    assert!(!beats.is_empty() && beats.iter().all(|d| version(d) == 1));
+    beats.iter().for_each(|d| b.receive(ms(500), d));
+    assert_eq!(b.numbers(), [7]);
+    // It is replaced by this release.
+    let mut b = Host::new("beta");
+    exchange(ms(600), &mut a, &mut b);
+    let beats = a.send(ms(700), 8);
+    assert!(!beats.is_empty() && beats.iter().all(|d| version(d) == 2));
+    beats.iter().for_each(|d| b.receive(ms(700), d));
+    assert_eq!(b.numbers(), [8]);
+}
+
+#[test]
+fn an_answer_lost_in_the_later_version_is_made_up_for() {
+    let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+    a.tick(ms(0)); // Its first hello is lost, and it asks in the first version.
+    let hello = a.tick(ms(100));
+    assert!(hello.iter().all(|d| version(d) == 1));
+    hello.iter().for_each(|d| b.receive(ms(100), d));
+    let answers = std::mem::take(&mut b.out);
+    answers.iter().for_each(|d| a.receive(ms(100), d));
+    assert_eq!(a.met, 1);
+    assert!(a.send(ms(101), 1).iter().all(|d| version(d) == 1));
+    let later = a.core.poll_timeout().expect("beta may speak more");
+    exchange(later, &mut a, &mut b);
+    assert!(a.send(later, 2).iter().all(|d| version(d) == 2));
 }

@@ -61,6 +61,11 @@ impl Dialer {
         }
     }
 
+    /// The attempt has shown which version the peer speaks: the next follows at once over the same path.
+    pub fn again(&mut self, now: BootTime) {
+        self.due = Some(now);
+    }
+
     /// An open session ended. `path_failed`: by silence rather than by the peer, so another path is tried.
     pub fn lost(&mut self, now: BootTime, path_failed: bool) {
         if path_failed {

@@ -16,8 +16,10 @@ pub enum Reason {
     Network(String),
     /// The first bytes are not standin's.
     Preamble,
-    /// The peer speaks this other version.
+    /// The peer speaks this other version, which this server does not.
     Version(u8),
+    /// The peer speaks no later version than this one, which is to be spoken then.
+    Older(u8),
     /// The peer refuses, in its words.
     Refused(String),
     /// Neither a sealed frame nor a refusal.
@@ -63,6 +65,7 @@ impl Reason {
             Self::Network(_) => "network_error",
             Self::Preamble => "refused_not_ours",
             Self::Version(_) => "refused_version",
+            Self::Older(_) => "older_version",
             Self::Refused(_) => "refused_by_peer",
             Self::Kind(_) => "refused_kind",
             Self::Length(_) => "refused_length",
@@ -96,8 +99,13 @@ impl fmt::Display for Reason {
             Self::Preamble => f.write_str("its first bytes are not standin's"),
             Self::Version(theirs) => write!(
                 f,
-                "it speaks version {theirs} and this server version {}: install the same release on both",
-                version::WIRE
+                "it speaks version {theirs} and this server versions {} to {}: install the same release on both",
+                version::WIRE.start(),
+                version::WIRE.end()
+            ),
+            Self::Older(theirs) => write!(
+                f,
+                "it speaks version {theirs}, and so does this server with it"
             ),
             Self::Refused(words) => write!(f, "refused by the peer: {words}"),
             Self::Kind(kind) => write!(f, "unknown kind of frame {kind}"),
@@ -135,6 +143,7 @@ mod tests {
             Reason::Network("reset".into()),
             Reason::Preamble,
             Reason::Version(2),
+            Reason::Older(1),
             Reason::Refused("no".into()),
             Reason::Kind(1),
             Reason::Length(1),

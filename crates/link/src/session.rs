@@ -91,6 +91,8 @@ pub struct Session {
     timing: Timing,
     side: Side,
     state: State,
+    /// Of the protocol: the dialling side's wish, until the accepting side has taken it.
+    version: u8,
     mine: Challenge,
     theirs: Option<Challenge>,
     next_sent: u64,
@@ -105,22 +107,26 @@ pub struct Session {
 }
 
 impl Session {
-    /// The dialling side, just connected. `challenge` is random and never used again.
+    /// The dialling side, just connected, which wants to speak `version`. `challenge` is random and never used again.
     pub fn dial(
         sealer: Arc<Sealer>,
-        me: ServerName,
-        peer: ServerName,
+        (me, peer): (ServerName, ServerName),
+        version: u8,
         timing: Timing,
         challenge: Challenge,
         now: BootTime,
     ) -> Self {
         let mut session = Self::new(sealer, me, peer, timing, challenge, now, Side::Dial);
-        session.outgoing.extend_from_slice(&frame::preamble());
+        session.version = version;
+        session
+            .outgoing
+            .extend_from_slice(&frame::preamble(version));
         session.push(now, Body::Hello { ping: timing.ping }).ok();
         session
     }
 
-    /// The accepting side. It says nothing until it has heard an authentic hello.
+    /// The accepting side, which speaks the version that it is asked for. It says nothing until it has heard an
+    /// authentic hello.
     pub fn accept(
         sealer: Arc<Sealer>,
         me: ServerName,
@@ -148,6 +154,7 @@ impl Session {
             timing,
             side,
             state: State::Preamble,
+            version: *version::WIRE.end(),
             mine,
             theirs: None,
             next_sent: 0,
@@ -296,6 +303,7 @@ impl Session {
             return Err(Reason::Refused(frame::read_refusal(contents)));
         }
         let context = Context {
+            version: self.version,
             channel: Channel::Tcp,
             from: &self.peer,
             to: &self.me,
@@ -304,20 +312,26 @@ impl Session {
             .sealer
             .open(&context, contents)
             .map_err(|e| self.refuse(Reason::Seal(e)))?;
-        let frame = codec::decode(&plain).map_err(Reason::Malformed)?;
+        let frame = codec::decode_as(&plain, self.version).map_err(Reason::Malformed)?;
         self.frame(now, frame, heard)
     }
 
     fn preamble(&mut self, item: &[u8]) -> Result<(), Reason> {
         let bytes = item.first_chunk().ok_or(Reason::Preamble)?;
-        match frame::read_preamble(*bytes) {
-            None => Err(Reason::Preamble),
-            Some(version::WIRE) => {
-                self.state = State::Hello;
-                Ok(())
-            }
-            Some(theirs) => Err(self.refuse(Reason::Version(theirs))),
+        let theirs = frame::read_preamble(*bytes).ok_or(Reason::Preamble)?;
+        let spoken = match self.side {
+            Side::Dial => theirs == self.version,
+            Side::Accept => version::WIRE.contains(&theirs),
+        };
+        if spoken {
+            (self.state, self.version) = (State::Hello, theirs);
+            return Ok(());
         }
+        let older = theirs < self.version && version::WIRE.contains(&theirs);
+        Err(match self.side {
+            Side::Dial if older => Reason::Older(theirs),
+            Side::Dial | Side::Accept => self.refuse(Reason::Version(theirs)),
+        })
     }
 
     /// An authentic frame: is it of this session, in its place, and allowed here?
@@ -346,7 +360,8 @@ impl Session {
                 match side {
                     Side::Accept => {
                         self.state = State::Proof;
-                        self.outgoing.extend_from_slice(&frame::preamble());
+                        let preamble = frame::preamble(self.version);
+                        self.outgoing.extend_from_slice(&preamble);
                         self.push(
                             now,
                             Body::Hello {
@@ -390,12 +405,14 @@ impl Session {
     /// The accepting side tells a caller that cannot be understood why, in clear.
     fn refuse(&mut self, reason: Reason) -> Reason {
         if self.side == Side::Accept && matches!(self.state, State::Preamble | State::Hello) {
-            self.outgoing.extend_from_slice(&frame::preamble());
+            // In the caller's version, or else the newest: who asked for a newer one asks for that then.
+            let preamble = frame::preamble(self.version);
+            self.outgoing.extend_from_slice(&preamble);
             let words = match &reason {
                 Reason::Version(theirs) => {
+                    let (oldest, newest) = (version::WIRE.start(), version::WIRE.end());
                     format!(
-                        "this server speaks version {}, you version {theirs}",
-                        version::WIRE
+                        "this server speaks versions {oldest} to {newest}, you version {theirs}"
                     )
                 }
                 other => other.to_string(),
@@ -412,8 +429,9 @@ impl Session {
             sequence: self.next_sent,
             body,
         };
-        let plain = codec::encode(&frame).map_err(Reason::Malformed)?;
+        let plain = codec::encode_as(&frame, self.version).map_err(Reason::Malformed)?;
         let context = Context {
+            version: self.version,
             channel: Channel::Tcp,
             from: &self.me,
             to: &self.peer,
@@ -465,8 +483,8 @@ mod tests {
         let challenge = Challenge([challenge; 16]);
         Session::dial(
             sealer(1),
-            name("alpha"),
-            name("beta"),
+            (name("alpha"), name("beta")),
+            *version::WIRE.end(),
             timing(),
             challenge,
             ms(0),
@@ -521,7 +539,7 @@ mod tests {
     fn the_accepting_side_is_silent_until_it_hears_an_authentic_hello() {
         let mut beta = accept(2);
         assert!(beta.outgoing().is_empty());
-        feed(&mut beta, &frame::preamble()).unwrap();
+        feed(&mut beta, &frame::preamble(*version::WIRE.end())).unwrap();
         assert!(beta.outgoing().is_empty());
     }
 
@@ -611,14 +629,39 @@ mod tests {
         let bytes = *b"standin\x07";
         assert!(matches!(feed(&mut beta, &bytes), Err(Reason::Version(7))));
         let answer = take(&mut beta);
-        assert!(answer.starts_with(&frame::preamble()));
-        assert!(String::from_utf8_lossy(&answer).contains("speaks version 1, you version 7"));
+        assert!(answer.starts_with(&frame::preamble(*version::WIRE.end())));
+        assert!(String::from_utf8_lossy(&answer).contains("speaks versions 1 to 2, you version 7"));
         let mut alpha = dial(1);
         assert!(matches!(feed(&mut alpha, &answer), Err(Reason::Refused(_))));
         assert!(matches!(
             feed(&mut accept(2), b"GET / HTTP/1.1\r\n"),
             Err(Reason::Preamble)
         ));
+    }
+
+    #[test]
+    fn who_dials_in_an_older_version_is_answered_in_it() {
+        let old = |key| {
+            let ends = (name("alpha"), name("beta"));
+            Session::dial(sealer(key), ends, 1, timing(), Challenge([1; 16]), ms(0))
+        };
+        let (mut alpha, mut beta) = (old(1), accept(2));
+        feed(&mut beta, &take(&mut alpha)).unwrap();
+        let answer = take(&mut beta);
+        assert!(answer.starts_with(b"standin\x01"));
+        assert_eq!(feed(&mut alpha, &answer).unwrap(), [Heard::Open]);
+        assert_eq!(feed(&mut beta, &take(&mut alpha)).unwrap(), [Heard::Open]);
+        let (mut alpha, mut beta) = (old(9), accept(2));
+        assert!(feed(&mut beta, &take(&mut alpha)).is_err());
+        let refusal = feed(&mut alpha, &take(&mut beta));
+        assert!(matches!(refusal, Err(Reason::Refused(_))), "{refusal:?}");
+    }
+
+    #[test]
+    fn the_version_asked_for_is_bound_into_the_seal() {
+        let mut hello = take(&mut dial(1));
+        hello[frame::MAGIC.len()] = 1;
+        assert!(matches!(feed(&mut accept(2), &hello), Err(Reason::Seal(_))));
     }
 
     #[test]
@@ -643,7 +686,7 @@ mod tests {
     #[test]
     fn lengths_are_checked_before_anything_is_kept() {
         let stranger = |length: u16| {
-            let mut bytes = frame::preamble().to_vec();
+            let mut bytes = frame::preamble(*version::WIRE.end()).to_vec();
             bytes.push(b'S');
             bytes.extend(length.to_be_bytes());
             let mut beta = accept(2);
@@ -801,7 +844,7 @@ mod tests {
                 _ => open(1, 2).1,
             };
             // Half of the strangers know how to begin.
-            let mut bytes = if side == 1 { frame::preamble().to_vec() } else { b"S".to_vec() };
+            let mut bytes = if side == 1 { frame::preamble(*version::WIRE.end()).to_vec() } else { b"S".to_vec() };
             let allowed = if session.is_open() { frame::SEALED_MAX } else { HANDSHAKE_MAX };
             for piece in pieces {
                 bytes.extend(piece);

@@ -8,6 +8,7 @@ use crate::{
 use protocol::{
     BootTime, ServerName,
     seal::Sealer,
+    version,
     wire::{frame::Challenge, signal::Signal},
 };
 use std::{
@@ -111,6 +112,8 @@ pub enum Output {
 struct PeerState {
     /// Only towards peers that this side dials.
     dialer: Option<Dialer>,
+    /// What it is asked to speak next.
+    version: u8,
     /// The open session that speaks for the peer.
     current: Option<ConnId>,
 }
@@ -219,6 +222,7 @@ impl Links {
                 name,
                 PeerState {
                     dialer,
+                    version: *version::WIRE.end(),
                     current: None,
                 },
             );
@@ -270,8 +274,9 @@ impl Links {
             if self.me > entry.peer {
                 return self.close(now, conn, Reason::Knocked);
             }
-            let (sealer, me, peer) = (self.sealer.clone(), self.me.clone(), entry.peer.clone());
-            let session = Session::dial(sealer, me, peer, self.timing, challenge, now);
+            let version = (self.peers.get(&entry.peer)).map_or(version::FIRST, |p| p.version);
+            let (sealer, ends) = (self.sealer.clone(), (self.me.clone(), entry.peer.clone()));
+            let session = Session::dial(sealer, ends, version, self.timing, challenge, now);
             entry.stage = Stage::Session(Box::new(session));
             self.outputs.push_back(Output::Write(conn));
         }
@@ -516,9 +521,15 @@ impl Links {
                 peer.current = None;
             }
             if let (Some(dialer), None) = (&mut peer.dialer, source) {
-                match was_open {
-                    true => dialer.lost(now, !matches!(reason, Reason::Closed)),
-                    false => dialer.failed(now, matches!(reason, Reason::ConnectTimeout)),
+                peer.version = match reason {
+                    Reason::Older(theirs) => theirs,
+                    _ => *version::WIRE.end(), // it may be another release that answers next
+                };
+                match reason {
+                    Reason::Older(_) => dialer.again(now),
+                    Reason::ConnectTimeout if !was_open => dialer.failed(now, true),
+                    _ if was_open => dialer.lost(now, !matches!(reason, Reason::Closed)),
+                    _ => dialer.failed(now, false),
                 }
             }
         }
@@ -971,6 +982,35 @@ mod tests {
         outputs(&mut alpha);
         join(ms(50), &mut alpha, &mut beta, 20);
         assert!(is_up(&alpha) && is_up(&beta));
+    }
+
+    #[test]
+    fn a_peer_of_the_release_before_is_dialled_again_at_once_in_its_version() {
+        let mut alpha = alpha();
+        let asked = |alpha: &mut Links, now| {
+            let conn = dialled(alpha, now);
+            alpha.connected(now, conn, Challenge([1; 16]));
+            (conn, take(alpha, conn)[frame::MAGIC.len()])
+        };
+        let (conn, version) = asked(&mut alpha, ms(0));
+        assert_eq!(version, 2);
+        alpha.received(ms(1), conn, b"standin\x01R\0\x02no");
+        let (conn, version) = asked(&mut alpha, ms(1));
+        assert_eq!(version, 1);
+        assert_eq!(counter(&alpha, "older_version"), 1);
+        assert_eq!(counter(&alpha, "refused_version"), 0);
+        alpha.closed(ms(2), conn, Reason::Closed);
+        let (_, version) = asked(&mut alpha, ms(100));
+        assert_eq!(version, 2, "it may be replaced by now");
+    }
+
+    #[test]
+    fn a_peer_of_a_release_that_has_nothing_in_common_is_refused() {
+        let mut alpha = alpha();
+        let conn = dialled(&mut alpha, ms(0));
+        alpha.connected(ms(0), conn, Challenge([1; 16]));
+        alpha.received(ms(1), conn, b"standin\x07R\0\x02no");
+        assert_eq!(counter(&alpha, "refused_version"), 1);
     }
 
     #[test]

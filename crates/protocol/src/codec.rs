@@ -3,6 +3,7 @@
 //! bincode's standard configuration (little-endian, variable-length integers) with a hard limit on what a
 //! decoder may allocate. Trailing bytes are an error: a message is exactly its bytes.
 
+use crate::version;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Largest message in bytes, on the network and on local sockets alike.
@@ -50,18 +51,32 @@ pub const RECORD_MAX: usize = 124 * 1024;
 /// with room for what it claims to have, in one mebibyte at most, before its entries turn out to be missing.
 const DECODER: usize = 8;
 
-/// Writes `message` as bytes, at most [`MESSAGE_MAX`] of them.
+/// The newest version.
+const NEWEST: u8 = *version::WIRE.end();
+
+/// Writes `message` as bytes of the newest version, at most [`MESSAGE_MAX`] of them.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
-    encode_within(message, MESSAGE_MAX)
+    encode_as(message, NEWEST)
+}
+
+/// The same as bytes of `version`.
+pub fn encode_as<T: Serialize>(message: &T, version: u8) -> Result<Vec<u8>, CodecError> {
+    encode_within(message, version, MESSAGE_MAX)
 }
 
 /// Writes `record` as bytes, at most [`RECORD_MAX`] of them.
 pub fn encode_record<T: Serialize>(record: &T) -> Result<Vec<u8>, CodecError> {
-    encode_within(record, RECORD_MAX)
+    encode_record_as(record, NEWEST)
 }
 
-fn encode_within<T: Serialize>(value: &T, most: usize) -> Result<Vec<u8>, CodecError> {
-    let bytes = bincode::serde::encode_to_vec(value, bincode::config::standard())
+/// The same as bytes of `version`.
+pub fn encode_record_as<T: Serialize>(record: &T, version: u8) -> Result<Vec<u8>, CodecError> {
+    encode_within(record, version, RECORD_MAX)
+}
+
+fn encode_within<T: Serialize>(value: &T, version: u8, most: usize) -> Result<Vec<u8>, CodecError> {
+    let standard = bincode::config::standard();
+    let bytes = version::with(version, || bincode::serde::encode_to_vec(value, standard))
         .map_err(CodecError::Unwritable)?;
     if bytes.len() > most {
         Err(CodecError::TooLong(most))
@@ -70,9 +85,11 @@ fn encode_within<T: Serialize>(value: &T, most: usize) -> Result<Vec<u8>, CodecE
     }
 }
 
-/// Reads the messages that fill `bytes` one after another; the last one is an error if the rest is no message.
+/// Reads the messages of `version` that fill `bytes` one after another; the last one is an error if the rest is no
+/// message.
 pub fn decode_all<T: DeserializeOwned>(
     bytes: &[u8],
+    version: u8,
 ) -> impl Iterator<Item = Result<T, CodecError>> {
     let mut rest = Some(bytes);
     std::iter::from_fn(move || {
@@ -80,7 +97,10 @@ pub fn decode_all<T: DeserializeOwned>(
         if bytes.len() > MESSAGE_MAX {
             return Some(Err(CodecError::TooLong(MESSAGE_MAX)));
         }
-        match bincode::serde::decode_from_slice(bytes, limited::<{ DECODER * MESSAGE_MAX }>()) {
+        let limited = limited::<{ DECODER * MESSAGE_MAX }>();
+        match version::with(version, || {
+            bincode::serde::decode_from_slice(bytes, limited)
+        }) {
             Ok((message, used)) => {
                 rest = bytes
                     .get(used..)
@@ -92,26 +112,42 @@ pub fn decode_all<T: DeserializeOwned>(
     })
 }
 
-/// Reads one message that fills `bytes` to the last one.
+/// Reads one message of the newest version that fills `bytes` to the last one.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    decode_within::<{ DECODER * MESSAGE_MAX }, T>(bytes)
+    decode_as(bytes, NEWEST)
+}
+
+/// The same of `version`.
+pub fn decode_as<T: DeserializeOwned>(bytes: &[u8], version: u8) -> Result<T, CodecError> {
+    decode_within::<{ DECODER * MESSAGE_MAX }, T>(bytes, version)
 }
 
 /// Reads one record that fills `bytes` to the last one.
 pub fn decode_record<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    decode_within::<{ DECODER * RECORD_MAX }, T>(bytes)
+    decode_record_as(bytes, NEWEST)
+}
+
+/// The same of `version`.
+pub fn decode_record_as<T: DeserializeOwned>(bytes: &[u8], version: u8) -> Result<T, CodecError> {
+    decode_within::<{ DECODER * RECORD_MAX }, T>(bytes, version)
 }
 
 fn limited<const LIMIT: usize>() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<LIMIT>()
 }
 
-fn decode_within<const LIMIT: usize, T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+fn decode_within<const LIMIT: usize, T: DeserializeOwned>(
+    bytes: &[u8],
+    version: u8,
+) -> Result<T, CodecError> {
     if bytes.len() > LIMIT / DECODER {
         return Err(CodecError::TooLong(LIMIT / DECODER));
     }
-    let (message, used) = bincode::serde::decode_from_slice(bytes, limited::<LIMIT>())
-        .map_err(CodecError::Malformed)?;
+    let limited = limited::<LIMIT>();
+    let (message, used) = version::with(version, || {
+        bincode::serde::decode_from_slice(bytes, limited)
+    })
+    .map_err(CodecError::Malformed)?;
     match bytes.len() - used {
         0 => Ok(message),
         left => Err(CodecError::Trailing(left)),

@@ -9,7 +9,7 @@
 //! other, and a server's own message sent back to it does not open either. Replay is not refused here
 //! but by sequence: `heartbeat` for packets, `link` for frames.
 
-use crate::{ids::ServerName, version};
+use crate::ids::ServerName;
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305, XNonce,
     aead::{Aead, Payload},
@@ -33,9 +33,11 @@ pub enum Channel {
     Tcp,
 }
 
-/// What a sealed message is bound to, besides cluster and protocol version.
+/// What a sealed message is bound to, besides the cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
+    /// The version of the protocol.
+    pub version: u8,
     /// Over what it travels.
     pub channel: Channel,
     /// Who seals.
@@ -139,7 +141,7 @@ impl Sealer {
             Channel::Udp => 1,
             Channel::Tcp => 2,
         };
-        let mut aad = vec![version::WIRE, channel];
+        let mut aad = vec![context.version, channel];
         for text in [
             self.cluster.as_str(),
             context.from.as_str(),
@@ -172,6 +174,7 @@ mod tests {
 
     fn udp<'a>(from: &'a ServerName, to: &'a ServerName) -> Context<'a> {
         Context {
+            version: 1,
             channel: Channel::Udp,
             from,
             to,
@@ -194,12 +197,10 @@ mod tests {
         let (a, b, c) = (name("alpha"), name("beta"), name("gamma"));
         let sealer = Sealer::new(&[[1; 32]], "web");
         let sealed = sealer.seal(&udp(&a, &b), NONCE_1, b"beat");
-        let tcp = Context {
-            channel: Channel::Tcp,
-            from: &a,
-            to: &b,
-        };
-        for context in [udp(&b, &a), udp(&a, &c), udp(&c, &b), tcp] {
+        let (mut tcp, mut newer) = (udp(&a, &b), udp(&a, &b));
+        tcp.channel = Channel::Tcp;
+        newer.version = 2;
+        for context in [udp(&b, &a), udp(&a, &c), udp(&c, &b), tcp, newer] {
             assert_eq!(sealer.open(&context, &sealed), Err(OpenError::Unauthentic));
         }
         for other in [

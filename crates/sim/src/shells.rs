@@ -249,13 +249,14 @@ impl World {
                 let at = (now - waited).max(hbd.drained.min(now));
                 let raw_ns = Some(real_ns.wrapping_sub(wall));
                 let met = match wire {
-                    Wire::Packet(packet) => {
+                    Wire::Packet(version, packet) => {
                         let met = data_of(&packet);
                         hbd.core.handle(
                             now,
                             Heard::Opened {
                                 source,
                                 local,
+                                version,
                                 packet,
                                 at,
                                 real_ns,
@@ -374,7 +375,7 @@ impl World {
         let wire = match nonce.map(|nonce| hbd.core.seal(&transmit, nonce)) {
             Some(Ok(bytes)) => Wire::Bytes(bytes),
             Some(Err(_)) => return,
-            None => Wire::Packet(transmit.packet),
+            None => Wire::Packet(transmit.version, transmit.packet),
         };
         for path in transmit.paths.iter().skip(1) {
             self.datagram(i, to, usize::from(path.number), wire.clone(), false);

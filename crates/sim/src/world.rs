@@ -62,7 +62,8 @@ pub(crate) fn nanos(span: Duration) -> u64 {
 /// A packet under way, as it is or sealed.
 #[derive(Clone, Debug)]
 pub(crate) enum Wire {
-    Packet(Packet),
+    /// In this version of the protocol.
+    Packet(u8, Packet),
     Bytes(Vec<u8>),
 }
 
@@ -971,7 +972,7 @@ impl World {
     ) {
         if self.record {
             let (kept, most) = match wire {
-                Wire::Packet(Packet::HelloAnswer { .. }) => (&mut self.answers, ANSWERS_MAX),
+                Wire::Packet(_, Packet::HelloAnswer { .. }) => (&mut self.answers, ANSWERS_MAX),
                 _ => (&mut self.recorded, RECORDED_MAX),
             };
             kept.push_back((from, to, path, wire.clone()));

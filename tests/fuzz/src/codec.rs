@@ -47,7 +47,7 @@ fn message<M: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) {
         );
         assert_eq!(codec::decode::<M>(&written).ok(), Some(read));
     }
-    let in_a_row = codec::decode_all::<M>(bytes).take(bytes.len() + 2);
+    let in_a_row = codec::decode_all::<M>(bytes, 2).take(bytes.len() + 2);
     let (read, refused) = in_a_row.fold((0, 0), |(read, refused), one| match one {
         Ok(_) => (read + 1, refused),
         Err(_) => (read, refused + 1),

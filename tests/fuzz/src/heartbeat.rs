@@ -10,7 +10,10 @@ use protocol::{
     BootTime, ServerName,
     local::ring::ElectdToHbd,
     seal::{NONCE, Sealer},
-    wire::datagram::{self, Body, Challenge, DATAGRAM_MAX, Data, Echo, Incarnation, Left, Packet},
+    version::Since,
+    wire::datagram::{
+        self, Body, Challenge, DATAGRAM_MAX, Data, Echo, Incarnation, Left, Packet, Speaks,
+    },
 };
 use std::net::IpAddr;
 
@@ -98,8 +101,10 @@ impl Host {
                     let packet = self.packet(u)?;
                     let from: ServerName = name(SERVERS[server % SERVERS.len()])?;
                     self.salt = self.salt.wrapping_add(1);
+                    let version = u.int_in_range(1..=2)?;
                     let nonce = [self.salt; NONCE];
-                    datagram::seal(&sealer(), &from, &name(ME)?, nonce, &packet).unwrap_or_default()
+                    datagram::seal(&sealer(), (&from, &name(ME)?), version, nonce, &packet)
+                        .unwrap_or_default()
                 };
                 self.receive(u, (source, local, datagram))?;
             }
@@ -174,6 +179,10 @@ impl Host {
                 } else {
                     self.challenge
                 },
+                speaks: Since(Speaks {
+                    oldest: u.arbitrary()?,
+                    newest: u.arbitrary()?,
+                }),
             },
             _ => Packet::Data(Box::new(Data {
                 from,

@@ -173,7 +173,15 @@ impl Host {
             let me = name(ME)?;
             let peer: ServerName = name(SERVERS[server])?;
             let sealer = Arc::new(sealer());
-            let other = Session::dial(sealer, peer.clone(), me, timing(), theirs, self.now);
+            let version = if theirs.0[0] % 2 == 0 { 1 } else { 2 };
+            let other = Session::dial(
+                sealer,
+                (peer.clone(), me),
+                version,
+                timing(),
+                theirs,
+                self.now,
+            );
             self.conns.insert(conn, (peer, other));
         } else {
             assert!(
@@ -259,6 +267,7 @@ impl Host {
         };
         let (from, to): (ServerName, ServerName) = (name(SERVERS[0])?, name(ME)?);
         let context = Context {
+            version: 2,
             channel: Channel::Tcp,
             from: &from,
             to: &to,
@@ -266,7 +275,7 @@ impl Host {
         let nonce = self.challenge().nonce(frame.sequence);
         let sealed = sealer().seal(&context, nonce, &encode(&frame).unwrap_or_default());
         let mut bytes = if u.arbitrary()? {
-            frame::preamble().to_vec()
+            frame::preamble(2).to_vec()
         } else {
             Vec::new()
         };

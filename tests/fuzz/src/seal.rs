@@ -7,7 +7,6 @@ use protocol::{
     ServerName,
     codec::{MESSAGE_MAX, encode},
     seal::{Channel, Context, NONCE, Sealer},
-    version,
     wire::datagram::{self, DATAGRAM_MAX, MAGIC, Packet, PacketError},
 };
 
@@ -24,11 +23,12 @@ fn open(mut u: Unstructured<'_>) -> Result<()> {
     };
     let (alpha, beta) = (name("alpha")?, name("beta")?);
     let context = |channel| Context {
+        version: 2,
         channel,
         from: &alpha,
         to: &beta,
     };
-    let clear = [&MAGIC[..], &[version::WIRE]].concat();
+    let clear = [&MAGIC[..], &[2]].concat();
     let (kind, nonce, changed): (u8, [u8; NONCE], u32) =
         (u.arbitrary()?, u.arbitrary()?, u.arbitrary()?);
     let contents = u.take_rest();
@@ -57,7 +57,7 @@ fn open(mut u: Unstructured<'_>) -> Result<()> {
     assert!(sealer.open(&context(Channel::Tcp), &sealed).is_err());
     let mut datagram = [&clear[..], &sealed].concat();
     match read(&sealer, &alpha, &beta, &datagram) {
-        Ok(packet) => assert!(encode(&packet).is_ok()),
+        Ok((_, packet)) => assert!(encode(&packet).is_ok()),
         Err(PacketError::Malformed(_)) => {}
         Err(e) => panic!("the own seal does not open: {e}"),
     }
@@ -84,7 +84,7 @@ fn read(
     from: &ServerName,
     to: &ServerName,
     bytes: &[u8],
-) -> std::result::Result<Packet, PacketError> {
+) -> std::result::Result<(u8, Packet), PacketError> {
     let text = 2 * bytes.len().max(MESSAGE_MAX);
     meter::within(READING_MAX + text, || {
         datagram::open(sealer, from, to, bytes)

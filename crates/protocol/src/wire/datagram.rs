@@ -1,7 +1,7 @@
 //! The UDP packet: a small clear header, then a sealed [`Packet`].
 //!
 //! ```text
-//!   "stdn" | version::WIRE | nonce (24) | ciphertext | tag (16)
+//!   "stdn" | version | nonce (24) | ciphertext | tag (16)
 //! ```
 //!
 //! The header only tells other traffic and other versions apart; nothing is decided by it. Who speaks to
@@ -12,7 +12,7 @@ use crate::{
     codec::{self, CodecError, MESSAGE_MAX},
     ids::ServerName,
     seal::{Channel, Context, NONCE, OVERHEAD, OpenError, Sealer},
-    version,
+    version::{self, Since},
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -64,9 +64,38 @@ pub enum Packet {
         to: Incarnation,
         /// Its challenge.
         challenge: Challenge,
+        /// The sender's [`version::WIRE`].
+        speaks: Since<2, Speaks>,
     },
     /// Everything else.
     Data(Box<Data>),
+}
+
+/// The versions that a server speaks, as far as it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speaks {
+    /// The oldest.
+    pub oldest: u8,
+    /// The newest.
+    pub newest: u8,
+}
+
+impl Default for Speaks {
+    /// Who says nothing speaks the first version only.
+    fn default() -> Self {
+        Self {
+            oldest: version::FIRST,
+            newest: version::FIRST,
+        }
+    }
+}
+
+impl Speaks {
+    /// This program.
+    pub const OURS: Self = Self {
+        oldest: *version::WIRE.start(),
+        newest: *version::WIRE.end(),
+    };
 }
 
 /// Beats and acknowledgements that leave together, between two incarnations that have proved themselves.
@@ -135,8 +164,9 @@ impl fmt::Display for PacketError {
             Self::Version(v) => {
                 write!(
                     f,
-                    "protocol version {v}, this server speaks {}: install one version on all",
-                    version::WIRE
+                    "protocol version {v}, this server speaks {} to {}: install one release on all",
+                    version::WIRE.start(),
+                    version::WIRE.end()
                 )
             }
             Self::Seal(e) => e.fmt(f),
@@ -155,20 +185,21 @@ impl std::error::Error for PacketError {
     }
 }
 
-/// Makes the bytes of a packet. `nonce` is random and never used again.
+/// Makes the bytes of a packet of `version`. `nonce` is random and never used again.
 pub fn seal(
     sealer: &Sealer,
-    from: &ServerName,
-    to: &ServerName,
+    (from, to): (&ServerName, &ServerName),
+    version: u8,
     nonce: [u8; NONCE],
     packet: &Packet,
 ) -> Result<Vec<u8>, CodecError> {
-    let plain = codec::encode(packet)?;
+    let plain = codec::encode_as(packet, version)?;
     let mut bytes = Vec::with_capacity(HEADER + OVERHEAD + plain.len());
     bytes.extend_from_slice(&MAGIC);
-    bytes.push(version::WIRE);
+    bytes.push(version);
     bytes.extend_from_slice(&sealer.seal(
         &Context {
+            version,
             channel: Channel::Udp,
             from,
             to,
@@ -179,25 +210,27 @@ pub fn seal(
     Ok(bytes)
 }
 
-/// Reads what [`seal`] made for the same sender and receiver.
+/// Reads what [`seal`] made for the same sender and receiver, and of which version it is.
 pub fn open(
     sealer: &Sealer,
     from: &ServerName,
     to: &ServerName,
     bytes: &[u8],
-) -> Result<Packet, PacketError> {
+) -> Result<(u8, Packet), PacketError> {
     let rest = bytes.strip_prefix(&MAGIC).ok_or(PacketError::NotOurs)?;
     let (&spoken, sealed) = rest.split_first().ok_or(PacketError::NotOurs)?;
-    if spoken != version::WIRE {
+    if !version::WIRE.contains(&spoken) {
         return Err(PacketError::Version(spoken));
     }
     let context = Context {
+        version: spoken,
         channel: Channel::Udp,
         from,
         to,
     };
     let plain = sealer.open(&context, sealed).map_err(PacketError::Seal)?;
-    codec::decode(&plain).map_err(PacketError::Malformed)
+    let packet = codec::decode_as(&plain, spoken).map_err(PacketError::Malformed)?;
+    Ok((spoken, packet))
 }
 
 #[cfg(test)]
@@ -219,15 +252,15 @@ mod tests {
     #[test]
     fn a_packet_survives_the_way_and_fits_a_datagram() {
         let (sealer, (a, b)) = (Sealer::new(&[[1; 32]], "web"), names());
-        let bytes = seal(&sealer, &a, &b, [9; NONCE], &hello()).unwrap();
-        assert_eq!(open(&sealer, &a, &b, &bytes).unwrap(), hello());
+        let bytes = seal(&sealer, (&a, &b), 2, [9; NONCE], &hello()).unwrap();
+        assert_eq!(open(&sealer, &a, &b, &bytes).unwrap(), (2, hello()));
         const { assert!(DATAGRAM_MAX <= 65_507) };
     }
 
     #[test]
     fn other_traffic_and_other_versions_are_told_apart() {
         let (sealer, (a, b)) = (Sealer::new(&[[1; 32]], "web"), names());
-        let mut bytes = seal(&sealer, &a, &b, [9; NONCE], &hello()).unwrap();
+        let mut bytes = seal(&sealer, (&a, &b), 1, [9; NONCE], &hello()).unwrap();
         for cut in 0..HEADER {
             assert!(matches!(
                 open(&sealer, &a, &b, &bytes[..cut]),
@@ -256,11 +289,12 @@ mod tests {
     fn sealed_nonsense_is_malformed_and_no_more() {
         let (sealer, (a, b)) = (Sealer::new(&[[1; 32]], "web"), names());
         let context = Context {
+            version: 1,
             channel: Channel::Udp,
             from: &a,
             to: &b,
         };
-        let mut bytes = [&MAGIC[..], &[version::WIRE]].concat();
+        let mut bytes = [&MAGIC[..], &[1]].concat();
         bytes.extend(sealer.seal(&context, [9; NONCE], &[0xff; 40]));
         assert!(matches!(
             open(&sealer, &a, &b, &bytes),

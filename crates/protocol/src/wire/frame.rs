@@ -10,7 +10,7 @@
 //! other why they do not talk. Nothing but a log line may depend on a refusal: anybody can forge one.
 
 use super::signal::Signal;
-use crate::{codec::MESSAGE_MAX, seal, version};
+use crate::{codec::MESSAGE_MAX, seal};
 use serde::{Deserialize, Serialize};
 use std::{fmt, time::Duration};
 
@@ -115,11 +115,11 @@ impl Header {
     }
 }
 
-/// The preamble of this program.
-pub fn preamble() -> [u8; PREAMBLE] {
+/// The preamble of a connection that speaks `version`.
+pub fn preamble(version: u8) -> [u8; PREAMBLE] {
     let mut bytes = [0; PREAMBLE];
     bytes[..MAGIC.len()].copy_from_slice(&MAGIC);
-    bytes[MAGIC.len()] = version::WIRE;
+    bytes[MAGIC.len()] = version;
     bytes
 }
 
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn bytes_of_version_1_stay_what_they_are() {
-        assert_eq!(preamble(), *b"standin\x01");
+        assert_eq!(preamble(1), *b"standin\x01");
         let hello = Frame {
             sender: Challenge([1; 16]),
             receiver: None,
@@ -206,7 +206,7 @@ mod tests {
             Some(Header::Sealed(300))
         );
         assert_eq!(Header::read(*b"X\0\0"), None);
-        assert_eq!(read_preamble(preamble()), Some(version::WIRE));
+        assert_eq!(read_preamble(preamble(7)), Some(7));
         assert_eq!(read_preamble(*b"HTTP/1.1"), None);
     }
 
