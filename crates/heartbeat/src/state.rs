@@ -25,6 +25,9 @@ const PATHS_MAX: usize = 16;
 /// one travels alone.
 const BUNDLE_MAX: usize = 1024;
 
+/// Which peer, and which path to it.
+type Place = (usize, usize);
+
 /// The core of hbd.
 #[derive(Debug)]
 pub struct Heartbeat {
@@ -199,7 +202,7 @@ impl Heartbeat {
     }
 
     /// Level 1 (DESIGN section 2): the address is listed, or nothing else is looked at. Whose it is, and which path.
-    fn listed(&self, (source, local): (IpAddr, IpAddr)) -> Result<(usize, usize), Refusal> {
+    fn listed(&self, (source, local): (IpAddr, IpAddr)) -> Result<Place, Refusal> {
         let listed = |peer: &Peer| peer.path_of(source, local);
         let mut peers = self.peers.iter().enumerate();
         let place = peers.find_map(|(i, p)| Some((i, listed(p)?)));
@@ -207,11 +210,7 @@ impl Heartbeat {
     }
 
     /// Level 3: the seal.
-    fn open(
-        &self,
-        ends: (IpAddr, IpAddr),
-        bytes: &[u8],
-    ) -> Result<((usize, usize), (u8, Packet)), Refusal> {
+    fn open(&self, ends: (IpAddr, IpAddr), bytes: &[u8]) -> Result<(Place, (u8, Packet)), Refusal> {
         let place = self.listed(ends)?;
         let peer = &self.peers[place.0].name;
         let opened = datagram::open(&self.sealer, peer, &self.me, bytes);
@@ -221,7 +220,7 @@ impl Heartbeat {
     fn packet(
         &mut self,
         now: BootTime,
-        (index, path): (usize, usize),
+        (index, path): Place,
         (version, packet): (u8, Packet),
         (at, real_ns, raw_ns): (BootTime, u64, Option<u64>),
     ) -> Result<Vec<Output>, Refusal> {
