@@ -46,6 +46,7 @@ impl Withheld {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use protocol::{BootTime, Term};
