@@ -6,6 +6,10 @@ mod control;
 mod init;
 mod keygen;
 mod lab;
+mod planned;
+mod process;
+mod pulse;
+mod reload;
 mod restart;
 mod run;
 mod ssh;
@@ -26,7 +30,7 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand_required(true)
         .after_help("Exit codes: 0 fine, 1 says no, 2 wrong usage or configuration.")
-        .subcommands([run::command(), restart::command()])
+        .subcommands([run::command(), restart::command(), reload::command()])
         .subcommands([status::command(), check::command(), time::command()])
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
@@ -38,8 +42,13 @@ fn main() -> ExitCode {
     let Some((name, matches)) = matches.subcommand() else {
         return ExitCode::from(2);
     };
+    if !matches!(name, "run" | "lab") {
+        // `standin status | head` ends as any command does.
+        daemon::sys::default_sigpipe();
+    }
     match name {
         "run" => run::run(matches),
+        "reload" => end(reload::run(matches)),
         "restart" => end(restart::run(matches)),
         "status" => status::run(matches),
         "check" => check::run(matches),

@@ -141,7 +141,7 @@ fn now(matches: &ArgMatches, args: &Args) -> Result<ExitCode, Error> {
     }
 }
 
-fn ago(now: u64, at: u64) -> String {
+pub fn ago(now: u64, at: u64) -> String {
     uptime(Duration::from_secs(now.saturating_sub(at)))
 }
 

@@ -512,7 +512,7 @@ fn what_only_syncd_knows_is_handed_over_to_it() {
 const ROLE: &str = r#"#!/bin/sh
 name=$(basename "$0")
 echo "$name start $$" >> LOG
-trap 'echo "$name term $$" >> LOG; exit 0' TERM
+trap 'echo "$name term $$" >> LOG; exit 0' TERM INT
 trap 'echo "$name hup $$" >> LOG' HUP
 while :; do sleep 0.02; done
 "#;
