@@ -3,7 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::{Config, Server};
 use daemon::{
-    Args, Error, durable, machine,
+    Args, Error, durable, machine, println,
     privileges::USER,
     sys::{self, Capability},
 };

@@ -1,7 +1,7 @@
 //! `standin promote`, `resign`, `maintenance`, `server`: requests to this server's electd.
 
 use clap::{Arg, ArgMatches, Command};
-use daemon::{Args, Error};
+use daemon::{Args, Error, eprintln};
 use protocol::{
     Role,
     local::ctl::{CtlReply, CtlRequest},

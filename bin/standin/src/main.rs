@@ -19,7 +19,7 @@ mod time;
 mod versions;
 
 use clap::{ArgMatches, Command};
-use daemon::{Args, Error};
+use daemon::{Args, Error, eprintln, println};
 use std::process::ExitCode;
 
 fn command() -> Command {
@@ -42,10 +42,6 @@ fn main() -> ExitCode {
     let Some((name, matches)) = matches.subcommand() else {
         return ExitCode::from(2);
     };
-    if !matches!(name, "run" | "lab") {
-        // `standin status | head` ends as any command does.
-        daemon::sys::default_sigpipe();
-    }
     match name {
         "run" => run::run(matches),
         "reload" => end(reload::run(matches)),

@@ -4,7 +4,7 @@
 use crate::{child::Keeper, planned, process, pulse};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::{ClusterKeys, Config, ConfigError};
-use daemon::{Args, Boot, Error, Event, EventLoop, START_PRIORITY};
+use daemon::{Args, Boot, Error, Event, EventLoop, START_PRIORITY, eprintln, println};
 use mio::{Interest, unix::SourceFd};
 use nix::sys::signal::Signal;
 use protocol::{

@@ -2,6 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::Config;
+use daemon::{eprintln, print, println};
 use protocol::{
     BootTime, Role, ServerName,
     local::{

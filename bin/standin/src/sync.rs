@@ -2,7 +2,7 @@
 
 use crate::status::{Table, uptime};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use daemon::{Args, Error};
+use daemon::{Args, Error, print, println};
 use protocol::{
     Role, ServerName,
     local::{

@@ -20,6 +20,7 @@ mod local_socket;
 mod log;
 pub mod machine;
 pub mod maintenance;
+mod out;
 pub mod privileges;
 mod ready;
 pub mod run_dir;

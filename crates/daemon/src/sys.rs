@@ -220,12 +220,6 @@ pub fn step_clock(ns: i64) -> io::Result<()> {
     clock_adjust(&mut timex)
 }
 
-/// A closed pipe behind standard output ends the process, as it does any command.
-pub fn default_sigpipe() {
-    // SAFETY: no handler is installed, so none can be run at a bad moment.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-}
-
 /// Accepts a connection, non-blocking and close-on-exec; `WouldBlock` if none waits.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use nix::sys::socket::{SockFlag, accept4};
