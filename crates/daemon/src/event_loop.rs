@@ -57,8 +57,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const QUICK_TRIES: u32 = 40;
 /// So many messages wait for each other at most before they leave for a neighbour.
 const QUEUE_MAX: usize = 16;
-/// What carries electd's last words waits for these beyond two leases and a script's time limit, when all are told to
-/// end at once.
+/// What carries electd's last messages waits for these beyond two leases, when all are told to end at once.
 const HANDOVER: Duration = Duration::from_secs(5);
 /// How often it is seen whether the own socket still has its name.
 const LOOK: Duration = Duration::from_secs(1);
@@ -277,7 +276,7 @@ impl EventLoop {
             counters: Counters::default(),
             buffer: vec![0; MESSAGE_MAX],
             role: boot.role,
-            handover: HANDOVER + 2 * boot.config.cluster.lease + boot.config.scripts.timeout,
+            handover: HANDOVER + 2 * boot.config.cluster.lease,
             ending: None,
         })
     }

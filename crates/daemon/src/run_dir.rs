@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The last good configuration, from which a role starts when the file is bad.
-const KEPT_CONFIG: &str = "standin.toml";
+const KEPT_CONFIG: &str = "last-good.toml";
 /// Set-group-id: what is made in the run-dir has its group.
 const MODE: u32 = 0o2755;
 const ROLES: [Role; 6] = [
