@@ -20,7 +20,6 @@ use protocol::{
         ring::{Arrival, DoctordToElectd, FourTimes, HbdToDoctord, Health, HealthState},
         status::{Detail, RoleStatus},
     },
-    version,
     wire::beat::{Ack, Beat, Freshness, Participation, Roster},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -424,12 +423,12 @@ fn clocks_are_compared_and_one_too_far_off_is_told() {
 }
 
 #[test]
-fn sigterm_ends_it_well() {
+fn sigint_ends_it_well() {
     let mut stage = Stage::set();
     stage.until_health("a first word", |_| true);
     kill(
         Pid::from_raw(i32::try_from(stage.doctord.id()).unwrap()),
-        Signal::SIGTERM,
+        Signal::SIGINT,
     )
     .unwrap();
     assert_eq!(stage.doctord.wait().unwrap().code(), Some(0));

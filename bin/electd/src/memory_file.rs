@@ -2,12 +2,17 @@
 
 use daemon::Error;
 use election::{Memory, memory::SLOT};
+use protocol::BootTime;
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io::{self, Read},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+/// How often it is seen whether the file still has its name.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Two slots, written in turn, without fsync: the run-dir is in memory.
 pub struct MemoryFile {
@@ -15,6 +20,10 @@ pub struct MemoryFile {
     path: PathBuf,
     boot_id: [u8; 16],
     sequence: u64,
+    /// What was written last, and where.
+    last: Option<(Vec<u8>, u64)>,
+    /// When it is seen whether the file still has its name.
+    look: BootTime,
     /// Could not be written yet: nothing that relies on it may be sent.
     pending: Option<Memory>,
 }
@@ -25,14 +34,7 @@ impl MemoryFile {
         let path = run_dir.join("electd.state");
         let failed = |e| Error::io(format!("cannot open {}", path.display()), e);
         let boot_id = boot_id()?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
+        let mut file = open(&path).map_err(failed)?;
         let mut bytes = Vec::new();
         (&mut file)
             .take(2 * SLOT as u64)
@@ -46,6 +48,8 @@ impl MemoryFile {
                 path,
                 boot_id,
                 sequence,
+                last: None,
+                look: daemon::now() + LOOK,
                 pending: None,
             },
             memory,
@@ -60,20 +64,22 @@ impl MemoryFile {
 
     /// Tries a failed write again; false if nothing that relies on it may be sent yet.
     pub fn retry(&mut self) -> bool {
+        self.look_after();
         let Some(mut memory) = self.pending.take() else {
             return true;
         };
         memory.boot_id = self.boot_id;
         memory.sequence = self.sequence + 1;
+        let at = (memory.slot() * SLOT) as u64;
         let written = memory
             .to_bytes()
             .map_err(io::Error::other)
-            .and_then(|bytes| {
-                self.file
-                    .write_all_at(&bytes, (memory.slot() * SLOT) as u64)
-            });
+            .and_then(|bytes| self.file.write_all_at(&bytes, at).map(|()| bytes));
         match written {
-            Ok(()) => self.sequence += 1,
+            Ok(bytes) => {
+                self.sequence += 1;
+                self.last = Some((bytes, at));
+            }
             Err(e) => {
                 log::error!(
                     "cannot write {}: {e}; no vote and no promise is given",
@@ -84,6 +90,40 @@ impl MemoryFile {
         }
         self.pending.is_none()
     }
+}
+
+impl MemoryFile {
+    /// A file that another program removed is written anew: the next electd would know nothing of what this one
+    /// promised.
+    fn look_after(&mut self) {
+        let now = daemon::now();
+        if now < self.look {
+            return;
+        }
+        self.look = now + LOOK;
+        let identity = |m: io::Result<Metadata>| m.map(|m| (m.dev(), m.ino())).ok();
+        let here = identity(std::fs::symlink_metadata(&self.path));
+        let (Some((bytes, at)), true) = (&self.last, here != identity(self.file.metadata())) else {
+            return;
+        };
+        match open(&self.path).and_then(|file| file.write_all_at(bytes, *at).map(|()| file)) {
+            Ok(file) => {
+                self.file = file;
+                let path = self.path.display();
+                log::warn!("{path} was removed by another program and has been written anew");
+            }
+            Err(e) => log::error!(
+                "{} was removed by another program: {e}",
+                self.path.display()
+            ),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    options.mode(0o600).open(path)
 }
 
 /// The kernel's boot id: 128 random bits (random(4)).

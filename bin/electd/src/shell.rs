@@ -133,11 +133,15 @@ impl Shell {
             memory: remembered,
             gates,
         };
-        let elector = Elector::new(
+        let mut elector = Elector::new(
             settings::election(&boot.config, &boot.me, takeover.margin()),
             start,
             daemon::now(),
         );
+        if daemon::maintenance::since(&boot.args.state_dir).is_some() {
+            let wish = Wish::Maintenance(true);
+            elector.handle(daemon::now(), Input::Operator { id: 0, wish }); // nobody waits for the answer
+        }
         let mut alarms = VecDeque::new();
         let watchdog = boot.config.cluster.watchdog.as_deref();
         let watchdog = watchdog.and_then(|path| {

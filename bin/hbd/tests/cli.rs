@@ -17,7 +17,6 @@ use protocol::{
         ring::{Arrival, ElectdToHbd, HbdToDoctord},
         status::{Detail, RoleStatus},
     },
-    version,
     wire::beat::{Ack, Beat, Freshness, Participation, Roster},
 };
 use std::{
@@ -230,7 +229,7 @@ fn a_reload_changes_addresses_and_a_bad_file_changes_nothing() {
         UdpSocket::bind(("127.0.1.81", cluster.port)).is_ok(),
         "the former socket is closed"
     );
-    alpha.unix_signal(Signal::SIGTERM);
+    alpha.unix_signal(Signal::SIGINT);
     assert_eq!(alpha.process.0.wait().unwrap().code(), Some(0));
 }
 

@@ -18,7 +18,6 @@ use protocol::{
         ring::{ElectdToListend, ListendToElectd},
         status::{Detail, RoleStatus},
     },
-    version,
     wire::signal::{Body, Signal},
 };
 use std::{
@@ -166,15 +165,47 @@ fn the_init_script_starts_restarts_reloads_and_stops_the_role_alone() {
         (2, 2)
     );
 
-    // A daemon that cannot start: its own words are shown.
+    // A daemon that could not start: nothing is tried.
     std::fs::write(
         cluster.dir.path().join("standin.toml"),
         "[cluster]\nname = 1\n",
     )
     .unwrap();
     let (code, words) = script("start");
-    assert_eq!(code, 1);
+    assert_eq!(code, 6, "{words}");
     assert!(words.contains("standin.toml"), "{words}");
+    let code = |args: &[&str]| cluster.script("standin", args).0;
+    assert_eq!(code(&["reload", "listend"]), 7, "it does not run");
+    assert_eq!(code(&["try-restart", "listend"]), 0);
+    assert_eq!((code(&["try-restart"]), code(&["reload"])), (0, 7));
+    std::fs::write(cluster.run_dir("alpha").join("standin.pid"), "1\n").unwrap();
+    assert_eq!(code(&["status"]), 1, "dead, and a pid file is left");
+}
+
+#[test]
+fn the_init_script_restarts_nothing_with_a_bad_file_and_ends_what_a_dead_main_daemon_left() {
+    let cluster = Cluster::new(&["127.0.0.24", "127.0.0.25", "127.0.0.26"]);
+    cluster.write_defaults();
+    assert_eq!(cluster.script("listend", &["start"]).0, 0);
+    let pid = cluster.pid("listend");
+    let file = cluster.dir.path().join("standin.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, "[cluster]\nname = 1\n").unwrap();
+    for args in [
+        &["restart", "listend"][..],
+        &["reload", "listend"],
+        &["restart"],
+    ] {
+        let (code, words) = cluster.script("standin", args);
+        assert_eq!(code, 6, "{words}");
+        assert!(words.contains("standin.toml"), "{words}");
+        assert_eq!(cluster.pid("listend"), pid);
+    }
+    std::fs::write(&file, good).unwrap();
+    let (code, words) = cluster.script("standin", &["stop"]);
+    assert_eq!(code, 0, "{words}");
+    assert!(words.contains("listend stopped"), "{words}");
+    assert_eq!(cluster.pid("listend"), None);
 }
 
 #[test]
@@ -209,10 +240,18 @@ fn the_init_script_lets_a_running_main_daemon_restart_the_role() {
     let (code, words) = cluster.script("listend", &["stop"]);
     assert_eq!(code, 1, "{words}");
     assert_eq!(cluster.pid("listend"), first, "left alone");
+    // Stands for the command.
+    let bin = cluster.dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join("standin"), "#!/bin/sh\necho \"<$*>\"; exit 4\n").unwrap();
+    std::fs::set_permissions(bin.join("standin"), PermissionsExt::from_mode(0o755)).unwrap();
+    let defaults = cluster.dir.path().join("default");
+    let text = std::fs::read_to_string(&defaults).unwrap();
+    std::fs::write(&defaults, format!("{text}STANDIN_BIN={}\n", bin.display())).unwrap();
     let (code, words) = cluster.script("listend", &["restart"]);
-    assert_eq!(code, 0, "{words}");
-    assert!(words.contains("restarted by the main daemon"), "{words}");
-    assert_ne!(cluster.pid("listend"), first);
+    assert_eq!(code, 4, "{words}");
+    assert!(words.contains("<restart listend --run-dir"), "{words}");
+    std::fs::write(&defaults, text).unwrap();
     drop(main);
     assert_eq!(cluster.script("listend", &["stop"]).0, 0);
 }

@@ -1,13 +1,14 @@
 //! `standin check`: would this server start, and serve?
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::{Config, Server};
 use daemon::{
-    Args, Error, durable, machine,
+    Args, Error, durable, machine, println,
+    privileges::USER,
     sys::{self, Capability},
 };
 use election::Kept;
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, Uid, User, access, setfsgid, setfsuid};
 use protocol::{
     Role, ServerName,
     local::{
@@ -15,13 +16,7 @@ use protocol::{
         status::Detail,
     },
 };
-use std::{
-    io::ErrorKind,
-    net::{TcpListener, UdpSocket},
-    path::Path,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io::ErrorKind, path::Path, process::ExitCode, thread, time::Duration};
 use takeover::GateKind;
 
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -29,6 +24,12 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 pub fn command() -> Command {
     Command::new("check")
         .about("Check configuration, key, rights, interfaces and folders of this server")
+        .arg(
+            Arg::new("config-only")
+                .long("config-only")
+                .action(ArgAction::SetTrue)
+                .help("Only the configuration and the key; touches no network"),
+        )
 }
 
 pub fn run(matches: &ArgMatches) -> ExitCode {
@@ -45,6 +46,9 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     ));
     if let Err(e) = key(&config, &mut report) {
         return crate::fail(&e);
+    }
+    if matches.get_flag("config-only") {
+        return ExitCode::SUCCESS;
     }
     clock(&mut report);
     if let Some(server) = config.server(&me) {
@@ -66,6 +70,9 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             }
         }
         let running = roles(&config, &args.run_dir, &mut report);
+        if running {
+            local_ways(&config, &args.run_dir, &mut report);
+        }
         clocks(&args, &config, &mut report);
         if !running {
             ports(server, config.cluster.port, &mut report);
@@ -233,6 +240,36 @@ fn roles(config: &Config, run_dir: &Path, report: &mut Report) -> bool {
     running
 }
 
+/// Each role's socket, tried as the user that the roles without privileges are: root may do what they may not.
+fn local_ways(config: &Config, run_dir: &Path, report: &mut Report) {
+    let Ok(Some(user)) = User::from_name(USER) else {
+        return;
+    };
+    if !Uid::effective().is_root() {
+        return report.note(format!(
+            "not tried whether user {USER} reaches the roles: run as root"
+        ));
+    }
+    let roles: Vec<Role> = crate::run::roles(config).collect();
+    let run_dir = run_dir.to_owned();
+    // These belong to a thread alone.
+    let tried = thread::spawn(move || {
+        setfsgid(user.gid);
+        setfsuid(user.uid);
+        let call = |role: Role| daemon::ctl::call(&run_dir, role, &CtlRequest::Status, TIMEOUT);
+        roles
+            .into_iter()
+            .map(|role| (role, call(role).err()))
+            .collect::<Vec<_>>()
+    });
+    for (role, failed) in tried.join().unwrap_or_default() {
+        match failed {
+            None => report.ok(format!("{role}: user {USER} reaches it")),
+            Some(e) => report.wrong(format!("{role}, as user {USER}: {e}")),
+        }
+    }
+}
+
 /// How far the other servers' clocks are from this one's.
 fn clocks(args: &Args, config: &Config, report: &mut Report) {
     let limit = config.time.max_skew;
@@ -258,7 +295,7 @@ fn clocks(args: &Args, config: &Config, report: &mut Report) {
 /// The port must be free on the server's own addresses, which must be on this host.
 fn ports(server: &Server, port: u16, report: &mut Report) {
     for ip in &server.addresses {
-        let bound = UdpSocket::bind((*ip, port)).and_then(|_| TcpListener::bind((*ip, port)));
+        let bound = crate::run::try_port(*ip, port, true, true);
         match bound {
             Ok(_) => report.ok(format!("address {ip} is here and port {port} free")),
             Err(e) if e.kind() == ErrorKind::AddrInUse => report.wrong(format!(

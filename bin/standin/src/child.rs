@@ -1,7 +1,12 @@
 //! One role as the main daemon sees it: a process of its own, or one it found running.
 
+use crate::{
+    process,
+    pulse::{Greeting, Pulse},
+};
 use daemon::{
     Args, Boot, Error, START_PRIORITY,
+    ctl::Ping,
     sys::{pidfd_open, pidfd_send_signal, scheduler_fifo, scheduler_fifo_for_children},
 };
 use mutants::{Mutant, planted};
@@ -14,13 +19,14 @@ use protocol::{
     },
 };
 use std::{
+    cell::Cell,
     collections::VecDeque,
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -66,6 +72,14 @@ pub struct Keeper {
     pub start_at: Option<BootTime>,
     /// When it must be killed, because it was asked to end.
     pub kill_at: Option<BootTime>,
+    /// It was killed, and is still there.
+    pub stuck: Option<String>,
+    /// SIGKILL was sent to the process.
+    sigkilled: Cell<bool>,
+    /// Since when its socket has had no name.
+    unnamed: Option<BootTime>,
+    pulse: Pulse,
+    ping: Option<Ping>,
 }
 
 struct Process {
@@ -94,7 +108,42 @@ impl Keeper {
             killed: false,
             start_at,
             kill_at: None,
+            stuck: None,
+            sigkilled: Cell::new(false),
+            unnamed: None,
+            pulse: Pulse::new(starts > 0),
+            ping: None,
         }
+    }
+
+    /// Greets it, once a second; for how long it has been silent, if that is too long.
+    pub fn ping(&mut self, run_dir: &Path, now: BootTime) -> Option<Duration> {
+        let sent = self.ping.take();
+        if !self.runs() {
+            return None;
+        }
+        let greeting = match &sent {
+            Some(ping) if ping.answered() => Greeting::Answered,
+            Some(_) => Greeting::Unanswered,
+            None => Greeting::Unreachable,
+        };
+        let silent = self.pulse.tick(now, greeting);
+        self.ping = match Ping::send(run_dir, self.role) {
+            Ok(ping) => Some(ping),
+            // No room for one more greeting.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => sent,
+            Err(_) => None,
+        };
+        silent.filter(|_| self.kill_at.is_none())
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(|p| p.pid)
+    }
+
+    /// What an operator should know of it.
+    pub fn note(&self) -> Option<String> {
+        self.stuck.clone()
     }
 
     pub fn runs(&self) -> bool {
@@ -121,7 +170,9 @@ impl Keeper {
                 .args(boot.args.to_arguments())
                 .stdin(Stdio::null())
                 .process_group(0);
-            command.env_remove("NOTIFY_SOCKET");
+            for own in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+                command.env_remove(own);
+            }
             let failed = |e| Error::io(format!("cannot start {}", path.display()), e);
             let mut child = spawn(&mut command, boot.config.cluster.realtime).map_err(failed)?;
             match pidfd_open(child.id()) {
@@ -140,6 +191,10 @@ impl Keeper {
         match started {
             Ok(process) => {
                 self.process = Some(process);
+                self.pulse = Pulse::default();
+                self.ping = None;
+                self.unnamed = None;
+                self.sigkilled.set(false);
                 self.started = now;
                 self.starts += 1;
                 Ok(())
@@ -170,6 +225,7 @@ impl Keeper {
         };
         self.process = None;
         self.kill_at = None;
+        self.stuck = None;
         Some(how)
     }
 
@@ -184,7 +240,28 @@ impl Keeper {
         pause
     }
 
+    /// Whether SIGKILL was sent to it.
+    pub fn killed(&self) -> bool {
+        self.sigkilled.get()
+    }
+
+    /// For how long nobody could connect to it, for another program removed its socket.
+    pub fn unnamed_for(&mut self, run_dir: &Path, now: BootTime) -> Duration {
+        let named = run_dir.join(format!("{}.sock", self.role)).exists();
+        let applies = self.pulse.is_known() && self.runs() && self.kill_at.is_none();
+        if named || !applies {
+            self.unnamed = None;
+        } else if self.unnamed.is_none() {
+            self.unnamed = Some(now);
+        }
+        self.unnamed
+            .map_or(Duration::ZERO, |since| now.since(since))
+    }
+
     pub fn signal(&self, signal: Signal) {
+        if signal == Signal::SIGKILL {
+            self.sigkilled.set(true);
+        }
         if let Some(process) = &self.process
             && let Err(e) = pidfd_send_signal(process.pidfd.as_fd(), signal as i32)
         {
@@ -195,7 +272,7 @@ impl Keeper {
     pub fn status(&self) -> ChildStatus {
         ChildStatus {
             role: self.role,
-            pid: self.process.as_ref().map(|p| p.pid),
+            pid: self.pid(),
             started: self.started,
             restarts: self.starts.saturating_sub(1),
         }
@@ -219,19 +296,27 @@ fn find(role: Role, args: &Args) -> Option<(Process, BootTime)> {
         Ok(CtlReply::Status(status)) => Some(status),
         Ok(CtlReply::Done(_) | CtlReply::No(_)) | Err(_) => None,
     };
-    let first = ask()?;
+    let Some(first) = ask() else {
+        return find_silent(role, args);
+    };
     let pidfd = pidfd_open(first.pid).ok()?;
     // Asked again behind the descriptor: the number was not given to another process in between.
     let again = ask().filter(|again| again.pid == first.pid)?;
     log::info!("{role} runs already, pid {}: watching it", again.pid);
-    Some((
-        Process {
-            pid: again.pid,
-            pidfd,
-            child: None,
-        },
-        again.started,
-    ))
+    let (pid, child) = (again.pid, None);
+    Some((Process { pid, pidfd, child }, again.started))
+}
+
+/// One that hangs, or whose socket was removed: it is watched like any other, and restarted if it stays so.
+fn find_silent(role: Role, args: &Args) -> Option<(Process, BootTime)> {
+    let pid = process::find(role, args)?;
+    let pidfd = pidfd_open(pid).ok()?;
+    if exited(&pidfd) || !process::is_ours(pid, role, args) {
+        return None;
+    }
+    log::warn!("{role} runs already, pid {pid}, and does not answer: watching it");
+    let child = None;
+    Some((Process { pid, pidfd, child }, daemon::now()))
 }
 
 fn exited(pidfd: &OwnedFd) -> bool {

@@ -1,12 +1,16 @@
 //! `standin promote`, `resign`, `maintenance`, `server`: requests to this server's electd.
 
 use clap::{Arg, ArgMatches, Command};
-use daemon::Error;
+use daemon::{Args, Error, eprintln};
 use protocol::{
     Role,
     local::ctl::{CtlReply, CtlRequest},
 };
-use std::{process::ExitCode, str::FromStr, time::Duration};
+use std::{
+    process::ExitCode,
+    str::FromStr,
+    time::{Duration, UNIX_EPOCH},
+};
 
 /// electd answers at once or after a handover; a lease is at most 10 s.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -54,12 +58,8 @@ pub fn run(command: &str, matches: &ArgMatches) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let reply = daemon::ctl::call(
-        &crate::args(matches).run_dir,
-        Role::Electd,
-        &request,
-        TIMEOUT,
-    );
+    let args = crate::args(matches);
+    let reply = call(&args, &request);
     crate::end(reply.and_then(|reply| match reply {
         CtlReply::Done(what) => Ok(what),
         CtlReply::No(why) => Err(Error::Failed(why)),
@@ -67,6 +67,19 @@ pub fn run(command: &str, matches: &ArgMatches) -> ExitCode {
             "electd gave an answer to another question".into(),
         )),
     }))
+}
+
+/// Maintenance is electd's once it has heard of it, whatever comes of the handover; then it is kept.
+fn call(args: &Args, request: &CtlRequest) -> Result<CtlReply, Error> {
+    if *request == CtlRequest::Maintenance(false) {
+        daemon::maintenance::end(&args.state_dir)?;
+    }
+    let reply = daemon::ctl::call(&args.run_dir, Role::Electd, request, TIMEOUT)?;
+    if *request == CtlRequest::Maintenance(true) {
+        let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        daemon::maintenance::begin(&args.state_dir, now)?;
+    }
+    Ok(reply)
 }
 
 fn request(command: &str, matches: &ArgMatches) -> Result<CtlRequest, String> {

@@ -3,6 +3,7 @@
 mod files;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use daemon::{eprintln, print, println};
 use lab::{
     Cluster, DEFAULT, Error, FAST, FASTEST, Outage, Profile, Signal, Spec, Spinners, Stalls,
     Verdict,

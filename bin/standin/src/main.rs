@@ -6,6 +6,10 @@ mod control;
 mod init;
 mod keygen;
 mod lab;
+mod planned;
+mod process;
+mod pulse;
+mod reload;
 mod restart;
 mod run;
 mod ssh;
@@ -15,7 +19,7 @@ mod time;
 mod versions;
 
 use clap::{ArgMatches, Command};
-use daemon::{Args, Error};
+use daemon::{Args, Error, eprintln, println};
 use std::process::ExitCode;
 
 fn command() -> Command {
@@ -26,7 +30,7 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand_required(true)
         .after_help("Exit codes: 0 fine, 1 says no, 2 wrong usage or configuration.")
-        .subcommands([run::command(), restart::command()])
+        .subcommands([run::command(), restart::command(), reload::command()])
         .subcommands([status::command(), check::command(), time::command()])
         .subcommands([keygen::command(), init::command()])
         .subcommands(control::commands())
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
     };
     match name {
         "run" => run::run(matches),
+        "reload" => end(reload::run(matches)),
         "restart" => end(restart::run(matches)),
         "status" => status::run(matches),
         "check" => check::run(matches),

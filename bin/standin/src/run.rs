@@ -1,14 +1,14 @@
 //! `standin run`: the main daemon. It starts the roles, restarts a dead one at once, and stops them in order;
-//! the roles outlive it and a new main daemon finds them again.
+//! the roles outlive it and a new main daemon finds them again. Every second it looks after them and the run-dir.
 
-use crate::child::Keeper;
+use crate::{child::Keeper, planned, process, pulse};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use config::{ClusterKeys, Config};
-use daemon::{Args, Boot, Error, Event, EventLoop, START_PRIORITY};
+use config::{ClusterKeys, Config, ConfigError};
+use daemon::{Args, Boot, Error, Event, EventLoop, START_PRIORITY, eprintln, println};
 use mio::{Interest, unix::SourceFd};
 use nix::sys::signal::Signal;
 use protocol::{
-    BootTime, Role,
+    BootTime, Role, ServerName,
     local::{
         ctl::{CtlReply, CtlRequest},
         status::Detail,
@@ -16,9 +16,10 @@ use protocol::{
 };
 use std::{
     collections::VecDeque,
-    fs::OpenOptions,
+    io,
+    net::{IpAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
-    process::{self, Child, ExitCode, Stdio},
+    process::{Child, Command as Program, ExitCode, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -48,6 +49,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
 /// A reload lets a restarted role find its neighbours before it restarts the next.
 const RELOAD_STEP: Duration = Duration::from_millis(250);
+/// How often, and how far apart, a port that is taken is tried again.
+const PORT_TRIES: u32 = 5;
+const PORT_PAUSE: Duration = Duration::from_millis(50);
+/// A role without a name for its socket is restarted after so long.
+const UNNAMED_LIMIT: Duration = Duration::from_secs(3);
 /// A killed process that is not gone by then is looked at again.
 const REAP_RETRY: Duration = Duration::from_millis(1);
 /// How long `--daemon` waits for the main daemon to serve.
@@ -98,18 +104,24 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
 /// Starts the main daemon in a session of its own and waits until it serves; its process number.
 fn detach(args: &Args, log: &Path) -> Result<u32, Error> {
     // What is wrong with the configuration is said here, where somebody reads it.
-    daemon::load_config(args)?;
+    let (config, me, refused) = daemon::load_config_or_kept(args)?;
+    if let Some(e) = refused {
+        eprintln!("standin: {e}\nstandin: the last good configuration is in force");
+    }
+    startable(&config, &me, args)?;
     let failed = |what: String| move |e| Error::io(what, e);
-    let output = OpenOptions::new().create(true).append(true).open(log);
+    let log = &std::path::absolute(log).map_err(failed("cannot find the folder".into()))?;
+    let output = daemon::open_log(log);
     let output = output.map_err(failed(format!("cannot open the log {}", log.display())))?;
     let errors = output
         .try_clone()
         .map_err(failed("cannot copy a descriptor".into()))?;
     let own = std::env::current_exe().map_err(failed("cannot find this executable".into()))?;
-    let child = process::Command::new(own)
+    let child = Program::new(own)
         .arg("run")
         .arg("--detached")
         .args(args.to_arguments())
+        .env(daemon::LOG_FILE, log)
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(errors)
@@ -144,6 +156,9 @@ fn main_daemon(boot: Boot) -> Result<(), Error> {
         crate::child::executable(role)?;
     }
     let looped = EventLoop::open(&boot, &[], &[])?;
+    startable(&boot.config, &boot.me, &boot.args)?;
+    boot.keep_config();
+    restore_sockets(&boot.args.run_dir);
     let pid_file = PidFile::write(&boot.args.run_dir)?;
     let notes = boot.realtime(START_PRIORITY);
     let now = daemon::now();
@@ -159,6 +174,7 @@ fn main_daemon(boot: Boot) -> Result<(), Error> {
         reloads: VecDeque::new(),
         next_reload: None,
         look_again: None,
+        look_after: now,
         stopping: false,
     };
     main.adopt()?;
@@ -176,9 +192,18 @@ struct PidFile(PathBuf);
 impl PidFile {
     fn write(run_dir: &Path) -> Result<Self, Error> {
         let path = run_dir.join("standin.pid");
-        std::fs::write(&path, format!("{}\n", process::id()))
+        std::fs::write(&path, format!("{}\n", std::process::id()))
             .map_err(|e| Error::io(format!("cannot write {}", path.display()), e))?;
         Ok(Self(path))
+    }
+
+    /// Makes it anew if it was removed.
+    fn keep(run_dir: &Path) -> io::Result<()> {
+        let path = run_dir.join("standin.pid");
+        if path.exists() {
+            return Ok(());
+        }
+        std::fs::write(path, format!("{}\n", std::process::id()))
     }
 }
 
@@ -186,6 +211,71 @@ impl Drop for PidFile {
     fn drop(&mut self) {
         // A file left over names a process that is gone, which init scripts expect.
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn restore_sockets(run_dir: &Path) {
+    for socket in daemon::run_dir::restore_sockets(run_dir) {
+        log::warn!(
+            "{}: owner or mode were changed by another program; put right",
+            socket.display()
+        );
+    }
+}
+
+/// Refuses at once what no role could start with, instead of starting roles again and again: the key, and the port if
+/// it is not a role of this server that has it.
+fn startable(config: &Config, me: &ServerName, args: &Args) -> Result<(), Error> {
+    let runs = |role| process::find(role, args).is_some();
+    let (hbd, listend) = (runs(Role::Hbd), runs(Role::Listend));
+    if !hbd || !listend {
+        daemon::key::load(&config.cluster.key)?;
+    }
+    let port = config.cluster.port;
+    for ip in config.server(me).map_or(&[][..], |s| &s.addresses) {
+        // An address that is not here yet may come.
+        let taken = try_port(*ip, port, !hbd, !listend)
+            .is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
+        if taken {
+            let what = format!(
+                "port {port} of {ip} is taken by another program; end it, or choose another port on all servers"
+            );
+            return Err(ConfigError::one(&config.file, None, "[cluster] port", what).into());
+        }
+    }
+    Ok(())
+}
+
+/// Whether the port can be had. Who tries this as well has it only for a moment.
+pub fn try_port(ip: IpAddr, port: u16, udp: bool, tcp: bool) -> io::Result<()> {
+    let once = || -> io::Result<()> {
+        let _udp = udp.then(|| UdpSocket::bind((ip, port))).transpose()?;
+        let _tcp = tcp.then(|| TcpListener::bind((ip, port))).transpose()?;
+        Ok(())
+    };
+    for _ in 0..PORT_TRIES {
+        match once() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => thread::sleep(PORT_PAUSE),
+            tried => return tried,
+        }
+    }
+    once()
+}
+
+/// SIGKILL ends whatever can be ended; what cannot sleeps in the kernel, and its successor waits (ELECTION R8).
+fn kill_again(keeper: &mut Keeper, now: BootTime) {
+    keeper.kill_at = Some(now + STOP_LIMIT);
+    let (role, pid) = (keeper.role, keeper.pid().unwrap_or_default());
+    if !keeper.killed() {
+        log::error!("{role} does not end; killing it");
+        keeper.signal(Signal::SIGKILL);
+    } else if keeper.stuck.is_none() && process::is_uninterruptible(pid) {
+        let what = format!(
+            "{role}, pid {pid}, was killed and cannot end: it sleeps in the kernel (state D), waiting for a disk or a \
+             network file system; {role} is started again when it has ended"
+        );
+        log::error!("{what}");
+        keeper.stuck = Some(what);
     }
 }
 
@@ -201,6 +291,8 @@ struct Main {
     next_reload: Option<BootTime>,
     /// A process has ended and could not be reaped yet.
     look_again: Option<BootTime>,
+    /// When the roles are greeted and the run-dir is looked after.
+    look_after: BootTime,
     stopping: bool,
 }
 
@@ -251,7 +343,8 @@ impl Main {
             .iter()
             .flat_map(|k| [k.start_at, k.kill_at])
             .flatten();
-        own.chain(self.next_reload).chain(self.look_again).min()
+        let own = own.chain(self.next_reload).chain(self.look_again);
+        own.chain([self.look_after]).min()
     }
 
     /// Does whatever is due; harmless if nothing is.
@@ -262,13 +355,15 @@ impl Main {
             self.bury(id, now);
             let keeper = &mut self.keepers[id];
             if keeper.kill_at.is_some_and(|at| at <= now) {
-                log::error!("{} does not end; killing it", keeper.role);
-                keeper.signal(Signal::SIGKILL);
-                keeper.kill_at = Some(now + STOP_LIMIT);
+                kill_again(keeper, now);
             }
             if keeper.start_at.is_some_and(|at| at <= now) && !self.stopping {
                 self.start(id, now)?;
             }
+        }
+        if self.look_after <= now {
+            self.look_after = now + pulse::EVERY;
+            self.look_after(now);
         }
         if self.stopping {
             self.stop_next(now);
@@ -276,6 +371,50 @@ impl Main {
             self.reload_next(now);
         }
         Ok(())
+    }
+
+    fn look_after(&mut self, now: BootTime) {
+        if let Err(e) = daemon::watchdog() {
+            log::warn!("cannot tell the service manager ($NOTIFY_SOCKET): {e}");
+        }
+        let run_dir = self.boot.args.run_dir.clone();
+        if let Err(e) = daemon::run_dir::make(&run_dir).and_then(|()| PidFile::keep(&run_dir)) {
+            log::warn!("the run-dir {}: {e}", run_dir.display());
+        }
+        self.boot.keep_config();
+        restore_sockets(&run_dir);
+        for keeper in &mut self.keepers {
+            let Some(silent) = keeper.ping(&run_dir, now) else {
+                continue;
+            };
+            log::error!(
+                "{}, pid {}, has not answered for {} s; killing it and starting another",
+                keeper.role,
+                keeper.pid().unwrap_or_default(),
+                silent.as_secs()
+            );
+            keeper.signal(Signal::SIGKILL);
+            keeper.kill_at = Some(now + STOP_LIMIT);
+        }
+        self.replace_unnamed(&run_dir, now);
+    }
+
+    /// A role whose socket was removed makes it anew, if it may; those without rights are restarted, one after
+    /// another.
+    fn replace_unnamed(&mut self, run_dir: &Path, now: BootTime) {
+        for keeper in &mut self.keepers {
+            if keeper.unnamed_for(run_dir, now) < UNNAMED_LIMIT
+                || self.reloads.contains(&keeper.role)
+            {
+                continue;
+            }
+            log::warn!(
+                "{}: its socket was removed by another program; restarting it",
+                keeper.role
+            );
+            self.reloads.push_back(keeper.role);
+            self.next_reload = self.next_reload.or(Some(now));
+        }
     }
 
     fn start(&mut self, id: usize, now: BootTime) -> Result<(), Error> {
@@ -291,6 +430,7 @@ impl Main {
     fn bury(&mut self, id: usize, now: BootTime) {
         let keeper = &mut self.keepers[id];
         let asked = keeper.kill_at.is_some();
+        let pid = keeper.pid();
         // Closing the descriptor ends the watch as well.
         let Some(how) = keeper.reap() else {
             if keeper.ended() {
@@ -302,6 +442,9 @@ impl Main {
         if self.stopping {
             log::info!("{role} has ended: {how}");
         } else if asked {
+            keeper.start_at = Some(now);
+        } else if planned::was_announced(&self.boot.args.run_dir, role, pid) {
+            log::info!("{role} was ended by `standin restart`; starting the next one");
             keeper.start_at = Some(now);
         } else {
             let pause = keeper.mourn(now);
@@ -359,8 +502,13 @@ impl Main {
                 log::error!("reload: {line}");
             }
             log::error!("reload: the configuration in force is kept");
+            if std::env::var_os(daemon::LOG_FILE).is_some() {
+                // They keep the configuration as well, but the log may have been renamed.
+                self.keepers.iter().for_each(|k| k.signal(Signal::SIGHUP));
+            }
             return;
         }
+        self.boot.keep_config();
         let keys = match self.boot.keys() {
             Ok(keys) => Some(keys),
             Err(e) => {
@@ -416,7 +564,8 @@ impl Main {
             return;
         };
         if let Some(keeper) = self.keepers.iter_mut().find(|k| k.role == role) {
-            keeper.signal(Signal::SIGTERM);
+            // Not SIGTERM: electd goes on, and is not waited for.
+            keeper.signal(Signal::SIGINT);
             keeper.kill_at = Some(now + STOP_LIMIT);
         }
         self.next_reload = Some(now + RELOAD_STEP);
@@ -428,11 +577,10 @@ impl Main {
                 let roles = self.keepers.iter().map(Keeper::status).collect();
                 let detail = Detail::Main { roles };
                 let counters = self.looped.counters();
-                CtlReply::Status(Box::new(self.boot.status(
-                    counters,
-                    self.notes.clone(),
-                    detail,
-                )))
+                let notes = self.notes.iter().cloned();
+                let notes = notes.chain(self.keepers.iter().filter_map(Keeper::note));
+                let status = self.boot.status(counters, notes.collect(), detail);
+                CtlReply::Status(Box::new(status))
             }
             CtlRequest::Promote { .. }
             | CtlRequest::Resign

@@ -2,6 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::Config;
+use daemon::{eprintln, print, println};
 use protocol::{
     BootTime, Role, ServerName,
     local::{
@@ -13,7 +14,12 @@ use protocol::{
     },
 };
 use serde_json::{Map, Value, json};
-use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    process::ExitCode,
+    time::{Duration, UNIX_EPOCH},
+};
 
 /// The main daemon and those that it runs.
 fn roles(config: &Config) -> impl Iterator<Item = Role> {
@@ -31,16 +37,21 @@ pub fn command() -> Command {
 
 pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = crate::args(matches);
-    let (config, me) = match daemon::load_config(&args) {
+    // The daemons serve whatever the file says by now.
+    let (config, me, refused) = match daemon::load_config_or_kept(&args) {
         Ok(found) => found,
         Err(e) => return crate::fail(&e),
     };
+    if let Some(e) = refused {
+        eprintln!("standin: {e}\nstandin: the daemons go on with the last good configuration");
+    }
     let mut picture = Picture {
         config: &config,
         me: &me,
         now: daemon::now(),
         answers: BTreeMap::new(),
         failures: BTreeMap::new(),
+        maintenance_since: daemon::maintenance::since(&args.state_dir),
     };
     for role in roles(&config) {
         match daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, TIMEOUT) {
@@ -71,6 +82,8 @@ struct Picture<'a> {
     answers: BTreeMap<Role, RoleStatus>,
     /// Why a role did not answer.
     failures: BTreeMap<Role, String>,
+    /// In seconds since 1970, as far as this user may read it.
+    maintenance_since: Option<u64>,
 }
 
 impl Picture<'_> {
@@ -192,6 +205,7 @@ impl Picture<'_> {
             "roles": roles(self.config).map(|role| self.role_json(role)).collect::<Vec<_>>(),
             "standing": electd.map(|e| e.standing.as_str()),
             "maintenance": electd.map(|e| e.maintenance),
+            "maintenance_since": electd.filter(|e| e.maintenance).and(self.maintenance_since),
             "witness": electd.map(|e| e.witness),
             "roster": electd.map(|e| e.roster.to_string()),
             "voters": electd.map(|e| e.voters.iter().map(ServerName::as_str).collect::<Vec<_>>()),
@@ -375,6 +389,10 @@ impl Picture<'_> {
         };
         if electd.maintenance {
             out.write_str(", in maintenance")?;
+            if let Some(since) = self.maintenance_since {
+                let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+                write!(out, " for {}", crate::sync::ago(now, since))?;
+            }
         }
         writeln!(out, ", {}", electd.standing)?;
         let voters: Vec<&str> = electd.voters.iter().map(ServerName::as_str).collect();
@@ -623,6 +641,7 @@ mod tests {
             now,
             answers,
             failures,
+            maintenance_since: None,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::status::{Table, uptime};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use daemon::{Args, Error};
+use daemon::{Args, Error, print, println};
 use protocol::{
     Role, ServerName,
     local::{
@@ -141,7 +141,7 @@ fn now(matches: &ArgMatches, args: &Args) -> Result<ExitCode, Error> {
     }
 }
 
-fn ago(now: u64, at: u64) -> String {
+pub fn ago(now: u64, at: u64) -> String {
     uptime(Duration::from_secs(now.saturating_sub(at)))
 }
 

@@ -2,6 +2,7 @@
 
 use clap::{ArgMatches, Command};
 use config::Config;
+use daemon::print;
 use protocol::ServerName;
 use std::{fmt::Write as _, process::ExitCode};
 

@@ -36,6 +36,8 @@ interface = "none0"
 address = ["192.0.2.10/24"]
 "#;
 
+const ROLES: [&str; 5] = ["hbd", "listend", "doctord", "electd", "syncd"];
+
 struct Place {
     dir: TempDir,
 }
@@ -57,6 +59,12 @@ impl Place {
     fn configure(&self, text: &str) {
         let key = self.path("key").display().to_string();
         fs::write(self.path("standin.toml"), text.replace("KEY", &key)).unwrap();
+    }
+
+    fn path_of_bin(&self) -> PathBuf {
+        let bin = self.path("bin");
+        fs::create_dir(&bin).unwrap();
+        bin
     }
 
     fn mode(&self, name: &str, mode: u32) {
@@ -506,13 +514,83 @@ fn what_only_syncd_knows_is_handed_over_to_it() {
     }
 }
 
+#[test]
+fn config_only_looks_at_file_and_key_and_at_nothing_else() {
+    let place = Place::new();
+    let (code, text) = place.run("check --config-only");
+    assert_eq!((code, text.lines().count()), (0, 2), "{text}");
+    fs::remove_file(place.path("key")).unwrap();
+    let (code, text) = place.run("check --config-only");
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("standin keygen"), "{text}");
+    place.configure("[cluster]\nnmae = \"web\"\n");
+    let (code, text) = place.run("check --config-only");
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("standin.toml:2: [cluster] nmae"), "{text}");
+}
+
+#[test]
+fn what_nobody_reads_is_no_panic_and_the_exit_code_stays_true() {
+    let place = Place::new();
+    for (line, expected) in [("status --json", 1), ("check --config-only", 0)] {
+        let mut child = place
+            .command(line)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let (code, text) = told(child.wait_with_output().unwrap());
+        assert_eq!((code, text.as_str()), (expected, ""), "{line}");
+    }
+}
+
+#[test]
+fn a_main_daemon_without_a_key_or_a_free_port_ends_at_once() {
+    let place = Place::new();
+    install(&place.path_of_bin());
+    for role in ROLES {
+        fs::write(place.path(&format!("bin/{role}")), "#!/bin/sh\n").unwrap();
+        place.mode(&format!("bin/{role}"), 0o755);
+    }
+    let run = |line: &str| {
+        let mut command = Command::new(place.path("bin/standin"));
+        place.complete(&mut command, line);
+        told(command.output().unwrap())
+    };
+    let taken = std::net::UdpSocket::bind("127.0.0.11:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    place.configure(&CONFIG.replace("key = ", &format!("port = {port}\nkey = ")));
+    let (code, text) = run("run");
+    assert_eq!(code, 2, "{text}");
+    let expected = format!("port {port} of 127.0.0.11 is taken by another program");
+    assert!(text.contains(&expected), "{text}");
+    drop(taken);
+    fs::remove_file(place.path("key")).unwrap();
+    let (code, text) = run("run");
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("standin keygen"), "{text}");
+}
+
+#[test]
+fn maintenance_ends_in_the_state_dir_even_if_electd_is_away() {
+    let place = Place::new();
+    fs::create_dir(place.path("state")).unwrap();
+    let file = place.path("state/maintenance");
+    assert_eq!(place.run("maintenance on").0, 1);
+    assert!(!file.exists(), "nobody is in maintenance");
+    fs::write(&file, "1\n").unwrap();
+    assert_eq!(place.run("maintenance off").0, 1);
+    assert!(!file.exists());
+}
+
 // The main daemon with four shell scripts.
 
 /// Says on which Unix signal it ended.
 const ROLE: &str = r#"#!/bin/sh
 name=$(basename "$0")
 echo "$name start $$" >> LOG
-trap 'echo "$name term $$" >> LOG; exit 0' TERM
+trap 'echo "$name term $$" >> LOG; exit 0' TERM INT
 trap 'echo "$name hup $$" >> LOG' HUP
 while :; do sleep 0.02; done
 "#;
@@ -529,13 +607,13 @@ impl Run {
         fs::create_dir(&bin).unwrap();
         install(&bin);
         let script = role.replace("LOG", place.path("log").to_str().unwrap());
-        for role in ["hbd", "listend", "doctord", "electd", "syncd"] {
+        for role in ROLES {
             fs::write(bin.join(role), &script).unwrap();
             place.mode(&format!("bin/{role}"), 0o755);
         }
         let main = Self::spawn(&place);
         let run = Self { place, main };
-        for role in ["hbd", "listend", "doctord", "electd", "syncd"] {
+        for role in ROLES {
             run.await_line(role, "start", 1);
         }
         run
@@ -577,7 +655,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         let _ = self.main.kill();
         let _ = self.main.wait();
-        for role in ["hbd", "listend", "doctord", "electd", "syncd"] {
+        for role in ROLES {
             for pid in self.lines(role, "start") {
                 if fs::read_to_string(format!("/proc/{pid}/cmdline"))
                     .is_ok_and(|c| c.contains(role))
@@ -714,6 +792,51 @@ fn roles_outlive_the_main_daemon_and_a_second_one_is_refused() {
     let pid = run.await_line("hbd", "start", 1);
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     assert!(run.lines("hbd", "term").is_empty());
+}
+
+#[test]
+fn a_new_main_daemon_finds_roles_that_do_not_answer_and_starts_no_second_ones() {
+    let mut run = Run::new(ROLE);
+    run.main.kill().unwrap();
+    run.main.wait().unwrap();
+    run.main = Run::spawn(&run.place);
+    let hbd = run.await_line("hbd", "start", 1);
+    await_that("the main daemon", || {
+        let (_, text) = run.place.run("status --json");
+        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+        let main = json["roles"]
+            .as_array()?
+            .iter()
+            .find(|r| r["name"] == "main")?
+            .clone();
+        (main["pid"] == run.main.id()).then_some(())
+    });
+    kill("KILL", &hbd);
+    run.await_line("hbd", "start", 2);
+    for role in ["listend", "doctord", "electd"] {
+        assert_eq!(run.lines(role, "start").len(), 1, "{role}");
+    }
+}
+
+#[test]
+fn the_last_good_configuration_is_kept_and_serves_while_the_file_is_bad() {
+    let run = Run::new(ROLE);
+    let kept = || fs::read_to_string(run.place.path("run/last-good.toml")).unwrap();
+    let first = kept();
+    run.place.configure("[cluster]\nnmae = \"web\"\n");
+    let (code, text) = run.place.run("status");
+    assert_eq!(code, 1, "no real electd answers");
+    assert!(text.contains("standin.toml:2: [cluster] nmae"), "{text}");
+    assert!(text.contains("server alpha of cluster web"), "{text}");
+    let (code, text) = run.place.run("reload");
+    assert_eq!(code, 2, "{text}");
+    kill("HUP", &run.main.id().to_string());
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(kept(), first);
+    run.place
+        .configure(&CONFIG.replace("\"web\"\nkey", "\"mail\"\nkey"));
+    kill("HUP", &run.main.id().to_string());
+    await_that("the new one", || kept().contains("mail").then_some(()));
 }
 
 #[test]

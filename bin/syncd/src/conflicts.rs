@@ -3,7 +3,7 @@
 use crate::units;
 use clap::{Arg, ArgMatches, Command};
 use config::Config;
-use daemon::Args;
+use daemon::{Args, eprintln, println};
 use filesync::Kind;
 use protocol::ServerName;
 use std::{

@@ -29,7 +29,7 @@ mod when;
 mod why;
 
 use clap::Command;
-use daemon::Args;
+use daemon::{Args, eprintln};
 use protocol::Role;
 use std::process::ExitCode;
 

@@ -3,6 +3,7 @@
 use crate::{sessions::COMMAND, ssh};
 use clap::Command;
 use config::{Config, Server};
+use daemon::println;
 use protocol::ServerName;
 use std::{process::ExitCode, thread};
 

@@ -8,7 +8,7 @@ use crate::{
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::Config;
-use daemon::{Args, machine};
+use daemon::{Args, eprintln, machine, println};
 use filesync::{Entry, Kind, Node, Operation, Path, Source};
 use protocol::{ServerName, owner::Present};
 use std::{

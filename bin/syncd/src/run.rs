@@ -11,7 +11,7 @@ use crate::{
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::{Config, Server};
-use daemon::{Args, machine};
+use daemon::{Args, eprintln, machine, println};
 use filesync::{Conflict, Outcome};
 use protocol::{ServerName, owner::Present};
 use std::{

@@ -12,7 +12,7 @@ use crate::{
 };
 use clap::Command;
 use config::Config;
-use daemon::{Args, machine};
+use daemon::{Args, eprintln, machine};
 use filesync::{Digest, Path, Replica};
 use nix::{
     errno::Errno,

@@ -8,7 +8,7 @@ use crate::{
 };
 use clap::{Arg, ArgMatches, Command};
 use config::{Config, SyncSet};
-use daemon::Args;
+use daemon::{Args, eprintln, println};
 use filesync::Path;
 use protocol::ServerName;
 use std::{

@@ -5,20 +5,16 @@ use crate::{
     args::{self, Args},
     clock, key, log as logging,
     machine::local_addresses,
-    privileges::{self, Keep, START_PRIORITY, USER},
-    ready, sys,
+    privileges::{self, Keep, START_PRIORITY},
+    ready, run_dir, sys,
 };
 use config::{ClusterKeys, Config, ConfigError};
-use nix::unistd::{Uid, User};
 use protocol::{
     BootTime, Role, ServerName,
     local::status::{Detail, RoleStatus},
 };
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, Permissions},
-    io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
     process::{self, ExitCode},
     sync::Arc,
@@ -89,15 +85,42 @@ pub struct Boot {
     pub me: ServerName,
     /// When it started.
     pub started: BootTime,
+    /// The file's text, as it is in force.
+    text: String,
+    /// Why the file as it stands is not in force.
+    refused: Option<String>,
+    /// How often it was read again, and how often that was refused.
+    reloads: Reloads,
 }
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Reloads {
+    done: u64,
+    refused: u64,
+}
+
+/// Counters in every role's status: how often it read its configuration again, and how often it could not.
+pub const RELOADS: &str = "config_reloads";
+/// See [`RELOADS`].
+pub const RELOADS_REFUSED: &str = "config_reloads_refused";
 
 impl Boot {
     /// Reads the configuration, finds this server in it and makes the run-dir.
     pub fn new(role: Role, args: Args) -> Result<Self, Error> {
         let started = clock::now();
-        let (config, me) = load_config(&args)?;
+        let Loaded {
+            text,
+            config,
+            me,
+            refused,
+        } = load_or_kept(&args)?;
         logging::set_name(format!("{role}[{me}]"));
-        make_run_dir(&args.run_dir).map_err(|e| {
+        let refused = refused.map(|e| {
+            let what = format!("{e}\nthe last good configuration is in force; mend the file, then run `standin reload`");
+            what.lines().for_each(|line| log::error!("{line}"));
+            what
+        });
+        run_dir::make(&args.run_dir).map_err(|e| {
             Error::io(
                 format!("cannot make the run-dir {}", args.run_dir.display()),
                 e,
@@ -109,7 +132,19 @@ impl Boot {
             config: Arc::new(config),
             me,
             started,
+            text,
+            refused,
+            reloads: Reloads::default(),
         })
+    }
+
+    /// Keeps the configuration in force in the run-dir, for roles that start while the file is bad.
+    pub fn keep_config(&self) {
+        if let Err(e) = run_dir::keep_config(&self.args.run_dir, &self.text) {
+            log::error!(
+                "cannot keep the configuration in the run-dir, no role could start from a bad file: {e}"
+            );
+        }
     }
 
     /// The cluster keys.
@@ -151,25 +186,42 @@ impl Boot {
 
     /// Reads the configuration again. On an error the old one stays in force.
     pub fn reload(&mut self) -> Result<(), Error> {
-        let (config, me) = load_config(&self.args)?;
-        if me != self.me {
+        let loaded = load(&self.args, &self.args.config).and_then(|loaded| {
+            if loaded.me == self.me {
+                return Ok(loaded);
+            }
             let what = format!(
-                "this server was \"{}\" and would now be \"{me}\"; restart it to rename it",
-                self.me
+                "this server was \"{}\" and would now be \"{}\"; restart it to rename it",
+                self.me, loaded.me
             );
-            return Err(ConfigError::one(&self.args.config, None, "[[server]]", what).into());
+            Err(ConfigError::one(&self.args.config, None, "[[server]]", what).into())
+        });
+        match loaded {
+            Ok(loaded) => {
+                self.reloads.done += 1;
+                self.refused = None;
+                self.text = loaded.text;
+                self.config = Arc::new(loaded.config);
+                Ok(())
+            }
+            Err(e) => {
+                self.reloads.refused += 1;
+                self.refused = Some(format!("{e}; the configuration as it was is in force"));
+                Err(e)
+            }
         }
-        self.config = Arc::new(config);
-        Ok(())
     }
 
     /// This daemon's answer to `status`.
     pub fn status(
         &self,
         mut counters: BTreeMap<String, u64>,
-        notes: Vec<String>,
+        mut notes: Vec<String>,
         detail: Detail,
     ) -> RoleStatus {
+        notes.extend(self.refused.clone());
+        counters.insert(RELOADS.into(), self.reloads.done);
+        counters.insert(RELOADS_REFUSED.into(), self.reloads.refused);
         if logging::lost() > 0 {
             counters.insert("log_lines_lost".into(), logging::lost());
         }
@@ -194,7 +246,38 @@ impl Boot {
 
 /// Reads and checks the configuration, and finds this server in it.
 pub fn load_config(args: &Args) -> Result<(Config, ServerName), Error> {
-    let text = read_config(&args.config)?;
+    load(args, &args.config).map(|loaded| (loaded.config, loaded.me))
+}
+
+/// As [`load_config`], but from the copy of the last good one in the run-dir if the file is bad; then what is wrong
+/// with the file comes along.
+pub fn load_config_or_kept(args: &Args) -> Result<(Config, ServerName, Option<Error>), Error> {
+    load_or_kept(args).map(|loaded| (loaded.config, loaded.me, loaded.refused))
+}
+
+struct Loaded {
+    text: String,
+    config: Config,
+    me: ServerName,
+    /// The file is bad, and this is the kept one.
+    refused: Option<Error>,
+}
+
+fn load_or_kept(args: &Args) -> Result<Loaded, Error> {
+    load(args, &args.config).or_else(|refused| {
+        match load(args, &run_dir::kept_config(&args.run_dir)) {
+            Ok(kept) => Ok(Loaded {
+                refused: Some(refused),
+                ..kept
+            }),
+            Err(_) => Err(refused),
+        }
+    })
+}
+
+/// Whatever file the text is read from, messages name the one that the operator writes.
+fn load(args: &Args, from: &Path) -> Result<Loaded, Error> {
+    let text = read_config(from)?;
     let config = config::parse(&text, &args.config)?;
     let hostname = nix::unistd::gethostname().unwrap_or_default();
     let me = config.find_self(
@@ -202,20 +285,12 @@ pub fn load_config(args: &Args) -> Result<(Config, ServerName), Error> {
         &hostname.to_string_lossy(),
         &local_addresses(),
     )?;
-    Ok((config, me))
-}
-
-/// Makes the run-dir. Its group is that of the daemons without privileges and passes on to every socket made
-/// in it (setgid), so that they can connect and a daemon needs no right to give files away.
-fn make_run_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(path)?;
-    if let (true, Ok(Some(user))) = (Uid::effective().is_root(), User::from_name(USER)) {
-        // Where the user is not mapped (user namespace) all daemons stay root and need no group.
-        if nix::unistd::chown(path, None, Some(user.gid)).is_ok() {
-            fs::set_permissions(path, Permissions::from_mode(0o2755))?;
-        }
-    }
-    Ok(())
+    Ok(Loaded {
+        text,
+        config,
+        me,
+        refused: None,
+    })
 }
 
 fn read_config(path: &Path) -> Result<String, ConfigError> {

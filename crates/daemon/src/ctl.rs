@@ -6,7 +6,7 @@ use crate::{
 };
 use protocol::{
     Role,
-    codec::{RECORD_MAX, decode_record_as, encode_as},
+    codec::{MESSAGE_MAX, RECORD_MAX, decode_record_as, encode_as},
     local::{
         Hello, HelloAnswer, MAGIC,
         ctl::{CtlReply, CtlRequest},
@@ -56,6 +56,33 @@ pub fn call(
                 version = other.version_instead(version).map_err(refused)?;
             }
         }
+    }
+}
+
+/// A greeting on its way to a role: the answer proves that its event loop turns. Nothing of it waits.
+pub struct Ping(OwnedFd);
+
+impl Ping {
+    /// Greets `role`.
+    pub fn send(run_dir: &Path, role: Role) -> io::Result<Self> {
+        let socket = local_socket::dial(&local_socket::path(run_dir, role))?;
+        let version = *version::LOCAL.end();
+        let hello = Hello {
+            magic: MAGIC,
+            version: version.into(),
+            role: Role::Main,
+        };
+        transmit(&socket, &hello, version)?;
+        Ok(Self(socket))
+    }
+
+    /// Whether the role has answered, be it with a refusal.
+    pub fn answered(&self) -> bool {
+        let mut buffer = [0; MESSAGE_MAX];
+        matches!(
+            local_socket::receive(&self.0, &mut buffer),
+            Received::Message(_) | Received::Closed
+        )
     }
 }
 

@@ -57,6 +57,10 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const QUICK_TRIES: u32 = 40;
 /// So many messages wait for each other at most before they leave for a neighbour.
 const QUEUE_MAX: usize = 16;
+/// What carries electd's last messages waits for these beyond two leases, when all are told to end at once.
+const HANDOVER: Duration = Duration::from_secs(5);
+/// How often it is seen whether the own socket still has its name.
+const LOOK: Duration = Duration::from_secs(1);
 /// Time between quick tries.
 const QUICK_RETRY: Duration = Duration::from_millis(1);
 /// First and last step of the back-off after them.
@@ -113,7 +117,7 @@ pub enum Event {
     },
     /// Another thread called the waker.
     Woken,
-    /// SIGTERM or SIGINT.
+    /// SIGINT, or SIGTERM: who carries electd's messages gets that only once electd is gone, or time is up.
     Terminate,
     /// SIGHUP.
     Reload,
@@ -144,10 +148,19 @@ pub struct EventLoop {
     counters: Counters,
     buffer: Vec<u8>,
     role: Role,
+    /// How long it waits for electd once it is told to end, and until when it does.
+    handover: Duration,
+    ending: Option<BootTime>,
 }
 
 struct Listener {
     socket: OwnedFd,
+    run_dir: PathBuf,
+    /// Which file it has made, and when that is looked for again.
+    file: Option<(u64, u64)>,
+    look: BootTime,
+    /// That it cannot be put back has been said.
+    lost: bool,
     door: Doorkeeper,
     receives_from: Vec<Role>,
     ready: bool,
@@ -174,6 +187,8 @@ struct Outgoing {
     /// The version of the local protocol that is spoken, or asked for.
     version: u8,
     tries: u32,
+    /// That it cannot be reached has been said.
+    refused: bool,
     /// Messages that leave in one packet, and how many.
     queue: (Vec<u8>, usize),
 }
@@ -234,6 +249,7 @@ impl EventLoop {
             },
             version: *version::LOCAL.end(),
             tries: 0,
+            refused: false,
             queue: (Vec::new(), 0),
         };
         Ok(Self {
@@ -245,6 +261,10 @@ impl EventLoop {
             signals,
             listener: Listener {
                 socket,
+                run_dir: run_dir.clone(),
+                file: local_socket::identity(&local_socket::path(run_dir, boot.role)),
+                look: clock::now() + LOOK,
+                lost: false,
                 door: Doorkeeper::new(),
                 receives_from: receives_from.to_vec(),
                 ready: false,
@@ -261,6 +281,8 @@ impl EventLoop {
             counters: Counters::default(),
             buffer: vec![0; MESSAGE_MAX],
             role: boot.role,
+            handover: HANDOVER + 2 * boot.config.cluster.lease,
+            ending: None,
         })
     }
 
@@ -448,6 +470,8 @@ impl EventLoop {
         let own = outgoing
             .chain(incoming)
             .chain(self.listener.retry)
+            .chain([self.listener.look])
+            .chain(self.ending)
             .chain(operators);
         let due = own.chain(deadline).min();
         if due == self.armed {
@@ -487,6 +511,55 @@ impl EventLoop {
             self.listener.retry = None;
             self.listener.ready = true;
         }
+        if self
+            .ending
+            .is_some_and(|until| until <= now || !self.has_electd())
+        {
+            self.ending = None;
+            self.pending.push(Event::Terminate);
+        }
+        if self.listener.look <= now {
+            self.listener.look = now + LOOK;
+            self.look_after_socket();
+        }
+    }
+
+    /// A socket whose name another program removed is reached by nobody: it is made anew. Where this process may not,
+    /// the main daemon restarts it.
+    fn look_after_socket(&mut self) {
+        let path = local_socket::path(&self.listener.run_dir, self.role);
+        if local_socket::identity(&path) == self.listener.file {
+            return;
+        }
+        let registry = self.poll.registry();
+        let opened = local_socket::open(&self.listener.run_dir, self.role).and_then(|socket| {
+            registry
+                .register(
+                    &mut SourceFd(&socket.as_raw_fd()),
+                    Token(LISTENER),
+                    Interest::READABLE,
+                )
+                .map_err(|e| Error::io("cannot watch a socket", e))?;
+            Ok(socket)
+        });
+        match opened {
+            Ok(socket) => {
+                // Its descriptor is closed below, which ends the watch in any case.
+                let _ = registry.deregister(&mut SourceFd(&self.listener.socket.as_raw_fd()));
+                self.listener.socket = socket;
+                self.listener.file = local_socket::identity(&path);
+                self.listener.lost = false;
+                log::warn!(
+                    "{} was removed by another program and has been made anew",
+                    path.display()
+                );
+            }
+            Err(e) => {
+                if !std::mem::replace(&mut self.listener.lost, true) {
+                    log::warn!("{} was removed by another program: {e}", path.display());
+                }
+            }
+        }
     }
 
     fn collect(&mut self) {
@@ -508,12 +581,26 @@ impl EventLoop {
         if signalled {
             let received: BTreeSet<i32> = self.signals.pending().collect();
             if received.contains(&SIGHUP) {
+                crate::log::reopen();
                 self.pending.push(Event::Reload);
             }
-            if received.contains(&SIGTERM) || received.contains(&SIGINT) {
+            let carries = matches!(self.role, Role::Hbd | Role::Listend | Role::Doctord);
+            if received.contains(&SIGINT) {
                 self.pending.push(Event::Terminate);
+            } else if received.contains(&SIGTERM) {
+                // At a halt everybody is told to end: electd, too, and hands over first.
+                let wait = (carries && self.has_electd()).then_some(self.handover);
+                match wait {
+                    Some(wait) => self.ending = Some(clock::now() + wait),
+                    None => self.pending.push(Event::Terminate),
+                }
             }
         }
+    }
+
+    fn has_electd(&self) -> bool {
+        let electd = |i: &Incoming| i.is_neighbour(Role::Electd);
+        self.is_up(Role::Electd) || self.incoming.values().any(electd)
     }
 
     fn accept(&mut self) {
@@ -813,7 +900,11 @@ impl EventLoop {
             version: link.version.into(),
             role: self.role,
         };
-        let dialled = local_socket::dial(&link.path).ok().filter(|socket| {
+        let dialled = local_socket::dial(&link.path);
+        if let Err(e) = &dialled {
+            link.say_refused(e);
+        }
+        let dialled = dialled.ok().filter(|socket| {
             let fd = socket.as_raw_fd();
             let registry = self.poll.registry();
             registry
@@ -859,6 +950,7 @@ impl Outgoing {
                 Ok(HelloAnswer::Welcome) => {
                     self.state = OutgoingState::Up { socket };
                     self.tries = 0;
+                    self.refused = false;
                     return Answer::Up;
                 }
                 Ok(answer) => match answer.version_instead(self.version) {
@@ -881,6 +973,19 @@ impl Outgoing {
             down @ OutgoingState::Down { .. } => self.state = down,
         }
         Answer::Nothing
+    }
+
+    /// A neighbour that is not there comes; one that may not be reached stays deaf until somebody mends it.
+    fn say_refused(&mut self, e: &io::Error) {
+        use io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+        let comes = matches!(e.kind(), NotFound | ConnectionRefused | WouldBlock);
+        if !comes && !std::mem::replace(&mut self.refused, true) {
+            log::error!(
+                "cannot reach {} at {}: {e}; the main daemon mends owner and mode of the sockets, see that it runs",
+                self.role,
+                self.path.display()
+            );
+        }
     }
 
     fn lost(&mut self, now: BootTime) {

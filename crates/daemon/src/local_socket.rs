@@ -27,6 +27,9 @@ const BACKLOG: i32 = 1024;
 /// them, at some 800 bytes of the kernel's memory a message.
 const SEND_BUFFER: usize = 2 << 20;
 
+/// Of every socket: its owner and the group of the daemons without privileges.
+pub(crate) const MODE: u32 = 0o660;
+
 /// Where `role` listens.
 pub(crate) fn path(run_dir: &Path, role: Role) -> PathBuf {
     run_dir.join(format!("{role}.sock"))
@@ -49,7 +52,7 @@ pub(crate) fn open(run_dir: &Path, role: Role) -> Result<OwnedFd, Error> {
     let address = UnixAddr::new(&fresh).map_err(|e| too_long(&path, e))?;
     let open = || -> io::Result<()> {
         bind(socket.as_raw_fd(), &address)?;
-        set_permissions(&fresh, Permissions::from_mode(0o660))?;
+        set_permissions(&fresh, Permissions::from_mode(MODE))?;
         listen(&socket, Backlog::new(BACKLOG)?)?;
         rename(&fresh, &path)
     };
@@ -58,6 +61,13 @@ pub(crate) fn open(run_dir: &Path, role: Role) -> Result<OwnedFd, Error> {
         failed(e)
     })?;
     Ok(socket)
+}
+
+/// Tells a file at `path` from another one put in its place.
+pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 fn too_long(path: &Path, e: Errno) -> Error {

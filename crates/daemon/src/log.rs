@@ -4,11 +4,17 @@
 //! thread writes them, behind a bounded queue: a stopped terminal, a full pipe or a dead journal costs lines, never a
 //! heartbeat, and keeps no restarted daemon from its work.
 
+use crate::run_dir;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{
+    fs::{File, OpenOptions, Permissions},
     io::{self, Write},
-    os::fd::AsFd,
+    os::{
+        fd::AsFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+    path::Path,
     sync::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -22,6 +28,9 @@ const QUEUE_MAX: usize = 1024;
 /// How long the end of the process waits for the last lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Names the file that stderr is, so that it can be opened anew: set by whoever started the daemon.
+pub const FILE: &str = "STANDIN_LOG_FILE";
+
 static NAME: Mutex<String> = Mutex::new(String::new());
 static QUEUE: OnceLock<Sender<Line>> = OnceLock::new();
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -34,10 +43,12 @@ enum Line {
 /// Begins logging; level from `RUST_LOG`, else info.
 pub(crate) fn start(role: &str) {
     set_name(role.to_owned());
-    // The journal stamps each line itself.
-    let stamped = std::env::var_os("JOURNAL_STREAM").is_none();
+    // The journal stamps each line itself, and takes its priority from the head of it (sd-daemon(3)).
+    let journal = is_journal();
     let format = move |out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>| {
-        if stamped {
+        if journal {
+            write!(out, "<{}>", priority(record.level()))?;
+        } else {
             write!(out, "{} ", out.timestamp_millis())?;
         }
         let name = NAME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,6 +64,55 @@ pub(crate) fn start(role: &str) {
         .try_init();
     // The usual words of a panic would be written whatever that takes.
     std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+}
+
+/// Whether stderr is the journal's: `JOURNAL_STREAM` is inherited by those whose output goes elsewhere, too.
+fn is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else {
+        return false;
+    };
+    let stderr = nix::sys::stat::fstat(io::stderr());
+    stderr.is_ok_and(|s| stream == format!("{}:{}", s.st_dev, s.st_ino).as_str())
+}
+
+/// As syslog(3) counts.
+fn priority(level: log::Level) -> u8 {
+    match level {
+        log::Level::Error => 3,
+        log::Level::Warn => 4,
+        log::Level::Info => 6,
+        log::Level::Debug | log::Level::Trace => 7,
+    }
+}
+
+/// Opens the log file anew, for it may have been renamed.
+pub(crate) fn reopen() {
+    let Some(path) = std::env::var_os(FILE) else {
+        return;
+    };
+    let opened = open_file(Path::new(&path)).and_then(|file| {
+        nix::unistd::dup2_stdout(&file)?;
+        Ok(nix::unistd::dup2_stderr(&file)?)
+    });
+    if let Err(e) = opened {
+        log::warn!(
+            "cannot open the log {} anew: {e}; the file that was open goes on",
+            Path::new(&path).display()
+        );
+    }
+}
+
+/// Opens the log file, or makes it. The daemons without privileges may append to it, so that they can open it anew.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.create(true).append(true).mode(0o640).open(path)?;
+    if let Some(group) = run_dir::group() {
+        // Elsewhere they go on with the file that they have.
+        let _ = nix::unistd::fchown(&file, None, Some(group))
+            .map_err(io::Error::from)
+            .and_then(|()| file.set_permissions(Permissions::from_mode(0o660)));
+    }
+    Ok(file)
 }
 
 /// The name at the head of each line.
@@ -129,5 +189,16 @@ impl Write for Stderr {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_operator_must_act_upon_stands_out_in_the_journal() {
+        use log::Level::{Debug, Error, Info, Warn};
+        assert_eq!([Error, Warn, Info, Debug].map(priority), [3, 4, 6, 7]);
     }
 }

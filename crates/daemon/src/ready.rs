@@ -11,8 +11,20 @@ use std::{
 
 /// Tells the service manager behind `$NOTIFY_SOCKET`, if there is one.
 pub(crate) fn notify() -> io::Result<()> {
+    tell(b"READY=1")
+}
+
+/// Tells the service manager that the event loop turns, if it wants to know (WatchdogSec=).
+pub fn watchdog() -> io::Result<()> {
+    match std::env::var_os("WATCHDOG_USEC") {
+        Some(_) => tell(b"WATCHDOG=1"),
+        None => Ok(()),
+    }
+}
+
+fn tell(message: &[u8]) -> io::Result<()> {
     match std::env::var_os("NOTIFY_SOCKET") {
-        Some(address) if !address.is_empty() => send(&address, b"READY=1"),
+        Some(address) if !address.is_empty() => send(&address, message),
         _ => Ok(()),
     }
 }

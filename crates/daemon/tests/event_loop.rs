@@ -17,6 +17,7 @@ use std::{
     io::Write,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     path::Path,
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -34,6 +35,9 @@ address = ["192.0.2.12"]
 name = "gamma"
 address = ["192.0.2.13"]
 "#;
+
+/// Who sends Unix signals to the whole process is alone.
+static SIGNALS: Mutex<()> = Mutex::new(());
 
 fn boot(dir: &Path, role: Role) -> Boot {
     let args = Args {
@@ -515,6 +519,7 @@ fn boot_in(dir: &Path) -> Boot {
 
 #[test]
 fn deadlines_sources_wakers_and_unix_signals_arrive() {
+    let _alone = SIGNALS.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[]).unwrap();
     let mut events = Vec::new();
@@ -559,6 +564,79 @@ fn deadlines_sources_wakers_and_unix_signals_arrive() {
             _ => None,
         });
     }
+}
+
+#[test]
+fn at_a_halt_who_carries_electds_messages_ends_after_electd_has_gone() {
+    let _alone = SIGNALS.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = tempfile::tempdir().unwrap();
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[Role::Electd], &[]).unwrap();
+    let mut electd = EventLoop::open(&boot(dir.path(), Role::Electd), &[], &[Role::Hbd]).unwrap();
+    link(&mut electd, Role::Hbd, &mut hbd);
+    nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::SIGTERM).unwrap();
+    wait_for(&mut electd, |e| matches!(e, Event::Terminate).then_some(()));
+    let end = now() + Duration::from_millis(100);
+    let mut events = Vec::new();
+    while now() < end {
+        hbd.wait(Some(end), &mut events).unwrap();
+        assert!(!events.iter().any(|e| matches!(e, Event::Terminate)));
+    }
+    drop(electd);
+    wait_for(&mut hbd, |e| matches!(e, Event::Terminate).then_some(()));
+}
+
+#[test]
+fn a_socket_that_another_program_removed_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut hbd = EventLoop::open(&boot(dir.path(), Role::Hbd), &[], &[]).unwrap();
+    let path = dir.path().join("hbd.sock");
+    std::fs::remove_file(&path).unwrap();
+    run_for(&mut hbd, 1100);
+    let operator = stranger(dir.path(), Role::Hbd);
+    say(&operator, &hello(Role::Standin));
+    run_for(&mut hbd, 20);
+    assert_eq!(
+        decode::<HelloAnswer>(&hear(&operator)).unwrap(),
+        HelloAnswer::Welcome
+    );
+}
+
+#[test]
+fn a_role_starts_from_the_kept_configuration_while_the_file_is_bad() {
+    let dir = tempfile::tempdir().unwrap();
+    let main = boot(dir.path(), Role::Main);
+    main.keep_config();
+    let args = main.args.clone();
+    let text = std::fs::read_to_string(&main.args.config).unwrap();
+    let nothing = |boot: &Boot| {
+        let detail = protocol::local::status::Detail::Main { roles: Vec::new() };
+        boot.status(Default::default(), Vec::new(), detail)
+    };
+    let bad = format!("{text}[time]\nhaertbeat = 1\n");
+    for (written, told) in [
+        (Some(&bad), "standin.toml:14: [time] haertbeat"),
+        (None, "cannot be read"),
+    ] {
+        match written {
+            Some(text) => std::fs::write(&args.config, text).unwrap(),
+            None => std::fs::remove_file(&args.config).unwrap(),
+        }
+        let mut electd = Boot::new(Role::Electd, args.clone()).unwrap();
+        assert_eq!(electd.config.cluster.name, "test");
+        let notes = nothing(&electd).notes;
+        assert!(notes[0].contains(told), "{notes:?}");
+        assert!(electd.reload().is_err());
+        std::fs::write(&args.config, text.replace("\"test\"", "\"new\"")).unwrap();
+        electd.reload().unwrap();
+        assert_eq!(electd.config.cluster.name, "new");
+        let status = nothing(&electd);
+        assert!(status.notes.is_empty(), "{:?}", status.notes);
+        assert_eq!(status.counters[daemon::RELOADS], 1);
+        assert_eq!(status.counters[daemon::RELOADS_REFUSED], 1);
+    }
+    std::fs::remove_file(dir.path().join("last-good.toml")).unwrap();
+    std::fs::write(&args.config, bad).unwrap();
+    assert!(Boot::new(Role::Electd, args).is_err(), "nothing is kept");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The lab's files: what a person may do with them, and two scenes of the demo.
 
 use super::Story;
+use daemon::println;
 use lab::{Cluster, Error, wait_for};
 use std::{
     fs, io,
