@@ -129,11 +129,18 @@ install: build
 	cd $(TARGET)/release && install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/sbin
 	install -m 755 init.d/* $(DESTDIR)$(SYSCONFDIR)/init.d
 	sed 's|/usr/sbin/|$(PREFIX)/sbin/|' etc/standin.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/standin.service
+	install -d $(DESTDIR)$(SYSCONFDIR)/logrotate.d
+	test -e $(DESTDIR)$(SYSCONFDIR)/logrotate.d/standin || \
+		install -m 644 etc/standin.logrotate $(DESTDIR)$(SYSCONFDIR)/logrotate.d/standin
 	test -e $(DESTDIR)$(SYSCONFDIR)/standin/standin.toml || \
 		install -m 644 etc/standin.toml $(DESTDIR)$(SYSCONFDIR)/standin
 	# hbd, listend and doctord run as this user, which owns nothing; packages make it themselves.
 	test -n "$(DESTDIR)" || getent passwd standin >/dev/null || \
 		useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin standin
+	# Without these links a halt under SysV init ends the daemons at once; systemd reads the unit instead.
+	test -n "$(DESTDIR)" || test -d /run/systemd/system || ! command -v update-rc.d >/dev/null || \
+		update-rc.d standin defaults
+	test -n "$(DESTDIR)" || ! test -d /run/systemd/system || systemctl daemon-reload
 	install -d $(DESTDIR)$(PREFIX)/share/doc/standin
 	cp -R etc docs/*.md README.md CHANGELOG.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/standin
 	for section in 5 8; do \
