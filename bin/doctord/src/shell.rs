@@ -157,6 +157,11 @@ impl Shell {
                 self.count("beats");
                 self.clock_of(&arrival);
                 let (from, at, lease) = (arrival.from.clone(), arrival.at, beat.lease);
+                if !beat.is_known_in(self.event_loop.version(Role::Electd)) {
+                    // It would take what a part does not name for given up.
+                    self.count("unsent_part_to_older");
+                    return Input::Beat { from, at, lease };
+                }
                 let message = DoctordToElectd::Beat {
                     from: arrival.from,
                     at,

@@ -258,6 +258,7 @@ fn beat() -> Beat {
         heard: Vec::new(),
         roster: Roster::default(),
         config_hash: 7,
+        part: Default::default(),
     }
 }
 

@@ -364,6 +364,12 @@ impl Shell {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Transmit(transmit) => self.transmit(transmit)?,
+                // It would take what a part does not name for given up.
+                Output::Deliver(HbdToDoctord::Beat { beat, .. })
+                    if !beat.is_known_in(self.ring.version(Role::Doctord)) =>
+                {
+                    self.count("unsent_part_to_older");
+                }
                 Output::Deliver(message) => {
                     self.delivered |= self.ring.queue(Role::Doctord, &message);
                 }
@@ -657,6 +663,7 @@ fn settings(config: &Config, me: &ServerName) -> Settings {
         me: me.clone(),
         addresses: own_addresses(config, me),
         heartbeat: config.cluster.heartbeat,
+        part_max: heartbeat::PART_MAX,
         peers: config.peers(me).map(peer).collect(),
     }
 }

@@ -388,6 +388,7 @@ impl Daemon {
             heard: Vec::new(),
             roster: Roster::default(),
             config_hash: 0,
+            part: Default::default(),
         };
         transmit(
             &self.electd,

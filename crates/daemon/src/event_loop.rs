@@ -456,6 +456,12 @@ impl EventLoop {
             .any(|o| o.role == role && matches!(o.state, OutgoingState::Up { .. }))
     }
 
+    /// The version of the local protocol that `role` is spoken to in.
+    pub fn version(&self, role: Role) -> u8 {
+        let link = self.outgoing.iter().find(|o| o.role == role);
+        link.map_or(version::FIRST, |o| o.version)
+    }
+
     /// Everything counted here: messages dropped, strangers refused, links made.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         self.counters.0.clone()

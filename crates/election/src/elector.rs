@@ -5,7 +5,7 @@ use crate::{
     memory::{Memory, Vote},
     output::{Output, RoleChange},
     reservation::{BLOCK, Reservation},
-    state::{Gate, Kind, Mastership, Parts, Peer, Taking, Virtual, Waiting},
+    state::{Gate, Kind, Mastership, Older, Parts, Peer, Taking, Virtual, Waiting},
     virtuals::{Due, Virtuals},
     voter::{Asked, Promise},
 };
@@ -13,6 +13,7 @@ use mutants::{Mutant, planted};
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term, VirtualServerName,
     local::ring::{Health, HealthState},
+    version::Since,
     wire::{
         beat::{
             Ack, Answer, Beat, Claim, Freshness, Heard, Participation, Roster, Standing,
@@ -633,6 +634,7 @@ impl Elector {
             heard: heard.collect(),
             roster,
             config_hash: self.settings.config_hash,
+            part: Since::default(),
         };
         self.release_held(now);
         self.outputs.push_back(Output::Beat(beat));
@@ -768,7 +770,14 @@ impl Elector {
     }
 
     /// Another server's word about itself has changed: which virtual servers does that concern?
-    fn stir_changed(&mut self, from: &ServerName, former: Option<Beat>, beat: &Beat) {
+    fn stir_changed(&mut self, from: &ServerName, former: Option<Beat>, older: &Older) {
+        let Some((peer, beat)) = self
+            .peers
+            .get(from)
+            .and_then(|p| Some((p, p.beat.as_ref()?)))
+        else {
+            return;
+        };
         let about_itself = |b: &Beat| {
             (
                 b.participation,
@@ -792,11 +801,14 @@ impl Elector {
         for (was, is) in former.standings.iter().zip(&beat.standings) {
             let name = &is.virtual_server;
             // A claim that was released counts again in a later beat.
-            let released = |b: &Beat| {
+            let released = |b: &Beat, older: &Older| {
+                let newest = (b.instance, b.number);
+                let (instance, number) = *older.get(name).unwrap_or(&newest);
                 let v = self.virtuals.get(name);
-                v.is_some_and(|v| v.voter.is_released(from, b.instance, b.number))
+                v.is_some_and(|v| v.voter.is_released(from, instance, number))
             };
-            if was != is || (is.claim.is_some() && released(former) != released(beat)) {
+            let again = || released(former, older) != released(beat, &peer.older);
+            if was != is || (is.claim.is_some() && again()) {
                 self.virtuals.stir(name);
             }
         }
@@ -807,15 +819,15 @@ impl Elector {
             return self.count("beat_unlisted");
         };
         let claims = beat.standings.iter().any(|s| s.claim.is_some());
-        if peer.is_newer(beat.instance, beat.number) {
-            peer.claims = claims;
+        if peer.is_news(&beat) {
             peer.heard = Some(peer.heard.map_or(at, |t| t.max(at)).min(now));
             // R24: who lost its disk holds no longer what it told before.
             if beat.participation == Participation::Blank {
                 peer.roster = None;
             }
+            let older = peer.older.clone();
             let former = peer.take_beat(beat.clone());
-            self.stir_changed(&from, former, &beat);
+            self.stir_changed(&from, former, &older);
         }
         for standing in &beat.standings {
             self.learn_floor(&standing.virtual_server, standing.floor);
@@ -826,6 +838,9 @@ impl Elector {
         self.follow(now, &from);
         if self.taking != Taking::Active {
             return; // R20, R21: no Ack
+        }
+        if !claims && beat.part.0.index > 0 {
+            return; // R25: one of those that claim nothing is enough
         }
         let mut answers = Vec::new();
         for standing in beat.standings {

@@ -113,7 +113,9 @@ impl Elector {
             .iter()
             .filter(|v| **v != self.settings.me)
         {
-            let told = self.peers.get(voter).and_then(|p| p.beat.as_ref());
+            // What a part does not name may have any floor.
+            let peer = self.peers.get(voter).filter(|p| p.complete);
+            let told = peer.and_then(|p| p.beat.as_ref());
             let Some(beat) = told.filter(|b| b.participation != Participation::Blank) else {
                 return;
             };

@@ -225,6 +225,7 @@ impl Situation {
             heard,
             roster,
             config_hash: _,
+            part,
         } = beat;
         self.words.push(Word::Number(*instance, *number));
         self.span(*lease);
@@ -255,6 +256,7 @@ impl Situation {
             self.age(heard.age);
         }
         self.roster(roster);
+        self.plain(u64::from(part.0.index) << 16 | u64::from(part.0.of));
     }
 
     /// An acknowledgement; how long it waited is left out, the model hides round trips.
@@ -611,6 +613,14 @@ impl Situation {
 
     fn peer(&mut self, peer: &Peer) {
         self.option(peer.beat.as_ref(), Self::beat);
+        for (v, (instance, number)) in &peer.older {
+            self.name(v);
+            self.words.push(Word::Number(*instance, *number));
+        }
+        peer.parts
+            .iter()
+            .for_each(|part| self.plain(u64::from(*part)));
+        self.plain(u64::from(peer.complete));
         self.option(peer.heard, |s, at| s.age(s.now.since(at)));
         self.plain(match peer.health {
             None => 0,

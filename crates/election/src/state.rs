@@ -1,6 +1,7 @@
 //! What the elector knows: of itself, of each virtual server, of each other server.
 
 use crate::voter::Voter;
+use mutants::{Mutant, planted};
 use protocol::VirtualServerName;
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term,
@@ -172,12 +173,22 @@ pub(crate) struct Handover {
     pub regardless: bool,
 }
 
+/// By which beat a standing came.
+pub(crate) type Older = BTreeMap<VirtualServerName, (Instance, Number)>;
+
 /// Another server.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peer {
+    /// The newest; of its standings those that came last, for a part leaves the others as they are (R25).
     pub beat: Option<Beat>,
-    /// The beat names virtual servers in order, as every elector does.
+    /// The standings name virtual servers in order, as every elector does.
     sorted: bool,
+    /// Standings that no part of the newest beat has named yet, and by which beat they came.
+    pub older: Older,
+    /// Parts of the newest beat that have come.
+    pub parts: BTreeSet<u16>,
+    /// All parts of one beat have come since the server started or was blank: what they did not name it does not have.
+    pub complete: bool,
     /// That beat claims a virtual server.
     pub claims: bool,
     pub heard: Option<BootTime>,
@@ -188,11 +199,49 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// A newer beat; gives the one before.
-    pub fn take_beat(&mut self, beat: Beat) -> Option<Beat> {
+    /// A newer beat, or another part of the newest; gives what was known before.
+    pub fn take_beat(&mut self, mut beat: Beat) -> Option<Beat> {
+        let former = self.beat.take();
+        let part = beat.part.0;
+        let same = |f: &Beat| f.instance == beat.instance && f.participation == beat.participation;
+        self.complete &= former.as_ref().is_some_and(same);
+        let newest = former.as_ref().map(|f| (f.instance, f.number));
+        if newest != Some((beat.instance, beat.number)) {
+            self.parts.clear();
+        }
+        self.parts.insert(part.index);
+        let unnamed = former.iter().filter(|_| !planted(Mutant::PartTakenForAll));
+        let kept: Vec<Standing> = {
+            let named: BTreeSet<_> = beat.standings.iter().map(|s| &s.virtual_server).collect();
+            self.older.retain(|v, _| !named.contains(v));
+            let standings = unnamed.flat_map(|f| &f.standings);
+            standings
+                .filter(|s| !named.contains(&s.virtual_server))
+                .cloned()
+                .collect()
+        };
+        if let Some(newest) = newest.filter(|n| *n != (beat.instance, beat.number)) {
+            for standing in &kept {
+                let v = standing.virtual_server.clone();
+                self.older.entry(v).or_insert(newest);
+            }
+        }
+        beat.standings.extend(kept);
+        if self.parts.len() >= usize::from(part.of) {
+            let older = std::mem::take(&mut self.older);
+            let named = |s: &Standing| !older.contains_key(&s.virtual_server);
+            beat.standings.retain(named);
+            self.complete = true;
+        }
+        if part.of > 1 {
+            let by_name = |s: &Standing| s.virtual_server.clone();
+            beat.standings.sort_by_cached_key(by_name);
+        }
         let mut pairs = beat.standings.windows(2);
         self.sorted = pairs.all(|p| p[0].virtual_server < p[1].virtual_server);
-        self.beat.replace(beat)
+        self.claims = beat.standings.iter().any(|s| s.claim.is_some());
+        self.beat = Some(beat);
+        former
     }
 
     pub fn standing(&self, v: &VirtualServerName) -> Option<&Standing> {
@@ -208,7 +257,9 @@ impl Peer {
     pub fn claim(&self, me: &ServerName, v: &VirtualServerName, voter: &Voter) -> Option<Claim> {
         let beat = self.beat.as_ref()?;
         let claim = self.standing(v)?.claim?;
-        (!voter.is_released(me, beat.instance, beat.number)).then_some(claim)
+        let newest = (beat.instance, beat.number);
+        let (instance, number) = *self.older.get(v).unwrap_or(&newest);
+        (!voter.is_released(me, instance, number)).then_some(claim)
     }
 
     /// It has no reservation, as far as it told (R21).
@@ -217,10 +268,13 @@ impl Peer {
         self.beat.as_ref().is_some_and(blank)
     }
 
-    pub fn is_newer(&self, instance: Instance, number: Number) -> bool {
-        self.beat
-            .as_ref()
-            .is_none_or(|b| b.instance != instance || number > b.number)
+    /// Newer than what is known, or a part of the newest that has not come yet.
+    pub fn is_news(&self, beat: &Beat) -> bool {
+        self.beat.as_ref().is_none_or(|known| {
+            known.instance != beat.instance
+                || beat.number > known.number
+                || beat.number == known.number && !self.parts.contains(&beat.part.0.index)
+        })
     }
 }
 
@@ -266,4 +320,120 @@ pub(crate) struct Waiting {
     /// This server must claim it; or anybody else.
     pub to: Option<ServerName>,
     pub deadline: BootTime,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use protocol::{
+        version::Since,
+        wire::beat::{Freshness, Part, Roster},
+    };
+    use std::time::Duration;
+
+    /// Part `index` of `of` of a beat that names these virtual servers, claimed if written in capitals.
+    fn part(number: u64, (index, of): (u16, u16), names: &[&str]) -> Beat {
+        let standing = |name: &&str| Standing {
+            virtual_server: name.to_lowercase().parse().unwrap(),
+            floor: Term(number),
+            claim: (name.to_lowercase() != **name).then_some(Claim {
+                term: Term(1),
+                lease_held: true,
+            }),
+            fit: true,
+            priority: 1,
+        };
+        Beat {
+            instance: Instance(1),
+            number: Number(number),
+            lease: Duration::from_secs(1),
+            promise_max: Duration::from_secs(1),
+            floor_base: Term(0),
+            participation: Participation::Active,
+            maintenance: false,
+            witness: false,
+            freshness: Freshness::default(),
+            standings: names.iter().map(standing).collect(),
+            heard: Vec::new(),
+            roster: Roster::default(),
+            config_hash: 1,
+            part: Since(Part { index, of }),
+        }
+    }
+
+    fn claimed(peer: &Peer) -> String {
+        let me = "alpha".parse().unwrap();
+        let (voter, beat) = (Voter::with_floor(Term(0)), peer.beat.as_ref().unwrap());
+        let names = beat.standings.iter().map(|s| &s.virtual_server);
+        let claimed = names.filter(|v| peer.claim(&me, v, &voter).is_some());
+        claimed.map(|v| v.to_string()).collect()
+    }
+
+    #[test]
+    fn what_a_part_does_not_name_is_as_it_was() {
+        let mut peer = Peer::default();
+        peer.take_beat(part(1, (0, 2), &["A", "b"]));
+        assert!(!peer.complete, "c may be there");
+        peer.take_beat(part(1, (1, 2), &["C"]));
+        assert_eq!((claimed(&peer).as_str(), peer.complete), ("ac", true));
+        peer.take_beat(part(2, (0, 2), &["a", "B"]));
+        assert_eq!(claimed(&peer), "bc", "the other part was lost");
+        assert_eq!(peer.older.len(), 1);
+        peer.take_beat(part(3, (1, 2), &["c"]));
+        assert_eq!(claimed(&peer), "b");
+    }
+
+    #[test]
+    fn what_no_part_of_a_beat_names_is_gone() {
+        let mut peer = Peer::default();
+        peer.take_beat(part(1, (0, 1), &["A", "B", "C"]));
+        peer.take_beat(part(2, (1, 2), &["C"]));
+        assert_eq!(claimed(&peer), "abc");
+        peer.take_beat(part(2, (0, 2), &["A"]));
+        assert_eq!((claimed(&peer).as_str(), peer.older.len()), ("ac", 0));
+        peer.take_beat(part(3, (0, 1), &["A"]));
+        assert_eq!(claimed(&peer), "a");
+    }
+
+    #[test]
+    fn each_part_of_a_number_is_news_once() {
+        let mut peer = Peer::default();
+        for (number, index) in [(1, 1), (1, 0), (2, 0)] {
+            let beat = part(number, (index, 2), &["a"]);
+            assert!(peer.is_news(&beat));
+            peer.take_beat(beat.clone());
+            assert!(!peer.is_news(&beat));
+        }
+        assert!(!peer.is_news(&part(1, (0, 2), &["a"])), "an older one");
+    }
+
+    #[test]
+    fn what_was_told_by_another_run_or_while_blank_is_not_complete() {
+        let blank = |number, place| Beat {
+            participation: Participation::Blank,
+            ..part(number, place, &["a"])
+        };
+        let mut peer = Peer::default();
+        peer.take_beat(blank(1, (0, 1)));
+        peer.take_beat(part(2, (0, 2), &["a"]));
+        assert!(!peer.complete);
+        peer.take_beat(part(2, (1, 2), &["b"]));
+        assert!(peer.complete);
+        let mut restarted = part(1, (0, 2), &["a"]);
+        restarted.instance = Instance(2);
+        peer.take_beat(restarted);
+        assert!(!peer.complete);
+    }
+
+    #[test]
+    fn a_claim_that_an_older_beat_made_is_released_with_that_beat() {
+        let mut peer = Peer::default();
+        peer.take_beat(part(1, (0, 1), &["A", "B"]));
+        peer.take_beat(part(2, (0, 2), &["A"]));
+        let (beta, mut voter) = ("beta".parse().unwrap(), Voter::with_floor(Term(0)));
+        voter.release(&beta, Instance(1), Number(1), BootTime(1));
+        let claims = |v: &str| peer.claim(&beta, &v.parse().unwrap(), &voter).is_some();
+        assert_eq!((claims("a"), claims("b")), (true, false));
+    }
 }

@@ -114,6 +114,7 @@ impl Alone {
             heard: Vec::new(),
             roster: Roster::default(),
             config_hash: 1,
+            part: Default::default(),
         }
     }
 

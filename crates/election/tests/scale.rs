@@ -192,6 +192,7 @@ fn the_largest_beat_and_acknowledgement_are_one_datagram_each() {
             keeper: None,
         },
         config_hash: u64::MAX,
+        part: Default::default(),
     };
     println!("beat: {} bytes", fits(Body::Beat(beat)));
     // A server claims what is in its file: at most half of what others keep promises for.

@@ -3,6 +3,10 @@
 use protocol::{BootTime, ServerName, local::ring::ElectdToHbd, wire::datagram::Packet};
 use std::{net::IpAddr, time::Duration};
 
+/// A datagram with such a message has less than 1,200 bytes, seal and all, and passes any link in one piece: nobody needs
+/// to put IP fragments together, which some networks drop (RFC 8900; RFC 8085, section 3.2).
+pub const PART_MAX: usize = 1024;
+
 /// What the configuration says to hbd.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -12,6 +16,8 @@ pub struct Settings {
     pub addresses: Vec<IpAddr>,
     /// Beats that waited longer than this are dropped; hellos into the void keep this distance.
     pub heartbeat: Duration,
+    /// Longest message in bytes that need not travel in parts: [`PART_MAX`].
+    pub part_max: usize,
     /// All other servers.
     pub peers: Vec<PeerSettings>,
 }

@@ -33,7 +33,7 @@ mod state;
 mod times;
 mod window;
 
-pub use input::{Input, PeerSettings, Settings};
+pub use input::{Input, PART_MAX, PeerSettings, Settings};
 pub use output::{Output, Path, Transmit};
 pub use refusal::Refusal;
 pub use state::Heartbeat;

@@ -10,8 +10,12 @@ use protocol::{
     codec::{self, CodecError, MESSAGE_MAX},
     local::{ring::ElectdToHbd, status::PathStatus},
     seal::{NONCE, Sealer},
-    wire::datagram::{self, Body, Incarnation, Packet},
+    wire::{
+        beat::PARTS_SINCE,
+        datagram::{self, Body, Incarnation, Packet},
+    },
 };
+use serde::Serialize;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::IpAddr,
@@ -21,8 +25,7 @@ use std::{
 /// Most paths to one peer.
 const PATHS_MAX: usize = 16;
 
-/// Messages that leave together fill one packet up to here, so that it passes any link in one piece; a longer
-/// one travels alone.
+/// Messages that leave together fill one packet up to here.
 const BUNDLE_MAX: usize = 1024;
 
 /// Which peer, and which path to it.
@@ -33,6 +36,7 @@ type Place = (usize, usize);
 pub struct Heartbeat {
     me: ServerName,
     heartbeat: Duration,
+    part_max: usize,
     sealer: Sealer,
     incarnation: Incarnation,
     peers: Vec<Peer>,
@@ -46,6 +50,7 @@ impl Heartbeat {
         let mut core = Self {
             me: settings.me.clone(),
             heartbeat: settings.heartbeat,
+            part_max: settings.part_max,
             sealer,
             incarnation,
             peers: Vec::new(),
@@ -73,6 +78,7 @@ impl Heartbeat {
         }
         self.me = settings.me;
         self.heartbeat = settings.heartbeat;
+        self.part_max = settings.part_max;
     }
 
     /// Other cluster keys.
@@ -287,11 +293,22 @@ impl Heartbeat {
                 count(&mut self.counters, "unsent_late");
                 continue;
             }
-            let length = codec::encode(&body).map_or(MESSAGE_MAX, |bytes| bytes.len());
-            timely.push((to, body, length));
+            timely.push((to, body));
         }
+        let measured = |(to, body)| {
+            let length = size(&body);
+            (to, body, length)
+        };
+        let mut parted = Vec::new();
+        for (to, body) in &timely {
+            let parts = parts(body, self.part_max).into_iter();
+            parted.extend(parts.map(|part| measured((to.clone(), part))));
+        }
+        let whole: Vec<_> = timely.into_iter().map(measured).collect();
         for index in 0..self.peers.len() {
-            for bodies in bundles(&timely, &self.peers[index].name) {
+            let known = self.peers[index].version() >= PARTS_SINCE;
+            let messages = if known { &parted } else { &whole };
+            for bodies in bundles(messages, &self.peers[index].name) {
                 self.transmit(index, bodies);
             }
         }
@@ -339,6 +356,32 @@ impl Heartbeat {
     fn refuse(&mut self, source: IpAddr, why: Refusal) {
         count(&mut self.counters, why.name());
         self.outputs.push_back(Output::Refused { source, why });
+    }
+}
+
+/// Bytes of a message or of a piece of one.
+fn size<T: Serialize>(part: &T) -> usize {
+    codec::encode(part).map_or(MESSAGE_MAX, |bytes| bytes.len())
+}
+
+/// The parts in which a message travels, each no longer than `most` if that can be (ELECTION R25): a packet then passes
+/// any link in one piece, and what is lost with one part is not lost with the others.
+fn parts(body: &Body, most: usize) -> Vec<Body> {
+    let length = size(body);
+    if length <= most {
+        return vec![body.clone()];
+    }
+    match body.clone() {
+        Body::Beat(beat) => {
+            let standings: usize = beat.standings.iter().map(size).sum();
+            let room = most.saturating_sub(length - standings.min(length));
+            beat.parts(room, size).into_iter().map(Body::Beat).collect()
+        }
+        Body::Ack(ack) => {
+            let answers: usize = ack.answers.iter().map(size).sum();
+            let room = most.saturating_sub(length - answers.min(length));
+            ack.parts(room, size).into_iter().map(Body::Ack).collect()
+        }
     }
 }
 

@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use heartbeat::{Heartbeat, Input, Output, PeerSettings, Refusal, Settings, Transmit};
+use heartbeat::{Heartbeat, Input, Output, PART_MAX, PeerSettings, Refusal, Settings, Transmit};
 use proptest::prelude::*;
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term,
     local::ring::{ElectdToHbd, HbdToDoctord},
     seal::{NONCE, Sealer},
     wire::{
-        beat::{Ack, Beat, Freshness, Participation, Roster},
+        beat::{
+            Ack, Answer, Beat, Claim, Freshness, Participation, Roster, Standing, Verdict, Why,
+        },
         datagram::{self, Challenge, Data, Incarnation, Packet},
     },
 };
@@ -51,6 +53,7 @@ fn beat(number: u64) -> Beat {
         heard: Vec::new(),
         roster: Roster::default(),
         config_hash: 0,
+        part: Default::default(),
     }
 }
 
@@ -103,6 +106,7 @@ impl Host {
             me: name(me),
             addresses: addresses(me),
             heartbeat: H,
+            part_max: PART_MAX,
             peers,
         };
         let core = Heartbeat::new(settings, Sealer::new(keys, cluster), Incarnation(fresh()));
@@ -904,6 +908,7 @@ fn a_new_configuration_keeps_those_who_stay() {
         me: name("alpha"),
         addresses: addresses("alpha"),
         heartbeat: H,
+        part_max: PART_MAX,
         peers,
     };
     let moved = vec![ip("198.51.100.66")];
@@ -955,6 +960,7 @@ fn paths_join_addresses_of_one_family_and_look_alike_from_both_sides() {
                 me,
                 addresses,
                 heartbeat: H,
+                part_max: PART_MAX,
                 peers,
             };
             let mut core =
@@ -998,6 +1004,7 @@ impl Told {
             me: name("beta"),
             addresses: all(local),
             heartbeat: H,
+            part_max: PART_MAX,
             peers: vec![peer],
         };
         Self(Heartbeat::new(
@@ -1320,4 +1327,109 @@ fn an_answer_lost_in_the_later_version_is_made_up_for() {
     let later = a.core.poll_timeout().expect("beta may speak more");
     exchange(later, &mut a, &mut b);
     assert!(a.send(later, 2).iter().all(|d| version(d) == 2));
+}
+
+fn standing(i: usize) -> Standing {
+    Standing {
+        virtual_server: format!("virtual-server-of-thirty-n-{i:03}")
+            .parse()
+            .unwrap(),
+        floor: Term(70_000),
+        claim: Some(Claim {
+            term: Term(70_000),
+            lease_held: true,
+        }),
+        fit: true,
+        priority: 100,
+    }
+}
+
+#[test]
+fn a_beat_of_256_virtual_servers_and_its_acknowledgement_pass_in_packets_below_1200_bytes() {
+    let (mut a, mut b) = pair();
+    let many = Beat {
+        standings: (0..256).map(standing).collect(),
+        ..beat(7)
+    };
+    let refused = |s: &Standing| Answer {
+        virtual_server: s.virtual_server.clone(),
+        verdict: Verdict::Refused {
+            why: Why::Promised,
+            floor: s.floor,
+            holder: Some(name("gamma")),
+        },
+    };
+    let answers = many.standings.iter().map(refused).collect();
+    let answered = Ack { answers, ..ack(9) };
+    let made = ms(10);
+    let messages = vec![
+        ElectdToHbd::Beat {
+            made,
+            beat: many.clone(),
+        },
+        ElectdToHbd::Ack {
+            made,
+            to: name("beta"),
+            ack: answered.clone(),
+        },
+    ];
+    a.core.handle(made, Input::Send(messages));
+    a.drain(made);
+    let packets = std::mem::take(&mut a.out);
+    assert!(packets.len() > 16);
+    for packet in &packets {
+        assert!(packet.bytes.len() < 1200, "{}", packet.bytes.len());
+        b.receive(made, packet);
+    }
+    let (mut standings, mut answers, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    for message in &b.delivered {
+        match message {
+            HbdToDoctord::Beat { beat, .. } => {
+                assert_eq!((beat.number, beat.lease), (many.number, many.lease));
+                parts.push(beat.part.0);
+                standings.extend(beat.standings.clone());
+            }
+            HbdToDoctord::Ack { ack, .. } => {
+                assert_eq!(
+                    (ack.number, ack.instance),
+                    (answered.number, answered.instance)
+                );
+                answers.extend(ack.answers.clone());
+            }
+            HbdToDoctord::Listening => {}
+        }
+    }
+    assert_eq!((standings, answers), (many.standings, answered.answers));
+    let of = u16::try_from(parts.len()).unwrap();
+    assert!((0..of).eq(parts.iter().map(|p| p.index)) && parts.iter().all(|p| p.of == of));
+}
+
+#[test]
+fn a_peer_of_the_release_before_gets_a_beat_in_one_piece() {
+    let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+    for now in [ms(0), ms(100), ms(100), ms(200)] {
+        let (to_b, to_a) = (a.tick(now), b.tick(now));
+        to_b.iter()
+            .filter(|d| version(d) == 1)
+            .for_each(|d| b.receive(now, d));
+        to_a.iter()
+            .filter(|d| version(d) == 1)
+            .for_each(|d| a.receive(now, d));
+    }
+    let made = ms(300);
+    let standings = (0..256).map(standing).collect();
+    let beat = Beat {
+        standings,
+        ..beat(7)
+    };
+    a.core
+        .handle(made, Input::Send(vec![ElectdToHbd::Beat { made, beat }]));
+    a.drain(made);
+    std::mem::take(&mut a.out)
+        .iter()
+        .for_each(|d| b.receive(made, d));
+    let [HbdToDoctord::Beat { beat, .. }] = &b.delivered[..] else {
+        panic!("{:?}", b.delivered.len())
+    };
+    assert_eq!((beat.standings.len(), beat.part.0.of), (256, 1));
 }

@@ -92,6 +92,8 @@ pub struct Scenario {
     pub spare: bool,
     /// Virtual servers; the first is the roster's keeper.
     pub virtuals: usize,
+    /// Each of them has a part of the beat to itself (R25).
+    pub parts: bool,
     /// Which server has the highest priority for each of them.
     pub preferred: [usize; VIRTUALS_MAX],
     /// Nanoseconds of each clock per tick: 4 or 5.
@@ -144,6 +146,7 @@ impl Default for Scenario {
             witness: false,
             spare: false,
             virtuals: 1,
+            parts: false,
             preferred: [0; VIRTUALS_MAX],
             rates: [4; 4],
             begin: Begin::Settled,
@@ -394,6 +397,18 @@ pub fn all(depth: Depth) -> Vec<Scenario> {
             wishes: vec![Asked::Add(3), Asked::Move(0, 1), Asked::Remove(0)],
             in_turn: true,
             sometimes: vec![News::Changed, News::ChangedAgain],
+            ..Scenario::default()
+        },
+        Scenario {
+            name: "parts",
+            about: "each virtual server in a part of the beat of its own, parts lost and late, a server killed or without \
+                    power",
+            virtuals: 2,
+            parts: true,
+            coarse: true,
+            faults: vec![(Lose, 2), (Delay, 1), (Kill, 1), (Power, 1)],
+            total: by(1, 2),
+            terms: 3,
             ..Scenario::default()
         },
         Scenario {

@@ -439,9 +439,11 @@ impl Cluster {
                         }
                     }
                 }
-                let beat = Arc::new(beat);
-                for to in (0..w.hosts.len()).filter(|to| *to != i) {
-                    self.send(w, i, to, Load::Beat(Arc::clone(&beat)));
+                let room = if self.scenario.parts { 1 } else { usize::MAX };
+                for beat in beat.parts(room, |_| 1).into_iter().map(Arc::new) {
+                    for to in (0..w.hosts.len()).filter(|to| *to != i) {
+                        self.send(w, i, to, Load::Beat(Arc::clone(&beat)));
+                    }
                 }
             }
             Output::Ack { to, ack } => self.acks(w, i, self.index(&to), ack),

@@ -108,6 +108,7 @@ mutants! {
     OldRosterCalls "R24" "a call with an older roster gets votes",
     OldRosterPromised "R24" "a claim of a server with an older roster is acknowledged",
     PromisesNotSettled "R24" "an acknowledgement tells the roster on disk, whatever was promised by an older one",
+    PartTakenForAll "R25" "what a part of a beat does not name counts as not claimed",
     LeaseByDisk "R7, R24" "a master counts by the roster on its disk, whatever it knows",
     IncarnationUnchecked "R26, hbd" "packets of a former incarnation are heard",
     ReplayHeard "R26, hbd" "a packet counts as often as it arrives",

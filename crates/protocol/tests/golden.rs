@@ -23,8 +23,8 @@ use protocol::{
     version::{self, Since},
     wire::{
         beat::{
-            Ack, Answer, Beat, Claim, Freshness, Heard, Participation, Roster, Standing, Verdict,
-            Why,
+            Ack, Answer, Beat, Claim, Freshness, Heard, Part, Participation, Roster, Standing,
+            Verdict, Why,
         },
         datagram::{self, Challenge, Data, Echo, Incarnation, Left, Packet, Speaks},
         frame::{self, Frame},
@@ -310,6 +310,7 @@ fn beat() -> Beat {
             keeper: Some("web".parse().unwrap()),
         },
         config_hash: 0xfeed,
+        part: Since(Part { index: 1, of: 3 }),
     }
 }
 

@@ -20,7 +20,7 @@ use protocol::{
     version::Since,
     wire::{
         beat::{
-            Ack, Answer, Beat, Claim, Freshness, Heard, Participation, Roster, Standing,
+            Ack, Answer, Beat, Claim, Freshness, Heard, Part, Participation, Roster, Standing,
             VIRTUAL_SERVERS_MAX, Verdict, Why,
         },
         datagram::{self, Challenge, Data, Echo, Incarnation, Left, Packet, Speaks},
@@ -217,6 +217,7 @@ fn the_largest_beat_and_acknowledgement_are_one_packet() {
             keeper: Some(long(0).parse().unwrap()),
         },
         config_hash: u64::MAX,
+        part: Default::default(),
     };
     let refused = |i| Answer {
         virtual_server: long(i).parse().unwrap(),
@@ -364,12 +365,13 @@ prop_compose! {
         standings in vec(standing(), 0..4),
         heard in vec((server(), any::<Duration>()), 0..4),
         roster in roster(),
+        (index, of) in any::<(u16, u16)>(),
     ) -> Beat {
         let freshness = Freshness { term: fresh, run };
         let heard = heard.into_iter().map(|(server, age)| Heard { server, age }).collect();
         Beat {
             instance, number, lease, promise_max, floor_base, participation, maintenance, witness,
-            freshness, standings, heard, roster, config_hash,
+            freshness, standings, heard, roster, config_hash, part: Since(Part { index, of }),
         }
     }
 }

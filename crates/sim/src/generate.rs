@@ -66,7 +66,7 @@ pub fn schedule(seed: u64, wanted: Option<Profile>) -> Schedule {
         servers: servers - witnesses,
         witnesses,
         blank: u64::from(random.percent(5)),
-        virtuals: random.of(&[1, 1, 1, 1, 1, 1, 1, 2, 2, 3]),
+        virtuals: random.of(&[1, 1, 1, 1, 1, 2, 2, 2, 3, 3]),
         none: u64::from(random.percent(3)),
         paths: 1 + u64::from(random.percent(10)),
         sealed: u64::from(random.percent(10)),
@@ -74,6 +74,7 @@ pub fn schedule(seed: u64, wanted: Option<Profile>) -> Schedule {
         gate: (100, random.of(&[500, 2000, lease / 50, lease / 8])),
         ..Schedule::default()
     };
+    schedule.parts = u64::from(schedule.virtuals > 1 && random.percent(70));
     if profile == Profile::Tight {
         (schedule.delay, schedule.ring, schedule.gate) = ((20, 80), (5, 20), (20, 200));
         schedule.disk = 1000;

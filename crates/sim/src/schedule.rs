@@ -242,6 +242,8 @@ pub struct Schedule {
     pub paths: u64,
     /// Beats travel as sealed bytes, as outside; otherwise as what the seal holds.
     pub sealed: u64,
+    /// Each virtual server has a part of the beat to itself.
+    pub parts: u64,
     /// All start after a power loss; otherwise electd finds an empty memory of this boot.
     pub cold: u64,
     /// Shortest and longest delay of a packet, in microseconds.
@@ -270,7 +272,7 @@ pub struct Schedule {
 
 macro_rules! fields {
     ($this:ident, $do:ident) => {
-        $do!($this; seed heartbeat lease servers witnesses blank virtuals none paths sealed cold loss repeat late disk preempt priorities calm)
+        $do!($this; seed heartbeat lease servers witnesses blank virtuals none paths sealed parts cold loss repeat late disk preempt priorities calm)
     };
 }
 
@@ -287,6 +289,7 @@ impl Default for Schedule {
             none: 0,
             paths: 1,
             sealed: 0,
+            parts: 0,
             cold: 0,
             delay: (50, 300),
             ring: (10, 60),

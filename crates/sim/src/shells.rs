@@ -9,7 +9,9 @@ use crate::{
 };
 use detector::{Detector, Input as Seen, Params};
 use election::{Elector, Input, Memory, Output, Start, Withheld};
-use heartbeat::{Heartbeat, Input as Heard, Output as Said, PeerSettings, Settings, Transmit};
+use heartbeat::{
+    Heartbeat, Input as Heard, Output as Said, PART_MAX, PeerSettings, Settings, Transmit,
+};
 use protocol::{
     BootTime, Instance, Number, ServerName, VirtualServerName,
     local::ring::{
@@ -208,6 +210,11 @@ impl World {
             me: server.name.clone(),
             addresses: server.addresses.clone(),
             heartbeat: server.settings.heartbeat,
+            part_max: if self.schedule.parts == 1 {
+                1
+            } else {
+                PART_MAX
+            },
             peers: self
                 .servers
                 .iter()

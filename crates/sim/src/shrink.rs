@@ -64,6 +64,7 @@ fn simpler(from: &Schedule) -> Vec<Schedule> {
     let mut all = vec![
         with(&|s| (s.loss, s.repeat, s.late) = (0, 0, 0)),
         with(&|s| (s.sealed, s.paths) = (0, 1)),
+        with(&|s| s.parts = 0),
         with(&|s| (s.virtuals, s.preempt, s.priorities) = (1, 0, 0)),
         with(&|s| s.blank = 0),
         with(&|s| s.cold = 0),

@@ -480,6 +480,7 @@ fn beat(
         heard: Vec::new(),
         roster,
         config_hash: 1,
+        part: Default::default(),
     }
 }
 

@@ -49,6 +49,7 @@ fn settings(peers: usize) -> Result<Settings> {
         me: name(ME)?,
         addresses: both(1),
         heartbeat: HEARTBEAT,
+        part_max: 100,
         peers: [0, 2]
             .into_iter()
             .take(peers)

@@ -5,10 +5,11 @@ use arbitrary::{Result, Unstructured};
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term, VirtualServerName,
     local::ring::{Health, HealthState, LinkHealth, ServerHealth},
+    version::Since,
     wire::{
         beat::{
-            Ack, Answer, Beat, Claim, Freshness, Heard, Participation, Roster, Standing, Verdict,
-            Why,
+            Ack, Answer, Beat, Claim, Freshness, Heard, Part, Participation, Roster, Standing,
+            Verdict, Why,
         },
         signal::{Body, Client, PreVerdict, Released, Signal},
     },
@@ -234,6 +235,10 @@ impl Near {
             },
             roster: self.roster(u)?,
             config_hash: u.arbitrary::<u8>()?.into(),
+            part: Since(Part {
+                index: u.int_in_range(0..=2)?,
+                of: u.int_in_range(0..=3)?,
+            }),
         })
     }
 

@@ -1,11 +1,14 @@
 //! The heartbeat and its acknowledgement (ELECTION, "Messages").
 
-use crate::ids::{Instance, Number, RosterVersion, ServerName, Term, VirtualServerName};
+use crate::{
+    ids::{Instance, Number, RosterVersion, ServerName, Term, VirtualServerName},
+    version::Since,
+};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Most virtual servers a server keeps promises for (ELECTION R25), so that
-/// a beat that names them all stays one datagram.
+/// Most virtual servers a server keeps promises for (ELECTION R25), so that a beat that names them all fits into one
+/// message, as it travels within a server and to a release that knows no parts.
 pub const VIRTUAL_SERVERS_MAX: usize = 512;
 
 /// Sent every heartbeat interval by every server to every other, over every path, under one number.
@@ -29,7 +32,7 @@ pub struct Beat {
     pub witness: bool,
     /// How fresh the sender's files are.
     pub freshness: Freshness,
-    /// One entry for every virtual server the sender knows.
+    /// One entry for every virtual server the sender knows, over all parts.
     pub standings: Vec<Standing>,
     /// Whom the sender hears.
     pub heard: Vec<Heard>,
@@ -37,6 +40,76 @@ pub struct Beat {
     pub roster: Roster,
     /// Hash of the sender's configuration: a mismatch is reported, never a reason to ignore a beat.
     pub config_hash: u64,
+    /// Which part of the beat this is.
+    pub part: Since<PARTS_SINCE, Part>,
+}
+
+/// The version of the protocol that knows parts of a beat.
+pub const PARTS_SINCE: u8 = 2;
+
+/// A place among the parts in which a beat travels (ELECTION R25).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// From zero.
+    pub index: u16,
+    /// How many there are.
+    pub of: u16,
+}
+
+impl Default for Part {
+    /// The only one.
+    fn default() -> Self {
+        Self { index: 0, of: 1 }
+    }
+}
+
+impl Beat {
+    /// Whoever speaks this version of the protocol takes it for what it is.
+    pub fn is_known_in(&self, version: u8) -> bool {
+        version >= PARTS_SINCE || self.part.0.of <= 1
+    }
+
+    /// Cuts it into parts that have `room` for standings of such a `size`, and for one in any case.
+    pub fn parts(mut self, room: usize, size: impl Fn(&Standing) -> usize) -> Vec<Self> {
+        let standings = std::mem::take(&mut self.standings);
+        let pieces = pieces(standings, room, size);
+        let of = u16::try_from(pieces.len()).unwrap_or(u16::MAX);
+        let part = |(index, standings)| Self {
+            standings,
+            part: Since(Part { index, of }),
+            ..self.clone()
+        };
+        (0..of).zip(pieces).map(part).collect()
+    }
+}
+
+impl Ack {
+    /// Cuts it into acknowledgements of the same beat, each with some of the answers.
+    pub fn parts(mut self, room: usize, size: impl Fn(&Answer) -> usize) -> Vec<Self> {
+        let answers = std::mem::take(&mut self.answers);
+        let part = |answers| Self {
+            answers,
+            ..self.clone()
+        };
+        pieces(answers, room, size).into_iter().map(part).collect()
+    }
+}
+
+/// In their order, one piece at least; no piece but one of a single entry is larger than `room`.
+fn pieces<T>(entries: Vec<T>, room: usize, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let (mut pieces, mut left) = (vec![Vec::new()], room);
+    for entry in entries {
+        let size = size(&entry);
+        if size > left && pieces.last().is_some_and(|piece| !piece.is_empty()) {
+            pieces.push(Vec::new());
+            left = room;
+        }
+        left = left.saturating_sub(size);
+        if let Some(piece) = pieces.last_mut() {
+            piece.push(entry);
+        }
+    }
+    pieces
 }
 
 /// Whether a server takes part in elections (ELECTION R20, R21).
@@ -183,5 +256,26 @@ impl std::fmt::Display for Why {
             Self::Absurd => "term too far ahead",
             Self::TooMany => "too many virtual servers",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pieces;
+
+    #[test]
+    fn pieces_keep_order_and_room_and_there_is_one_at_least() {
+        let size = |n: &usize| *n;
+        assert_eq!(pieces(vec![], 10, size), [vec![]]);
+        assert_eq!(pieces(vec![3, 3, 3], 10, size), [vec![3, 3, 3]]);
+        assert_eq!(
+            pieces(vec![3, 8, 2, 1], 10, size),
+            [vec![3], vec![8, 2], vec![1]]
+        );
+        assert_eq!(pieces(vec![11, 11], 10, size), [vec![11], vec![11]]);
+        assert_eq!(
+            pieces(vec![1, 11, 1], 10, size),
+            [vec![1], vec![11], vec![1]]
+        );
     }
 }
