@@ -188,6 +188,8 @@ struct Shared {
     deadline: AtomicU64,
     /// The addresses are there: the worker needs no waking for a longer deadline.
     present: AtomicBool,
+    /// Every client that was asked has answered since the last opening or announcement.
+    acknowledged: AtomicBool,
     /// Held while deadline, presence and door change together: a few instructions.
     change: Mutex<()>,
     /// Its door in the kernel's gate.
@@ -202,6 +204,7 @@ impl Shared {
         Arc::new(Self {
             deadline: AtomicU64::new(0),
             present: AtomicBool::new(false),
+            acknowledged: AtomicBool::new(false),
             change: Mutex::new(()),
             door,
             file,

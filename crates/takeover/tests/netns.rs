@@ -707,6 +707,35 @@ in_namespace!(a_silent_client_is_asked_again_and_listed, || {
     assert_eq!((asked(99), asked(77), asked(98)), (1, 6, 6));
 });
 
+in_namespace!(
+    a_client_behind_a_port_that_forwards_late_is_moved_when_it_does_and_taken_off_the_list,
+    || {
+        let peer = cable();
+        sh("ip neighbour replace 192.0.2.99 lladdr 02:00:00:00:00:09 dev s0 nud stale");
+        peer.sh(POISONED);
+        peer.sh(
+            "nft 'table netdev blocked { chain in { type filter hook ingress device p0 priority 0; drop; }; }'",
+        );
+        let stage = Stage::new(vec![set(&[VIP])]);
+        stage.open(ms(20_000));
+        assert_eq!(settled(&stage, 1).silent, 1);
+        assert!(!moved(&peer, "192.0.2.10"));
+        peer.sh("nft delete table netdev blocked");
+        wait_for("the answer", || {
+            stage
+                .takeover()
+                .receipts(&web())
+                .unwrap_or_default()
+                .answered
+                == 1
+        });
+        assert!(moved(&peer, "192.0.2.10"));
+        let receipts = stage.takeover().receipts(&web()).unwrap();
+        assert_eq!((receipts.silent, receipts.silent_first), (0, vec![]));
+    },
+    tcx
+);
+
 in_namespace!(nobody_is_asked_any_more_once_the_lease_has_ended, || {
     let peer = cable();
     sh("ip neighbour replace 192.0.2.77 lladdr 02:00:00:00:00:09 dev s0 nud stale");
