@@ -43,7 +43,7 @@ mod worker;
 
 pub use arp::Mac;
 pub use error::Error;
-pub use gate::{GateHome, any::GateKind, check_gate, lease_fits, unmount_gate};
+pub use gate::{GateHome, any::GateKind, check_backstop, check_gate, lease_fits, unmount_gate};
 pub use hold::LatePackets;
 pub use macvlan::check_mac;
 pub use readers::read_any;
@@ -496,6 +496,7 @@ impl Takeover {
         // A gate of an earlier life would stay shut for good.
         if !matches!(gate, Some(Gate::Ebpf(_))) {
             gate::remove_left_over(&run_dir.join("bpf"));
+            gate::remove_backstop(run_dir);
         }
         if !matches!(gate, Some(Gate::Nftables(_))) {
             gate::nftables::remove_left_over(run_dir);
