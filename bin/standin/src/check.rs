@@ -172,6 +172,14 @@ fn gate(cluster: &config::Cluster, report: &mut Report) {
         }
     }
     let better = takeover::refusals(&refused);
+    if refused.len() < 2
+        && let Err(why) = takeover::check_backstop()
+    {
+        report.note(format!(
+            "gate: no backstop: an interface that comes while electd is stopped or killed answers for the addresses that \
+             it then has (nftables refused: {why})"
+        ));
+    }
     match refused.len() {
         0 => report.ok("gate: eBPF, the kernel keeps the lease"),
         1 => report.ok(format!(

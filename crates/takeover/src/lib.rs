@@ -43,7 +43,7 @@ mod worker;
 
 pub use arp::Mac;
 pub use error::Error;
-pub use gate::{GateHome, any::GateKind, check_gate, lease_fits, unmount_gate};
+pub use gate::{GateHome, any::GateKind, check_backstop, check_gate, lease_fits, unmount_gate};
 pub use hold::LatePackets;
 pub use macvlan::check_mac;
 pub use readers::read_any;
@@ -188,6 +188,8 @@ struct Shared {
     deadline: AtomicU64,
     /// The addresses are there: the worker needs no waking for a longer deadline.
     present: AtomicBool,
+    /// Every client that was asked has answered since the last opening or announcement.
+    acknowledged: AtomicBool,
     /// Held while deadline, presence and door change together: a few instructions.
     change: Mutex<()>,
     /// Its door in the kernel's gate.
@@ -202,6 +204,7 @@ impl Shared {
         Arc::new(Self {
             deadline: AtomicU64::new(0),
             present: AtomicBool::new(false),
+            acknowledged: AtomicBool::new(false),
             change: Mutex::new(()),
             door,
             file,
@@ -493,6 +496,7 @@ impl Takeover {
         // A gate of an earlier life would stay shut for good.
         if !matches!(gate, Some(Gate::Ebpf(_))) {
             gate::remove_left_over(&run_dir.join("bpf"));
+            gate::remove_backstop(run_dir);
         }
         if !matches!(gate, Some(Gate::Nftables(_))) {
             gate::nftables::remove_left_over(run_dir);

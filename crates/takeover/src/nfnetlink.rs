@@ -7,7 +7,10 @@ use nix::{
     sys::socket::{MsgFlags, recv, send},
 };
 use rtnetlink::sys::{Socket, SocketAddr};
-use std::{io, os::fd::AsRawFd};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
 
 /// Families of tables: IPv4 and IPv6 together; ARP.
 pub(crate) const INET: u8 = 1;
@@ -18,15 +21,18 @@ pub(crate) const GET_TABLE: u8 = 1;
 pub(crate) const DEL_TABLE: u8 = 2;
 pub(crate) const NEW_CHAIN: u8 = 3;
 pub(crate) const GET_CHAIN: u8 = 4;
+pub(crate) const DEL_CHAIN: u8 = 5;
 pub(crate) const NEW_RULE: u8 = 6;
 pub(crate) const GET_RULE: u8 = 7;
+pub(crate) const DEL_RULE: u8 = 8;
 pub(crate) const NEW_SET: u8 = 9;
 pub(crate) const NEW_ELEMENT: u8 = 12;
 pub(crate) const DEL_ELEMENT: u8 = 14;
 /// As the former, and fine if it is not there: Linux 6.3 or later.
 pub(crate) const DESTROY_ELEMENT: u8 = 30;
 
-/// Of new things: only if not there yet; and a rule goes behind the others.
+/// Of new things: whether they are there or not; only if not there yet; and a rule goes behind the others.
+pub(crate) const CREATE: u16 = NLM_F_CREATE;
 pub(crate) const EXCLUSIVE: u16 = NLM_F_CREATE | 0x200;
 pub(crate) const APPEND: u16 = NLM_F_CREATE | 0x800;
 
@@ -263,6 +269,52 @@ impl Nfnetlink {
                 Err(e) => Err(e.into()),
             };
         }
+    }
+}
+
+/// Hears what others change in nftables.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Monitor {
+    pub(crate) fn open() -> io::Result<Self> {
+        const GROUP: u32 = 7;
+        let mut socket = Socket::new(NETFILTER)?;
+        socket.bind(&SocketAddr::new(0, 1 << (GROUP - 1)))?;
+        Ok(Self {
+            socket,
+            buffer: vec![0; 64 * 1024],
+        })
+    }
+
+    /// Whether something of these kinds has happened since this was last asked, or may have.
+    pub(crate) fn saw(&mut self, kinds: &[u8]) -> bool {
+        let mut saw = false;
+        loop {
+            let fd = self.socket.as_raw_fd();
+            match recv(fd, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(got) => {
+                    saw |= split(&self.buffer[..got]).any(|(header, _)| {
+                        kinds
+                            .iter()
+                            .any(|kind| header.kind == NFTABLES << 8 | u16::from(*kind))
+                    });
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return saw,
+                // Some were lost.
+                Err(_) => return true,
+            }
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -7,7 +7,7 @@
 use crate::arp::Mac;
 use protocol::{BootTime, local::status::SILENT_MAX};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     time::Duration,
 };
@@ -16,7 +16,7 @@ use std::{
 pub(crate) const PAIRS_MAX: usize = 20_000;
 
 /// How long to wait for an answer to the first question, to the second, and so on: asked again 2, 10, 50, 200 ms
-/// and 1 s after the first time, given up after 2 s.
+/// and 1 s after the first time, called silent after 2 s.
 const WAITS: [Duration; 6] = [
     Duration::from_millis(2),
     Duration::from_millis(8),
@@ -25,6 +25,14 @@ const WAITS: [Duration; 6] = [
     Duration::from_millis(800),
     Duration::from_secs(1),
 ];
+
+/// The silent are asked on: a switch may forward nothing for half a minute (spanning tree) or for minutes (its restart).
+/// First each second, then ever more seldom: no client is out for longer than this part of the time before that.
+const LATE_FIRST: Duration = Duration::from_secs(1);
+const LATE_PART: u32 = 8;
+const LATE_MAX: Duration = Duration::from_secs(60);
+/// All of them together are asked at most so often.
+const LATE_EACH: Duration = Duration::from_millis(1);
 
 /// At most so many questions a millisecond, and so many at once.
 const RATE: u64 = 200;
@@ -68,6 +76,8 @@ struct Asked {
     /// Addresses it has not answered for.
     left: usize,
     silent: bool,
+    /// Silent for so long that nobody knows it any more.
+    forgotten: bool,
 }
 
 #[derive(Debug)]
@@ -87,6 +97,10 @@ pub(crate) struct Round {
     place: HashMap<(IpAddr, IpAddr), usize>,
     /// `waiting[n]`: asked n times, due then. Each is in order of time, for all in it wait equally long.
     waiting: [VecDeque<(BootTime, usize)>; WAITS.len() + 1],
+    /// Asked that often, and asked on when it is time.
+    late: BTreeSet<(BootTime, usize)>,
+    /// When all of `late` were asked at once, because one of them had answered.
+    hurried: BootTime,
     last_answer: Option<Duration>,
     changed: bool,
 }
@@ -102,6 +116,8 @@ impl Round {
             pairs: Vec::new(),
             place: HashMap::new(),
             waiting: Default::default(),
+            late: BTreeSet::new(),
+            hurried: BootTime(0),
             last_answer: None,
             changed: true,
         };
@@ -128,6 +144,7 @@ impl Round {
             target,
             left: 0,
             silent: false,
+            forgotten: false,
         };
         self.asked.extend(new.into_iter().map(asked));
         self.pair(0, first);
@@ -186,22 +203,60 @@ impl Round {
                 let Some(wait) = WAITS.get(times) else {
                     self.asked[pair.asked].silent = true;
                     self.changed = true;
+                    self.ask_later(now, n);
                     continue;
                 };
                 self.waiting[times + 1].push_back((now + *wait, n));
-                return Some(Question {
-                    own: self.own[pair.own],
-                    target: self.asked[pair.asked].target,
-                });
+                return Some(self.question(n));
+            }
+        }
+        while let Some((due, n)) = self.late.first().copied() {
+            if due > now {
+                break;
+            }
+            self.late.pop_first();
+            let pair = &self.pairs[n];
+            if !pair.answered && !self.asked[pair.asked].forgotten {
+                self.ask_later(now, n);
+                return Some(self.question(n));
             }
         }
         None
     }
 
-    /// When there is something to ask or to give up; none if all is settled.
+    fn question(&self, n: usize) -> Question {
+        let pair = &self.pairs[n];
+        Question {
+            own: self.own[pair.own],
+            target: self.asked[pair.asked].target,
+        }
+    }
+
+    fn ask_later(&mut self, now: BootTime, n: usize) {
+        let part = now.since(self.from) / LATE_PART;
+        let each = LATE_EACH * u32::try_from(self.late.len()).unwrap_or(u32::MAX);
+        let wait = part.max(each).clamp(LATE_FIRST, LATE_MAX);
+        self.late.insert((now + wait, n));
+    }
+
+    /// When there is something to ask, or somebody to be called silent; none if everybody has answered or is forgotten.
     pub(crate) fn poll_timeout(&self) -> Option<BootTime> {
         let front = |waiting: &VecDeque<(BootTime, usize)>| waiting.front().map(|(due, _)| *due);
-        self.waiting.iter().filter_map(front).min()
+        let late = self.late.first().map(|(due, _)| *due);
+        self.waiting.iter().filter_map(front).chain(late).min()
+    }
+
+    /// Whether everybody has answered or was called silent.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.waiting.iter().all(VecDeque::is_empty)
+    }
+
+    /// The silent that nobody knows any more are neither asked nor listed.
+    pub(crate) fn forget(&mut self, is_known: impl Fn(&IpAddr) -> bool) {
+        for asked in self.asked.iter_mut().filter(|a| a.silent && !a.forgotten) {
+            asked.forgotten = !is_known(&asked.target.ip);
+            self.changed |= asked.forgotten;
+        }
     }
 
     /// `target` has answered to `own`. Whether that was asked and is news.
@@ -215,10 +270,17 @@ impl Round {
         }
         self.changed = true;
         let asked = &mut self.asked[pair.asked];
+        let was_silent = asked.silent;
         asked.left -= 1;
         asked.silent &= asked.left > 0;
         if asked.target.client {
             self.last_answer = Some(now.since(self.from));
+        }
+        // The way is free again: the others need not wait for their turn.
+        if was_silent && now.since(self.hurried) >= LATE_FIRST {
+            self.hurried = now;
+            let late = std::mem::take(&mut self.late);
+            self.late = late.into_iter().map(|(_, n)| (now, n)).collect();
         }
         true
     }
@@ -243,7 +305,8 @@ impl Round {
             last_answer: self.last_answer,
             ..Receipts::default()
         };
-        let has_questions = |a: &&Asked| a.target.client && (a.left > 0 || self.is_asked(a));
+        let has_questions =
+            |a: &&Asked| a.target.client && !a.forgotten && (a.left > 0 || self.is_asked(a));
         for asked in self.asked.iter().filter(has_questions) {
             receipts.asked += 1;
             receipts.answered += usize::from(asked.left == 0);
@@ -345,11 +408,17 @@ mod tests {
     /// Asks whenever there is something to ask, until all is settled: the times, since the start.
     fn play(round: &mut Round) -> Vec<Duration> {
         let mut times = Vec::new();
-        while let Some(at) = round.poll_timeout() {
-            let now = at.max(START);
-            times.extend(due(round, now).iter().map(|_| now.since(START)));
+        while !round.is_settled() {
+            times.extend(step(round));
         }
         times
+    }
+
+    /// The next questions: the time of each, since the start.
+    fn step(round: &mut Round) -> Vec<Duration> {
+        let now = round.poll_timeout().unwrap().max(START);
+        let asked = due(round, now);
+        asked.iter().map(|_| now.since(START)).collect()
     }
 
     #[test]
@@ -399,6 +468,70 @@ mod tests {
             ..receipts
         };
         assert_eq!(round.receipts(), receipts);
+    }
+
+    #[test]
+    fn the_silent_are_asked_ever_more_seldom_until_they_answer() {
+        let mut round = Round::new(START, vec![VIP], &targets(2));
+        let first = play(&mut round).len();
+        assert_eq!(first, 12);
+        let mut times = Vec::new();
+        while times
+            .last()
+            .is_none_or(|last| *last < Duration::from_secs(1200))
+        {
+            times.extend(step(&mut round));
+        }
+        times.dedup();
+        assert_eq!(times[..3], [3000, 4000, 5000].map(ms));
+        let s = Duration::from_secs;
+        for pair in times.windows(2) {
+            let gap = pair[1] - pair[0];
+            assert!(gap >= s(1) && gap <= (pair[0] / 8).clamp(s(1), s(60)));
+        }
+        assert!(times.len() < 60, "{}", times.len());
+        // The port forwards: who has answered tells that the others can too.
+        let now = START + s(1201);
+        assert!(round.poll_timeout().unwrap() > now);
+        assert!(round.answered(now, VIP, ip(0)));
+        assert_eq!(due(&mut round, now), [(VIP, ip(1))]);
+        assert_eq!(round.receipts().silent_first, [ip(1)]);
+        assert!(round.answered(now, VIP, ip(1)));
+        assert_eq!((round.receipts().answered, round.receipts().silent), (2, 0));
+        while round.poll_timeout().is_some() {
+            assert_eq!(step(&mut round), []);
+        }
+    }
+
+    #[test]
+    fn many_silent_ones_share_the_questions_of_a_second() {
+        let mut round = Round::new(START, vec![VIP], &targets(5000));
+        play(&mut round);
+        let mut asked = 0;
+        while round.poll_timeout().unwrap() < START + Duration::from_secs(12) {
+            asked += step(&mut round).len();
+        }
+        assert!((5000..=10_000).contains(&asked), "{asked} in 10 s");
+    }
+
+    #[test]
+    fn a_silent_client_that_nobody_knows_any_more_is_forgotten() {
+        let mut round = Round::new(START, vec![VIP], &targets(2));
+        play(&mut round);
+        round.take_changed();
+        round.forget(|_| true);
+        assert!(!round.take_changed());
+        round.forget(|who| *who == ip(1));
+        assert!(round.take_changed());
+        assert_eq!(round.receipts().silent_first, [ip(1)]);
+        assert_eq!(round.receipts().asked, 1);
+        let asked: Vec<_> = (0..9)
+            .flat_map(|_| {
+                let at = round.poll_timeout().unwrap();
+                due(&mut round, at)
+            })
+            .collect();
+        assert!(!asked.is_empty() && asked.iter().all(|(_, to)| *to == ip(1)));
     }
 
     #[test]

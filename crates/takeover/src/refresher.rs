@@ -154,6 +154,8 @@ struct Running {
     /// The kernel's tables were read since the opening.
     complete: bool,
     logged: bool,
+    /// Somebody was silent when it was last logged.
+    silent: bool,
 }
 
 impl Running {
@@ -316,6 +318,7 @@ impl<F: Fn(Event)> Refresher<F> {
             running.opening.own = opening.own;
             return;
         }
+        opening.shared.acknowledged.store(false, SeqCst);
         // From memory first: reading the tables may take a while, and follows.
         self.introduce(&opening.name);
         let targets = self.targets(&opening.name);
@@ -327,6 +330,7 @@ impl<F: Fn(Event)> Refresher<F> {
             told_at: BootTime(0),
             complete: false,
             logged: false,
+            silent: false,
         });
         self.read_at = BootTime(0);
     }
@@ -499,6 +503,11 @@ impl<F: Fn(Event)> Refresher<F> {
                 let targets = self.targets(&self.running[n].opening.name);
                 self.running[n].round.extend(&targets);
             }
+            if let Some(place) = self.interfaces.get(&self.running[n].opening.name) {
+                let is_known =
+                    |ip: &IpAddr| place.clients.mac(ip).is_some() || place.gateways.contains(ip);
+                self.running[n].round.forget(is_known);
+            }
             self.running[n].complete = true;
         }
     }
@@ -531,7 +540,7 @@ impl<F: Fn(Event)> Refresher<F> {
 
     fn report(&mut self) {
         for running in &mut self.running {
-            let settled = running.complete && running.round.poll_timeout().is_none();
+            let settled = running.complete && running.round.is_settled();
             let end = settled && !running.logged;
             let due = running.round.is_changed() && running.told_at + RECEIPTS <= now();
             if !(end || due) {
@@ -541,8 +550,16 @@ impl<F: Fn(Event)> Refresher<F> {
             running.told_at = now();
             let receipts = running.round.receipts();
             let v = &running.opening.v;
-            if end && receipts.asked > 0 {
+            let acknowledged = receipts.asked > 0 && receipts.answered == receipts.asked;
+            running
+                .opening
+                .shared
+                .acknowledged
+                .store(acknowledged, SeqCst);
+            let heard_of_all = running.silent && receipts.silent == 0;
+            if (end && receipts.asked > 0) || heard_of_all {
                 log::info!("clients of {v}: {}", in_words(&receipts));
+                running.silent = receipts.silent > 0;
             }
             running.logged |= end;
             let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);

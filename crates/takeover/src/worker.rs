@@ -33,7 +33,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     io,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
@@ -46,6 +46,9 @@ const BURSTS: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(10),
 ];
+/// While clients have not acknowledged, and where none is known, it goes on: each later, by half of the time until then,
+/// and not for longer than a client is remembered.
+const LATE_BURSTS: Duration = Duration::from_secs(600);
 const WINDOW: Duration = Duration::from_millis(10);
 
 /// How long a clean stop tries, and how much longer for each IPv6 address (10,000 take the kernel up to 20 s).
@@ -251,6 +254,7 @@ impl Worker {
         set.shared.adopt(first, deadline);
         set.phase = Phase::Open;
         set.announced_from = now();
+        set.shared.acknowledged.store(true, SeqCst); // the earlier life has announced
         // Renewed at once: their lifetime may be near its end, and one may be missing.
         set.renew_at = BootTime(0);
         self.generations += 1;

@@ -707,6 +707,35 @@ in_namespace!(a_silent_client_is_asked_again_and_listed, || {
     assert_eq!((asked(99), asked(77), asked(98)), (1, 6, 6));
 });
 
+in_namespace!(
+    a_client_behind_a_port_that_forwards_late_is_moved_when_it_does_and_taken_off_the_list,
+    || {
+        let peer = cable();
+        sh("ip neighbour replace 192.0.2.99 lladdr 02:00:00:00:00:09 dev s0 nud stale");
+        peer.sh(POISONED);
+        peer.sh(
+            "nft 'table netdev blocked { chain in { type filter hook ingress device p0 priority 0; drop; }; }'",
+        );
+        let stage = Stage::new(vec![set(&[VIP])]);
+        stage.open(ms(20_000));
+        assert_eq!(settled(&stage, 1).silent, 1);
+        assert!(!moved(&peer, "192.0.2.10"));
+        peer.sh("nft delete table netdev blocked");
+        wait_for("the answer", || {
+            stage
+                .takeover()
+                .receipts(&web())
+                .unwrap_or_default()
+                .answered
+                == 1
+        });
+        assert!(moved(&peer, "192.0.2.10"));
+        let receipts = stage.takeover().receipts(&web()).unwrap();
+        assert_eq!((receipts.silent, receipts.silent_first), (0, vec![]));
+    },
+    tcx
+);
+
 in_namespace!(nobody_is_asked_any_more_once_the_lease_has_ended, || {
     let peer = cable();
     sh("ip neighbour replace 192.0.2.77 lladdr 02:00:00:00:00:09 dev s0 nud stale");
@@ -1216,6 +1245,93 @@ fn speaks_for_vip(f: &[u8]) -> bool {
         _ => false,
     }
 }
+
+/// The elements that standin's own static rules know of a set; none without these rules.
+fn backstop(set: &str) -> Option<usize> {
+    let tables = sh("nft list tables inet");
+    let name = tables
+        .split_whitespace()
+        .find(|w| w.starts_with("standin-backstop-"))?;
+    let listed = sh(&format!("nft list set inet {name} {set}"));
+    let elements = listed.split("elements =").nth(1);
+    Some(elements.map_or(0, |all| all.split(',').count()))
+}
+
+in_namespace!(
+    an_interface_that_comes_while_electd_is_gone_answers_nothing,
+    || {
+        let peer = cable();
+        let mut stage = Stage::new(vec![set(&[VIP, VIP6])]);
+        let echo = echo(&[VIP, VIP6]);
+        stage.open(ms(60_000));
+        wait_for("the backstop", || backstop("virtual6") == Some(1));
+        // Killed; the lease runs on, and what has a gate answers.
+        stage.takeover = None;
+        let through = |interface: &str| [VIP, VIP6].map(|vip| Client::start(&peer, vip, interface));
+        assert!(through("p0").iter().all(|c| c.count(ms(200)) > 0));
+        sh(&format!(
+            "ip link add n0 address 02:00:00:00:00:01 type veth peer name p1 netns {}
+             ip link set n0 up",
+            peer.tid
+        ));
+        peer.sh(
+            "ip address flush dev p0; ip link set p0 down; ip link set p1 up
+             ip address add 192.0.2.99/24 dev p1; ip address add 2001:db8::99/64 dev p1 nodad",
+        );
+        sh("ip route replace 192.0.2.99 dev n0; ip -6 route replace 2001:db8::99 dev n0");
+        let frames = peer.frames();
+        // Who asks for the MAC address hears nothing.
+        let asks = || {
+            peer.sh("ip neighbour flush dev p1 nud all");
+            peer.run(|| {
+                for to in ["192.0.2.10", "2001:db8::10"] {
+                    let to: IpAddr = to.parse().unwrap();
+                    let any: IpAddr = if to.is_ipv6() { "::" } else { "0.0.0.0" }.parse().unwrap();
+                    let _ = UdpSocket::bind((any, 0)).unwrap().send_to(b"?", (to, PORT));
+                }
+            });
+        };
+        asks();
+        thread::sleep(ms(100));
+        assert!(!frames_from_us(&frames).iter().any(|f| speaks_for_vip(f)));
+        // Nor to who knows the MAC address.
+        let heard = echo.heard.load(SeqCst);
+        let clients = through("p1");
+        assert!(clients.iter().all(|c| c.count(ms(200)) == 0));
+        assert_eq!(echo.heard.load(SeqCst), heard);
+        let said = frames_from_us(&frames);
+        assert!(!said.iter().any(|f| speaks_for_vip(f)), "{said:x?}");
+        // The next life puts its gate there.
+        stage.restart(vec![set(&[VIP, VIP6])]);
+        wait_for("answers", || clients.iter().all(|c| c.count(ms(20)) > 0));
+        asks();
+        wait_for("an answer to ARP", || frames_from_us(&frames).iter().any(|f| speaks_for_vip(f) && f[12..14] == [8, 6]));
+        // A firewall that flushes everything.
+        sh("nft flush ruleset");
+        wait_for("the backstop", || backstop("virtual4") == Some(1));
+        sh("ip link del n0");
+        wait_for("its leaving", || backstop("gated") == Some(1));
+        stage.takeover.take().unwrap().close();
+        assert_eq!(sh("nft list tables"), "");
+    },
+    tcx clsact
+);
+
+in_namespace!(
+    the_backstop_knows_thousands_of_addresses,
+    || {
+        let _peer = cable();
+        let all: Vec<String> = (0..16_384)
+            .map(|n| format!("10.1.{}.{}/16", n / 256, n % 256))
+            .collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let stage = Stage::new(vec![set(&all)]);
+        wait_for("the backstop", || backstop("virtual4") == Some(16_384));
+        stage.takeover().replace_sets(vec![set(&all[..3])]);
+        wait_for("the removal", || backstop("virtual4") == Some(3));
+    },
+    tcx
+);
 
 behind_the_gate!(a_shut_gate_lets_nothing_in_and_nothing_out, || {
     let peer = cable();

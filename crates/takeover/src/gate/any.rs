@@ -65,7 +65,7 @@ impl Gate {
             GateKind::Tcx | GateKind::Clsact => home
                 .path()
                 .and_then(|path| Ebpf::load(path, kind == GateKind::Clsact))
-                .map(|gate| Self::Ebpf(Arc::new(gate))),
+                .map(|gate| Self::Ebpf(Arc::new(gate.with_backstop(run_dir)))),
         };
         Some(gate)
     }
@@ -91,11 +91,15 @@ impl Gate {
         match self {
             Self::Ebpf(gate) => {
                 let how = if gate.clsact() { " (clsact)" } else { "" };
-                match gate.interfaces().as_slice() {
+                let mut said = match gate.interfaces().as_slice() {
                     [] => format!("eBPF{how}, but there is no interface"),
                     [one] => format!("eBPF on {one}{how}"),
                     names => format!("eBPF on {} interfaces{how}", names.len()),
+                };
+                if let Some(why) = gate.no_backstop() {
+                    said += &format!(", no backstop for others (nftables refused: {why})");
                 }
+                said
             }
             Self::Nftables(_) => "nftables on all interfaces".to_owned(),
         }

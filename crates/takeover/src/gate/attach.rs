@@ -71,10 +71,8 @@ impl Gate {
         };
         places.with_gate.retain(|index, _| there(index));
         places.without.retain(there);
-        let mut back = Vec::new();
-        for interface in interfaces.iter().filter(|i| self.carries(i)) {
-            back.extend(self.attach_one(&mut places, interface)?);
-        }
+        let carrying = interfaces.iter().filter(|i| self.carries(i));
+        let back = self.attach_each(&mut places, carrying)?;
         drop(places);
         self.sweep_pins(interfaces);
         Ok(back)
@@ -84,7 +82,7 @@ impl Gate {
     pub(crate) fn attach(&self, interface: &Interface) -> Result<(), String> {
         let mut places = lock(&self.places);
         if self.carries(interface) {
-            return self.attach_one(&mut places, interface).map(drop);
+            return self.attach_each(&mut places, [interface]).map(drop);
         }
         drop(places);
         self.detach(interface.index);
@@ -101,6 +99,14 @@ impl Gate {
                 filters.take_off(index, places.made.remove(&index));
             }
         }
+        self.tell_backstop(&places);
+    }
+
+    /// What has no gate is kept silent by other means.
+    fn tell_backstop(&self, places: &Places) {
+        if let Ok(backstop) = &self.backstop {
+            backstop.know(places.with_gate.keys());
+        }
     }
 
     /// Looks after all places; returns where the gate was missing and has been put back.
@@ -108,11 +114,19 @@ impl Gate {
         let mut places = lock(&self.places);
         let known = places.with_gate.values().map(|p| p.interface.clone());
         let known: Vec<Interface> = known.collect();
-        let mut back = Vec::new();
-        for interface in &known {
-            back.extend(self.attach_one(&mut places, interface)?);
-        }
-        Ok(back)
+        self.attach_each(&mut places, &known)
+    }
+
+    /// Until one fails. The names of those where the gate had been and was missing.
+    fn attach_each<'a>(
+        &self,
+        places: &mut Places,
+        interfaces: impl IntoIterator<Item = &'a Interface>,
+    ) -> Result<Vec<String>, String> {
+        let each = interfaces.into_iter();
+        let attached: Result<Vec<_>, _> = each.map(|i| self.attach_one(places, i)).collect();
+        self.tell_backstop(places);
+        Ok(attached?.into_iter().flatten().collect())
     }
 
     /// Whether our program is at both sides of every known interface now. False also if somebody is just busy
@@ -157,6 +171,9 @@ impl Gate {
     pub(crate) fn remove(&self) {
         let places = std::mem::take(&mut *lock(&self.places));
         unpin_all(&self.home);
+        if let Ok(backstop) = &self.backstop {
+            backstop.remove();
+        }
         if let Some(filters) = self.clsact {
             for index in places.with_gate.keys() {
                 filters.take_off(*index, places.made.contains(index));

@@ -15,6 +15,7 @@
 pub(crate) mod any;
 mod assembler;
 mod attach;
+mod backstop;
 mod clsact;
 mod holding;
 pub(crate) mod nftables;
@@ -29,6 +30,7 @@ use crate::{
 use any::GateKind;
 use attach::Places;
 pub(crate) use attach::{pins, remove_left_over};
+use backstop::Backstop;
 use clsact::Filters;
 use config::VirtualAddress;
 use holding::Holds;
@@ -170,6 +172,17 @@ pub fn unmount_gate(run_dir: &Path) {
     }
 }
 
+/// Whether an interface that comes while electd is stopped would be kept silent behind an eBPF gate; the words say why
+/// not. (nftables looks at all interfaces.)
+pub fn check_backstop() -> Result<(), String> {
+    backstop::check()
+}
+
+/// Removes the backstop that an earlier life left.
+pub(crate) fn remove_backstop(run_dir: &Path) {
+    nftables::remove_named(&backstop::prefix_of(run_dir));
+}
+
 /// Whether this process could have that kind of gate; the words say why not.
 pub fn check_gate(kind: GateKind) -> Result<(), String> {
     match kind {
@@ -226,6 +239,8 @@ pub(crate) struct Gate {
     places: Mutex<Places>,
     /// The tap for late packets.
     tap: OnceLock<u32>,
+    /// For the interfaces without gate; or why there is none.
+    backstop: Result<Backstop, String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -265,7 +280,22 @@ impl Gate {
             free: Mutex::new((0..DOORS).rev().collect()),
             places: Mutex::new(Places::default()),
             tap: OnceLock::new(),
+            backstop: Err("not begun".to_owned()),
         })
+    }
+
+    /// With rules of nftables for interfaces without gate, if they can be had.
+    pub(crate) fn with_backstop(self, run_dir: &Path) -> Self {
+        let backstop = Backstop::start(run_dir);
+        if let Err(why) = &backstop {
+            log::warn!("no backstop for interfaces that come while electd is stopped: {why}");
+        }
+        Self { backstop, ..self }
+    }
+
+    /// Why nothing keeps an interface silent that comes while electd is stopped.
+    pub(crate) fn no_backstop(&self) -> Option<&str> {
+        self.backstop.as_ref().err().map(String::as_str)
     }
 
     /// Whether it is attached to the queueing discipline `clsact`.
@@ -382,6 +412,9 @@ impl Door {
             let led = self.gate.addresses.set(&key(a.ip), &here);
             led.map_err(|e| format!("cannot lead {} through the gate: {e}", a.ip))?;
         }
+        if let Ok(backstop) = &self.gate.backstop {
+            backstop.lead(addresses.iter().map(|a| a.ip));
+        }
         Ok(())
     }
 
@@ -394,7 +427,11 @@ impl Door {
 
     /// Forgets an address, which is on no interface any more.
     pub(crate) fn forget(&self, address: &VirtualAddress) {
-        self.forget_key(&key(address.ip), &address.ip);
+        if self.forget_key(&key(address.ip), &address.ip)
+            && let Ok(backstop) = &self.gate.backstop
+        {
+            backstop.forget(address.ip);
+        }
     }
 
     /// Forgets a MAC address, whose device is gone.
@@ -402,13 +439,14 @@ impl Door {
         self.forget_key(&mac_key(mac), &"a MAC address");
     }
 
-    fn forget_key(&self, key: &[u8; 16], what: &dyn std::fmt::Display) {
-        let mine = (self.place as u32).to_ne_bytes();
-        if self.gate.addresses.get(key).is_ok_and(|door| door == mine)
-            && let Err(e) = self.gate.addresses.remove(key)
-        {
+    /// Whether it was this door's.
+    fn forget_key(&self, key: &[u8; 16], what: &dyn std::fmt::Display) -> bool {
+        let here = (self.place as u32).to_ne_bytes();
+        let mine = self.gate.addresses.get(key).is_ok_and(|door| door == here);
+        if mine && let Err(e) = self.gate.addresses.remove(key) {
             log::warn!("cannot take {what} out of the gate: {e}");
         }
+        mine
     }
 
     /// ARP and neighbour discovery pass until then.

@@ -22,8 +22,8 @@ use crate::{
     clock::now,
     gate_file,
     nfnetlink::{
-        ARP, Attributes, DEL_ELEMENT, DEL_TABLE, DESTROY_ELEMENT, GET_CHAIN, GET_RULE, GET_TABLE,
-        INET, Message, NEW_ELEMENT, Nfnetlink, attribute,
+        ARP, Attributes, DEL_ELEMENT, DEL_TABLE, DESTROY_ELEMENT, GET_TABLE, INET, Message,
+        NEW_ELEMENT, Nfnetlink, attribute,
     },
     sys,
 };
@@ -54,6 +54,7 @@ const SHORTEST: Duration = Duration::from_millis(12);
 /// How often a write is tried in a row.
 const TRIES: usize = 6;
 const STACK: usize = 256 * 1024;
+const PREFIX: &str = "standin-";
 
 /// One electd's gate: its own tables.
 #[derive(Debug)]
@@ -122,7 +123,7 @@ pub(super) fn check() -> Result<(), String> {
 }
 
 /// Has the kernel carry these out, and undo them.
-fn try_out(kernel: &mut Nfnetlink, mut messages: Vec<Message>) -> Result<(), String> {
+pub(super) fn try_out(kernel: &mut Nfnetlink, mut messages: Vec<Message>) -> Result<(), String> {
     // The last one is refused, so nothing of it happens.
     messages.push(delete(INET, "standin-none"));
     let refused = kernel.commit(&messages).map_err(|e| e.to_string())?;
@@ -138,9 +139,13 @@ fn try_out(kernel: &mut Nfnetlink, mut messages: Vec<Message>) -> Result<(), Str
 
 /// Removes the tables of a server that has another gate now.
 pub(crate) fn remove_left_over(run_dir: &Path) {
-    let prefix = prefix(run_dir);
+    remove_named(&prefix(PREFIX, run_dir));
+}
+
+/// Removes the tables whose names begin so.
+pub(super) fn remove_named(prefix: &str) {
     let removed = Nfnetlink::open().and_then(|mut kernel| {
-        let gone: Vec<_> = existing(&mut kernel, &prefix)?;
+        let gone: Vec<_> = existing(&mut kernel, prefix)?;
         kernel.commit(&gone)
     });
     // Without nftables there is nothing left over.
@@ -151,18 +156,19 @@ pub(crate) fn remove_left_over(run_dir: &Path) {
     }
 }
 
-fn prefix(run_dir: &Path) -> String {
+/// What the names of a server's tables begin with.
+pub(super) fn prefix(kind: &str, run_dir: &Path) -> String {
     let run_dir = run_dir.canonicalize().unwrap_or(run_dir.to_owned());
     let short = gate_file::checksum(run_dir.as_os_str().as_bytes()) as u32;
-    format!("standin-{short:08x}-")
+    format!("{kind}{short:08x}-")
 }
 
-fn delete(family: u8, table: &str) -> Message {
+pub(super) fn delete(family: u8, table: &str) -> Message {
     Message::new(DEL_TABLE, family, 0, Attributes::new().text(1, table))
 }
 
 /// What removes the tables that are there.
-fn existing(kernel: &mut Nfnetlink, prefix: &str) -> io::Result<Vec<Message>> {
+pub(super) fn existing(kernel: &mut Nfnetlink, prefix: &str) -> io::Result<Vec<Message>> {
     let mut gone = Vec::new();
     for family in [INET, ARP] {
         for table in kernel.list(GET_TABLE, family, &Attributes::new())? {
@@ -175,22 +181,6 @@ fn existing(kernel: &mut Nfnetlink, prefix: &str) -> io::Result<Vec<Message>> {
         }
     }
     Ok(gone)
-}
-
-/// What the kernel says about these tables, but for their elements.
-fn listed(kernel: &mut Nfnetlink, name: &str) -> io::Result<Vec<Vec<u8>>> {
-    let table = Attributes::new().text(1, name);
-    let mut all = Vec::new();
-    for family in [INET, ARP] {
-        all.extend(kernel.one(GET_TABLE, family, &table)?);
-        for chain in ruleset::CHAINS {
-            all.extend(kernel.one(GET_CHAIN, family, &table.clone().text(3, chain))?);
-        }
-        let mut rules = kernel.list(GET_RULE, family, &table)?;
-        rules.retain(|rule| attribute(rule, 1) == attribute(&table.0, 1));
-        all.extend(rules);
-    }
-    Ok(all)
 }
 
 impl Nftables {
@@ -216,7 +206,7 @@ impl Nftables {
             written: vec![SHUT; DOORS],
         };
         let core = Arc::new(Core {
-            prefix: prefix(run_dir),
+            prefix: prefix(PREFIX, run_dir),
             wanted: (0..DOORS).map(|_| Wanted::default()).collect(),
             stop: AtomicBool::new(false),
             writer: OnceLock::new(),
@@ -284,7 +274,7 @@ impl State {
     fn intact(&mut self) -> bool {
         let Self { kernel, table, .. } = self;
         table.as_ref().is_some_and(|table| {
-            listed(kernel, &table.name).is_ok_and(|listed| listed == table.listed)
+            ruleset::listed(kernel, &table.name).is_ok_and(|listed| listed == table.listed)
         })
     }
 
@@ -497,7 +487,8 @@ impl Core {
             messages.extend(ruleset::rules(name));
             match state.commit(&messages) {
                 Ok(()) => {
-                    let listed = listed(&mut state.kernel, name).map_err(|e| e.to_string())?;
+                    let listed =
+                        ruleset::listed(&mut state.kernel, name).map_err(|e| e.to_string())?;
                     let name = name.to_owned();
                     state.table = Some(Table { name, listed });
                     state.stale = false;

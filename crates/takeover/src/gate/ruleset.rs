@@ -7,10 +7,10 @@
 //! it is looked at on its way out.
 
 use crate::nfnetlink::{
-    APPEND, ARP, Attributes, EXCLUSIVE, INET, Message, NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET,
-    NEW_TABLE,
+    APPEND, ARP, Attributes, EXCLUSIVE, GET_CHAIN, GET_RULE, GET_TABLE, INET, Message, NEW_CHAIN,
+    NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, Nfnetlink, attribute,
 };
-use std::net::IpAddr;
+use std::{io, net::IpAddr};
 
 /// The two sets of elements that end by themselves.
 pub(super) const SETS: [&str; 2] = ["a", "b"];
@@ -32,18 +32,32 @@ const ELEMENTS: usize = 1000;
 const FIRST_OF_ALL: i32 = -450;
 const LAST_OF_ALL: i32 = 450;
 
+/// Where arriving and leaving packets come by, and when.
+pub(super) const PREROUTING: Option<(u32, i32)> = Some((0, FIRST_OF_ALL));
+pub(super) const POSTROUTING: Option<(u32, i32)> = Some((4, LAST_OF_ALL));
+pub(super) const ARP_INPUT: Option<(u32, i32)> = Some((0, FIRST_OF_ALL));
+pub(super) const ARP_OUTPUT: Option<(u32, i32)> = Some((1, LAST_OF_ALL));
+
+/// The interface a packet came by, and the one that it leaves by.
+pub(super) const IIF: u32 = 4;
+pub(super) const OIF: u32 = 5;
+
+/// Types of keys and their length, as nft names them: so that it lists the tables readably.
+pub(super) const IPV4: (u32, u32) = (7, 4);
+pub(super) const IPV6: (u32, u32) = (8, 16);
+
 const ACCEPT: u32 = 1;
-const DROP: u32 = 0;
+pub(super) const DROP: u32 = 0;
 const JUMP: u32 = (-3i32).cast_unsigned();
 const VERDICTS: u32 = 0xffff_ff00;
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// The number of a door's deadline: that of ARP and neighbour discovery, or that of all else.
 pub(super) fn element(place: usize, traffic: bool) -> u32 {
     (place as u32) << 1 | u32::from(traffic)
 }
 
-fn named(table: &str) -> Attributes {
+pub(super) fn named(table: &str) -> Attributes {
     Attributes::new().text(1, table)
 }
 
@@ -52,9 +66,6 @@ pub(super) fn tables(table: &str) -> Vec<Message> {
     const CONSTANT: u32 = 2;
     const MAP: u32 = 8;
     const TIMEOUT: u32 = 0x10;
-    // Types as nft names them, so that it lists the tables readably.
-    const IPV4: (u32, u32) = (7, 4);
-    const IPV6: (u32, u32) = (8, 16);
     const MARK: (u32, u32) = (19, 4);
     let mut id = 0;
     let mut set = |family, name: &str, flags, key: (u32, u32)| {
@@ -86,6 +97,22 @@ pub(super) fn tables(table: &str) -> Vec<Message> {
     ]
 }
 
+/// What the kernel says about these tables, but for their elements.
+pub(super) fn listed(kernel: &mut Nfnetlink, name: &str) -> io::Result<Vec<Vec<u8>>> {
+    let table = named(name);
+    let mut all = Vec::new();
+    for family in [INET, ARP] {
+        all.extend(kernel.one(GET_TABLE, family, &table)?);
+        for chain in CHAINS {
+            all.extend(kernel.one(GET_CHAIN, family, &table.clone().text(3, chain))?);
+        }
+        let mut rules = kernel.list(GET_RULE, family, &table)?;
+        rules.retain(|rule| attribute(rule, 1) == attribute(&table.0, 1));
+        all.extend(rules);
+    }
+    Ok(all)
+}
+
 /// The chain that lets through what one deadline of a door permits.
 fn chain_of(element: u32) -> String {
     let which = if element & 1 == 1 { "traffic" } else { "first" };
@@ -108,7 +135,7 @@ pub(super) fn doors(table: &str, place: usize) -> Vec<Message> {
 }
 
 /// One element of a set, or of a map that leads to a door's chain.
-fn item(key: &[u8], door: Option<u32>) -> Attributes {
+pub(super) fn item(key: &[u8], door: Option<u32>) -> Attributes {
     let item = Attributes::new().nest(1, &Attributes::new().bytes(1, key));
     match door {
         Some(element) => {
@@ -146,14 +173,23 @@ pub(super) fn leads(table: &str, addresses: &[(IpAddr, usize)]) -> Vec<Message> 
         (ARP, ARP4, arp),
         (ARP, VIRTUAL4, virtual4),
     ];
-    let fill = |(family, map, items): &(u8, &str, Vec<Attributes>)| {
-        let message = |items: &[Attributes]| {
-            let about = named(table).text(2, map).list(3, items);
-            Message::new(NEW_ELEMENT, *family, EXCLUSIVE, about)
-        };
-        items.chunks(ELEMENTS).map(message).collect::<Vec<_>>()
+    maps.iter()
+        .flat_map(|(family, map, items)| fill(NEW_ELEMENT, EXCLUSIVE, (*family, table, map), items))
+        .collect()
+}
+
+/// Puts these into a set or map, or takes them out (`kind`). Messages for batches of their own, so that none gets too big.
+pub(super) fn fill(
+    kind: u8,
+    flags: u16,
+    (family, table, set): (u8, &str, &str),
+    items: &[Attributes],
+) -> Vec<Message> {
+    let message = |items: &[Attributes]| {
+        let about = named(table).text(2, set).list(3, items);
+        Message::new(kind, family, flags, about)
     };
-    maps.iter().flat_map(fill).collect()
+    items.chunks(ELEMENTS).map(message).collect()
 }
 
 /// Puts an element into one of [`SETS`], or takes it out (`kind`); with the milliseconds after which it ends.
@@ -184,19 +220,19 @@ fn payload(base: u32, offset: u32, length: u32) -> Attributes {
     expression("payload", &data.number(3, offset).number(4, length))
 }
 
-fn network(offset: u32, length: u32) -> Attributes {
+pub(super) fn network(offset: u32, length: u32) -> Attributes {
     payload(1, offset, length)
 }
 
-fn transport(offset: u32, length: u32) -> Attributes {
+pub(super) fn transport(offset: u32, length: u32) -> Attributes {
     payload(2, offset, length)
 }
 
-fn meta(key: u32) -> Attributes {
+pub(super) fn meta(key: u32) -> Attributes {
     expression("meta", &Attributes::new().number(1, 1).number(2, key))
 }
 
-fn is(value: &[u8]) -> Attributes {
+pub(super) fn is(value: &[u8]) -> Attributes {
     let data = Attributes::new().number(1, 1).number(2, 0);
     expression("cmp", &data.nest(3, &Attributes::new().bytes(1, value)))
 }
@@ -211,7 +247,7 @@ fn lead_through(map: &str) -> Attributes {
     expression("lookup", &data.number(2, 1).number(3, 0))
 }
 
-fn is_in(set: &str) -> Attributes {
+pub(super) fn is_in(set: &str) -> Attributes {
     expression("lookup", &Attributes::new().text(1, set).number(2, 1))
 }
 
@@ -221,7 +257,7 @@ fn is_not_in(set: &str) -> Attributes {
     expression("lookup", &data.number(5, INVERTED))
 }
 
-fn verdict(code: u32) -> Attributes {
+pub(super) fn verdict(code: u32) -> Attributes {
     let verdict = Attributes::new().nest(2, &Attributes::new().number(1, code));
     expression(
         "immediate",
@@ -229,17 +265,39 @@ fn verdict(code: u32) -> Attributes {
     )
 }
 
+/// IPv4, IPv6 packets; ICMPv6 of that kind.
+pub(super) fn ipv4() -> [Attributes; 2] {
+    [meta(NFPROTO), is(&[2])]
+}
+
+pub(super) fn ipv6() -> [Attributes; 2] {
+    [meta(NFPROTO), is(&[10])]
+}
+
+pub(super) fn icmpv6(kind: u8) -> Vec<Attributes> {
+    const L4PROTO: u32 = 16;
+    let icmp = [meta(L4PROTO), is(&[58]), transport(0, 1), is(&[kind])];
+    [&ipv6()[..], &icmp].concat()
+}
+
+const NFPROTO: u32 = 15;
+
 /// The rules of one chain.
-struct Chain<'a> {
+pub(super) struct Chain<'a> {
     table: &'a str,
     family: u8,
     name: &'a str,
-    messages: Vec<Message>,
+    pub(super) messages: Vec<Message>,
 }
 
 impl<'a> Chain<'a> {
     /// With its place (hook and priority) if packets come there by themselves.
-    fn new(table: &'a str, family: u8, name: &'a str, place: Option<(u32, i32)>) -> Self {
+    pub(super) fn new(
+        table: &'a str,
+        family: u8,
+        name: &'a str,
+        place: Option<(u32, i32)>,
+    ) -> Self {
         let mut about = named(table).text(3, name);
         if let Some((hook, priority)) = place {
             let place = Attributes::new().number(1, hook);
@@ -254,7 +312,7 @@ impl<'a> Chain<'a> {
         }
     }
 
-    fn rule(&mut self, expressions: &[Attributes]) {
+    pub(super) fn rule(&mut self, expressions: &[Attributes]) {
         let about = named(self.table).text(2, self.name).list(4, expressions);
         self.messages
             .push(Message::new(NEW_RULE, self.family, APPEND, about));
@@ -265,35 +323,16 @@ impl<'a> Chain<'a> {
         self.rule(&[which, &[address.clone(), lead_through(map)]].concat());
     }
 
-    fn accept(&mut self, which: &[Attributes]) {
+    pub(super) fn accept(&mut self, which: &[Attributes]) {
         self.rule(&[which, &[verdict(ACCEPT)]].concat());
     }
 }
 
 /// Chains and rules: from here on packets are looked at. The maps cannot be changed any more.
 pub(super) fn rules(table: &str) -> Vec<Message> {
-    const IIF: u32 = 4;
-    const OIF: u32 = 5;
-    const NFPROTO: u32 = 15;
-    const L4PROTO: u32 = 16;
-    const PREROUTING: Option<(u32, i32)> = Some((0, FIRST_OF_ALL));
-    const POSTROUTING: Option<(u32, i32)> = Some((4, LAST_OF_ALL));
-    const ARP_INPUT: Option<(u32, i32)> = Some((0, FIRST_OF_ALL));
-    const ARP_OUTPUT: Option<(u32, i32)> = Some((1, LAST_OF_ALL));
     let [input, output] = CHAINS;
-    let ipv4 = [meta(NFPROTO), is(&[2])];
-    let ipv6 = [meta(NFPROTO), is(&[10])];
-    let icmp = |kind: u8| {
-        let icmp = [
-            meta(NFPROTO),
-            is(&[10]),
-            meta(L4PROTO),
-            is(&[58]),
-            transport(0, 1),
-        ];
-        [&icmp[..], &[is(&[kind])]].concat()
-    };
-    let (solicitation, advertisement) = (icmp(135), icmp(136));
+    let (ipv4, ipv6) = (ipv4(), ipv6());
+    let (solicitation, advertisement) = (icmpv6(135), icmpv6(136));
     let target = transport(8, 16);
 
     let mut arriving = Chain::new(table, INET, input, PREROUTING);

@@ -116,8 +116,9 @@ impl Worker {
         let set = &mut self.sets[i];
         let burst = set.next_burst;
         // Late ones are made up for by one.
-        while set.next_burst_at().is_some_and(|at| at <= now()) {
+        while let Some(at) = set.next_burst_at().filter(|at| *at <= now()) {
             set.next_burst += 1;
+            set.last_burst = at.since(set.announced_from);
         }
         let Some((link, mac)) = set.link.as_ref().and_then(|l| Some((l, l.mac?))) else {
             return;
@@ -127,7 +128,8 @@ impl Worker {
             return; // soon
         }
         // Switches are reminded by one frame.
-        let count = if burst < BURSTS.len() { usize::MAX } else { 1 };
+        let whole = burst < BURSTS.len() || set.goes_on_announcing();
+        let count = if whole { usize::MAX } else { 1 };
         let own = set.announced().take(count);
         self.queue
             .extend(own.map(|ip| announcement(set.generation, link.index, mac, ip, router)));

@@ -1,6 +1,6 @@
 //! What the worker knows of a virtual server's addresses, and when something is due for them.
 
-use super::BURSTS;
+use super::{BURSTS, LATE_BURSTS};
 use crate::{
     AddressSet, Shared,
     clock::now,
@@ -10,7 +10,13 @@ use crate::{
 use config::VirtualAddress;
 use protocol::{BootTime, VirtualServerName};
 use rtnetlink::packet_route::address::AddressMessage;
-use std::{collections::HashMap, net::IpAddr, ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    ops::Range,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 /// A virtual MAC address is announced again and again: replies leave by the interface below, with its own MAC
 /// address, and switches forget what they do not hear (after 5 min by default).
@@ -97,6 +103,8 @@ pub(super) struct Set {
     pub(super) retired: bool,
     pub(super) announced_from: BootTime,
     pub(super) next_burst: usize,
+    /// When the last one was due, counted from `announced_from`.
+    pub(super) last_burst: Duration,
     pub(super) renew_at: BootTime,
     pub(super) renewed: usize,
     /// The first so many are still to be removed, piece by piece behind the shut gate.
@@ -135,6 +143,7 @@ impl Set {
             retired: false,
             announced_from: BootTime(0),
             next_burst: BURSTS.len(),
+            last_burst: Duration::ZERO,
             renew_at: BootTime(0),
             renewed: 0,
             going: 0,
@@ -222,12 +231,18 @@ impl Set {
     pub(super) fn next_burst_at(&self) -> Option<BootTime> {
         (self.phase == Phase::Open).then_some(())?;
         let after = BURSTS.get(self.next_burst).copied().or_else(|| {
-            let reminders = u32::try_from(self.next_burst - BURSTS.len() + 1).ok()?;
-            self.device
-                .as_ref()
-                .map(|_| BURSTS[BURSTS.len() - 1] + REMINDER * reminders)
+            let last = self.last_burst.max(BURSTS[BURSTS.len() - 1]);
+            let late = self.goes_on_announcing().then(|| last + last / 2);
+            let late = late.filter(|after| *after <= LATE_BURSTS);
+            let reminder = self.device.as_ref().map(|_| last + REMINDER);
+            late.into_iter().chain(reminder).min()
         });
         after.map(|after| self.announced_from + after)
+    }
+
+    /// Whether there may be somebody who has heard nothing yet.
+    pub(super) fn goes_on_announcing(&self) -> bool {
+        !self.shared.acknowledged.load(SeqCst)
     }
 
     /// Where others may be heard: on the interface that carries the addresses, or on the one below.
@@ -280,6 +295,37 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::{super::BURSTS, *};
 
+    fn bursts(set: &mut Set, count: usize) -> Vec<u64> {
+        let mut after = Vec::new();
+        for burst in BURSTS.len() - 1..BURSTS.len() - 1 + count {
+            set.next_burst = burst;
+            let Some(at) = set.next_burst_at() else { break };
+            set.last_burst = at.since(set.announced_from);
+            after.push(set.last_burst.as_secs());
+        }
+        after
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_is_announced_on_for_ten_minutes() {
+        let set = AddressSet {
+            virtual_server: "web".parse().unwrap(),
+            interface: "eth0".to_owned(),
+            addresses: Vec::new(),
+            mac: None,
+        };
+        let mut set = Set::new(set, Shared::new(None, None));
+        set.announced_from = BootTime(1);
+        set.phase = Phase::Open;
+        let after = bursts(&mut set, 99);
+        assert_eq!(after, [10, 15, 22, 33, 50, 75, 113, 170, 256, 384, 576]);
+        set.last_burst = Duration::ZERO;
+        assert_eq!(bursts(&mut set, 3), [10, 15, 22]);
+        set.shared.acknowledged.store(true, SeqCst);
+        set.next_burst = BURSTS.len() + 3;
+        assert_eq!(set.next_burst_at(), None);
+    }
+
     #[test]
     fn only_a_virtual_mac_address_is_announced_for_ever() {
         for mac in [None, Some([2, 0, 0x5e, 0, 0x53, 1])] {
@@ -293,14 +339,8 @@ mod tests {
             set.announced_from = BootTime(1);
             assert_eq!(set.next_burst_at(), None, "not while shut");
             set.phase = Phase::Open;
-            let mut after = Vec::new();
-            for burst in BURSTS.len() - 1..BURSTS.len() + 2 {
-                set.next_burst = burst;
-                after.extend(
-                    set.next_burst_at()
-                        .map(|at| at.since(BootTime(1)).as_secs()),
-                );
-            }
+            set.shared.acknowledged.store(true, SeqCst);
+            let after = bursts(&mut set, 3);
             let expected: &[u64] = if mac.is_some() { &[10, 70, 130] } else { &[10] };
             assert_eq!(after, expected);
         }
