@@ -39,8 +39,10 @@ booted() {
     esac 2>/dev/null
 }
 power_on() {
-    nsenter --net="/run/netns/$LAN" systemd-nspawn --quiet --boot --register=no --keep-unit --machine="boot-$$-m$1" --hostname="m$1" \
-        --directory="$WORK/m$1" --network-bridge=br0 --bind-ro="$PWD:/src" --link-journal=no --resolv-conf=off --timezone=off \
+    # A /run of its own: on a disk, nspawn would refuse to boot a machine again.
+    # shellcheck disable=SC2016
+    nsenter --net="/run/netns/$LAN" unshare -m sh -c 'mount -t tmpfs tmpfs /run && exec "$0" "$@"' systemd-nspawn --quiet --boot --register=no --keep-unit --machine="boot-$$-m$1" --hostname="m$1" \
+        --directory="$WORK/m$1" --network-bridge=br0 --bind-ro="$PWD:/src:norbind" --link-journal=no --resolv-conf=off --timezone=off \
         --capability=CAP_IPC_LOCK,CAP_BPF,CAP_PERFMON --system-call-filter="bpf @memlock" \
         >>"$WORK/m$1.console" 2>&1 </dev/null &
     SPAWN[$1]=$!
@@ -122,7 +124,7 @@ kill_main() {
 
 # --- rows -----------------------------------------------------------------------------------------------------------
 
-holds() { on "$1" ip -o addr 2>/dev/null | grep -q " $VIP/"; }
+holds() { on "$1" ip -o addr 2>/dev/null | grep " $VIP/" >/dev/null; }
 master() { local i; for i in "${!SPAWN[@]}"; do ! holds "$i" || { echo "$i"; return; }; done; return 1; }
 is_master() { master >/dev/null; }
 slave() { local i m; m=$(master); for i in "${!SPAWN[@]}"; do [ "$i" = "$m" ] || { echo "$i"; return; }; done; }
