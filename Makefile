@@ -10,6 +10,8 @@
 # make mutants   prove the proof: plant each known bug and see who notices; MUTANTS="--only NoPreVote"
 # make cargo-mutants  which lines of the cores no test holds: each is broken in turn, for hours; nightly, in shares with
 #                CARGO_MUTANTS="--shard 1/8" and the like
+# make boot      three machines under real systemd and real sysvinit, as root: installed as above, a short pass; and
+# make nightly   all of that: upgrade, rotation of the key, reboot, halt, power loss, re-install, with lost requests
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 
 PREFIX ?= /usr/local
@@ -33,7 +35,7 @@ CORES = clock detector election filesync heartbeat link schedule
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps chrony build demo test sim chaos chaos-files fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants cargo-mutants install clean
+.PHONY: all deps chrony build demo test sim chaos chaos-files fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants cargo-mutants boot-deps boot nightly install clean
 
 all: build
 
@@ -121,6 +123,18 @@ cargo-mutants:
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-mutants
 	mkdir -p $(TARGET)/cargo-mutants
 	$(CARGO) mutants --config tests/cargo-mutants.toml $(CORES:%=--package standin-%) --output $(TARGET)/cargo-mutants $(CARGO_MUTANTS)
+
+boot-deps:
+	@missing=; for tool in debootstrap systemd-nspawn python3; do command -v $$tool >/dev/null || missing=yes; done; \
+	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends debootstrap systemd-container python3; } || \
+		{ echo "not installed; as root: apt-get install debootstrap systemd-container python3"; false; }
+
+boot: deps boot-deps build
+	tests/boot/run.sh --short $(BOOT)
+
+nightly: deps boot-deps build
+	tests/boot/run.sh $(BOOT)
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man $(DESTDIR)$(PREFIX)/lib/systemd/system
