@@ -5,7 +5,7 @@ use crate::{
     memory::{Memory, Vote},
     output::{Output, RoleChange},
     reservation::{BLOCK, Reservation},
-    state::{Gate, Kind, Mastership, Older, Parts, Peer, Taking, Virtual, Waiting},
+    state::{Gate, Kind, Mastership, Older, Parts, Peer, Taking, Virtual, Waiting, came_by},
     virtuals::{Due, Virtuals},
     voter::{Asked, Promise},
 };
@@ -802,8 +802,7 @@ impl Elector {
             let name = &is.virtual_server;
             // A claim that was released counts again in a later beat.
             let released = |b: &Beat, older: &Older| {
-                let newest = (b.instance, b.number);
-                let (instance, number) = *older.get(name).unwrap_or(&newest);
+                let (instance, number) = came_by(b, older, name);
                 let v = self.virtuals.get(name);
                 v.is_some_and(|v| v.voter.is_released(from, instance, number))
             };

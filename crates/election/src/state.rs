@@ -176,6 +176,12 @@ pub(crate) struct Handover {
 /// By which beat a standing came.
 pub(crate) type Older = BTreeMap<VirtualServerName, (Instance, Number)>;
 
+/// By which beat what is known of `v` came: by the newest, unless only an older one named it.
+pub(crate) fn came_by(newest: &Beat, older: &Older, v: &VirtualServerName) -> (Instance, Number) {
+    let older = older.get(v).copied();
+    older.unwrap_or((newest.instance, newest.number))
+}
+
 /// Another server.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peer {
@@ -205,43 +211,50 @@ impl Peer {
         let part = beat.part.0;
         let same = |f: &Beat| f.instance == beat.instance && f.participation == beat.participation;
         self.complete &= former.as_ref().is_some_and(same);
-        let newest = former.as_ref().map(|f| (f.instance, f.number));
-        if newest != Some((beat.instance, beat.number)) {
+        let is_newest = |f: &Beat| (f.instance, f.number) == (beat.instance, beat.number);
+        if !former.as_ref().is_some_and(is_newest) {
             self.parts.clear();
         }
         self.parts.insert(part.index);
-        let unnamed = former.iter().filter(|_| !planted(Mutant::PartTakenForAll));
-        let kept: Vec<Standing> = {
-            let named: BTreeSet<_> = beat.standings.iter().map(|s| &s.virtual_server).collect();
-            self.older.retain(|v, _| !named.contains(v));
-            let standings = unnamed.flat_map(|f| &f.standings);
-            standings
-                .filter(|s| !named.contains(&s.virtual_server))
-                .cloned()
-                .collect()
-        };
-        if let Some(newest) = newest.filter(|n| *n != (beat.instance, beat.number)) {
-            for standing in &kept {
-                let v = standing.virtual_server.clone();
-                self.older.entry(v).or_insert(newest);
+        if part.of > 1 {
+            if let Some(former) = former
+                .as_ref()
+                .filter(|_| !planted(Mutant::PartTakenForAll))
+            {
+                self.keep_unnamed(former, &mut beat);
             }
+            beat.standings
+                .sort_by_cached_key(|s| s.virtual_server.clone());
+        } else {
+            self.older.clear();
         }
-        beat.standings.extend(kept);
         if self.parts.len() >= usize::from(part.of) {
             let older = std::mem::take(&mut self.older);
             let named = |s: &Standing| !older.contains_key(&s.virtual_server);
             beat.standings.retain(named);
             self.complete = true;
         }
-        if part.of > 1 {
-            let by_name = |s: &Standing| s.virtual_server.clone();
-            beat.standings.sort_by_cached_key(by_name);
-        }
         let mut pairs = beat.standings.windows(2);
         self.sorted = pairs.all(|p| p[0].virtual_server < p[1].virtual_server);
         self.claims = beat.standings.iter().any(|s| s.claim.is_some());
         self.beat = Some(beat);
         former
+    }
+
+    /// Adds to a part what it does not name, as it was.
+    fn keep_unnamed(&mut self, former: &Beat, beat: &mut Beat) {
+        let named: BTreeSet<_> = beat.standings.iter().map(|s| &s.virtual_server).collect();
+        self.older.retain(|v, _| !named.contains(v));
+        let unnamed = |s: &&Standing| !named.contains(&s.virtual_server);
+        let kept: Vec<_> = former.standings.iter().filter(unnamed).cloned().collect();
+        let newest = (former.instance, former.number);
+        if newest != (beat.instance, beat.number) {
+            for standing in &kept {
+                let v = standing.virtual_server.clone();
+                self.older.entry(v).or_insert(newest);
+            }
+        }
+        beat.standings.extend(kept);
     }
 
     pub fn standing(&self, v: &VirtualServerName) -> Option<&Standing> {
@@ -257,8 +270,7 @@ impl Peer {
     pub fn claim(&self, me: &ServerName, v: &VirtualServerName, voter: &Voter) -> Option<Claim> {
         let beat = self.beat.as_ref()?;
         let claim = self.standing(v)?.claim?;
-        let newest = (beat.instance, beat.number);
-        let (instance, number) = *self.older.get(v).unwrap_or(&newest);
+        let (instance, number) = came_by(beat, &self.older, v);
         (!voter.is_released(me, instance, number)).then_some(claim)
     }
 
@@ -394,6 +406,16 @@ mod tests {
         assert_eq!((claimed(&peer).as_str(), peer.older.len()), ("ac", 0));
         peer.take_beat(part(3, (0, 1), &["A"]));
         assert_eq!(claimed(&peer), "a");
+    }
+
+    #[test]
+    fn a_whole_beat_takes_the_place_of_all_parts_before_it() {
+        let mut peer = Peer::default();
+        peer.take_beat(part(1, (0, 1), &["a", "B"]));
+        peer.take_beat(part(2, (0, 2), &["A"]));
+        assert_eq!(peer.older.len(), 1);
+        peer.take_beat(part(3, (0, 1), &["a", "B"]));
+        assert_eq!((claimed(&peer).as_str(), peer.older.len()), ("b", 0));
     }
 
     #[test]

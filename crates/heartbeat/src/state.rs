@@ -28,6 +28,9 @@ const PATHS_MAX: usize = 16;
 /// Messages that leave together fill one packet up to here.
 const BUNDLE_MAX: usize = 1024;
 
+/// To whom, if not to all; what; and its length in bytes.
+type Message = (Option<ServerName>, Body, usize);
+
 /// Which peer, and which path to it.
 type Place = (usize, usize);
 
@@ -293,21 +296,14 @@ impl Heartbeat {
                 count(&mut self.counters, "unsent_late");
                 continue;
             }
-            timely.push((to, body));
-        }
-        let measured = |(to, body)| {
             let length = size(&body);
-            (to, body, length)
-        };
-        let mut parted = Vec::new();
-        for (to, body) in &timely {
-            let parts = parts(body, self.part_max).into_iter();
-            parted.extend(parts.map(|part| measured((to.clone(), part))));
+            timely.push((to, body, length));
         }
-        let whole: Vec<_> = timely.into_iter().map(measured).collect();
+        let long = timely.iter().any(|(.., length)| *length > self.part_max);
+        let parted = long.then(|| in_parts(&timely, self.part_max));
         for index in 0..self.peers.len() {
             let known = self.peers[index].version() >= PARTS_SINCE;
-            let messages = if known { &parted } else { &whole };
+            let messages = parted.as_ref().filter(|_| known).unwrap_or(&timely);
             for bodies in bundles(messages, &self.peers[index].name) {
                 self.transmit(index, bodies);
             }
@@ -364,29 +360,38 @@ fn size<T: Serialize>(part: &T) -> usize {
     codec::encode(part).map_or(MESSAGE_MAX, |bytes| bytes.len())
 }
 
-/// The parts in which a message travels, each no longer than `most` if that can be (ELECTION R25): a packet then passes
+/// The parts in which messages travel, each no longer than `most` if that can be (ELECTION R25): a packet then passes
 /// any link in one piece, and what is lost with one part is not lost with the others.
-fn parts(body: &Body, most: usize) -> Vec<Body> {
-    let length = size(body);
-    if length <= most {
-        return vec![body.clone()];
-    }
-    match body.clone() {
-        Body::Beat(beat) => {
-            let standings: usize = beat.standings.iter().map(size).sum();
-            let room = most.saturating_sub(length - standings.min(length));
-            beat.parts(room, size).into_iter().map(Body::Beat).collect()
+fn in_parts(messages: &[Message], most: usize) -> Vec<Message> {
+    let mut parted = Vec::new();
+    for (to, body, length) in messages {
+        if *length <= most {
+            parted.push((to.clone(), body.clone(), *length));
+            continue;
         }
-        Body::Ack(ack) => {
-            let answers: usize = ack.answers.iter().map(size).sum();
-            let room = most.saturating_sub(length - answers.min(length));
-            ack.parts(room, size).into_iter().map(Body::Ack).collect()
+        let measured = |body| {
+            let length = size(&body);
+            (to.clone(), body, length)
+        };
+        let room = |entries: usize| most.saturating_sub(length.saturating_sub(entries));
+        match body.clone() {
+            Body::Beat(beat) => {
+                let room = room(beat.standings.iter().map(size).sum());
+                let parts = beat.parts(room, size).into_iter();
+                parted.extend(parts.map(Body::Beat).map(measured));
+            }
+            Body::Ack(ack) => {
+                let room = room(ack.answers.iter().map(size).sum());
+                let parts = ack.parts(room, size).into_iter();
+                parted.extend(parts.map(Body::Ack).map(measured));
+            }
         }
     }
+    parted
 }
 
 /// What goes to `peer` of these messages (to whom, if not to all, and how long), a packet each.
-fn bundles(messages: &[(Option<ServerName>, Body, usize)], peer: &ServerName) -> Vec<Vec<Body>> {
+fn bundles(messages: &[Message], peer: &ServerName) -> Vec<Vec<Body>> {
     let (mut bundles, mut room) = (Vec::<Vec<Body>>::new(), 0);
     for (to, body, length) in messages {
         if to.as_ref().is_some_and(|to| to != peer) {
