@@ -2,13 +2,17 @@
 
 use crate::{
     Path, Refusal,
+    parts::Parts,
     times::Times,
     window::{Verdict, Window},
 };
 use mutants::{Mutant, planted};
 use protocol::{
     BootTime, ServerName,
-    local::ring::{Arrival, HbdToDoctord},
+    local::{
+        ring::{Arrival, HbdToDoctord},
+        status::{PathRefusal, PathStatus, PeerStatus},
+    },
     version::{self, Since},
     wire::datagram::{Body, Challenge, Data, Echo, Incarnation, Packet, Speaks},
 };
@@ -57,6 +61,10 @@ pub(crate) struct Peer {
     answers: (BootTime, u32),
     sequence: u64,
     heard: Vec<Option<BootTime>>,
+    refused: Vec<Option<PathRefusal>>,
+    /// When it last sent a hello.
+    asked: Option<BootTime>,
+    parts: Parts,
     times: Times,
 }
 
@@ -64,6 +72,9 @@ pub(crate) struct Peer {
 #[derive(Debug)]
 struct Known {
     incarnation: Incarnation,
+    since: BootTime,
+    /// When a beat or an acknowledgement of it last arrived.
+    beat: Option<BootTime>,
     /// The newest version of the protocol that it is known to speak, and this server.
     version: u8,
     window: Window,
@@ -112,6 +123,9 @@ impl Peer {
             answers: (BootTime(0), 0),
             sequence: 0,
             heard: Vec::new(),
+            refused: Vec::new(),
+            asked: None,
+            parts: Parts::default(),
             times: Times::default(),
         };
         peer.set_paths(paths);
@@ -124,6 +138,7 @@ impl Peer {
             return;
         }
         self.heard = vec![None; paths.len()];
+        self.refused = vec![None; paths.len()];
         if let Some(known) = &mut self.known {
             known.path_windows = vec![Window::new(); paths.len()];
         } else {
@@ -145,6 +160,36 @@ impl Peer {
     /// When something authentic and new last arrived over a path.
     pub(crate) fn heard(&self, path: usize) -> Option<BootTime> {
         self.heard.get(path).copied().flatten()
+    }
+
+    /// Something came over a path and was refused; what passes by itself is not kept.
+    pub(crate) fn note_refused(&mut self, path: usize, at: BootTime, why: Refusal) {
+        if let (Some(refused), Some(why)) = (self.refused.get_mut(path), why.lasting()) {
+            *refused = Some(PathRefusal { at, why });
+        }
+    }
+
+    /// Its paths, for an operator.
+    pub(crate) fn path_status(&self) -> impl Iterator<Item = PathStatus> {
+        let status = |(i, path): (usize, &Path)| PathStatus {
+            server: self.name.clone(),
+            address: path.remote.to_string(),
+            last_heard: self.heard(i),
+            refused: Since(self.refused.get(i).copied().flatten()),
+            mtu: Since(None),
+        };
+        self.paths.iter().enumerate().map(status)
+    }
+
+    /// What came beside its beats, for an operator.
+    pub(crate) fn status(&self) -> PeerStatus {
+        PeerStatus {
+            server: self.name.clone(),
+            asked: self.asked,
+            met: self.known.as_ref().map(|k| k.since),
+            beat: self.known.as_ref().and_then(|k| k.beat),
+            parts_missing: self.parts.broken_since(),
+        }
     }
 
     /// The address from which something authentic and new last arrived.
@@ -209,6 +254,7 @@ impl Peer {
         (from, challenge): (Incarnation, Challenge),
         version: u8,
     ) -> Result<Packet, Refusal> {
+        self.asked = Some(now);
         if self.former.contains(&from) {
             self.ask_former(now, heartbeat);
         } else if !self.is_known(from) || self.version() < version {
@@ -271,6 +317,8 @@ impl Peer {
         }
         let fresh = Known {
             incarnation: from,
+            since: receipt.at,
+            beat: None,
             version,
             window: Window::new(),
             path_windows: vec![Window::new(); self.paths.len()],
@@ -324,6 +372,7 @@ impl Peer {
             (Verdict::Seen, _) => return Err(Refusal::Replayed),
             (Verdict::New, _) => {}
         }
+        known.beat = Some(receipt.at);
         if newest {
             known.echo = Some(Echo {
                 sent_ns: data.sent_ns,
@@ -331,6 +380,11 @@ impl Peer {
             });
         }
         self.note_heard(receipt);
+        for body in &data.bodies {
+            if let Body::Beat(beat) = body {
+                self.parts.arrived(receipt.at, beat);
+            }
+        }
         let arrival = Arrival {
             from: self.name.clone(),
             path: self.paths.get(receipt.path).map_or(0, |p| p.number),

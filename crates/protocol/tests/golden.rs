@@ -16,7 +16,8 @@ use protocol::{
         },
         status::{
             ChildStatus, ClientsView, Detail, ElectdStatus, LastRun, OffsetStatus, OwedRun,
-            PathStatus, RoleStatus, ServerView, SetPeer, SetStatus, SyncdStatus, VirtualServerView,
+            PathRefusal, PathStatus, PeerStatus, Refused, RoleStatus, ServerView, SetPeer,
+            SetStatus, Stranger, SyncdStatus, VirtualServerView,
         },
     },
     seal::{NONCE, Sealer},
@@ -598,6 +599,23 @@ fn replies() -> Vec<CtlReply> {
         server: beta(),
         address: "192.0.2.12".to_owned(),
         last_heard: Some(BootTime(8)),
+        refused: Since(Some(PathRefusal {
+            at: BootTime(9),
+            why: Refused::Version(3),
+        })),
+        mtu: Since(Some(1400)),
+    };
+    let peer_status = PeerStatus {
+        server: beta(),
+        asked: Some(BootTime(6)),
+        met: Some(BootTime(7)),
+        beat: None,
+        parts_missing: Some(BootTime(8)),
+    };
+    let stranger = Stranger {
+        address: "192.0.2.99".parse().unwrap(),
+        at: BootTime(9),
+        server: Some(beta()),
     };
     let offset = OffsetStatus {
         offset_ns: -5,
@@ -617,6 +635,9 @@ fn replies() -> Vec<CtlReply> {
         last_heard: None,
         freshness: (Term(5), 17),
         config_differs: false,
+        withdrawn: Since(true),
+        witness: Since(false),
+        participation: Since(Some(Participation::Silent)),
     };
     let virtual_server = VirtualServerView {
         name: "web".parse().unwrap(),
@@ -636,6 +657,9 @@ fn replies() -> Vec<CtlReply> {
             last_answer: Some(H),
         }),
         reason: "handover".to_owned(),
+        fit: Since(Some(vec![0, 2])),
+        unfit: Since(Some("its interface is down".to_owned())),
+        gated: Since(Some(true)),
     };
     let electd = ElectdStatus {
         server: "alpha".parse().unwrap(),
@@ -677,11 +701,19 @@ fn replies() -> Vec<CtlReply> {
         }],
     };
     let details = [
-        (Role::Hbd, Detail::Hbd { paths: vec![path] }),
+        (
+            Role::Hbd,
+            Detail::Hbd {
+                paths: vec![path],
+                peers: Since(vec![peer_status]),
+                strangers: Since(vec![stranger]),
+            },
+        ),
         (
             Role::Listend,
             Detail::Listend {
                 links: vec![(beta(), true)],
+                failed: Since(vec![(beta(), "no answer".to_owned())]),
             },
         ),
         (

@@ -13,8 +13,8 @@ use protocol::{
             Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
         },
         status::{
-            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus,
-            ServerView, VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, PathRefusal, PathStatus,
+            Refused, RoleStatus, ServerView, VirtualServerView,
         },
     },
     version::Since,
@@ -613,16 +613,21 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         any::<Option<u32>>(),
         option::of(time()),
         (term(), any::<u64>()),
-        any::<bool>(),
+        any::<[bool; 3]>(),
     )
         .prop_map(
-            |(name, state, rank, last_heard, freshness, config_differs)| ServerView {
-                name,
-                state,
-                rank,
-                last_heard,
-                freshness,
-                config_differs,
+            |(name, state, rank, last_heard, freshness, [config_differs, withdrawn, witness])| {
+                ServerView {
+                    name,
+                    state,
+                    rank,
+                    last_heard,
+                    freshness,
+                    config_differs,
+                    withdrawn: Since(withdrawn),
+                    witness: Since(witness),
+                    participation: Since(witness.then_some(Participation::Active)),
+                }
             },
         );
     let clients = any::<(u32, u32, u32, Vec<std::net::IpAddr>, Option<Duration>)>().prop_map(
@@ -640,11 +645,17 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         option::of(server()),
         term(),
         any::<(Vec<String>, Option<String>)>(),
-        any::<Option<Duration>>(),
+        any::<(
+            Option<Duration>,
+            Option<Vec<u8>>,
+            Option<String>,
+            Option<bool>,
+        )>(),
         option::of(clients),
     )
         .prop_map(
-            |(name, [role, gate, reason], master, term, (addresses, mac), lease_left, clients)| {
+            |(name, [role, gate, reason], master, term, (addresses, mac), rest, clients)| {
+                let (lease_left, fit, unfit, gated) = rest;
                 VirtualServerView {
                     name,
                     role,
@@ -657,6 +668,9 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                     lease_left,
                     clients,
                     reason,
+                    fit: Since(fit),
+                    unfit: Since(unfit),
+                    gated: Since(gated),
                 }
             },
         );
@@ -693,6 +707,11 @@ fn detail() -> impl Strategy<Value = Detail> {
             server,
             address,
             last_heard,
+            refused: Since(last_heard.map(|at| PathRefusal {
+                at,
+                why: Refused::Unauthentic,
+            })),
+            mtu: Since(last_heard.map(|_| 1400)),
         },
     );
     let offset =
@@ -710,8 +729,15 @@ fn detail() -> impl Strategy<Value = Detail> {
         },
     );
     prop_oneof![
-        vec(path, 0..3).prop_map(|paths| Detail::Hbd { paths }),
-        vec((server(), any::<bool>()), 0..3).prop_map(|links| Detail::Listend { links }),
+        vec(path, 0..3).prop_map(|paths| Detail::Hbd {
+            paths,
+            peers: Since::default(),
+            strangers: Since::default(),
+        }),
+        vec((server(), any::<bool>()), 0..3).prop_map(|links| Detail::Listend {
+            links,
+            failed: Since::default(),
+        }),
         (health(), vec((server(), offset), 0..3))
             .prop_map(|(health, offsets)| Detail::Doctord { health, offsets }),
         electd_status().prop_map(|status| Detail::Electd(Box::new(status))),
