@@ -1,5 +1,9 @@
 //! `standin status [--json]`: what the roles of this server tell, put together.
 
+use crate::{
+    failover::{self, Judgement, Known},
+    host::Host,
+};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::Config;
 use daemon::{eprintln, print, println};
@@ -52,6 +56,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         answers: BTreeMap::new(),
         failures: BTreeMap::new(),
         maintenance_since: daemon::maintenance::since(&args.state_dir),
+        host: Host::look(&config, &me),
     };
     for role in roles(&config) {
         match daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, TIMEOUT) {
@@ -84,6 +89,7 @@ struct Picture<'a> {
     failures: BTreeMap<Role, String>,
     /// In seconds since 1970, as far as this user may read it.
     maintenance_since: Option<u64>,
+    host: Host,
 }
 
 impl Picture<'_> {
@@ -168,13 +174,24 @@ impl Picture<'_> {
         first.and_then(|v| v.master.as_ref().map(|m| (m, v.term.0)))
     }
 
+    fn judgement(&self) -> Judgement {
+        failover::judge(&Known {
+            config: self.config,
+            now: self.now,
+            answers: &self.answers,
+            host: &self.host,
+        })
+    }
+
     fn notes(&self) -> Vec<String> {
         let down = self.failures.values().cloned();
         let told = self
             .answers
             .iter()
             .flat_map(|(role, s)| s.notes.iter().map(move |n| format!("{role}: {n}")));
-        down.chain(told).collect()
+        let found = self.judgement().findings;
+        let found = found.iter().map(|f| format!("failover: {f}"));
+        down.chain(told).chain(found).collect()
     }
 
     fn last_heard_ms(&self, server: &ServerView) -> Option<u128> {
@@ -201,7 +218,7 @@ impl Picture<'_> {
                 "rule": electd.map_or_else(|| self.config.cluster.quorum.to_string(), |e| e.quorum.clone()),
             },
             "servers": electd.map_or(&[][..], |e| &e.servers).iter().map(|s| self.server_json(s)).collect::<Vec<_>>(),
-            "virtual_servers": self.virtual_servers().iter().map(virtual_server_json).collect::<Vec<_>>(),
+            "virtual_servers": self.virtual_servers().iter().map(|v| self.virtual_server_json(v)).collect::<Vec<_>>(),
             "roles": roles(self.config).map(|role| self.role_json(role)).collect::<Vec<_>>(),
             "standing": electd.map(|e| e.standing.as_str()),
             "maintenance": electd.map(|e| e.maintenance),
@@ -212,6 +229,7 @@ impl Picture<'_> {
             "paths": self.paths_json(),
             "links": self.links_json(),
             "interfaces": self.interfaces_json(),
+            "can_fail_over": self.judgement().can(None),
             "counters": counters.collect::<Map<String, Value>>(),
             "notes": self.notes(),
         })
@@ -231,6 +249,26 @@ impl Picture<'_> {
         })
     }
 
+    fn virtual_server_json(&self, v: &VirtualServerView) -> Value {
+        let left = v
+            .lease_left
+            .map(|l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX));
+        json!({
+            "name": v.name.as_str(),
+            "role": v.role,
+            "master": v.master.as_ref().map(ServerName::as_str),
+            "term": v.term.0,
+            "addresses": v.addresses,
+            "addresses_total": v.addresses_total,
+            "mac": v.mac,
+            "gate": v.gate,
+            "reason": v.reason,
+            "lease_left_ms": left,
+            "can_fail_over": self.judgement().can(Some(&v.name)),
+            "clients": v.clients.as_ref().map(clients_json),
+        })
+    }
+
     fn role_json(&self, role: Role) -> Value {
         let child = self.children().iter().find(|c| c.role == role);
         let status = self.answers.get(&role);
@@ -244,7 +282,8 @@ impl Picture<'_> {
     }
 
     fn paths_json(&self) -> Vec<Value> {
-        let Some(Detail::Hbd { paths }) = self.answers.get(&Role::Hbd).map(|s| &s.detail) else {
+        let Some(Detail::Hbd { paths, .. }) = self.answers.get(&Role::Hbd).map(|s| &s.detail)
+        else {
             return Vec::new();
         };
         let path = |p: &protocol::local::status::PathStatus| {
@@ -259,7 +298,8 @@ impl Picture<'_> {
     }
 
     fn links_json(&self) -> Vec<Value> {
-        let Some(Detail::Listend { links }) = self.answers.get(&Role::Listend).map(|s| &s.detail)
+        let Some(Detail::Listend { links, .. }) =
+            self.answers.get(&Role::Listend).map(|s| &s.detail)
         else {
             return Vec::new();
         };
@@ -385,7 +425,8 @@ impl Picture<'_> {
             self.role()
         )?;
         let Some(electd) = self.electd() else {
-            return out.write_str("\n\n");
+            out.write_str("\n")?;
+            return self.write_failover(out);
         };
         if electd.maintenance {
             out.write_str(", in maintenance")?;
@@ -398,14 +439,27 @@ impl Picture<'_> {
         let voters: Vec<&str> = electd.voters.iter().map(ServerName::as_str).collect();
         writeln!(
             out,
-            "quorum {}: {} voters heard, {} needed; roster {}: {}; lease {} ms\n",
+            "quorum {}: {} voters heard, {} needed; roster {}: {}; lease {} ms",
             electd.quorum,
             electd.quorum_have,
             electd.quorum_need,
             electd.roster,
             voters.join(" "),
             electd.lease.as_millis()
-        )
+        )?;
+        self.write_failover(out)
+    }
+
+    fn write_failover(&self, out: &mut String) -> std::fmt::Result {
+        let all: Vec<_> = self
+            .virtual_servers()
+            .iter()
+            .map(|v| v.name.clone())
+            .collect();
+        for line in self.judgement().lines(&all) {
+            writeln!(out, "{line}")?;
+        }
+        out.write_str("\n")
     }
 
     /// What guards the addresses, once if it is the same everywhere.
@@ -467,25 +521,6 @@ fn addresses(v: &VirtualServerView) -> String {
     let shown = v.addresses.iter().take(SHOWN).cloned();
     let parts = shown.chain(more).chain(at);
     parts.collect::<Vec<_>>().join(" ")
-}
-
-fn virtual_server_json(v: &VirtualServerView) -> Value {
-    let left = v
-        .lease_left
-        .map(|l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX));
-    json!({
-        "name": v.name.as_str(),
-        "role": v.role,
-        "master": v.master.as_ref().map(ServerName::as_str),
-        "term": v.term.0,
-        "addresses": v.addresses,
-        "addresses_total": v.addresses_total,
-        "mac": v.mac,
-        "gate": v.gate,
-        "reason": v.reason,
-        "lease_left_ms": left,
-        "clients": v.clients.as_ref().map(clients_json),
-    })
 }
 
 fn clients_json(clients: &ClientsView) -> Value {
@@ -556,6 +591,8 @@ mod tests {
     use protocol::{
         RosterVersion, Term,
         local::ring::{Health, HealthState},
+        version::Since,
+        wire::beat::Participation,
     };
     use std::path::Path;
 
@@ -601,6 +638,9 @@ mod tests {
                 last_answer: Some(Duration::from_micros(3250)),
             }),
             reason: "lease expired".into(),
+            fit: Since(Some(vec![0])),
+            unfit: Since(None),
+            gated: Since(Some(true)),
         };
         Detail::Electd(Box::new(ElectdStatus {
             server: "alpha".parse().unwrap(),
@@ -623,6 +663,9 @@ mod tests {
                 last_heard: Some(BootTime(9_950_000_000)),
                 freshness: (Term(7), 2),
                 config_differs: true,
+                withdrawn: Since(false),
+                witness: Since(false),
+                participation: Since(Some(Participation::Active)),
             }],
             virtual_servers: vec![view("mail", "slave", "beta"), view("web", role, "alpha")],
         }))
@@ -642,6 +685,7 @@ mod tests {
             answers,
             failures,
             maintenance_since: None,
+            host: Host::default(),
         })
     }
 
