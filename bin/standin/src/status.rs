@@ -19,6 +19,7 @@ use protocol::{
 };
 use serde_json::{Map, Value, json};
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     fmt::Write as _,
     process::ExitCode,
@@ -57,6 +58,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         failures: BTreeMap::new(),
         maintenance_since: daemon::maintenance::since(&args.state_dir),
         host: Host::look(&config, &me),
+        judgement: OnceCell::new(),
     };
     for role in roles(&config) {
         match daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, TIMEOUT) {
@@ -90,6 +92,8 @@ struct Picture<'a> {
     /// In seconds since 1970, as far as this user may read it.
     maintenance_since: Option<u64>,
     host: Host,
+    /// What all of it says about a failover, once it is complete.
+    judgement: OnceCell<Judgement>,
 }
 
 impl Picture<'_> {
@@ -174,12 +178,14 @@ impl Picture<'_> {
         first.and_then(|v| v.master.as_ref().map(|m| (m, v.term.0)))
     }
 
-    fn judgement(&self) -> Judgement {
-        failover::judge(&Known {
-            config: self.config,
-            now: self.now,
-            answers: &self.answers,
-            host: &self.host,
+    fn judgement(&self) -> &Judgement {
+        self.judgement.get_or_init(|| {
+            failover::judge(&Known {
+                config: self.config,
+                now: self.now,
+                answers: &self.answers,
+                host: &self.host,
+            })
         })
     }
 
@@ -189,8 +195,8 @@ impl Picture<'_> {
             .answers
             .iter()
             .flat_map(|(role, s)| s.notes.iter().map(move |n| format!("{role}: {n}")));
-        let found = self.judgement().findings;
-        let found = found.iter().map(|f| format!("failover: {f}"));
+        let found = self.judgement().findings.iter();
+        let found = found.map(|f| format!("failover: {f}"));
         down.chain(told).chain(found).collect()
     }
 
@@ -686,6 +692,7 @@ mod tests {
             failures,
             maintenance_since: None,
             host: Host::default(),
+            judgement: OnceCell::new(),
         })
     }
 

@@ -27,7 +27,8 @@ const ANSWERS_MAX: u32 = 16;
 /// A peer is not asked more often than this because a former incarnation of it still sends.
 const FORMER_ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// A peer that has answered in an older version only is asked again so seldom.
+/// A peer that has answered in an older version only is asked again at once, for a later answer may have been lost, then ever
+/// more seldom, up to this.
 const LATER_ASK_EVERY: Duration = Duration::from_secs(60);
 
 /// Distance between two alarms that two servers run under one name.
@@ -77,6 +78,8 @@ struct Known {
     beat: Option<BootTime>,
     /// The newest version of the protocol that it is known to speak, and this server.
     version: u8,
+    /// How often it was asked for a later one.
+    asked_again: u32,
     window: Window,
     /// Per path, to tell a copy over a second path from a replay.
     path_windows: Vec<Window>,
@@ -229,9 +232,13 @@ impl Peer {
         self.asking = Some((challenge, made));
         self.hello_last = Some(now);
         // Its answer in a later version may be lost, and nothing says that it has none.
-        self.hello_due = match &self.known {
+        self.hello_due = match &mut self.known {
             None => Some(now + heartbeat),
-            Some(known) if known.version < *version::WIRE.end() => Some(now + LATER_ASK_EVERY),
+            Some(known) if known.version < *version::WIRE.end() => {
+                let pause = heartbeat.saturating_mul(2_u32.saturating_pow(known.asked_again));
+                known.asked_again += 1;
+                Some(now + pause.min(LATER_ASK_EVERY))
+            }
             Some(_) => None,
         };
         self.asked_in = match self.asked_in {
@@ -308,18 +315,19 @@ impl Peer {
         self.asking = None;
         self.asked_in = version::FIRST;
         self.settled = Some(challenge);
-        let later = version < *version::WIRE.end();
-        self.hello_due = later.then_some(receipt.at + LATER_ASK_EVERY);
         self.note_heard(receipt);
         if self.is_known(from) {
             self.learn_version(version);
             return Ok(Answer::Known);
         }
+        let later = version < *version::WIRE.end();
+        self.hello_due = later.then_some(receipt.at);
         let fresh = Known {
             incarnation: from,
             since: receipt.at,
             beat: None,
             version,
+            asked_again: 0,
             window: Window::new(),
             path_windows: vec![Window::new(); self.paths.len()],
             echo: None,

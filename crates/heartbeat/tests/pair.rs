@@ -1408,6 +1408,38 @@ fn an_answer_lost_in_the_later_version_is_made_up_for() {
     assert!(a.send(later, 2).iter().all(|d| version(d) == 2));
 }
 
+#[test]
+fn who_answered_in_the_first_version_is_asked_for_a_later_one_at_once_and_then_ever_more_seldom() {
+    let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+    a.tick(ms(0));
+    for d in a.tick(ms(100)) {
+        b.receive(ms(100), &d); // It starts just then, and asks as well.
+    }
+    let answers = std::mem::take(&mut b.out);
+    b.tick(ms(100)).iter().for_each(|d| a.receive(ms(101), d));
+    answers.iter().for_each(|d| a.receive(ms(101), d));
+    a.out.clear();
+    assert!(a.send(ms(102), 1).iter().all(|d| version(d) == 1));
+    exchange(ms(150), &mut a, &mut b);
+    assert!(a.send(ms(151), 2).iter().all(|d| version(d) == 2));
+
+    // One that knows no later version is left alone.
+    let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+    let old = |d: &&Datagram| version(d) == 1;
+    let mut asked = Vec::new();
+    for now in (0..600_000).step_by(50).map(ms) {
+        let hellos = a.tick(now);
+        asked.extend(hellos.first().map(|_| now));
+        hellos.iter().filter(old).for_each(|d| b.receive(now, d));
+        let answers = std::mem::take(&mut b.out);
+        answers.iter().filter(old).for_each(|d| a.receive(now, d));
+    }
+    let gaps: Vec<_> = asked.windows(2).map(|w| w[1].since(w[0])).collect();
+    assert!(gaps[3] < Duration::from_secs(1), "{gaps:?}");
+    assert!(gaps[gaps.len() - 3] >= Duration::from_secs(60), "{gaps:?}");
+    assert!(asked.len() < 30, "{gaps:?}");
+}
+
 fn standing(i: usize) -> Standing {
     Standing {
         virtual_server: format!("virtual-server-of-thirty-n-{i:03}")
