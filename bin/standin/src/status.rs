@@ -672,6 +672,7 @@ mod tests {
                 withdrawn: Since(false),
                 witness: Since(false),
                 participation: Since(Some(Participation::Active)),
+                hears: Since(Some(true)),
             }],
             virtual_servers: vec![view("mail", "slave", "beta"), view("web", role, "alpha")],
         }))

@@ -8,6 +8,7 @@ use protocol::{
         status::{ElectdStatus, ServerView, VirtualServerView},
     },
     version::Since,
+    wire::beat::Beat,
 };
 use std::collections::BTreeMap;
 
@@ -35,6 +36,7 @@ impl Elector {
             withdrawn: Since(self.maintenance || self.stopping),
             witness: Since(self.settings.witness),
             participation: Since(Some(self.participation())),
+            hears: Since(Some(true)),
         };
         let servers = self.peers.iter().map(|(name, peer)| ServerView {
             name: name.clone(),
@@ -56,6 +58,7 @@ impl Elector {
             withdrawn: Since(peer.beat.as_ref().is_some_and(|b| b.maintenance)),
             witness: Since(peer.beat.as_ref().is_some_and(|b| b.witness)),
             participation: Since(peer.beat.as_ref().map(|b| b.participation)),
+            hears: Since(peer.beat.as_ref().map(|b| self.is_heard_by(b))),
         });
         let virtual_servers = self
             .virtuals
@@ -133,6 +136,12 @@ impl Elector {
             servers: std::iter::once(own).chain(servers).collect(),
             virtual_servers: virtual_servers.collect(),
         }
+    }
+
+    /// The sender has heard this server within a lease.
+    fn is_heard_by(&self, beat: &Beat) -> bool {
+        let mut heard = beat.heard.iter();
+        heard.any(|h| h.server == self.settings.me && h.age <= self.lease)
     }
 
     /// Who could serve `name` by its own word, by its place: this server is the first, the others follow.

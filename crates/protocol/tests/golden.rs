@@ -638,6 +638,7 @@ fn replies() -> Vec<CtlReply> {
         withdrawn: Since(true),
         witness: Since(false),
         participation: Since(Some(Participation::Silent)),
+        hears: Since(Some(true)),
     };
     let virtual_server = VirtualServerView {
         name: "web".parse().unwrap(),

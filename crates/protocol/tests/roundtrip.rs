@@ -627,6 +627,7 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                     withdrawn: Since(withdrawn),
                     witness: Since(witness),
                     participation: Since(witness.then_some(Participation::Active)),
+                    hears: Since(withdrawn.then_some(witness)),
                 }
             },
         );

@@ -434,6 +434,9 @@ impl<'k, 'a> Cluster<'k, 'a> {
             if is_heard(s) {
                 let withdrawn = Reason::Withdrawn(s.name.clone());
                 findings.extend(s.withdrawn.0.then(|| all(Weight::Remark, withdrawn)));
+                let deaf = s.hears.0 == Some(false);
+                let reason = || all(Weight::Weakness, Reason::Deaf(s.name.clone()));
+                findings.extend(deaf.then(reason));
                 findings.extend(self.of_paths(&s.name));
             } else {
                 let reason = Reason::Unheard(s.name.clone(), self.silence(s));

@@ -42,6 +42,8 @@ pub enum Reason {
     NoLink(ServerName),
     /// A server that does not live, as far as this one hears.
     Unheard(ServerName, Silence),
+    /// A living server that does not hear this one.
+    Deaf(ServerName),
     /// A living server that takes no mastership.
     Withdrawn(ServerName),
     /// One of several paths to a living server is silent.
@@ -146,6 +148,11 @@ impl fmt::Display for Reason {
                 "no link for signals (TCP) to {server}, though it is alive"
             ),
             Self::Unheard(server, why) => write!(f, "{server} {why}"),
+            Self::Deaf(server) => write!(
+                f,
+                "{server} is heard and does not hear this server: what this one sends does not reach it, or is refused there \
+                 (a firewall; another address, as behind NAT); see `standin status` there"
+            ),
             Self::Withdrawn(server) => {
                 write!(f, "{server} is in maintenance: it votes and takes no mastership")
             }

@@ -49,6 +49,7 @@ impl World {
             withdrawn: Since(false),
             witness: Since(false),
             participation: Since(Some(Participation::Active)),
+            hears: Since(Some(true)),
         };
         let places: Vec<u8> = (0..).zip(servers).map(|(place, _)| place).collect();
         let virtual_server = |v: &str| VirtualServerView {
@@ -496,6 +497,10 @@ fn less_is_left_than_there_should_be() {
         (
             &|w| w.server("eps").state = HealthState::Unknown,
             "Weakness: eps is not judged yet",
+        ),
+        (
+            &|w| w.server("gamma").hears = Since(Some(false)),
+            "Weakness: gamma is heard and does not hear this server",
         ),
         (
             &|w| w.server("gamma").withdrawn = Since(true),

@@ -224,6 +224,8 @@ pub struct ServerView {
     pub witness: Since<2, bool>,
     /// Whether it takes part, as far as it told.
     pub participation: Since<2, Option<Participation>>,
+    /// It hears this server, by its last beat.
+    pub hears: Since<2, Option<bool>>,
 }
 
 /// One virtual server as electd sees it.
