@@ -708,6 +708,7 @@ fn detail() -> impl Strategy<Value = Detail> {
             server,
             address,
             last_heard,
+            local: Since(last_heard.map(|_| [192, 0, 2, 1].into())),
             refused: Since(last_heard.map(|at| PathRefusal {
                 at,
                 why: Refused::Unauthentic,

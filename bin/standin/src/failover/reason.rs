@@ -156,18 +156,18 @@ impl fmt::Display for Reason {
             Self::Withdrawn(server) => {
                 write!(f, "{server} is in maintenance: it votes and takes no mastership")
             }
-            Self::PathLost(server, address, None) => write!(
+            Self::PathLost(server, way, None) => write!(
                 f,
-                "the path to {server} at {address} is silent, though {server} is alive over another"
+                "the path to {server} {way} is silent, though {server} is alive over another"
             ),
-            Self::PathLost(server, address, Some(why)) => write!(
+            Self::PathLost(server, way, Some(why)) => write!(
                 f,
-                "the path to {server} at {address} is lost: what comes from there is refused: {}",
+                "the path to {server} {way} is lost: what comes from there is refused: {}",
                 refused(*why)
             ),
-            Self::ShortPackets(server, address, mtu) => write!(
+            Self::ShortPackets(server, way, mtu) => write!(
                 f,
-                "the path to {server} at {address} passes only packets of {mtu} bytes in one piece (path MTU): beats may be \
+                "the path to {server} {way} passes only packets of {mtu} bytes in one piece (path MTU): beats may be \
                  cut into fragments, which some networks drop"
             ),
             Self::PartsLost(server) => write!(
