@@ -126,7 +126,9 @@ impl Local {
 
     /// Keeps what is here now, before anything takes its place; what could not be kept.
     pub fn keep(&self) -> Result<Listing, store::Error> {
-        self.versions.keep(&self.set, &self.index)
+        let mut others = self.clocks.iter().map(|(name, _)| name);
+        let agrees = !others.any(|name| may_be_apart(&self.clocks, name, self.skew_ns()));
+        self.versions.keep(&self.set, &self.index, agrees)
     }
 
     /// Finds out what changed.

@@ -58,7 +58,7 @@ mod threads;
 mod walk;
 
 pub use apply::{Applied, apply, apply_by};
-pub use archive::{Archive, Keep, Stored, Version};
+pub use archive::{Archive, Clock, Keep, Stored, Version};
 pub use aside::{Aside, Kept};
 pub use calls::Calls;
 pub use dir::{Dir, Name};
