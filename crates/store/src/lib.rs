@@ -41,6 +41,7 @@ mod archive;
 mod aside;
 mod attributes;
 mod calls;
+mod confirm;
 mod contents;
 mod dir;
 mod error;
