@@ -151,6 +151,8 @@ install: build
 	# hbd, listend and doctord run as this user, which owns nothing; packages make it themselves.
 	test -n "$(DESTDIR)" || getent passwd standin >/dev/null || \
 		useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin standin
+	# Its members may read the status; it must be there before the roles start.
+	test -n "$(DESTDIR)" || getent group standin-status >/dev/null || groupadd --system standin-status
 	# Without these links a halt under SysV init ends the daemons at once; systemd reads the unit instead.
 	test -n "$(DESTDIR)" || test -d /run/systemd/system || ! command -v update-rc.d >/dev/null || \
 		update-rc.d standin defaults
