@@ -594,6 +594,7 @@ impl Shell {
             v.addresses = all.iter().take(each).map(ToString::to_string).collect();
             v.mac = set.and_then(|x| x.mac).map(|mac| mac.to_string());
             v.gate = gate.clone();
+            v.scripts.0 = self.scripts.last(&v.name);
             if v.role == "master" {
                 v.clients = self.takeover.receipts(&v.name).map(clients_view);
             }
