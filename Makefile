@@ -22,9 +22,9 @@ THREADS ?= 1
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS = hbd listend doctord electd syncd standin
 # What the lab needs, and what has it in Debian. keepalived is there to be compared with; an SSH server for tests of
-# syncd, and rsync for one of them; cc, pkg-config and OpenSSL's headers to build it.
-TOOLS = ip nft keepalived cc pkg-config sshd rsync
-PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev openssh-server rsync
+# syncd, and rsync for one of them; groff to read the manual as a reader does; cc, pkg-config and OpenSSL's headers to build it.
+TOOLS = ip nft keepalived cc pkg-config sshd rsync groff
+PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev openssh-server rsync groff-base
 
 # What is fed hostile input, and by what; make test does without them.
 SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))

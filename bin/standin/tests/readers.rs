@@ -1,6 +1,6 @@
 //! Who may read the status of a server, and that nobody who may can do anything else: tried with real users, under a group
 //! file of their own in a mount namespace.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
     env, fs,
