@@ -656,6 +656,17 @@ fn the_hash_is_of_the_meaning() {
 }
 
 #[test]
+fn every_line_that_is_no_toml_is_named() {
+    let bad = "[cluster]\nname = \"web\nlease = \"500ms\"\n[[server]\nname = \"alpha\"\n";
+    let problems = read(bad).unwrap_err();
+    let lines: Vec<&str> = problems
+        .lines()
+        .filter_map(|l| l.split(':').nth(1))
+        .collect();
+    assert_eq!(lines, ["2", "4"], "{problems}");
+}
+
+#[test]
 fn limits_are_the_same_in_the_sample_the_manual_and_the_program() {
     use config::{
         LEASE_MAX, PATHS_MAX, PRIORITY_MAX, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX,
