@@ -1,6 +1,7 @@
 //! Carries messages, time and files between the elector, the takeover and the other roles.
 
 use crate::{
+    change_file::ChangeFile,
     lock::InstanceLock,
     memory_file::MemoryFile,
     reservation_file::{self, Writer},
@@ -49,6 +50,7 @@ pub struct Shell {
     takeover: Takeover,
     scripts: Scripts,
     memory: MemoryFile,
+    changes: ChangeFile,
     withheld: Withheld,
     /// Whose every reservation is that is written.
     owner: Owner,
@@ -90,6 +92,7 @@ impl Shell {
         let events = EventLoop::open(&boot, &receives, &sends)?;
         let (reporter, reports) = Reporter::new(events.waker());
         let (memory, remembered) = MemoryFile::open(&boot.args.run_dir)?;
+        let changes = ChangeFile::open(&boot.args.run_dir)?;
         let found = reservation_file::open(&boot.args.state_dir, present)?;
         let writing = reporter.clone();
         let (state_dir, owner) = (boot.args.state_dir.clone(), found.owner.clone());
@@ -138,6 +141,7 @@ impl Shell {
             start,
             daemon::now(),
         );
+        elector.recall_changes(changes.changes());
         if daemon::maintenance::since(&boot.args.state_dir).is_some() {
             let wish = Wish::Maintenance(true);
             elector.handle(daemon::now(), Input::Operator { id: 0, wish }); // nobody waits for the answer
@@ -160,6 +164,7 @@ impl Shell {
             takeover,
             scripts,
             memory,
+            changes,
             withheld: Withheld::default(),
             owner: found.owner,
             writer: Some(writer),
@@ -208,6 +213,7 @@ impl Shell {
             }
             self.carry_out();
         }
+        self.events.flush(); // the last beat says that this server takes no mastership
         if !self.scripts.wait_idle(self.boot.config.scripts.timeout) {
             log::warn!("role scripts still run; electd does not wait for them any longer");
         }
@@ -445,6 +451,7 @@ impl Shell {
                     }
                 }
                 Output::Role(change) => self.role_changed(change),
+                Output::Changed(v, change) => self.changes.keep(v, change),
                 Output::Alarm(text) => self.alarm(text),
                 Output::Notice(text) => log::info!("{text}"),
                 Output::Answer { id, answer } => self.answer(id, answer),
@@ -587,6 +594,7 @@ impl Shell {
             v.addresses = all.iter().take(each).map(ToString::to_string).collect();
             v.mac = set.and_then(|x| x.mac).map(|mac| mac.to_string());
             v.gate = gate.clone();
+            v.scripts.0 = self.scripts.last(&v.name);
             if v.role == "master" {
                 v.clients = self.takeover.receipts(&v.name).map(clients_view);
             }

@@ -1,7 +1,7 @@
 //! `standin check`: would this server start, and serve?
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use config::{Config, Server};
+use config::{Config, ConfigError, Server};
 use daemon::{
     Args, Error, durable, machine, println,
     privileges::USER,
@@ -34,21 +34,37 @@ pub fn command() -> Command {
 
 pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = crate::args(matches);
-    let (config, me) = match daemon::load_config(&args) {
-        Ok(found) => found,
-        Err(e) => return crate::fail(&e),
-    };
+    let only = matches.get_flag("config-only");
     let mut report = Report::default();
-    report.ok(format!(
-        "{}: cluster {}, this server is {me}",
-        args.config.display(),
-        config.cluster.name
-    ));
+    let (config, me) = match daemon::load_config_or_kept(&args) {
+        Ok((config, me, None)) => {
+            report.ok(format!(
+                "{}: cluster {}, this server is {me}",
+                args.config.display(),
+                config.cluster.name
+            ));
+            (config, me)
+        }
+        Ok((config, me, Some(e))) => {
+            report.refused(&e);
+            report.note("the last good configuration is in force; what follows goes by that");
+            (config, me)
+        }
+        Err(e) => {
+            report.refused(&e);
+            if !only {
+                clock(&mut report);
+                folders(&args, &mut report);
+                report.note("all else depends on the configuration: not looked at");
+            }
+            return report.exit_code();
+        }
+    };
     if let Err(e) = key(&config, &mut report) {
-        return crate::fail(&e);
+        report.refused(&e);
     }
-    if matches.get_flag("config-only") {
-        return ExitCode::SUCCESS;
+    if only {
+        return report.exit_code();
     }
     clock(&mut report);
     if let Some(server) = config.server(&me) {
@@ -79,19 +95,16 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         }
     }
     executables(&config, &mut report);
-    folder("run-dir", &args.run_dir, &mut report);
-    folder("state-dir", &args.state_dir, &mut report);
+    folders(&args, &mut report);
     reservation(&args, &config, &me, &mut report);
-    if report.wrong == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(1)
-    }
+    report.exit_code()
 }
 
 #[derive(Default)]
 struct Report {
     wrong: usize,
+    /// Configuration or key are among it.
+    misconfigured: bool,
 }
 
 impl Report {
@@ -107,6 +120,25 @@ impl Report {
     fn wrong(&mut self, what: impl std::fmt::Display) {
         self.wrong += 1;
         println!("WRONG  {what}");
+    }
+
+    /// What is wrong with a file, a line for each.
+    fn refused(&mut self, e: &Error) {
+        let Error::Config(ConfigError { problems }) = e else {
+            return self.wrong(e);
+        };
+        self.misconfigured = true;
+        for problem in problems {
+            self.wrong(problem);
+        }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        match (self.misconfigured, self.wrong) {
+            (true, _) => ExitCode::from(2),
+            (false, 0) => ExitCode::SUCCESS,
+            (false, _) => ExitCode::from(1),
+        }
     }
 }
 
@@ -325,6 +357,11 @@ fn executables(config: &Config, report: &mut Report) {
             Err(e) => report.wrong(e),
         }
     }
+}
+
+fn folders(args: &Args, report: &mut Report) {
+    folder("run-dir", &args.run_dir, report);
+    folder("state-dir", &args.state_dir, report);
 }
 
 /// The folder, or the nearest one above it that exists, can be written.

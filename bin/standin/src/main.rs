@@ -16,6 +16,7 @@ mod ssh;
 mod status;
 mod sync;
 mod time;
+mod verdict;
 mod versions;
 
 use clap::{ArgMatches, Command};

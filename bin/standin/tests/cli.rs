@@ -163,6 +163,7 @@ fn a_wrong_configuration_is_exit_code_2_with_file_line_key_and_mend() {
     fs::remove_file(place.path("standin.toml")).unwrap();
     let (code, text) = place.run("check");
     assert_eq!(code, 2);
+    assert!(text.contains("ok     run-dir"), "it goes on: {text}");
     assert!(
         text.contains("standin.toml: cannot be read: No such file"),
         "{text}"
@@ -527,6 +528,50 @@ fn config_only_looks_at_file_and_key_and_at_nothing_else() {
     let (code, text) = place.run("check --config-only");
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("standin.toml:2: [cluster] nmae"), "{text}");
+}
+
+#[test]
+fn check_goes_on_and_names_each_line_that_is_wrong() {
+    let place = Place::new();
+    place.mode("key", 0o644);
+    let bad = CONFIG.replace("witness = true", "witness = 1\ncolour = \"red\"");
+    place.configure(&bad.replace("192.0.2.10/24", "192.0.2.10/99"));
+    let lines = [
+        "16: [[server]] tie witness",
+        "17: [[server]] tie colour",
+        "22: [[virtual_server]]",
+    ];
+    let (code, text) = place.run("check");
+    assert_eq!(code, 2, "{text}");
+    for line in lines {
+        let wrong =
+            |l: &str| l.starts_with("WRONG  ") && l.contains(&format!("standin.toml:{line}"));
+        assert_eq!(
+            text.lines().filter(|l| wrong(l)).count(),
+            1,
+            "{line}: {text}"
+        );
+    }
+    // While the daemons go on with a good one, all else is looked at, by that.
+    fs::create_dir(place.path("run")).unwrap();
+    let key = place.path("key").display().to_string();
+    fs::write(
+        place.path("run/last-good.toml"),
+        CONFIG.replace("KEY", &key),
+    )
+    .unwrap();
+    let (code, text) = place.run("check");
+    assert_eq!(code, 2, "{text}");
+    for expected in [
+        "standin.toml:22",
+        "last good",
+        "WRONG  ",
+        "chmod 600",
+        "no interface none0",
+        "reservation",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
 }
 
 #[test]

@@ -26,14 +26,15 @@ const INTERFACE_MAX: usize = 15;
 
 pub(crate) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let source = Source::new(file, text);
-    let table = match DeTable::parse(text) {
-        Ok(table) => table.into_inner(),
-        Err(e) => {
-            let what = format!("not TOML: {}", e.message().trim().replace('\n', "; "));
-            source.report(e.span(), String::new(), what);
-            return source.finish(None);
-        }
-    };
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for e in &errors {
+        let what = format!("not TOML: {}", e.message().trim().replace('\n', "; "));
+        source.report(e.span(), String::new(), what);
+    }
+    if !errors.is_empty() {
+        return source.finish(None); // what was read in spite of them is not what is meant
+    }
+    let table = table.into_inner();
     let config = read(&source, &table, file);
     source.finish(config)
 }

@@ -656,6 +656,49 @@ fn the_hash_is_of_the_meaning() {
 }
 
 #[test]
+fn every_line_that_is_no_toml_is_named() {
+    let bad = "[cluster]\nname = \"web\nlease = \"500ms\"\n[[server]\nname = \"alpha\"\n";
+    let problems = read(bad).unwrap_err();
+    let lines: Vec<&str> = problems
+        .lines()
+        .filter_map(|l| l.split(':').nth(1))
+        .collect();
+    assert_eq!(lines, ["2", "4"], "{problems}");
+}
+
+#[test]
+fn limits_are_the_same_in_the_sample_the_manual_and_the_program() {
+    use config::{
+        LEASE_MAX, PATHS_MAX, PRIORITY_MAX, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX,
+        VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX,
+    };
+    let sample = include_str!("../../../etc/standin.toml");
+    let manual = include_str!("../../../docs/man/standin.toml.5");
+    let script = include_str!("../../../etc/master.d/10-log");
+    let thousands = |n: usize| match n / 1000 {
+        0 => n.to_string(),
+        high => format!("{high},{:03}", n % 1000),
+    };
+    let hours = SCRIPTS_TIMEOUT_MAX.as_secs() / 3600;
+    for limit in [
+        format!("1 to {}", thousands(VIRTUAL_ADDRESSES_MAX)),
+        format!("t most {VIRTUAL_SERVERS_MAX}"),
+        format!("1 to {PATHS_MAX}"),
+        format!("0 to {PRIORITY_MAX}"),
+        format!("to {} s", LEASE_MAX.as_secs()),
+        format!("1 s to {hours} h"),
+    ] {
+        assert!(sample.contains(&limit), "the sample has not {limit:?}");
+        assert!(manual.contains(&limit), "the manual has not {limit:?}");
+    }
+    let timeout = format!("timeout, {} s", SCRIPTS_TIMEOUT.as_secs());
+    assert!(
+        script.contains(&timeout),
+        "the sample script has not {timeout:?}"
+    );
+}
+
+#[test]
 fn the_sample_file_is_good_and_shows_every_default() {
     let sample = include_str!("../../../etc/standin.toml");
     let config = read(sample).unwrap();

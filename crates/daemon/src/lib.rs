@@ -33,5 +33,5 @@ pub use error::Error;
 pub use event_loop::{ConnId, Event, EventLoop};
 pub use limiter::Limiter;
 pub use log::{FILE as LOG_FILE, open_file as open_log};
-pub use privileges::{Keep, START_PRIORITY};
+pub use privileges::{Keep, START_PRIORITY, STATUS_GROUP};
 pub use ready::watchdog;

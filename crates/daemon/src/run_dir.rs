@@ -57,7 +57,7 @@ pub fn restore_sockets(path: &Path) -> Vec<PathBuf> {
         found.file_type().is_socket()
             && !right
             && nix::unistd::chown(socket, None, Some(group)).is_ok()
-            && fs::set_permissions(socket, Permissions::from_mode(local_socket::MODE)).is_ok()
+            && local_socket::permit(socket).is_ok()
     };
     sockets.into_iter().filter(mend).collect()
 }

@@ -5,7 +5,9 @@ use crate::{
     memory::{Memory, Vote},
     output::{Output, RoleChange},
     reservation::{BLOCK, Reservation},
-    state::{Gate, Kind, Mastership, Older, Parts, Peer, Taking, Virtual, Waiting, came_by},
+    state::{
+        Change, Gate, Kind, Mastership, Older, Parts, Peer, Taking, Virtual, Waiting, came_by,
+    },
     virtuals::{Due, Virtuals},
     voter::{Asked, Promise},
 };
@@ -239,7 +241,7 @@ impl Elector {
             v.voter.holder = vote.holder;
             if let Some((_, until)) = open.filter(|_| own) {
                 v.gate = Gate::Open(*until);
-                v.reason = "electd restarted with its gate open".into();
+                v.change.reason = "electd restarted with its gate open".into();
             }
             self.virtuals.insert(vote.virtual_server, v);
         }
@@ -833,7 +835,7 @@ impl Elector {
         }
         self.offered_roster(&beat.roster);
         self.learn_silent(beat.promise_max);
-        self.note_claims(&from, &beat);
+        self.note_claims(now, &from, &beat);
         self.follow(now, &from);
         if self.taking != Taking::Active {
             return; // R20, R21: no Ack
@@ -1045,7 +1047,7 @@ impl Elector {
     }
 
     /// Logs who is master, and answers operators that waited for it.
-    fn note_claims(&mut self, from: &ServerName, beat: &Beat) {
+    fn note_claims(&mut self, now: BootTime, from: &ServerName, beat: &Beat) {
         for standing in &beat.standings {
             let Some(claim) = standing.claim else {
                 continue;
@@ -1065,6 +1067,10 @@ impl Elector {
             if let Some(v) = self.virtuals.get_mut(name) {
                 v.master = Some((from.clone(), claim.term));
                 v.tries = 0;
+                if v.change.follow(now, from, claim.term) {
+                    let changed = Output::Changed(name.clone(), v.change.clone());
+                    self.outputs.push_back(changed);
+                }
             }
             self.notice(format!("master of {name} is {from} in term {}", claim.term));
             self.answer_waiting(name, from, claim.term);
@@ -1180,6 +1186,7 @@ impl Elector {
 
     pub(crate) fn change_role(
         &mut self,
+        now: BootTime,
         name: &VirtualServerName,
         master: bool,
         term: Term,
@@ -1190,7 +1197,15 @@ impl Elector {
         let Some(v) = self.virtuals.get_mut(name) else {
             return;
         };
-        v.reason = reason.to_owned();
+        if !renewed {
+            v.change = Change {
+                at: Some(now),
+                master: master.then(|| me.clone()),
+                reason: reason.to_owned(),
+            };
+            let changed = Output::Changed(name.clone(), v.change.clone());
+            self.outputs.push_back(changed);
+        }
         if master {
             v.master = Some((me, term));
         }
@@ -1232,7 +1247,7 @@ impl Elector {
         v.not_before = BootTime(0);
         v.succession = None; // whoever was awaited, this server holds it now
         self.extend(now, name);
-        self.change_role(name, true, term, renewed, reason);
+        self.change_role(now, name, true, term, renewed, reason);
         let me = self.settings.me.clone();
         self.answer_waiting(name, &me, term);
         self.restamp_roster(name, term);

@@ -1,12 +1,18 @@
 //! What `standin status` shows of the elector.
 
-use crate::{campaign::BUSY, elector::Elector, input::Mode, state::Taking};
+use crate::{
+    campaign::BUSY,
+    elector::Elector,
+    input::Mode,
+    state::{Change, Taking},
+};
 use protocol::{
     BootTime, Term, VirtualServerName,
     local::{
         ring::HealthState,
         status::{ElectdStatus, ServerView, VirtualServerView},
     },
+    version::Since,
 };
 use std::collections::BTreeMap;
 
@@ -21,7 +27,19 @@ impl Elector {
         Some(self.virtuals.get(name)?.mastership.as_ref()?.term)
     }
 
-    /// The present state; the shell adds addresses, gate and clients of each virtual server.
+    /// What an earlier electd of this boot knew of the last change of each virtual server.
+    pub fn recall_changes(
+        &mut self,
+        changes: impl IntoIterator<Item = (VirtualServerName, Change)>,
+    ) {
+        for (name, change) in changes {
+            if let Some(v) = self.virtuals.get_mut(&name) {
+                v.change = change;
+            }
+        }
+    }
+
+    /// The present state; the shell adds addresses, gate, clients and scripts of each virtual server.
     pub fn view(&self, now: BootTime) -> ElectdStatus {
         let ranked = self.settings.virtual_servers.keys().next();
         let own = ServerView {
@@ -31,6 +49,7 @@ impl Elector {
             last_heard: Some(now),
             freshness: (self.freshness.term, self.freshness.run),
             config_differs: false,
+            withdrawn: Since(self.maintenance || self.stopping),
         };
         let servers = self.peers.iter().map(|(name, peer)| ServerView {
             name: name.clone(),
@@ -49,6 +68,7 @@ impl Elector {
                 .beat
                 .as_ref()
                 .is_some_and(|b| b.config_hash != self.settings.config_hash),
+            withdrawn: Since(peer.beat.as_ref().is_some_and(|b| b.maintenance)),
         });
         let virtual_servers = self
             .virtuals
@@ -72,10 +92,11 @@ impl Elector {
             });
             let idle =
                 ["", BUSY].contains(&v.obstacle) || v.mastership.is_some() || master.is_some();
+            let reason = &v.change.reason;
             let waits = if idle {
-                v.reason.clone()
+                reason.clone()
             } else {
-                format!("{}; waiting: {}", v.reason, v.obstacle)
+                format!("{reason}; waiting: {}", v.obstacle)
             };
             VirtualServerView {
                 name: name.clone(),
@@ -94,6 +115,8 @@ impl Elector {
                 lease_left: self.lease_end(v).map(|end| end.since(now)),
                 clients: None,
                 reason: waits,
+                changed: Since(v.change.at),
+                scripts: Since(None),
             }
         });
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -122,6 +145,7 @@ impl Elector {
             voters: self.reservation.roster.voters.clone(),
             servers: std::iter::once(own).chain(servers).collect(),
             virtual_servers: virtual_servers.collect(),
+            abstains: Since(self.taking != Taking::Active),
         }
     }
 }

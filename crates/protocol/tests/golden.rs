@@ -15,8 +15,9 @@ use protocol::{
             SyncdToElectd,
         },
         status::{
-            ChildStatus, ClientsView, Detail, ElectdStatus, LastRun, OffsetStatus, OwedRun,
-            PathStatus, RoleStatus, ServerView, SetPeer, SetStatus, SyncdStatus, VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, FailedScript, LastRun, OffsetStatus,
+            OwedRun, PathStatus, RoleStatus, ScriptsView, ServerView, SetPeer, SetStatus,
+            SyncdStatus, VirtualServerView,
         },
     },
     seal::{NONCE, Sealer},
@@ -617,6 +618,7 @@ fn replies() -> Vec<CtlReply> {
         last_heard: None,
         freshness: (Term(5), 17),
         config_differs: false,
+        withdrawn: Since(true),
     };
     let virtual_server = VirtualServerView {
         name: "web".parse().unwrap(),
@@ -636,6 +638,17 @@ fn replies() -> Vec<CtlReply> {
             last_answer: Some(H),
         }),
         reason: "handover".to_owned(),
+        changed: Since(Some(BootTime(9))),
+        scripts: Since(Some(ScriptsView {
+            began: BootTime(10),
+            running: true,
+            failed: 1,
+            first_failed: Some(FailedScript {
+                script: "master.d/50-service start".to_owned(),
+                how: "exit status: 1".to_owned(),
+                output: "no such service".to_owned(),
+            }),
+        })),
     };
     let electd = ElectdStatus {
         server: "alpha".parse().unwrap(),
@@ -650,6 +663,7 @@ fn replies() -> Vec<CtlReply> {
         voters: vec![beta()],
         servers: vec![server],
         virtual_servers: vec![virtual_server],
+        abstains: Since(true),
     };
     let peer = SetPeer {
         server: beta(),

@@ -13,8 +13,8 @@ use protocol::{
             Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
         },
         status::{
-            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, PathStatus, RoleStatus,
-            ServerView, VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, FailedScript, OffsetStatus, PathStatus,
+            RoleStatus, ScriptsView, ServerView, VirtualServerView,
         },
     },
     version::Since,
@@ -613,16 +613,17 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         any::<Option<u32>>(),
         option::of(time()),
         (term(), any::<u64>()),
-        any::<bool>(),
+        any::<[bool; 2]>(),
     )
         .prop_map(
-            |(name, state, rank, last_heard, freshness, config_differs)| ServerView {
+            |(name, state, rank, last_heard, freshness, [config_differs, withdrawn])| ServerView {
                 name,
                 state,
                 rank,
                 last_heard,
                 freshness,
                 config_differs,
+                withdrawn: Since(withdrawn),
             },
         );
     let clients = any::<(u32, u32, u32, Vec<std::net::IpAddr>, Option<Duration>)>().prop_map(
@@ -634,6 +635,19 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
             last_answer,
         },
     );
+    let failed = any::<[String; 3]>().prop_map(|[script, how, output]| FailedScript {
+        script,
+        how,
+        output,
+    });
+    let scripts = (time(), any::<(bool, u32)>(), option::of(failed)).prop_map(
+        |(began, (running, failed), first_failed)| ScriptsView {
+            began,
+            running,
+            failed,
+            first_failed,
+        },
+    );
     let virtual_view = (
         virtual_server(),
         any::<[String; 3]>(),
@@ -641,10 +655,11 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         term(),
         any::<(Vec<String>, Option<String>)>(),
         any::<Option<Duration>>(),
-        option::of(clients),
+        (option::of(clients), option::of(time()), option::of(scripts)),
     )
         .prop_map(
-            |(name, [role, gate, reason], master, term, (addresses, mac), lease_left, clients)| {
+            |(name, [role, gate, reason], master, term, (addresses, mac), lease_left, rest)| {
+                let (clients, changed, scripts) = rest;
                 VirtualServerView {
                     name,
                     role,
@@ -657,19 +672,22 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                     lease_left,
                     clients,
                     reason,
+                    changed: Since(changed),
+                    scripts: Since(scripts),
                 }
             },
         );
     (
         server(),
-        any::<([String; 2], bool, bool, Duration, u32, u32)>(),
+        any::<([String; 2], [bool; 3], Duration, u32, u32)>(),
         version(),
         vec(server(), 0..4),
         vec(view, 0..3),
         vec(virtual_view, 0..2),
     )
         .prop_map(|(server, rest, roster, voters, servers, virtual_servers)| {
-            let ([standing, quorum], maintenance, witness, lease, quorum_need, quorum_have) = rest;
+            let ([standing, quorum], flags, lease, quorum_need, quorum_have) = rest;
+            let [maintenance, witness, abstains] = flags;
             ElectdStatus {
                 server,
                 standing,
@@ -683,6 +701,7 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                 voters,
                 servers,
                 virtual_servers,
+                abstains: Since(abstains),
             }
         })
 }
