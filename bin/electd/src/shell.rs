@@ -23,12 +23,13 @@ use protocol::{
         status::{ClientsView, Detail},
     },
     owner::{Owner, Present},
+    version::Since,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use takeover::{GateHome, Receipts, ScriptRole, ScriptRun, Scripts, Takeover};
+use takeover::{GateHome, GateKind, Receipts, ScriptRole, ScriptRun, Scripts, Takeover};
 
 /// electd stands above everything but the kernel's own threads.
 const PRIORITY: i32 = 60;
@@ -581,6 +582,7 @@ impl Shell {
         let now: BootTime = daemon::now();
         let mut view = self.elector.view(now);
         let gate = self.takeover.gate_in_force();
+        let gated = self.takeover.gate_kind() != GateKind::Addresses;
         let each = (ADDRESSES_TOLD / view.virtual_servers.len().max(1)).max(1);
         for v in &mut view.virtual_servers {
             let set = self
@@ -595,6 +597,7 @@ impl Shell {
             v.mac = set.and_then(|x| x.mac).map(|mac| mac.to_string());
             v.gate = gate.clone();
             v.scripts.0 = self.scripts.last(&v.name);
+            v.gated = Since(Some(gated));
             if v.role == "master" {
                 v.clients = self.takeover.receipts(&v.name).map(clients_view);
             }

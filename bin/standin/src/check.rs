@@ -1,7 +1,11 @@
 //! `standin check`: would this server start, and serve?
 
+use crate::{
+    failover::{self, Known, Weight},
+    host::{Host, SCRIPT_FOLDERS},
+};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use config::{Config, ConfigError, Server};
+use config::{Config, ConfigError, Server, VirtualServer};
 use daemon::{
     Args, Error, durable, machine, println,
     privileges::USER,
@@ -70,7 +74,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     if let Some(server) = config.server(&me) {
         rights(server, &mut report);
         if !server.witness {
-            interfaces(&config, &mut report);
+            macs(&config, &mut report);
             gate(&config.cluster, &mut report);
             scripts(&config, &mut report);
             if !config.sets.is_empty() {
@@ -89,10 +93,10 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         if running {
             local_ways(&config, &args.run_dir, &mut report);
         }
-        clocks(&args, &config, &mut report);
         if !running {
             ports(server, config.cluster.port, &mut report);
         }
+        failover(&args, &config, &me, &mut report);
     }
     executables(&config, &mut report);
     folders(&args, &mut report);
@@ -224,35 +228,25 @@ fn gate(cluster: &config::Cluster, report: &mut Report) {
     }
 }
 
-fn interfaces(config: &Config, report: &mut Report) {
+fn macs(config: &Config, report: &mut Report) {
     for v in &config.virtual_servers {
-        let interface = v.interface.as_str();
-        match nix::net::if_::if_nametoindex(interface) {
-            Ok(_) => report.ok(format!("virtual server {}: interface {interface} is here", v.name)),
-            Err(_) => report.wrong(format!(
-                "virtual server {}: no interface {interface} on this host; see `ip link` and mend interface in {}",
+        let Some(mac) = v.mac else { continue };
+        match takeover::check_mac(v.interface.as_str()) {
+            Ok(()) => report.ok(format!(
+                "virtual server {}: at MAC address {mac} on whichever server",
+                v.name
+            )),
+            Err(why) => report.wrong(format!(
+                "virtual server {}: mac: {why} (in {})",
                 v.name,
                 config.file.display()
             )),
-        }
-        if let Some(mac) = v.mac {
-            match takeover::check_mac(interface) {
-                Ok(()) => report.ok(format!(
-                    "virtual server {}: at MAC address {mac} on whichever server",
-                    v.name
-                )),
-                Err(why) => report.wrong(format!(
-                    "virtual server {}: mac: {why} (in {})",
-                    v.name,
-                    config.file.display()
-                )),
-            }
         }
     }
 }
 
 fn scripts(config: &Config, report: &mut Report) {
-    for part in ["master.d", "slave.d"] {
+    for part in SCRIPT_FOLDERS {
         let folder = config.scripts.directory.join(part);
         if !folder.is_dir() {
             report.note(format!(
@@ -310,25 +304,42 @@ fn local_ways(config: &Config, run_dir: &Path, report: &mut Report) {
     }
 }
 
-/// How far the other servers' clocks are from this one's.
-fn clocks(args: &Args, config: &Config, report: &mut Report) {
-    let limit = config.time.max_skew;
-    let doctord = daemon::ctl::detail(&args.run_dir, Role::Doctord, TIMEOUT);
-    let Some(Detail::Doctord { offsets, .. }) = doctord else {
-        return;
-    };
-    for (name, offset) in &offsets {
-        let words = offset.in_words();
-        if u128::from(offset.least_ns()) <= limit.as_nanos() {
-            report.ok(format!("clock of {name}: {words}"));
-        } else {
-            report.wrong(format!(
-                "clock of {name}: {words}, more than max_skew = {:?}: what both have changed stays in conflict, for \
-                 no modification time decides; compare both with a third clock, set the one that is wrong (best while \
-                 it holds no address), and let a time daemon or [time] discipline keep it",
-                limit
+/// What the next failure would meet.
+fn failover(args: &Args, config: &Config, me: &ServerName, report: &mut Report) {
+    let host = Host::look(config, me);
+    let sound = |v: &&VirtualServer| !host.interfaces.contains_key(&v.name);
+    if config.server(me).is_some_and(|s| !s.witness) {
+        for v in config.virtual_servers.iter().filter(sound) {
+            let (name, interface) = (&v.name, &v.interface);
+            report.ok(format!(
+                "virtual server {name}: interface {interface} is here and up"
             ));
         }
+    }
+    let answers = failover::ask(&args.run_dir, config);
+    let judgement = failover::judge(&Known {
+        config,
+        now: daemon::now(),
+        answers: &answers,
+        host: &host,
+    });
+    if let Some(Detail::Doctord { offsets, .. }) = answers.get(&Role::Doctord).map(|s| &s.detail) {
+        let limit = config.time.max_skew.as_nanos();
+        for (name, offset) in offsets {
+            if u128::from(offset.least_ns()) <= limit {
+                report.ok(format!("clock of {name}: {}", offset.in_words()));
+            }
+        }
+    }
+    for finding in &judgement.findings {
+        match finding.weight {
+            Weight::Outage => report.wrong(format!("cannot fail over: {finding}")),
+            Weight::Weakness => report.wrong(finding),
+            Weight::Remark => report.note(finding),
+        }
+    }
+    if judgement.can(None) == Some(true) {
+        report.ok("can fail over");
     }
 }
 

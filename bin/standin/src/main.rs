@@ -3,6 +3,8 @@
 mod check;
 mod child;
 mod control;
+mod failover;
+mod host;
 mod init;
 mod keygen;
 mod lab;

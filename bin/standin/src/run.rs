@@ -1,7 +1,7 @@
 //! `standin run`: the main daemon. It starts the roles, restarts a dead one at once, and stops them in order;
 //! the roles outlive it and a new main daemon finds them again. Every second it looks after them and the run-dir.
 
-use crate::{child::Keeper, planned, process, pulse};
+use crate::{child::Keeper, failover::alarm::Alarms, planned, process, pulse};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::{ClusterKeys, Config, ConfigError};
 use daemon::{Args, Boot, Error, Event, EventLoop, START_PRIORITY, eprintln, println};
@@ -176,7 +176,15 @@ fn main_daemon(boot: Boot) -> Result<(), Error> {
         look_again: None,
         look_after: now,
         stopping: false,
+        alarms: None,
     };
+    main.alarms = Alarms::start(
+        main.boot.args.clone(),
+        main.boot.config.clone(),
+        main.boot.me.clone(),
+    )
+    .inspect_err(|e| log::error!("no alarms: cannot start a thread: {e}"))
+    .ok();
     main.adopt()?;
     main.work()?;
     main.boot.ready();
@@ -294,6 +302,7 @@ struct Main {
     /// When the roles are greeted and the run-dir is looked after.
     look_after: BootTime,
     stopping: bool,
+    alarms: Option<Alarms>,
 }
 
 impl Main {
@@ -461,6 +470,7 @@ impl Main {
         if !self.stopping {
             log::info!("stopping");
             self.stopping = true;
+            self.alarms.take();
             self.reloads.clear();
             self.next_reload = None;
             for keeper in &mut self.keepers {
@@ -509,6 +519,9 @@ impl Main {
             return;
         }
         self.boot.keep_config();
+        if let Some(alarms) = &self.alarms {
+            alarms.configure(self.boot.config.clone());
+        }
         let keys = match self.boot.keys() {
             Ok(keys) => Some(keys),
             Err(e) => {

@@ -16,6 +16,7 @@ mod error;
 mod event_loop;
 pub mod key;
 mod limiter;
+pub mod links;
 mod local_socket;
 mod log;
 pub mod machine;

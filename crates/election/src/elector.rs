@@ -624,11 +624,7 @@ impl Elector {
             lease: self.lease,
             promise_max: self.reservation.promise_max,
             floor_base: self.floor_base,
-            participation: match self.taking {
-                Taking::Blank => Participation::Blank,
-                Taking::Silent { .. } => Participation::Silent,
-                Taking::Active => Participation::Active,
-            },
+            participation: self.participation(),
             maintenance: self.maintenance || self.stopping,
             witness: self.settings.witness,
             freshness: self.freshness,
@@ -1111,6 +1107,14 @@ impl Elector {
     }
 
     // ---- small helpers ------------------------------------------------------------------------------
+
+    pub(crate) fn participation(&self) -> Participation {
+        match self.taking {
+            Taking::Blank => Participation::Blank,
+            Taking::Silent { .. } => Participation::Silent,
+            Taking::Active => Participation::Active,
+        }
+    }
 
     pub(crate) fn count(&mut self, what: &'static str) {
         *self.counters.entry(what).or_default() += 1;

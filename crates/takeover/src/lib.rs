@@ -48,7 +48,7 @@ pub use hold::LatePackets;
 pub use macvlan::check_mac;
 pub use readers::read_any;
 pub use refresh::Receipts;
-pub use scripts::{ScriptRole, ScriptRun, Scripts};
+pub use scripts::{PATH as SCRIPT_PATH, ScriptRole, ScriptRun, Scripts, is_left_over};
 
 use config::VirtualAddress;
 use crossbeam_channel::Sender;
