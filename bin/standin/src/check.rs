@@ -34,11 +34,19 @@ pub fn command() -> Command {
 
 pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = crate::args(matches);
-    let (config, me) = match daemon::load_config(&args) {
-        Ok(found) => found,
+    let mut report = Report::default();
+    let (config, me) = match daemon::load_config_early(&args) {
+        Ok((config, Ok(me))) => (config, me),
+        Ok((config, Err(why))) if matches.get_flag("config-only") => {
+            report.note(why);
+            return match key(&config, &mut report) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => crate::fail(&e),
+            };
+        }
+        Ok((_, Err(why))) => return crate::fail(&why.into()),
         Err(e) => return crate::fail(&e),
     };
-    let mut report = Report::default();
     report.ok(format!(
         "{}: cluster {}, this server is {me}",
         args.config.display(),

@@ -610,6 +610,16 @@ fn a_server_finds_itself_by_option_then_address_then_host_name() {
     assert!(absent.starts_with("standin.toml:"), "{absent}");
     let both = find(None, "other", &[ip("192.0.2.11"), ip("192.0.2.14")]).unwrap_err();
     assert!(both.contains("addresses of both alpha and tie"), "{both}");
+    // What an address that comes later would settle, and nothing else.
+    let may_yet = |given, host, local: &[IpAddr]| config.may_yet_be_found(given, host, local);
+    assert!(may_yet(None, "other", &[ip("192.0.2.99")]));
+    assert!(!may_yet(Some("gamma"), "other", &[]));
+    assert!(!may_yet(None, "tie.example.org", &[]));
+    assert!(!may_yet(
+        None,
+        "other",
+        &[ip("192.0.2.11"), ip("192.0.2.14")]
+    ));
 }
 
 #[test]
