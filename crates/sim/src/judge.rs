@@ -11,7 +11,7 @@ use protocol::{
     },
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     time::Duration,
 };
@@ -127,8 +127,10 @@ pub struct Judge {
     called_by: HashMap<(Instance, Number), RosterVersion>,
     /// When a call was decided that the run-dir held up.
     decided: HashMap<(Instance, Number), BootTime>,
-    /// All that ever were on a disk, or were to be.
+    /// All that ever were on a disk, were to be, or were counted by.
     rosters: BTreeMap<RosterVersion, Vec<ServerName>>,
+    /// Those of them that somebody began to write.
+    written_rosters: BTreeSet<RosterVersion>,
     /// The version on each disk; none if it is blank.
     held: Vec<Option<RosterVersion>>,
     /// Who has which roster on disk, or counts by it; empty while all of them name the same voters.
@@ -156,6 +158,7 @@ impl Judge {
             called_by: HashMap::new(),
             decided: HashMap::new(),
             rosters: BTreeMap::new(),
+            written_rosters: BTreeSet::new(),
             held: Vec::new(),
             apart: Vec::new(),
             witness: vec![false; names.len()],
@@ -369,12 +372,36 @@ impl Judge {
         self.stands[server][v].floors
     }
 
+    /// Whom this server voted for in this term.
+    pub fn voted_for(&self, server: usize, v: usize, term: Term) -> Option<&ServerName> {
+        let (to, ..) = self.votes.get(&(server, v, term))?;
+        Some(&self.names[*to])
+    }
+
     /// R24: this server writes `next`, and has `present` on its disk; so many of the present voters have that.
     pub fn changes_roster(&mut self, present: &Roster, next: &Roster, holders: usize) {
-        let to = next.version;
         self.rosters
             .entry(present.version)
             .or_insert_with(|| present.voters.clone());
+        self.learns_roster(next);
+        let need = present.voters.len() / 2 + 1;
+        let first = next.version != present.version && self.written_rosters.insert(next.version);
+        if first && next.version.counter > 0 && holders < need {
+            let what = format!(
+                "roster {} is made while {holders} of {need} needed hold {}: three may be in force",
+                next.version, present.version
+            );
+            self.fail(AT_MOST_ONE_GATE, what);
+        }
+    }
+
+    /// A roster is counted by, or written; whoever is blank has none. A new master gives its own term to what it knows, which need not be on a disk
+    /// yet; from there one is added or removed at a time.
+    fn learns_roster(&mut self, next: &Roster) {
+        let to = next.version;
+        if next.voters.is_empty() {
+            return;
+        }
         if let Some(voters) = self.rosters.get(&to) {
             if *voters != next.voters {
                 let what = format!("roster {to} is made of {:?} and of {voters:?}", next.voters);
@@ -382,32 +409,23 @@ impl Judge {
             }
             return;
         }
-        let changes = |from: &[ServerName]| {
+        let changes = |from: &Vec<ServerName>| {
             let only =
                 |a: &[ServerName], b: &[ServerName]| a.iter().filter(|v| !b.contains(v)).count();
             only(from, &next.voters) + only(&next.voters, from)
         };
-        // A new master gives its own term to what it knows; from there one is added or removed at a time.
         let before = to
             .counter
             .checked_sub(1)
             .map(|counter| RosterVersion { counter, ..to });
         let least = match before {
-            Some(before) => self.rosters.get(&before).map(|from| changes(from)),
-            None => self.rosters.values().map(|from| changes(from)).min(),
+            Some(before) => self.rosters.get(&before).map(changes),
+            None => self.rosters.values().map(changes).min(),
         };
         self.rosters.insert(to, next.voters.clone());
         if least.is_none_or(|changes| changes > usize::from(before.is_some())) {
             let what = format!(
                 "roster {to} changes more voters than one of the version before, or what nobody had: their majorities may not meet"
-            );
-            return self.fail(AT_MOST_ONE_GATE, what);
-        }
-        let need = present.voters.len() / 2 + 1;
-        if before.is_some() && holders < need {
-            let what = format!(
-                "roster {to} is made while {holders} of {need} needed hold {}: three may be in force",
-                present.version
             );
             self.fail(AT_MOST_ONE_GATE, what);
         }
@@ -420,6 +438,14 @@ impl Judge {
         counted: impl Iterator<Item = (usize, &'a Roster)>,
     ) {
         let disks: Vec<_> = disks.collect();
+        for roster in disks.iter().flatten() {
+            let known = self.rosters.entry(roster.version);
+            known.or_insert_with(|| roster.voters.clone());
+        }
+        let counted: Vec<_> = counted.collect();
+        for (_, roster) in &counted {
+            self.learns_roster(roster);
+        }
         let own = disks.iter().enumerate();
         let own = own.filter_map(|(i, d)| Some((i, (*d)?)));
         let mut all: Vec<_> = own

@@ -24,8 +24,11 @@ kept! {
     "mute_master"
     "paused_master"
     "paused_voter"
+    "power_of_a_paused_server"
     "power_of_a_slave"
     "roster_changes_in_a_campaign"
+    "roster_on_no_disk_yet"
     "rough_start"
     "stalled_voter"
+    "vote_for_a_removed_server"
 }

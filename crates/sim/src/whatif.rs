@@ -55,6 +55,9 @@ struct Question<'a> {
     left: Duration,
     /// The highest term voted in for another; for itself.
     floors: [Term; 2],
+    /// It voted in the former for a server that was removed since. Without its disk it hears of it only from those of
+    /// its majority, if it had one: every other voter is heard (R21), so a term won is known to one of them.
+    for_removed: bool,
     /// It keeps silent, or is blank.
     silent: bool,
     /// What it would do much later is asked too.
@@ -98,12 +101,15 @@ impl World {
             let Some(roster) = rosters.chain(own).chain(on_disk).max_by_key(|r| r.version) else {
                 continue;
             };
+            let floors = self.judge.floors(i, v);
+            let voted_for = self.judge.voted_for(i, v, floors[0]);
             let question = Question {
                 who: i,
                 v: &self.virtuals[v],
                 holder,
                 left,
-                floors: self.judge.floors(i, v),
+                for_removed: voted_for.is_some_and(|name| !roster.voters.contains(name)),
+                floors,
                 late,
                 silent: server.disk.is_none()
                     || server
@@ -546,7 +552,7 @@ impl Question<'_> {
             );
             return Err((RELEASE_BEFORE_GRANT, what));
         }
-        if silent && self.late {
+        if silent && self.late && !(lost == Lost::Disk && self.for_removed) {
             let late = end + LATE;
             elector.handle_timeout(late);
             pump(&mut elector, late, |_| ());

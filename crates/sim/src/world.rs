@@ -417,6 +417,7 @@ impl World {
             world.queue.push(act.at * 1000, Event::Act(i));
         }
         world.queue.push(schedule.calm * 1000, Event::Calm);
+        world.rosters_changed();
         for i in 0..world.servers.len() {
             world.first_power_on(i);
         }
@@ -872,9 +873,8 @@ impl World {
         server.gates.fill(None);
         server.paused_until = server.paused_until.min(now);
         server.paused = false;
-        let rate = server.clock.rate;
-        self.judge
-            .power_off(i, now, local, if rate == 0 { 1000 } else { rate });
+        let rate = server.rate; // that of a paused clock is 0
+        self.judge.power_off(i, now, local, rate);
         self.look();
     }
 
