@@ -3,10 +3,10 @@
 
 use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
-    LEASE_MAX, MAX_SKEW, MacAddress, MachineBinding, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX,
-    Preempt, Quorum, SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig,
-    Server, SyncSet, TimeConfig, Triggers, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX,
-    VirtualAddress, VirtualServer,
+    LEASE_MAX, MAX_SKEW, MacAddress, MachineBinding, OnConflict, PATHS_MAX, PORT, PRIORITY,
+    PRIORITY_MAX, Preempt, Quorum, SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX,
+    ScriptsConfig, Server, SyncSet, TimeConfig, Triggers, VIRTUAL_ADDRESSES_MAX,
+    VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
     raw::{Section, Source},
     sync, time,
 };
@@ -350,7 +350,15 @@ fn virtual_server(
     names: &mut BTreeSet<VirtualServerName>,
     owners: &mut BTreeMap<IpAddr, String>,
 ) -> Option<VirtualServer> {
-    section.only(&["name", "interface", "address", "mac", "preempt", "priority"]);
+    section.only(&[
+        "name",
+        "interface",
+        "address",
+        "mac",
+        "on_conflict",
+        "preempt",
+        "priority",
+    ]);
     section.required("name", "name = \"...\"");
     section.required("interface", "interface = \"eth0\"");
     section.required("address", "address = [\"192.0.2.10/24\"]");
@@ -369,6 +377,7 @@ fn virtual_server(
         interface: interface(section),
         addresses: virtual_addresses(section, &owner, owners),
         mac: None,
+        on_conflict: on_conflict(section),
         preempt: preempt(section),
         priority: section
             .table("priority")
@@ -491,6 +500,21 @@ fn virtual_address(text: &Spanned<&str>) -> Result<VirtualAddress, String> {
     })
 }
 
+fn on_conflict(section: &Section<'_>) -> OnConflict {
+    let Some(word) = section.text("on_conflict") else {
+        return OnConflict::Take;
+    };
+    match *word.get_ref() {
+        "take" => return OnConflict::Take,
+        "wait" => return OnConflict::Wait,
+        word => {
+            let what = format!("\"{word}\" is not known; write \"take\" or \"wait\"");
+            section.report("on_conflict", what);
+        }
+    }
+    OnConflict::Take
+}
+
 fn preempt(section: &Section<'_>) -> Preempt {
     let Some(word) = section.text("preempt") else {
         return Preempt::Never;
@@ -604,9 +628,12 @@ fn hash(
             "virtual {name} {interface} {preempt} {addresses:?} {:?}",
             v.priority
         ));
-        // As before this key was known, where it is not used.
+        // As before these keys were known, where they are not used.
         if let Some(mac) = v.mac {
             parts.add(format!("mac {mac}"));
+        }
+        if v.on_conflict == OnConflict::Wait {
+            parts.add("wait on conflict");
         }
     }
     for SyncSet {

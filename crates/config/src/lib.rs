@@ -262,6 +262,8 @@ pub struct VirtualServer {
     pub addresses: Vec<VirtualAddress>,
     /// The MAC address that moves along with them; none: they are at the MAC address of whichever server has them.
     pub mac: Option<MacAddress>,
+    /// What to do if another machine has one of the addresses.
+    pub on_conflict: OnConflict,
     /// Whether a better server takes over from a fit master.
     pub preempt: Preempt,
     /// Overrides the servers' priorities.
@@ -281,6 +283,15 @@ impl fmt::Display for VirtualAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.ip, self.prefix)
     }
+}
+
+/// What a server does when another machine, none of the cluster, has an address that it is to take over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnConflict {
+    /// It takes the address over, and contradicts the other one.
+    Take,
+    /// It waits until the other one has gone.
+    Wait,
 }
 
 /// Whether a better server takes over from a fit master (a planned handover, at most once in 10 min).

@@ -1,7 +1,7 @@
 //! One row for every way to be wrong: the change to a good file, and what the error must say.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use config::{Config, Keep, Preempt, Quorum, parse};
+use config::{Config, Keep, OnConflict, Preempt, Quorum, parse};
 use std::{net::IpAddr, path::Path, time::Duration};
 
 const GOOD: &str = r#"[cluster]
@@ -264,6 +264,11 @@ fn every_mistake_is_named_with_line_key_and_mend() {
             "\"never\"",
             "\"sometimes\"",
             "standin.toml:27: [[virtual_server]] web preempt: \"sometimes\" is not known; write \"never\", \"fresher\" or \"always\"",
+        ),
+        (
+            "preempt = ",
+            "on_conflict = \"yield\"\npreempt = ",
+            "standin.toml:27: [[virtual_server]] web on_conflict: \"yield\" is not known; write \"take\" or \"wait\"",
         ),
         (
             "preempt = ",
@@ -699,6 +704,7 @@ fn the_sample_file_is_good_and_shows_every_default() {
         "witness",
         "interface",
         "mac",
+        "on_conflict",
         "preempt",
         "directory",
         "timeout",
@@ -781,4 +787,16 @@ fn what_is_kept_and_merged_is_read_with_the_lines_it_stands_in() {
     assert_ne!(plain.hash, other.hash, "it must be the same on all servers");
     let moved = read(&(text + "\n\n" + sync)).unwrap();
     assert_eq!(plain.hash, moved.hash);
+}
+
+#[test]
+fn whether_a_virtual_server_waits_is_part_of_the_configuration_that_all_share() {
+    let plain = read(GOOD).unwrap();
+    assert_eq!(plain.virtual_servers[0].on_conflict, OnConflict::Take);
+    let with =
+        |word: &str| GOOD.replace("preempt =", &format!("on_conflict = \"{word}\"\npreempt ="));
+    assert_eq!(read(&with("take")).unwrap().hash, plain.hash);
+    let waits = read(&with("wait")).unwrap();
+    assert_eq!(waits.virtual_servers[0].on_conflict, OnConflict::Wait);
+    assert_ne!(waits.hash, plain.hash);
 }
