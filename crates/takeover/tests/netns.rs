@@ -55,6 +55,8 @@ macro_rules! behind_the_gate {
 mod late_packets;
 #[path = "netns/others.rs"]
 mod others;
+#[path = "netns/transit.rs"]
+mod transit;
 
 fn run(name: &str, kind: &str, body: fn()) {
     if std::env::var_os(INSIDE).is_some() {
