@@ -1,5 +1,6 @@
 //! `standin check`: would this server start, and serve?
 
+use crate::addresses::{self, Found};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::{Config, Server};
 use daemon::{
@@ -63,7 +64,14 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         rights(server, &mut report);
         if !server.witness {
             interfaces(&config, &mut report);
-            gate(&config.cluster, &mut report);
+            for found in addresses::check(&config, &me) {
+                match found {
+                    Found::Ok(what) => report.ok(what),
+                    Found::Note(what) => report.note(what),
+                    Found::Wrong(what) => report.wrong(what),
+                }
+            }
+            gate(&config, &mut report);
             scripts(&config, &mut report);
             if !config.sets.is_empty() {
                 for found in crate::ssh::check(&config, &me) {
@@ -163,7 +171,8 @@ fn rights(server: &Server, report: &mut Report) {
 }
 
 /// What would keep the lease when electd is killed or stopped.
-fn gate(cluster: &config::Cluster, report: &mut Report) {
+fn gate(config: &Config, report: &mut Report) {
+    let cluster = &config.cluster;
     let have = sys::capabilities().unwrap_or(0);
     let mut refused = Vec::new();
     for kind in GateKind::ALL {
@@ -180,9 +189,21 @@ fn gate(cluster: &config::Cluster, report: &mut Report) {
         }
     }
     let better = takeover::refusals(&refused);
-    if refused.len() < 2
-        && let Err(why) = takeover::check_backstop()
-    {
+    let ebpf = refused.len() < 2;
+    let backstop = match ebpf {
+        true => takeover::check_backstop(),
+        false => Ok(()),
+    };
+    let passes_on = ebpf && backstop.is_ok() || refused.len() > 2;
+    if !passes_on && let Some(interface) = addresses::forwards_for(config) {
+        report.wrong(format!(
+            "this server forwards packets, and {interface} is up: what comes by it (containers, guests) does not reach a \
+             virtual address while another server is its master; give this server the eBPF gate and nftables (below is \
+             what is refused), or let nothing behind it use the virtual addresses (net.ipv4.ip_forward = 0 and \
+             net.ipv6.conf.all.forwarding = 0)"
+        ));
+    }
+    if let Err(why) = backstop {
         report.note(format!(
             "gate: no backstop: an interface that comes while electd is stopped or killed answers for the addresses that \
              it then has (nftables refused: {why})"

@@ -494,10 +494,36 @@ fn virtual_address(text: &Spanned<&str>) -> Result<VirtualAddress, String> {
             "{ip} is a loopback address that no client can reach; write another"
         ));
     }
-    Ok(VirtualAddress {
+    let address = VirtualAddress {
         ip: unicast(ip)?,
         prefix,
-    })
+    };
+    match no_host(&address) {
+        Some(what) => Err(format!(
+            "{text} is the {what} of its network and no host's; write another address, or another prefix"
+        )),
+        None => Ok(address),
+    }
+}
+
+/// What an address is that is kept from hosts: all bits behind the prefix are the same. A network of two has neither
+/// (RFC 3021, RFC 6164).
+fn no_host(address: &VirtualAddress) -> Option<&'static str> {
+    let (bits, length) = match address.ip {
+        IpAddr::V4(ip) => (u128::from(ip.to_bits()), 32),
+        IpAddr::V6(ip) => (ip.to_bits(), 128),
+    };
+    let host_bits = length - u32::from(address.prefix);
+    if host_bits < 2 {
+        return None;
+    }
+    let all_ones = u128::MAX.checked_shr(128 - host_bits).unwrap_or(0);
+    match (address.ip, bits & all_ones) {
+        (IpAddr::V4(_), 0) => Some("network address"),
+        (IpAddr::V6(_), 0) => Some("subnet-router anycast address"),
+        (IpAddr::V4(_), host) if host == all_ones => Some("broadcast address"),
+        _ => None,
+    }
 }
 
 fn on_conflict(section: &Section<'_>) -> OnConflict {

@@ -790,6 +790,36 @@ fn what_is_kept_and_merged_is_read_with_the_lines_it_stands_in() {
 }
 
 #[test]
+fn an_address_that_no_host_can_have_is_refused_with_its_mend() {
+    let with = |address: &str| read(&GOOD.replace("\"192.0.2.10/24\"", &format!("\"{address}\"")));
+    for (address, what) in [
+        ("192.0.2.0/24", "network address"),
+        ("192.0.2.255/24", "broadcast address"),
+        ("192.0.2.64/26", "network address"),
+        ("192.0.2.127/26", "broadcast address"),
+        ("192.0.2.4/30", "network address"),
+        ("2001:db8::/64", "subnet-router anycast address"),
+    ] {
+        let refused = with(address).unwrap_err().to_string();
+        let expected = format!(
+            "standin.toml:26: [[virtual_server]] web address: {address} is the {what} of its network and no host's; \
+             write another address, or another prefix"
+        );
+        assert_eq!(refused, expected);
+    }
+    for address in [
+        "192.0.2.10",
+        "192.0.2.0/31",
+        "192.0.2.255/23",
+        "192.0.2.0/32",
+        "2001:db8::/127",
+        "2001:db8::ffff:ffff:ffff:ffff/64",
+    ] {
+        assert!(with(address).is_ok(), "{address}");
+    }
+}
+
+#[test]
 fn whether_a_virtual_server_waits_is_part_of_the_configuration_that_all_share() {
     let plain = read(GOOD).unwrap();
     assert_eq!(plain.virtual_servers[0].on_conflict, OnConflict::Take);
