@@ -1,6 +1,7 @@
 //! `standin check`: would this server start, and serve?
 
 use crate::{
+    addresses::{self, Found},
     failover::{self, Known, Weight},
     host::{Host, SCRIPT_FOLDERS},
 };
@@ -40,30 +41,33 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = crate::args(matches);
     let only = matches.get_flag("config-only");
     let mut report = Report::default();
-    let (config, me) = match daemon::load_config_or_kept(&args) {
-        Ok((config, me, None)) => {
-            report.ok(format!(
-                "{}: cluster {}, this server is {me}",
-                args.config.display(),
-                config.cluster.name
-            ));
-            (config, me)
-        }
-        Ok((config, me, Some(e))) => {
-            report.refused(&e);
-            report.note("the last good configuration is in force; what follows goes by that");
-            (config, me)
-        }
-        Err(e) => {
-            report.refused(&e);
-            if !only {
-                clock(&mut report);
-                folders(&args, &mut report);
-                report.note("all else depends on the configuration: not looked at");
+    let loaded = match daemon::load_or_kept(&args) {
+        Ok(loaded) => loaded,
+        Err(e) => return nothing_to_go_by(&args, &e, only, report),
+    };
+    let config = loaded.config;
+    let me = match loaded.me {
+        Ok(me) => me,
+        Err(why) if only => {
+            report.note(why);
+            if let Err(e) = key(&config, &mut report) {
+                report.refused(&e);
             }
             return report.exit_code();
         }
+        Err(why) => return nothing_to_go_by(&args, &why.into(), only, report),
     };
+    match loaded.refused {
+        None => report.ok(format!(
+            "{}: cluster {}, this server is {me}",
+            args.config.display(),
+            config.cluster.name
+        )),
+        Some(e) => {
+            report.refused(&e);
+            report.note("the last good configuration is in force; what follows goes by that");
+        }
+    }
     if let Err(e) = key(&config, &mut report) {
         report.refused(&e);
     }
@@ -75,7 +79,14 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         rights(server, &mut report);
         if !server.witness {
             macs(&config, &mut report);
-            gate(&config.cluster, &mut report);
+            for found in addresses::check(&config, &me) {
+                match found {
+                    Found::Ok(what) => report.ok(what),
+                    Found::Note(what) => report.note(what),
+                    Found::Wrong(what) => report.wrong(what),
+                }
+            }
+            gate(&config, &mut report);
             scripts(&config, &mut report);
             if !config.sets.is_empty() {
                 for found in crate::ssh::check(&config, &me) {
@@ -101,6 +112,17 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     executables(&config, &mut report);
     folders(&args, &mut report);
     reservation(&args, &config, &me, &mut report);
+    report.exit_code()
+}
+
+/// There is no configuration that says what else to look at.
+fn nothing_to_go_by(args: &Args, why: &Error, only: bool, mut report: Report) -> ExitCode {
+    report.refused(why);
+    if !only {
+        clock(&mut report);
+        folders(args, &mut report);
+        report.note("all else depends on the configuration: not looked at");
+    }
     report.exit_code()
 }
 
@@ -191,7 +213,8 @@ fn rights(server: &Server, report: &mut Report) {
 }
 
 /// What would keep the lease when electd is killed or stopped.
-fn gate(cluster: &config::Cluster, report: &mut Report) {
+fn gate(config: &Config, report: &mut Report) {
+    let cluster = &config.cluster;
     let have = sys::capabilities().unwrap_or(0);
     let mut refused = Vec::new();
     for kind in GateKind::ALL {
@@ -208,9 +231,21 @@ fn gate(cluster: &config::Cluster, report: &mut Report) {
         }
     }
     let better = takeover::refusals(&refused);
-    if refused.len() < 2
-        && let Err(why) = takeover::check_backstop()
-    {
+    let ebpf = refused.len() < 2;
+    let backstop = match ebpf {
+        true => takeover::check_backstop(),
+        false => Ok(()),
+    };
+    let passes_on = ebpf && backstop.is_ok() || refused.len() > 2;
+    if !passes_on && let Some(interface) = addresses::forwards_for(config) {
+        report.wrong(format!(
+            "this server forwards packets, and {interface} is up: what comes by it (containers, guests) does not reach a \
+             virtual address while another server is its master; give this server the eBPF gate and nftables (below is \
+             what is refused), or let nothing behind it use the virtual addresses (net.ipv4.ip_forward = 0 and \
+             net.ipv6.conf.all.forwarding = 0)"
+        ));
+    }
+    if let Err(why) = backstop {
         report.note(format!(
             "gate: no backstop: an interface that comes while electd is stopped or killed answers for the addresses that \
              it then has (nftables refused: {why})"

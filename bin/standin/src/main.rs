@@ -1,5 +1,6 @@
 //! standin, the operator's command (standin(8)). One file for each subcommand.
 
+mod addresses;
 mod check;
 mod child;
 mod control;

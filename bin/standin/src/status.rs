@@ -53,7 +53,8 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = crate::args(matches);
     let check = matches.get_flag("check");
     // The daemons serve whatever the file says by now.
-    let (config, me, refused) = match daemon::load_config_or_kept(&args) {
+    let loaded = daemon::load_or_kept(&args).and_then(|l| Ok((l.config, l.me?, l.refused)));
+    let (config, me, refused) = match loaded {
         Ok(found) => found,
         Err(e) if check => return verdict::end(verdict::State::Unknown, &e.to_string()),
         Err(e) => return crate::fail(&e),
