@@ -13,6 +13,7 @@
 # make boot      three machines under real systemd and real sysvinit, as root: installed as above, a short pass; and
 # make nightly   all of that: upgrade, rotation of the key, reboot, halt, power loss, re-install, with lost requests
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
+# make install-built  the same without building: on a server without Rust, in a copy of this folder with what was built
 
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
@@ -20,11 +21,14 @@ CARGO ?= cargo
 SECONDS ?= 60
 THREADS ?= 1
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# What `make boot` and `make install-built` take: release or debug.
+PROFILE ?= release
+NSPAWN = $(TARGET)/boot/nspawn
 PROGRAMS = hbd listend doctord electd syncd standin
 # What the lab needs, and what has it in Debian. keepalived is there to be compared with; an SSH server for tests of
-# syncd, and rsync for one of them; cc, pkg-config and OpenSSL's headers to build it.
-TOOLS = ip nft keepalived cc pkg-config sshd rsync
-PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev openssh-server rsync
+# syncd, and rsync for one of them; groff to read the manual as a reader does; cc, pkg-config and OpenSSL's headers to build it.
+TOOLS = ip nft keepalived cc pkg-config sshd rsync groff
+PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev openssh-server rsync groff-base
 
 # What is fed hostile input, and by what; make test does without them.
 SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
@@ -35,7 +39,7 @@ CORES = clock detector election filesync heartbeat link schedule
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps chrony build demo test sim chaos chaos-files fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants cargo-mutants boot-deps boot nightly install clean
+.PHONY: all deps chrony build demo test sim chaos chaos-files fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants cargo-mutants boot-deps boot nightly install install-built clean
 
 all: build
 
@@ -67,6 +71,7 @@ demo: deps build
 test: deps chrony
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) boot PROFILE=debug; else echo "no machine is booted: needs root"; fi
 
 sim:
 	$(CARGO) run --release -p standin-sim -- --seconds $(SECONDS) --threads $(THREADS)
@@ -124,23 +129,33 @@ cargo-mutants:
 	mkdir -p $(TARGET)/cargo-mutants
 	$(CARGO) mutants --config tests/cargo-mutants.toml $(CORES:%=--package standin-%) --output $(TARGET)/cargo-mutants $(CARGO_MUTANTS)
 
+# systemd-nspawn is unpacked and not installed: its package would enable units of its own on this machine.
 boot-deps:
-	@missing=; for tool in debootstrap systemd-nspawn python3; do command -v $$tool >/dev/null || missing=yes; done; \
+	@missing=; for tool in debootstrap python3; do command -v $$tool >/dev/null || missing=yes; done; \
 	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends debootstrap systemd-container python3; } || \
-		{ echo "not installed; as root: apt-get install debootstrap systemd-container python3"; false; }
+		DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends debootstrap python3; } || \
+		{ echo "not installed; as root: apt-get install debootstrap python3"; false; }
+	@test -x $(NSPAWN)/usr/bin/systemd-nspawn || { mkdir -p $(NSPAWN) && cd $(NSPAWN) && \
+		{ apt-get download -q systemd-container || { apt-get update -q && apt-get download -q systemd-container; }; } && \
+		dpkg -x systemd-container_*.deb . && rm -f systemd-container_*.deb; }
+	@ldd $(NSPAWN)/usr/bin/systemd-nspawn | grep -q 'libsystemd-shared.*not found' || exit 0; cd $(NSPAWN) && \
+		apt-get download -q libsystemd-shared && dpkg -x libsystemd-shared_*.deb . && rm -f libsystemd-shared_*.deb
 
-boot: deps boot-deps build
-	tests/boot/run.sh --short $(BOOT)
+boot: deps boot-deps
+	$(CARGO) build --workspace --bins $(if $(filter debug,$(PROFILE)),,--release)
+	PROFILE=$(PROFILE) tests/boot/run.sh --short $(BOOT)
 
 nightly: deps boot-deps build
 	tests/boot/run.sh $(BOOT)
 
 install: build
+	$(MAKE) install-built
+
+install-built:
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/standin/master.d $(DESTDIR)$(SYSCONFDIR)/standin/slave.d
 	install -d $(DESTDIR)$(SYSCONFDIR)/init.d
-	cd $(TARGET)/release && install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/sbin
+	cd $(TARGET)/$(PROFILE) && install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/sbin
 	install -m 755 init.d/* $(DESTDIR)$(SYSCONFDIR)/init.d
 	sed 's|/usr/sbin/|$(PREFIX)/sbin/|' etc/standin.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/standin.service
 	install -d $(DESTDIR)$(SYSCONFDIR)/logrotate.d
@@ -151,6 +166,8 @@ install: build
 	# hbd, listend and doctord run as this user, which owns nothing; packages make it themselves.
 	test -n "$(DESTDIR)" || getent passwd standin >/dev/null || \
 		useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin standin
+	# Its members may read the status; it must be there before the roles start.
+	test -n "$(DESTDIR)" || getent group standin-status >/dev/null || groupadd --system standin-status
 	# Without these links a halt under SysV init ends the daemons at once; systemd reads the unit instead.
 	test -n "$(DESTDIR)" || test -d /run/systemd/system || ! command -v update-rc.d >/dev/null || \
 		update-rc.d standin defaults

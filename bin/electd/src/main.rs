@@ -3,6 +3,8 @@
 //! The rules are in the crate `election`, the addresses in `takeover`; this shell carries messages, time and
 //! files between them and the rest of standin.
 
+mod change_file;
+mod conflicts;
 mod lock;
 mod memory_file;
 mod reservation_file;

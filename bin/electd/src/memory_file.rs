@@ -127,7 +127,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// The kernel's boot id: 128 random bits (random(4)).
-fn boot_id() -> Result<[u8; 16], Error> {
+pub fn boot_id() -> Result<[u8; 16], Error> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
     let text =
         std::fs::read_to_string(PATH).map_err(|e| Error::io(format!("cannot read {PATH}"), e))?;

@@ -1,6 +1,8 @@
 //! Carries messages, time and files between the elector, the takeover and the other roles.
 
 use crate::{
+    change_file::ChangeFile,
+    conflicts::{self, Conflicts},
     lock::InstanceLock,
     memory_file::MemoryFile,
     reservation_file::{self, Writer},
@@ -23,6 +25,7 @@ use protocol::{
     },
     owner::{Owner, Present},
     version::Since,
+    wire::signal::Body,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -50,6 +53,7 @@ pub struct Shell {
     takeover: Takeover,
     scripts: Scripts,
     memory: MemoryFile,
+    changes: ChangeFile,
     withheld: Withheld,
     /// Whose every reservation is that is written.
     owner: Owner,
@@ -63,6 +67,7 @@ pub struct Shell {
     /// Why the reservation that was found counts for nothing; until this server has one of its own.
     foreign: Option<String>,
     alarms: VecDeque<String>,
+    conflicts: Conflicts,
     stopped: bool,
     watchdog: Option<Watchdog>,
     /// When the last beat was made, and the longest time between two.
@@ -91,6 +96,7 @@ impl Shell {
         let events = EventLoop::open(&boot, &receives, &sends)?;
         let (reporter, reports) = Reporter::new(events.waker());
         let (memory, remembered) = MemoryFile::open(&boot.args.run_dir)?;
+        let changes = ChangeFile::open(&boot.args.run_dir)?;
         let found = reservation_file::open(&boot.args.state_dir, present)?;
         let writing = reporter.clone();
         let (state_dir, owner) = (boot.args.state_dir.clone(), found.owner.clone());
@@ -139,6 +145,7 @@ impl Shell {
             start,
             daemon::now(),
         );
+        elector.recall_changes(changes.changes());
         if daemon::maintenance::since(&boot.args.state_dir).is_some() {
             let wish = Wish::Maintenance(true);
             elector.handle(daemon::now(), Input::Operator { id: 0, wish }); // nobody waits for the answer
@@ -161,6 +168,7 @@ impl Shell {
             takeover,
             scripts,
             memory,
+            changes,
             withheld: Withheld::default(),
             owner: found.owner,
             writer: Some(writer),
@@ -170,6 +178,7 @@ impl Shell {
             notes: Vec::new(),
             foreign: found.foreign,
             alarms,
+            conflicts: Conflicts::default(),
             stopped: false,
             watchdog,
             beats: (None, Duration::ZERO),
@@ -209,6 +218,7 @@ impl Shell {
             }
             self.carry_out();
         }
+        self.events.flush(); // the last beat says that this server takes no mastership
         if !self.scripts.wait_idle(self.boot.config.scripts.timeout) {
             log::warn!("role scripts still run; electd does not wait for them any longer");
         }
@@ -379,11 +389,23 @@ impl Shell {
                     "{v}: {what} was removed by another program and put back"
                 ));
             }
-            Report::Takeover(Address::ForeignClaim { v, mac }) => {
-                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-                self.alarm(format!("{v}: {mac} claims one of its addresses"));
+            Report::Takeover(Address::ForeignClaim {
+                v,
+                ip,
+                mac,
+                of_server: true,
+            }) => {
+                let mac = conflicts::in_words(mac);
+                self.alarm(format!("{v}: {mac}, a server of the cluster, claims {ip}"));
                 self.tell(Input::ForeignClaim(v));
             }
+            Report::Takeover(Address::ForeignClaim { v, ip, mac, .. }) => {
+                if let Some(alarm) = self.conflicts.claimed(daemon::now(), &v, ip, mac) {
+                    log::error!("{alarm}");
+                }
+                self.tell(Input::ForeignClaim(v));
+            }
+            Report::Takeover(Address::Taken { v, taken }) => self.tell(Input::Taken(v, taken)),
             Report::Takeover(Address::Clients { v, clients }) => {
                 self.tell(Input::Clients(v, clients))
             }
@@ -430,6 +452,9 @@ impl Shell {
                     );
                 }
                 Output::Signal { to, signal } => {
+                    if let Body::PreCall { .. } | Body::Call { .. } = signal.body {
+                        self.takeover.look_for_others(&signal.virtual_server);
+                    }
                     self.events
                         .send(Role::Listend, &ElectdToListend { to, signal });
                 }
@@ -446,6 +471,7 @@ impl Shell {
                     }
                 }
                 Output::Role(change) => self.role_changed(change),
+                Output::Changed(v, change) => self.changes.keep(v, change),
                 Output::Alarm(text) => self.alarm(text),
                 Output::Notice(text) => log::info!("{text}"),
                 Output::Answer { id, answer } => self.answer(id, answer),
@@ -589,6 +615,7 @@ impl Shell {
             v.addresses = all.iter().take(each).map(ToString::to_string).collect();
             v.mac = set.and_then(|x| x.mac).map(|mac| mac.to_string());
             v.gate = gate.clone();
+            v.scripts.0 = self.scripts.last(&v.name);
             v.gated = Since(Some(gated));
             if v.role == "master" {
                 v.clients = self.takeover.receipts(&v.name).map(clients_view);
@@ -612,8 +639,9 @@ impl Shell {
             counters.insert(what.to_owned(), n);
         }
         counters.insert("refused_malformed".to_owned(), self.malformed);
+        counters.insert("foreign_claims".to_owned(), self.conflicts.claims());
         let notes = self.notes.iter().chain(&self.foreign).chain(&self.alarms);
-        let notes = notes.cloned().collect();
+        let notes = notes.cloned().chain(self.conflicts.notes(now)).collect();
         self.boot
             .status(counters, notes, Detail::Electd(Box::new(view)))
     }

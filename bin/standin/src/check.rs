@@ -1,11 +1,12 @@
 //! `standin check`: would this server start, and serve?
 
 use crate::{
+    addresses::{self, Found},
     failover::{self, Known, Weight},
     host::{Host, SCRIPT_FOLDERS},
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use config::{Config, Server, VirtualServer};
+use config::{Config, ConfigError, Server, VirtualServer};
 use daemon::{
     Args, Error, durable, machine, println,
     privileges::USER,
@@ -38,28 +39,54 @@ pub fn command() -> Command {
 
 pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = crate::args(matches);
-    let (config, me) = match daemon::load_config(&args) {
-        Ok(found) => found,
-        Err(e) => return crate::fail(&e),
-    };
+    let only = matches.get_flag("config-only");
     let mut report = Report::default();
-    report.ok(format!(
-        "{}: cluster {}, this server is {me}",
-        args.config.display(),
-        config.cluster.name
-    ));
-    if let Err(e) = key(&config, &mut report) {
-        return crate::fail(&e);
+    let loaded = match daemon::load_or_kept(&args) {
+        Ok(loaded) => loaded,
+        Err(e) => return nothing_to_go_by(&args, &e, only, report),
+    };
+    let config = loaded.config;
+    let me = match loaded.me {
+        Ok(me) => me,
+        Err(why) if only => {
+            report.note(why);
+            if let Err(e) = key(&config, &mut report) {
+                report.refused(&e);
+            }
+            return report.exit_code();
+        }
+        Err(why) => return nothing_to_go_by(&args, &why.into(), only, report),
+    };
+    match loaded.refused {
+        None => report.ok(format!(
+            "{}: cluster {}, this server is {me}",
+            args.config.display(),
+            config.cluster.name
+        )),
+        Some(e) => {
+            report.refused(&e);
+            report.note("the last good configuration is in force; what follows goes by that");
+        }
     }
-    if matches.get_flag("config-only") {
-        return ExitCode::SUCCESS;
+    if let Err(e) = key(&config, &mut report) {
+        report.refused(&e);
+    }
+    if only {
+        return report.exit_code();
     }
     clock(&mut report);
     if let Some(server) = config.server(&me) {
         rights(server, &mut report);
         if !server.witness {
             macs(&config, &mut report);
-            gate(&config.cluster, &mut report);
+            for found in addresses::check(&config, &me) {
+                match found {
+                    Found::Ok(what) => report.ok(what),
+                    Found::Note(what) => report.note(what),
+                    Found::Wrong(what) => report.wrong(what),
+                }
+            }
+            gate(&config, &mut report);
             scripts(&config, &mut report);
             if !config.sets.is_empty() {
                 for found in crate::ssh::check(&config, &me) {
@@ -83,19 +110,27 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         failover(&args, &config, &me, &mut report);
     }
     executables(&config, &mut report);
-    folder("run-dir", &args.run_dir, &mut report);
-    folder("state-dir", &args.state_dir, &mut report);
+    folders(&args, &mut report);
     reservation(&args, &config, &me, &mut report);
-    if report.wrong == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(1)
+    report.exit_code()
+}
+
+/// There is no configuration that says what else to look at.
+fn nothing_to_go_by(args: &Args, why: &Error, only: bool, mut report: Report) -> ExitCode {
+    report.refused(why);
+    if !only {
+        clock(&mut report);
+        folders(args, &mut report);
+        report.note("all else depends on the configuration: not looked at");
     }
+    report.exit_code()
 }
 
 #[derive(Default)]
 struct Report {
     wrong: usize,
+    /// Configuration or key are among it.
+    misconfigured: bool,
 }
 
 impl Report {
@@ -111,6 +146,25 @@ impl Report {
     fn wrong(&mut self, what: impl std::fmt::Display) {
         self.wrong += 1;
         println!("WRONG  {what}");
+    }
+
+    /// What is wrong with a file, a line for each.
+    fn refused(&mut self, e: &Error) {
+        let Error::Config(ConfigError { problems }) = e else {
+            return self.wrong(e);
+        };
+        self.misconfigured = true;
+        for problem in problems {
+            self.wrong(problem);
+        }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        match (self.misconfigured, self.wrong) {
+            (true, _) => ExitCode::from(2),
+            (false, 0) => ExitCode::SUCCESS,
+            (false, _) => ExitCode::from(1),
+        }
     }
 }
 
@@ -159,7 +213,8 @@ fn rights(server: &Server, report: &mut Report) {
 }
 
 /// What would keep the lease when electd is killed or stopped.
-fn gate(cluster: &config::Cluster, report: &mut Report) {
+fn gate(config: &Config, report: &mut Report) {
+    let cluster = &config.cluster;
     let have = sys::capabilities().unwrap_or(0);
     let mut refused = Vec::new();
     for kind in GateKind::ALL {
@@ -176,9 +231,21 @@ fn gate(cluster: &config::Cluster, report: &mut Report) {
         }
     }
     let better = takeover::refusals(&refused);
-    if refused.len() < 2
-        && let Err(why) = takeover::check_backstop()
-    {
+    let ebpf = refused.len() < 2;
+    let backstop = match ebpf {
+        true => takeover::check_backstop(),
+        false => Ok(()),
+    };
+    let passes_on = ebpf && backstop.is_ok() || refused.len() > 2;
+    if !passes_on && let Some(interface) = addresses::forwards_for(config) {
+        report.wrong(format!(
+            "this server forwards packets, and {interface} is up: what comes by it (containers, guests) does not reach a \
+             virtual address while another server is its master; give this server the eBPF gate and nftables (below is \
+             what is refused), or let nothing behind it use the virtual addresses (net.ipv4.ip_forward = 0 and \
+             net.ipv6.conf.all.forwarding = 0)"
+        ));
+    }
+    if let Err(why) = backstop {
         report.note(format!(
             "gate: no backstop: an interface that comes while electd is stopped or killed answers for the addresses that \
              it then has (nftables refused: {why})"
@@ -336,6 +403,11 @@ fn executables(config: &Config, report: &mut Report) {
             Err(e) => report.wrong(e),
         }
     }
+}
+
+fn folders(args: &Args, report: &mut Report) {
+    folder("run-dir", &args.run_dir, report);
+    folder("state-dir", &args.state_dir, report);
 }
 
 /// The folder, or the nearest one above it that exists, can be written.

@@ -1,5 +1,6 @@
 //! standin, the operator's command (standin(8)). One file for each subcommand.
 
+mod addresses;
 mod check;
 mod child;
 mod control;
@@ -18,6 +19,7 @@ mod ssh;
 mod status;
 mod sync;
 mod time;
+mod verdict;
 mod versions;
 
 use clap::{ArgMatches, Command};

@@ -104,11 +104,16 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
 /// Starts the main daemon in a session of its own and waits until it serves; its process number.
 fn detach(args: &Args, log: &Path) -> Result<u32, Error> {
     // What is wrong with the configuration is said here, where somebody reads it.
-    let (config, me, refused) = daemon::load_config_or_kept(args)?;
-    if let Some(e) = refused {
-        eprintln!("standin: {e}\nstandin: the last good configuration is in force");
+    let loaded = daemon::load_or_kept(args)?;
+    if let Some(e) = &loaded.refused {
+        eprintln!(
+            "standin: {e}
+standin: the last good configuration is in force"
+        );
     }
-    startable(&config, &me, args)?;
+    if let Ok(me) = &loaded.me {
+        startable(&loaded.config, me, args)?;
+    }
     let failed = |what: String| move |e| Error::io(what, e);
     let log = &std::path::absolute(log).map_err(failed("cannot find the folder".into()))?;
     let output = daemon::open_log(log);
@@ -127,6 +132,13 @@ fn detach(args: &Args, log: &Path) -> Result<u32, Error> {
         .stderr(errors)
         .spawn();
     let child = child.map_err(failed("cannot start the main daemon".into()))?;
+    if loaded.me.is_err() {
+        println!(
+            "this host has no address of a server of {} yet: waiting for one",
+            args.config.display()
+        );
+        return Ok(child.id());
+    }
     await_service(child, args, log)
 }
 

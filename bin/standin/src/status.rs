@@ -1,19 +1,21 @@
-//! `standin status [--json]`: what the roles of this server tell, put together.
+//! `standin status`: what the roles of this server tell, put together.
 
 use crate::{
     failover::{self, Judgement, Known},
     host::Host,
+    verdict,
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::Config;
-use daemon::{eprintln, print, println};
+use daemon::{STATUS_GROUP, ctl::CallError, eprintln, print, println};
 use protocol::{
     BootTime, Role, ServerName,
     local::{
         ctl::{CtlReply, CtlRequest},
+        ring::HealthState,
         status::{
-            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, RoleStatus, ServerView,
-            VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, RoleStatus, ScriptsView,
+            ServerView, VirtualServerView,
         },
     },
 };
@@ -21,7 +23,7 @@ use serde_json::{Map, Value, json};
 use std::{
     cell::OnceCell,
     collections::BTreeMap,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     process::ExitCode,
     time::{Duration, UNIX_EPOCH},
 };
@@ -38,16 +40,26 @@ pub fn command() -> Command {
     Command::new("status")
         .about("Who is master, who is alive, and how this server's roles are; exit 1 if electd does not answer")
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("For programs; stable keys"))
+        .arg(
+            Arg::new("check")
+                .long("check")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("json")
+                .help("One line for a monitoring system; exit 0 fine, 1 degraded, 2 nobody is master, 3 unknown"),
+        )
 }
 
 pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = crate::args(matches);
+    let check = matches.get_flag("check");
     // The daemons serve whatever the file says by now.
-    let (config, me, refused) = match daemon::load_config_or_kept(&args) {
+    let loaded = daemon::load_or_kept(&args).and_then(|l| Ok((l.config, l.me?, l.refused)));
+    let (config, me, refused) = match loaded {
         Ok(found) => found,
+        Err(e) if check => return verdict::end(verdict::State::Unknown, &e.to_string()),
         Err(e) => return crate::fail(&e),
     };
-    if let Some(e) = refused {
+    if let Some(e) = refused.as_ref().filter(|_| !check) {
         eprintln!("standin: {e}\nstandin: the daemons go on with the last good configuration");
     }
     let mut picture = Picture {
@@ -56,6 +68,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         now: daemon::now(),
         answers: BTreeMap::new(),
         failures: BTreeMap::new(),
+        refused: refused.map(|e| e.to_string()),
         maintenance_since: daemon::maintenance::since(&args.state_dir),
         host: Host::look(&config, &me),
         judgement: OnceCell::new(),
@@ -63,12 +76,17 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     for role in roles(&config) {
         match daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, TIMEOUT) {
             Ok(CtlReply::Status(status)) => drop(picture.answers.insert(role, *status)),
-            Ok(CtlReply::No(why) | CtlReply::Done(why)) => drop(picture.failures.insert(role, why)),
-            Err(e) => drop(picture.failures.insert(role, e.to_string())),
+            Ok(CtlReply::No(why) | CtlReply::Done(why)) => {
+                picture.failures.insert(role, Silence::Said(why));
+            }
+            Err(e) => drop(picture.failures.insert(role, Silence::Call(e))),
         }
     }
     picture.now = daemon::now();
     picture.complete_addresses();
+    if check {
+        return verdict::run(&picture);
+    }
     if matches.get_flag("json") {
         println!("{:#}", picture.json());
     } else {
@@ -81,14 +99,43 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
+/// Why a role did not tell its status.
+pub(crate) enum Silence {
+    /// It was not to be asked.
+    Call(CallError),
+    /// It gave another answer.
+    Said(String),
+}
+
+impl Silence {
+    fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Call(CallError::NotPermitted(..)))
+    }
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(CallError::NotPermitted(..)) => write!(
+                f,
+                "not known: not permitted; run this command as root, or as a member of group {STATUS_GROUP}"
+            ),
+            Self::Call(e) => e.fmt(f),
+            Self::Said(why) => f.write_str(why),
+        }
+    }
+}
+
 /// Everything known at one moment.
-struct Picture<'a> {
+pub(crate) struct Picture<'a> {
     config: &'a Config,
     me: &'a ServerName,
     now: BootTime,
     answers: BTreeMap<Role, RoleStatus>,
     /// Why a role did not answer.
-    failures: BTreeMap<Role, String>,
+    failures: BTreeMap<Role, Silence>,
+    /// What is wrong with the file, if the last good one is shown.
+    refused: Option<String>,
     /// In seconds since 1970, as far as this user may read it.
     maintenance_since: Option<u64>,
     host: Host,
@@ -97,7 +144,7 @@ struct Picture<'a> {
 }
 
 impl Picture<'_> {
-    fn electd(&self) -> Option<&ElectdStatus> {
+    pub(crate) fn electd(&self) -> Option<&ElectdStatus> {
         match &self.answers.get(&Role::Electd)?.detail {
             Detail::Electd(status) => Some(status),
             Detail::Hbd { .. }
@@ -106,6 +153,21 @@ impl Picture<'_> {
             | Detail::Main { .. }
             | Detail::Syncd(_) => None,
         }
+    }
+
+    /// Why electd told nothing.
+    pub(crate) fn silence(&self) -> Option<&Silence> {
+        self.failures.get(&Role::Electd)
+    }
+
+    /// The roles that cannot have done their work just now.
+    pub(crate) fn down(&self) -> impl Iterator<Item = Role> {
+        let down = self.failures.iter().filter(|(_, why)| !why.is_forbidden());
+        down.map(|(role, _)| *role)
+    }
+
+    pub(crate) fn me(&self) -> &ServerName {
+        self.me
     }
 
     /// electd tells the first of many addresses; the others stand in the file, if it is the one that electd has.
@@ -157,7 +219,10 @@ impl Picture<'_> {
     /// The highest role this server has for any virtual server.
     fn role(&self) -> &str {
         let Some(electd) = self.electd() else {
-            return "down";
+            return match self.silence() {
+                Some(silence) if silence.is_forbidden() => "unknown",
+                Some(_) | None => "down",
+            };
         };
         let has = |role: &str| electd.virtual_servers.iter().any(|v| v.role == role);
         match () {
@@ -190,14 +255,48 @@ impl Picture<'_> {
     }
 
     fn notes(&self) -> Vec<String> {
-        let down = self.failures.values().cloned();
-        let told = self
+        let down = self.failures.values().filter(|why| !why.is_forbidden());
+        let forbidden = self.failures.values().find(|why| why.is_forbidden());
+        let silent = down.chain(forbidden).map(ToString::to_string);
+        silent.chain(self.told()).collect()
+    }
+
+    /// What an operator should know, of the roles that answered.
+    pub(crate) fn told(&self) -> impl Iterator<Item = String> {
+        let notes = self
             .answers
             .iter()
             .flat_map(|(role, s)| s.notes.iter().map(move |n| format!("{role}: {n}")));
+        let scripts = self.virtual_servers().iter().filter_map(failed_scripts);
         let found = self.judgement().findings.iter();
         let found = found.map(|f| format!("failover: {f}"));
-        down.chain(told).chain(found).collect()
+        self.refused
+            .iter()
+            .cloned()
+            .chain(notes)
+            .chain(scripts)
+            .chain(found)
+    }
+
+    /// By this server's clock, which may have been set since.
+    fn wall(&self, at: BootTime) -> Duration {
+        let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+        now.saturating_sub(self.now.since(at))
+    }
+
+    /// When the last change was; since electd runs there was none before.
+    fn changed(&self, v: &VirtualServerView) -> Option<BootTime> {
+        let started = self.answers.get(&Role::Electd).map(|s| s.started);
+        v.changed.0.or(started)
+    }
+
+    fn last_change(&self, v: &VirtualServerView) -> String {
+        let Some(at) = self.changed(v) else {
+            return v.reason.clone();
+        };
+        let ago = uptime(self.now.since(at));
+        let when = humantime::format_rfc3339_seconds(UNIX_EPOCH + self.wall(at));
+        format!("{when} ({ago} ago): {}", v.reason)
     }
 
     fn last_heard_ms(&self, server: &ServerView) -> Option<u128> {
@@ -252,6 +351,19 @@ impl Picture<'_> {
             "last_heard_ms": self.last_heard_ms(s).map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
             "freshness": { "term": s.freshness.0.0, "run": s.freshness.1 },
             "config_differs": s.config_differs,
+            "withdrawn": s.withdrawn.0,
+        })
+    }
+
+    fn role_json(&self, role: Role) -> Value {
+        let child = self.children().iter().find(|c| c.role == role);
+        let status = self.answers.get(&role);
+        json!({
+            "name": role.name(),
+            "pid": status.map(|s| s.pid),
+            "uptime_s": status.map(|s| self.now.since(s.started).as_secs()),
+            "restarts": child.map_or(0, |c| c.restarts),
+            "version": status.map(|s| s.version.as_str()),
         })
     }
 
@@ -269,21 +381,21 @@ impl Picture<'_> {
             "mac": v.mac,
             "gate": v.gate,
             "reason": v.reason,
+            "changed": self.changed(v).map(|at| self.wall(at).as_secs()),
+            "scripts": v.scripts.0.as_ref().map(|s| self.scripts_json(s)),
             "lease_left_ms": left,
             "can_fail_over": self.judgement().can(Some(&v.name)),
             "clients": v.clients.as_ref().map(clients_json),
         })
     }
 
-    fn role_json(&self, role: Role) -> Value {
-        let child = self.children().iter().find(|c| c.role == role);
-        let status = self.answers.get(&role);
+    fn scripts_json(&self, scripts: &ScriptsView) -> Value {
+        let failed = scripts.first_failed.as_ref();
         json!({
-            "name": role.name(),
-            "pid": status.map(|s| s.pid),
-            "uptime_s": status.map(|s| self.now.since(s.started).as_secs()),
-            "restarts": child.map_or(0, |c| c.restarts),
-            "version": status.map(|s| s.version.as_str()),
+            "began": self.wall(scripts.began).as_secs(),
+            "running": scripts.running,
+            "failed": scripts.failed,
+            "first_failed": failed.map(|f| json!({ "script": f.script, "how": f.how, "output": f.output })),
         })
     }
 
@@ -357,16 +469,20 @@ impl Picture<'_> {
                 v.lease_left
                     .map_or_else(|| "-".into(), |l| format!("{} ms", l.as_millis())),
                 addresses(v),
-                v.reason.clone(),
+                self.last_change(v),
             ]);
         }
         table.write(out)?;
         self.write_gates(out)?;
         self.write_silent(out)?;
+        let rank = match self.virtual_servers() {
+            [] => "RANK".to_owned(),
+            [first, ..] => format!("RANK FOR {}", first.name),
+        };
         let mut table = Table::new([
             "SERVER",
             "STATE",
-            "RANK",
+            &rank,
             "LAST HEARD",
             "CLOCK OFFSET",
             "FILES",
@@ -380,7 +496,7 @@ impl Picture<'_> {
             };
             table.row([
                 format!("{}{differs}", s.name),
-                s.state.name().into(),
+                state_of(s).into(),
                 s.rank.map_or_else(|| "-".into(), |r| r.to_string()),
                 self.last_heard_ms(s)
                     .map_or_else(|| "never".into(), |ms| format!("{ms} ms ago")),
@@ -398,7 +514,12 @@ impl Picture<'_> {
             let child = self.children().iter().find(|c| c.role == role);
             table.row([
                 role.to_string(),
-                if status.is_some() { "runs" } else { "down" }.into(),
+                match (status, self.failures.get(&role)) {
+                    (Some(_), _) => "runs",
+                    (None, Some(why)) if why.is_forbidden() => "not known: not permitted",
+                    (None, _) => "down",
+                }
+                .into(),
                 status.map_or_else(|| "-".into(), |s| s.pid.to_string()),
                 status.map_or_else(|| "-".into(), |s| uptime(self.now.since(s.started))),
                 child.map_or_else(|| "-".into(), |c| c.restarts.to_string()),
@@ -428,7 +549,10 @@ impl Picture<'_> {
             "server {} of cluster {}: {}",
             self.me,
             self.config.cluster.name,
-            self.role()
+            match self.silence() {
+                Some(silence) if silence.is_forbidden() => "not known: not permitted",
+                Some(_) | None => self.role(),
+            }
         )?;
         let Some(electd) = self.electd() else {
             out.write_str("\n")?;
@@ -529,6 +653,32 @@ fn addresses(v: &VirtualServerView) -> String {
     parts.collect::<Vec<_>>().join(" ")
 }
 
+/// The doctor's word, but for a server that went in order.
+pub(crate) fn state_of(s: &ServerView) -> &'static str {
+    match s.state {
+        HealthState::Dead if s.withdrawn.0 => "left",
+        state => state.name(),
+    }
+}
+
+/// What an operator should know of the last run of the role scripts.
+fn failed_scripts(v: &VirtualServerView) -> Option<String> {
+    let scripts = v.scripts.0.as_ref()?;
+    let first = scripts.first_failed.as_ref()?;
+    let more = match scripts.failed {
+        0 | 1 => String::new(),
+        n => format!(" (and {} more)", n - 1),
+    };
+    let output = match first.output.as_str() {
+        "" => "it printed nothing",
+        output => output,
+    };
+    Some(format!(
+        "role scripts of {}: {}: {}: {output}{more}",
+        v.name, first.script, first.how
+    ))
+}
+
 fn clients_json(clients: &ClientsView) -> Value {
     let last = clients.last_answer.map(|span| span.as_secs_f64() * 1e3);
     json!({
@@ -591,12 +741,15 @@ impl<const N: usize> Table<N> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use protocol::{
         RosterVersion, Term,
-        local::ring::{Health, HealthState},
+        local::{
+            ring::{Health, HealthState},
+            status::FailedScript,
+        },
         version::Since,
         wire::beat::Participation,
     };
@@ -607,7 +760,7 @@ mod tests {
         [[server]]\nname = \"beta\"\naddress = \"192.0.2.12\"\n\
         [[server]]\nname = \"gamma\"\naddress = \"192.0.2.13\"\n";
 
-    fn answer(role: Role, detail: Detail) -> (Role, RoleStatus) {
+    pub(crate) fn answer(role: Role, detail: Detail) -> (Role, RoleStatus) {
         let counters = BTreeMap::from([("refused_replay".to_owned(), 3)]);
         let notes = vec!["memory is not locked".to_owned()];
         let started = BootTime(1_000_000_000);
@@ -625,7 +778,7 @@ mod tests {
         )
     }
 
-    fn electd(role: &str) -> Detail {
+    pub(crate) fn electd(role: &str) -> Detail {
         let view = |name: &str, role: &str, master: &str| VirtualServerView {
             name: name.parse().unwrap(),
             role: role.into(),
@@ -644,6 +797,17 @@ mod tests {
                 last_answer: Some(Duration::from_micros(3250)),
             }),
             reason: "lease expired".into(),
+            changed: Since((role == "master").then_some(BootTime(4_000_000_000))),
+            scripts: Since((role == "master").then(|| ScriptsView {
+                began: BootTime(5_000_000_000),
+                running: false,
+                failed: 2,
+                first_failed: Some(FailedScript {
+                    script: "master.d/50-service start".into(),
+                    how: "exit status: 1".into(),
+                    output: "no such service".into(),
+                }),
+            })),
             fit: Since(Some(vec![0])),
             unfit: Since(None),
             gated: Since(Some(true)),
@@ -675,15 +839,36 @@ mod tests {
                 hears: Since(Some(true)),
             }],
             virtual_servers: vec![view("mail", "slave", "beta"), view("web", role, "alpha")],
+            abstains: Since(false),
         }))
     }
 
-    fn picture<R>(answers: Vec<(Role, RoleStatus)>, look: impl FnOnce(&Picture<'_>) -> R) -> R {
+    pub(crate) fn picture<R>(
+        answers: Vec<(Role, RoleStatus)>,
+        look: impl FnOnce(&Picture<'_>) -> R,
+    ) -> R {
+        let down: Vec<Role> = roles_of_all()
+            .filter(|r| answers.iter().all(|(a, _)| a != r))
+            .collect();
+        let silent = |r: Role| (r, Silence::Said(format!("{r} does not answer")));
+        picture_of(answers, down.into_iter().map(silent), look)
+    }
+
+    pub(crate) fn roles_of_all() -> impl Iterator<Item = Role> {
+        roles(&config::parse(CONFIG, Path::new("f")).unwrap())
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+
+    pub(crate) fn picture_of<R>(
+        answers: Vec<(Role, RoleStatus)>,
+        failures: impl Iterator<Item = (Role, Silence)>,
+        look: impl FnOnce(&Picture<'_>) -> R,
+    ) -> R {
         let config = config::parse(CONFIG, Path::new("f")).unwrap();
         let me = config.servers[0].name.clone();
         let answers: BTreeMap<Role, RoleStatus> = answers.into_iter().collect();
-        let down = roles(&config).filter(|r| !answers.contains_key(r));
-        let failures = down.map(|r| (r, format!("{r} does not answer"))).collect();
+        let failures = failures.collect();
         let now = BootTime(10_000_000_000);
         look(&Picture {
             config: &config,
@@ -691,6 +876,7 @@ mod tests {
             now,
             answers,
             failures,
+            refused: None,
             maintenance_since: None,
             host: Host::default(),
             judgement: OnceCell::new(),
@@ -804,6 +990,7 @@ mod tests {
             "3 voters heard, 2 needed",
             "beta (its configuration differs)",
             "50 ms ago",
+            "RANK FOR mail",
             "lease expired",
             "note: hbd does not answer",
         ] {
@@ -820,6 +1007,58 @@ mod tests {
         assert!(master.contains(" 192.0.2.16 and 2 more\n"), "{master}");
         let slave = text("slave");
         assert!(!slave.contains("clients of"), "{slave}");
+    }
+
+    #[test]
+    fn a_change_is_told_with_its_time_and_a_script_that_failed_with_its_output() {
+        let answers = vec![answer(Role::Electd, electd("master"))];
+        let (text, json) = picture(answers, |p| (p.text(), p.json()));
+        assert!(text.contains("Z (6 s ago): lease expired"), "{text}");
+        assert!(text.contains("Z (9 s ago): lease expired"), "{text}");
+        let note = "note: role scripts of web: master.d/50-service start: exit status: 1: no such service (and 1 more)\n";
+        assert!(text.contains(note), "{text}");
+        let web = &json["virtual_servers"][1];
+        assert_eq!(web["scripts"]["first_failed"]["output"], "no such service");
+        assert!(web["changed"].as_u64() > Some(1_700_000_000), "{web}");
+    }
+
+    #[test]
+    fn only_what_is_down_is_called_so() {
+        let forbidden = |role| {
+            let path = "/run/standin".into();
+            (role, Silence::Call(CallError::NotPermitted(role, path)))
+        };
+        let (json, text, down) = picture_of(vec![], roles_of_all().map(forbidden), |p| {
+            (p.json(), p.text(), p.down().count())
+        });
+        assert_eq!((&json["role"], down), (&json!("unknown"), 0));
+        assert!(!text.contains("down"), "{text}");
+        let head = "server alpha of cluster web: not known: not permitted\n";
+        assert!(text.starts_with(head), "{text}");
+        assert_eq!(text.matches("note: ").count(), 1, "{text}");
+        assert!(text.contains("group standin-status"), "{text}");
+    }
+
+    #[test]
+    fn a_server_that_went_in_order_has_left() {
+        let server = |state, withdrawn| ServerView {
+            name: "beta".parse().unwrap(),
+            state,
+            rank: None,
+            last_heard: None,
+            freshness: (Term(7), 2),
+            config_differs: false,
+            withdrawn: Since(withdrawn),
+            witness: Since(false),
+            participation: Since(None),
+        };
+        for (state, withdrawn, word) in [
+            (HealthState::Dead, true, "left"),
+            (HealthState::Dead, false, "dead"),
+            (HealthState::Alive, true, "alive"),
+        ] {
+            assert_eq!(state_of(&server(state, withdrawn)), word);
+        }
     }
 
     #[test]

@@ -15,7 +15,74 @@ use protocol::{
     version,
 };
 use serde::de::DeserializeOwned;
-use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
+use std::{
+    fmt, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Why a role did not answer a request.
+#[derive(Debug)]
+pub enum CallError {
+    /// Nobody listens at its socket.
+    NotRunning(Role, PathBuf),
+    /// This user may not connect to it: whether it runs is not known.
+    NotPermitted(Role, PathBuf),
+    /// It did not answer, or not in time.
+    NoAnswer(Role, PathBuf, io::Error),
+    /// It speaks no version of the local protocol that this program speaks.
+    Refused(Role, String),
+}
+
+impl CallError {
+    fn new(role: Role, path: &Path, e: io::Error) -> Self {
+        let path = path.to_owned();
+        match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                Self::NotRunning(role, path)
+            }
+            io::ErrorKind::PermissionDenied => Self::NotPermitted(role, path),
+            _ => Self::NoAnswer(role, path, e),
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotRunning(role, path) => write!(
+                f,
+                "{role} does not run, start it with `standin run` (nobody listens at {})",
+                path.display()
+            ),
+            Self::NotPermitted(role, path) => write!(
+                f,
+                "no right to talk to {role} at {}; run this command as root",
+                path.display()
+            ),
+            Self::NoAnswer(role, path, e) => {
+                write!(f, "{role} does not answer at {}: {e}", path.display())
+            }
+            Self::Refused(role, why) => write!(f, "{role} refuses: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NoAnswer(_, _, e) => Some(e),
+            Self::NotRunning(..) | Self::NotPermitted(..) | Self::Refused(..) => None,
+        }
+    }
+}
+
+impl From<CallError> for Error {
+    fn from(e: CallError) -> Self {
+        Self::Failed(e.to_string())
+    }
+}
 
 /// Sends `request` to `role` and waits for the answer; no single step of it takes longer than `timeout`.
 pub fn call(
@@ -23,20 +90,9 @@ pub fn call(
     role: Role,
     request: &CtlRequest,
     timeout: Duration,
-) -> Result<CtlReply, Error> {
+) -> Result<CtlReply, CallError> {
     let path = local_socket::path(run_dir, role);
-    let failed = |e: io::Error| {
-        let path = path.display();
-        Error::Failed(match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
-                "{role} does not run, start it with `standin run` (nobody listens at {path})"
-            ),
-            io::ErrorKind::PermissionDenied => {
-                format!("no right to talk to {role} at {path}; run this command as root")
-            }
-            _ => format!("{role} does not answer at {path}: {e}"),
-        })
-    };
+    let failed = |e: io::Error| CallError::new(role, &path, e);
     let mut version = *version::LOCAL.end();
     loop {
         let socket = local_socket::dial_blocking(&path, timeout).map_err(failed)?;
@@ -52,7 +108,7 @@ pub fn call(
                 return receive(&socket, version).map_err(failed);
             }
             other => {
-                let refused = |why| Error::Failed(format!("{role} refuses: {why}"));
+                let refused = |why| CallError::Refused(role, why);
                 version = other.version_instead(version).map_err(refused)?;
             }
         }

@@ -397,8 +397,8 @@ impl EventLoop {
         true
     }
 
-    /// Everything queued leaves.
-    fn flush(&mut self) {
+    /// Everything queued leaves; [`EventLoop::wait`] does so, too.
+    pub fn flush(&mut self) {
         for i in 0..self.outgoing.len() {
             self.flush_to(self.outgoing[i].role);
         }
@@ -812,12 +812,19 @@ impl EventLoop {
         let answer = if hello.magic != MAGIC {
             return Err("local_refused_garbage");
         } else if let Some(version) = spoken.filter(|v| version::LOCAL.contains(v)) {
-            if matches!(hello.role, Role::Standin | Role::Main) {
+            let operator = match hello.role {
+                Role::Standin => true,
+                Role::Main => incoming.access != Access::Status,
+                _ => false,
+            };
+            if operator {
                 incoming.state = IncomingState::Operator {
                     until: clock::now() + CTL_TIMEOUT,
                     version,
                 };
                 HelloAnswer::Welcome
+            } else if incoming.access == Access::Status {
+                return Err("local_refused_user");
             } else if hello.role == Role::Electd && incoming.access != Access::Full {
                 return Err("local_refused_command");
             } else if self.listener.receives_from.contains(&hello.role) {

@@ -1,13 +1,17 @@
 //! The `SOCK_SEQPACKET` sockets of the ring: one message = one packet, nothing blocks.
 
-use crate::{Error, privileges::USER, sys};
+use crate::{
+    Error,
+    privileges::{STATUS_GROUP, USER},
+    sys,
+};
 use nix::{
     errno::Errno,
     sys::socket::{
         AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, getsockopt,
         listen, recv, send, setsockopt, socket, sockopt,
     },
-    unistd::{Uid, User},
+    unistd::{Gid, Group, Uid, User},
 };
 use protocol::Role;
 use std::{
@@ -52,7 +56,7 @@ pub(crate) fn open(run_dir: &Path, role: Role) -> Result<OwnedFd, Error> {
     let address = UnixAddr::new(&fresh).map_err(|e| too_long(&path, e))?;
     let open = || -> io::Result<()> {
         bind(socket.as_raw_fd(), &address)?;
-        set_permissions(&fresh, Permissions::from_mode(MODE))?;
+        permit(&fresh)?;
         listen(&socket, Backlog::new(BACKLOG)?)?;
         rename(&fresh, &path)
     };
@@ -61,6 +65,25 @@ pub(crate) fn open(run_dir: &Path, role: Role) -> Result<OwnedFd, Error> {
         failed(e)
     })?;
     Ok(socket)
+}
+
+/// Gives a socket its mode, and members of the status group the right to connect to it.
+pub(crate) fn permit(path: &Path) -> io::Result<()> {
+    set_permissions(path, Permissions::from_mode(MODE))?;
+    // Without access control lists, or where this process owns no files, status is for root alone.
+    if let Some(group) = status_group()
+        && let Err(e) = sys::admit_group(path, group.as_raw())
+    {
+        log::info!(
+            "members of {STATUS_GROUP} cannot ask at {}: {e}",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+fn status_group() -> Option<Gid> {
+    Group::from_name(STATUS_GROUP).ok().flatten().map(|g| g.gid)
 }
 
 /// Tells a file at `path` from another one put in its place.
@@ -176,6 +199,8 @@ pub(crate) enum Access {
     /// The user of the daemons without privileges: messages of the ring and `status`, but no commands and
     /// nothing in electd's name.
     Ring,
+    /// A member of the status group: `status`, and nothing else.
+    Status,
     /// Nothing.
     Denied,
 }
@@ -185,6 +210,7 @@ pub(crate) enum Access {
 pub(crate) struct Doorkeeper {
     own: Uid,
     standin: Option<Uid>,
+    status: Option<Gid>,
 }
 
 impl Doorkeeper {
@@ -193,6 +219,7 @@ impl Doorkeeper {
         Self {
             own: Uid::effective(),
             standin,
+            status: status_group(),
         }
     }
 
@@ -201,14 +228,24 @@ impl Doorkeeper {
         use std::os::fd::AsFd;
         let credentials =
             getsockopt::<BorrowedFd<'_>, _>(&socket.as_fd(), sockopt::PeerCredentials);
-        credentials.map_or(Access::Denied, |c| self.access_of(Uid::from_raw(c.uid())))
+        let Ok(credentials) = credentials else {
+            return Access::Denied;
+        };
+        let groups = || {
+            let mut groups = sys::peer_groups(socket.as_fd()).unwrap_or_default();
+            groups.push(credentials.gid());
+            groups
+        };
+        self.access_of(Uid::from_raw(credentials.uid()), groups)
     }
 
-    fn access_of(&self, uid: Uid) -> Access {
+    fn access_of(&self, uid: Uid, groups: impl FnOnce() -> Vec<u32>) -> Access {
         if uid.is_root() || uid == self.own {
             Access::Full
         } else if self.standin == Some(uid) {
             Access::Ring
+        } else if self.status.is_some_and(|s| groups().contains(&s.as_raw())) {
+            Access::Status
         } else {
             Access::Denied
         }
@@ -224,19 +261,23 @@ mod tests {
         let door = Doorkeeper {
             own: Uid::from_raw(1000),
             standin: Some(Uid::from_raw(990)),
+            status: Some(Gid::from_raw(77)),
         };
-        for (uid, expected) in [
-            (0, Access::Full),
-            (1000, Access::Full),
-            (990, Access::Ring),
-            (1001, Access::Denied),
+        for (uid, group, expected) in [
+            (0, 0, Access::Full),
+            (1000, 77, Access::Full),
+            (990, 77, Access::Ring),
+            (1001, 100, Access::Denied),
+            (1001, 77, Access::Status),
         ] {
-            assert_eq!(door.access_of(Uid::from_raw(uid)), expected, "uid {uid}");
+            let access = door.access_of(Uid::from_raw(uid), || vec![5, group]);
+            assert_eq!(access, expected, "uid {uid}, group {group}");
         }
         let door = Doorkeeper {
             own: Uid::from_raw(0),
             standin: None,
+            status: None,
         };
-        assert_eq!(door.access_of(Uid::from_raw(1)), Access::Denied);
+        assert_eq!(door.access_of(Uid::from_raw(1), || vec![0]), Access::Denied);
     }
 }

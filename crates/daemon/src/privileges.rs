@@ -16,6 +16,9 @@ use nix::{
 /// The user that daemons without privileges run as, where it exists.
 pub const USER: &str = "standin";
 
+/// Members of this group may read the status of every role, and do nothing else.
+pub const STATUS_GROUP: &str = "standin-status";
+
 /// What a daemon keeps for the rest of its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {

@@ -229,6 +229,68 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The supplementary groups that the process at the other end of a Unix socket had when it connected (SO_PEERGROUPS).
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>> {
+    const MOST: usize = 1 << 16; // NGROUPS_MAX
+    let mut groups = vec![0; 64];
+    loop {
+        let mut length = libc::socklen_t::try_from(size_of_val(&groups[..])).unwrap_or(0);
+        // SAFETY: the buffer is live and as long as `length` says; the kernel writes at most that and tells how much.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let count = length as usize / size_of::<libc::gid_t>();
+        match Errno::result(result) {
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            Err(Errno::ERANGE) if count > groups.len() && count <= MOST => groups.resize(count, 0),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Lets group `gid` read and write `path`, beside owner and group of the file, whose own rights are these, too
+/// (acl(5), as the kernel takes it).
+pub fn admit_group(path: &std::path::Path, gid: libc::gid_t) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    const READ_WRITE: u16 = 6;
+    const NOBODY: u32 = u32::MAX; // an entry that names nobody
+    // ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_GROUP, ACL_MASK, ACL_OTHER.
+    let entries: [(u16, u16, u32); 5] = [
+        (0x01, READ_WRITE, NOBODY),
+        (0x04, READ_WRITE, NOBODY),
+        (0x08, READ_WRITE, gid),
+        (0x10, READ_WRITE, NOBODY),
+        (0x20, 0, NOBODY),
+    ];
+    let mut value = 2u32.to_le_bytes().to_vec(); // POSIX_ACL_XATTR_VERSION
+    for (tag, rights, id) in entries {
+        value.extend_from_slice(&tag.to_le_bytes());
+        value.extend_from_slice(&rights.to_le_bytes());
+        value.extend_from_slice(&id.to_le_bytes());
+    }
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: both strings end with a zero byte, and the value is live and as long as is said.
+    let result = unsafe {
+        libc::setxattr(
+            path.as_ptr(),
+            c"system.posix_acl_access".as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
 /// By how many seconds local time is ahead of UTC at `time`, in seconds since 1970.
 pub fn local_offset(time: i64) -> i64 {
     // SAFETY: all fields of a tm are plain numbers and a pointer, for which zero is good.

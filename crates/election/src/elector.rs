@@ -5,7 +5,9 @@ use crate::{
     memory::{Memory, Vote},
     output::{Output, RoleChange},
     reservation::{BLOCK, Reservation},
-    state::{Gate, Kind, Mastership, Older, Parts, Peer, Taking, Virtual, Waiting, came_by},
+    state::{
+        Change, Gate, Kind, Mastership, Older, Parts, Peer, Taking, Virtual, Waiting, came_by,
+    },
     virtuals::{Due, Virtuals},
     voter::{Asked, Promise},
 };
@@ -239,7 +241,7 @@ impl Elector {
             v.voter.holder = vote.holder;
             if let Some((_, until)) = open.filter(|_| own) {
                 v.gate = Gate::Open(*until);
-                v.reason = "electd restarted with its gate open".into();
+                v.change.reason = "electd restarted with its gate open".into();
             }
             self.virtuals.insert(vote.virtual_server, v);
         }
@@ -339,6 +341,7 @@ impl Elector {
             Input::Health(_)
             | Input::DoctorLost
             | Input::GateBroken(..)
+            | Input::Taken(..)
             | Input::Reserved(_)
             | Input::ReserveFailed(_)
             | Input::Fresh(_)
@@ -355,6 +358,7 @@ impl Elector {
             Input::DoctorLost => self.doctor = false,
             Input::GateShut(name) => self.gate_shut(now, &name),
             Input::GateBroken(name, why) => self.gate_broken(now, &name, why),
+            Input::Taken(name, taken) => self.taken(now, &name, taken),
             Input::ForeignClaim(name) => {
                 if self
                     .virtuals
@@ -829,7 +833,7 @@ impl Elector {
         }
         self.offered_roster(&beat.roster);
         self.learn_silent(beat.promise_max);
-        self.note_claims(&from, &beat);
+        self.note_claims(now, &from, &beat);
         self.follow(now, &from);
         if self.taking != Taking::Active {
             return; // R20, R21: no Ack
@@ -1041,7 +1045,7 @@ impl Elector {
     }
 
     /// Logs who is master, and answers operators that waited for it.
-    fn note_claims(&mut self, from: &ServerName, beat: &Beat) {
+    fn note_claims(&mut self, now: BootTime, from: &ServerName, beat: &Beat) {
         for standing in &beat.standings {
             let Some(claim) = standing.claim else {
                 continue;
@@ -1061,6 +1065,10 @@ impl Elector {
             if let Some(v) = self.virtuals.get_mut(name) {
                 v.master = Some((from.clone(), claim.term));
                 v.tries = 0;
+                if v.change.follow(now, from, claim.term) {
+                    let changed = Output::Changed(name.clone(), v.change.clone());
+                    self.outputs.push_back(changed);
+                }
             }
             self.notice(format!("master of {name} is {from} in term {}", claim.term));
             self.answer_waiting(name, from, claim.term);
@@ -1172,6 +1180,16 @@ impl Elector {
         }
     }
 
+    /// It goes on, or has ended. Whoever answers while another server claims it may be that one.
+    fn taken(&mut self, now: BootTime, name: &VirtualServerName, taken: bool) {
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
+        let mut peers = self.peers.iter();
+        let claimed = peers.any(|(server, peer)| peer.claim(server, name, &v.voter).is_some());
+        v.broken_until = (taken && !claimed).then_some(now + BROKEN);
+    }
+
     fn give_way_if_unfit(&mut self, now: BootTime, name: &VirtualServerName) {
         let master = self
             .virtuals
@@ -1184,6 +1202,7 @@ impl Elector {
 
     pub(crate) fn change_role(
         &mut self,
+        now: BootTime,
         name: &VirtualServerName,
         master: bool,
         term: Term,
@@ -1194,7 +1213,15 @@ impl Elector {
         let Some(v) = self.virtuals.get_mut(name) else {
             return;
         };
-        v.reason = reason.to_owned();
+        if !renewed {
+            v.change = Change {
+                at: Some(now),
+                master: master.then(|| me.clone()),
+                reason: reason.to_owned(),
+            };
+            let changed = Output::Changed(name.clone(), v.change.clone());
+            self.outputs.push_back(changed);
+        }
         if master {
             v.master = Some((me, term));
         }
@@ -1236,7 +1263,7 @@ impl Elector {
         v.not_before = BootTime(0);
         v.succession = None; // whoever was awaited, this server holds it now
         self.extend(now, name);
-        self.change_role(name, true, term, renewed, reason);
+        self.change_role(now, name, true, term, renewed, reason);
         let me = self.settings.me.clone();
         self.answer_waiting(name, &me, term);
         self.restamp_roster(name, term);

@@ -127,7 +127,7 @@ impl Elector {
         }
         self.number = self.number.next();
         if leaving.was_master {
-            self.change_role(name, false, term, false, &leaving.reason);
+            self.change_role(now, name, false, term, false, &leaving.reason);
         }
     }
 
@@ -299,6 +299,7 @@ impl Elector {
 
     pub(crate) fn stop(&mut self, now: BootTime) {
         self.stopping = true;
+        self.next_beat = self.next_beat.min(now); // one beat at least tells the others
         for name in self.masterships() {
             let heirs = self.heirs(now, &name);
             self.begin_handover(now, &name, heirs, "stopped".into(), None, true);

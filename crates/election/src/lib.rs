@@ -49,4 +49,5 @@ pub use memory::Memory;
 pub use output::{Output, RoleChange};
 pub use record::BadRecord;
 pub use reservation::{Kept, Reservation};
+pub use state::Change;
 pub use withheld::Withheld;

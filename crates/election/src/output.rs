@@ -1,6 +1,6 @@
 //! What the elector wants done. The order is a promise: a shell carries the outputs out one after another.
 
-use crate::{memory::Memory, reservation::Reservation};
+use crate::{memory::Memory, reservation::Reservation, state::Change};
 use protocol::{
     BootTime, ServerName, Term, VirtualServerName,
     wire::{
@@ -52,6 +52,8 @@ pub enum Output {
     Reserve(Reservation),
     /// The role changed: log it, run the role scripts.
     Role(RoleChange),
+    /// The last change of a virtual server, for `standin status`: keep it for the next electd.
+    Changed(VirtualServerName, Change),
     /// For the log and `standin status`: an operator must know.
     Alarm(String),
     /// For the log: life and state changes.

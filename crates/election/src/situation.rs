@@ -421,6 +421,7 @@ impl Situation {
             | Output::Announce(_)
             | Output::Clients(..)
             | Output::Probe(_)
+            | Output::Changed(..)
             | Output::Alarm(_)
             | Output::Notice(_)
             | Output::Answer { .. } => {}
@@ -533,7 +534,7 @@ impl Situation {
             tries,
             broken_until,
             master,
-            reason: _,
+            change: _,
         } = v;
         self.voter(voter);
         self.plain(seen.0);

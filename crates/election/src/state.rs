@@ -60,8 +60,43 @@ pub(crate) struct Virtual {
     pub broken_until: Option<BootTime>,
     /// The master last seen claiming, for the log and the operator.
     pub master: Option<(ServerName, Term)>,
-    /// Why the role last changed.
+    /// The last change of role or master.
+    pub change: Change,
+}
+
+/// A change of this server's role for a virtual server, or of its master; a renewed mastership is none. For operators
+/// alone: nothing is decided by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// When; none: nothing has changed since electd knows of the virtual server.
+    pub at: Option<BootTime>,
+    /// Who has been master since, as far as known.
+    pub master: Option<ServerName>,
+    /// Why, in words.
     pub reason: String,
+}
+
+impl Change {
+    /// `master` claims it in `term`; whether that is a change. Where this server has just ceased to be master, the reason
+    /// for that lasts.
+    pub(crate) fn follow(&mut self, now: BootTime, master: &ServerName, term: Term) -> bool {
+        if self.master.as_ref() == Some(master) {
+            return false;
+        }
+        let before = self.master.replace(master.clone());
+        match (self.at, before) {
+            (Some(_), None) => {}
+            (_, Some(before)) => {
+                self.at = Some(now);
+                self.reason = format!("{master} is master in term {term}, after {before}");
+            }
+            (None, None) => {
+                self.at = Some(now);
+                self.reason = format!("{master} is master in term {term}");
+            }
+        }
+        true
+    }
 }
 
 impl Virtual {
@@ -82,7 +117,11 @@ impl Virtual {
             tries: 0,
             broken_until: None,
             master: None,
-            reason: "started".into(),
+            change: Change {
+                at: None,
+                master: None,
+                reason: "started".into(),
+            },
         }
     }
 

@@ -1,6 +1,11 @@
 //! What `standin status` shows of the elector.
 
-use crate::{campaign::BUSY, elector::Elector, input::Mode, state::Taking};
+use crate::{
+    campaign::BUSY,
+    elector::Elector,
+    input::Mode,
+    state::{Change, Taking},
+};
 use protocol::{
     BootTime, Term, VirtualServerName,
     local::{
@@ -23,7 +28,19 @@ impl Elector {
         Some(self.virtuals.get(name)?.mastership.as_ref()?.term)
     }
 
-    /// The present state; the shell adds addresses, gate and clients of each virtual server.
+    /// What an earlier electd of this boot knew of the last change of each virtual server.
+    pub fn recall_changes(
+        &mut self,
+        changes: impl IntoIterator<Item = (VirtualServerName, Change)>,
+    ) {
+        for (name, change) in changes {
+            if let Some(v) = self.virtuals.get_mut(&name) {
+                v.change = change;
+            }
+        }
+    }
+
+    /// The present state; the shell adds addresses, gate, clients and scripts of each virtual server.
     pub fn view(&self, now: BootTime) -> ElectdStatus {
         let ranked = self.settings.virtual_servers.keys().next();
         let own = ServerView {
@@ -82,10 +99,11 @@ impl Elector {
             });
             let idle =
                 ["", BUSY].contains(&v.obstacle) || v.mastership.is_some() || master.is_some();
+            let reason = &v.change.reason;
             let waits = if idle {
-                v.reason.clone()
+                reason.clone()
             } else {
-                format!("{}; waiting: {}", v.reason, v.obstacle)
+                format!("{reason}; waiting: {}", v.obstacle)
             };
             VirtualServerView {
                 name: name.clone(),
@@ -104,6 +122,8 @@ impl Elector {
                 lease_left: self.lease_end(v).map(|end| end.since(now)),
                 clients: None,
                 reason: waits,
+                changed: Since(v.change.at),
+                scripts: Since(None),
                 fit: Since(Some(self.fit_servers(now, name))),
                 unfit: Since(self.fit(name, now).err().map(str::to_owned)),
                 gated: Since(None),
@@ -135,6 +155,7 @@ impl Elector {
             voters: self.reservation.roster.voters.clone(),
             servers: std::iter::once(own).chain(servers).collect(),
             virtual_servers: virtual_servers.collect(),
+            abstains: Since(self.taking != Taking::Active),
         }
     }
 

@@ -7,7 +7,8 @@ mod common;
 use common::{H, L, Setup, Sim, ms, name, secs, vname};
 use election::{Input, Mode, Preempt, Wish};
 use protocol::{
-    Instance, Number, RosterVersion, Term,
+    BootTime, Instance, Number, RosterVersion, Term,
+    local::ring::HealthState,
     wire::{
         beat::{Freshness, Why},
         signal::{Body, CLIENTS_MAX, Client, PreVerdict, Released, Signal},
@@ -20,6 +21,69 @@ const TAKEOVER: Duration = Duration::from_millis(560 + 2 * 125);
 
 fn settled() -> Sim {
     Sim::settled(&Setup::default())
+}
+
+/// What the operator of server `i` reads as the last change of "web".
+fn last_change(sim: &Sim, i: usize) -> (Option<BootTime>, String) {
+    let mut view = sim.view(i);
+    let web = view.virtual_servers.remove(0);
+    (web.changed.0, web.reason)
+}
+
+#[test]
+fn the_last_change_lasts_until_the_next_one_and_is_told_with_its_time() {
+    let mut sim = settled();
+    let old = sim.master().unwrap();
+    let [new, other] = slaves(&sim)[..] else {
+        unreachable!("three servers");
+    };
+    let elected = last_change(&sim, old);
+    assert!(elected.1.starts_with("elected with "), "{elected:?}");
+    sim.kill(old);
+    sim.restart_in(old, ms(5));
+    sim.run(secs(5));
+    assert_eq!(sim.master(), Some(old), "a renewal is no change of master");
+    let before = sim.local(other);
+    let to = sim.servers[new].name.clone();
+    sim.wish(old, Wish::Promote(to.clone(), None));
+    sim.run(secs(5));
+    let (left, why) = last_change(&sim, old);
+    assert_eq!(why, format!("handed over to {to} by the operator"));
+    let (won, why) = last_change(&sim, new);
+    assert!(why.starts_with("took over by handover"), "{why}");
+    let (seen, why) = last_change(&sim, other);
+    let term = sim.term(new);
+    let from = &sim.servers[old].name;
+    assert_eq!(why, format!("{to} is master in term {term}, after {from}"));
+    assert!(left.is_some() && won.is_some());
+    assert!(
+        seen > Some(before) && seen < Some(before + secs(1)),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_server_that_was_stopped_has_said_that_it_takes_no_mastership_and_one_that_fails_has_not() {
+    let mut sim = settled();
+    let [stopped, failed] = slaves(&sim)[..] else {
+        unreachable!("three servers");
+    };
+    let master = sim.master().unwrap();
+    sim.give(stopped, Input::Stop);
+    sim.until(secs(1), |s| s.stopped.contains(&stopped));
+    let seen = |sim: &Sim, i: usize| {
+        let name = &sim.servers[i].name;
+        let view = sim.view(master);
+        let server = view.servers.iter().find(|s| s.name == *name);
+        server.map(|s| (s.state, s.withdrawn.0))
+    };
+    sim.until(secs(5), |s| {
+        seen(s, stopped) == Some((HealthState::Dead, true))
+    });
+    sim.power_off(failed);
+    sim.until(secs(5), |s| {
+        seen(s, failed) == Some((HealthState::Dead, false))
+    });
 }
 
 /// All but the master, in the order of their names.
@@ -313,6 +377,44 @@ fn a_server_whose_gate_cannot_be_opened_leaves_it_to_the_others() {
         Input::GateBroken(vname("web"), "no such device".into()),
     );
     sim.until(secs(2), |s| s.master().is_some_and(|m| m != old));
+}
+
+#[test]
+fn addresses_that_another_machine_has_are_left_alone_until_it_has_gone() {
+    let mut sim = settled();
+    let taken = |sim: &mut Sim, taken| {
+        for i in 0..3 {
+            sim.give(i, Input::Taken(vname("web"), taken));
+        }
+    };
+    for i in 0..3 {
+        sim.give(i, Input::GateBroken(vname("web"), "taken".into()));
+    }
+    sim.until(secs(2), |s| s.master().is_none());
+    sim.run(secs(1));
+    let begin = sim.now;
+    for _ in 0..10 {
+        sim.run(secs(10));
+        taken(&mut sim, true);
+    }
+    assert_eq!(
+        sim.changes_since(begin),
+        0,
+        "nobody tries it again and again"
+    );
+    taken(&mut sim, false);
+    sim.until(secs(2), |s| s.master().is_some());
+    // Who answers is the master now, whatever it is taken for.
+    sim.run(secs(1));
+    let master = sim.master();
+    for slave in slaves(&sim) {
+        sim.give(slave, Input::Taken(vname("web"), true));
+    }
+    sim.give(
+        master.unwrap(),
+        Input::GateBroken(vname("web"), "eth0 is down".into()),
+    );
+    sim.until(secs(5), |s| s.master().is_some() && s.master() != master);
 }
 
 #[test]

@@ -275,7 +275,7 @@ impl Cluster {
             let mut elector = elector.clone();
             let reply = |o: &Output| {
                 let Output::Signal { signal, .. } = o else {
-                    return !matches!(o, Output::Notice(_));
+                    return !matches!(o, Output::Notice(_) | Output::Changed(..));
                 };
                 !matches!(signal.body, Body::Refuse { .. } | Body::NotReady { .. })
             };
@@ -347,6 +347,7 @@ impl Cluster {
             };
             match output {
                 Output::Notice(text) => w.say(|_| said(text)),
+                Output::Changed(..) => {}
                 Output::Alarm(text) => {
                     if text.contains("give way") {
                         w.judge(Err((Invariant::NoRival, text)));
@@ -489,6 +490,7 @@ impl Cluster {
             Output::Announce(_)
             | Output::Clients(..)
             | Output::Probe(_)
+            | Output::Changed(..)
             | Output::Alarm(_)
             | Output::Notice(_)
             | Output::Answer { .. } => {}

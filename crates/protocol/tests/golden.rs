@@ -15,9 +15,9 @@ use protocol::{
             SyncdToElectd,
         },
         status::{
-            ChildStatus, ClientsView, Detail, ElectdStatus, LastRun, OffsetStatus, OwedRun,
-            PathRefusal, PathStatus, PeerStatus, Refused, RoleStatus, ServerView, SetPeer,
-            SetStatus, Stranger, SyncdStatus, VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, FailedScript, LastRun, OffsetStatus,
+            OwedRun, PathRefusal, PathStatus, PeerStatus, Refused, RoleStatus, ScriptsView,
+            ServerView, SetPeer, SetStatus, Stranger, SyncdStatus, VirtualServerView,
         },
     },
     seal::{NONCE, Sealer},
@@ -659,6 +659,17 @@ fn replies() -> Vec<CtlReply> {
             last_answer: Some(H),
         }),
         reason: "handover".to_owned(),
+        changed: Since(Some(BootTime(9))),
+        scripts: Since(Some(ScriptsView {
+            began: BootTime(10),
+            running: true,
+            failed: 1,
+            first_failed: Some(FailedScript {
+                script: "master.d/50-service start".to_owned(),
+                how: "exit status: 1".to_owned(),
+                output: "no such service".to_owned(),
+            }),
+        })),
         fit: Since(Some(vec![0, 2])),
         unfit: Since(Some("its interface is down".to_owned())),
         gated: Since(Some(true)),
@@ -676,6 +687,7 @@ fn replies() -> Vec<CtlReply> {
         voters: vec![beta()],
         servers: vec![server],
         virtual_servers: vec![virtual_server],
+        abstains: Since(true),
     };
     let peer = SetPeer {
         server: beta(),

@@ -13,8 +13,9 @@ use protocol::{
             Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
         },
         status::{
-            ChildStatus, ClientsView, Detail, ElectdStatus, OffsetStatus, PathRefusal, PathStatus,
-            Refused, RoleStatus, ServerView, VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, FailedScript, OffsetStatus,
+            PathRefusal, PathStatus, Refused, RoleStatus, ScriptsView, ServerView,
+            VirtualServerView,
         },
     },
     version::Since,
@@ -640,6 +641,19 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
             last_answer,
         },
     );
+    let failed = any::<[String; 3]>().prop_map(|[script, how, output]| FailedScript {
+        script,
+        how,
+        output,
+    });
+    let scripts = (time(), any::<(bool, u32)>(), option::of(failed)).prop_map(
+        |(began, (running, failed), first_failed)| ScriptsView {
+            began,
+            running,
+            failed,
+            first_failed,
+        },
+    );
     let virtual_view = (
         virtual_server(),
         any::<[String; 3]>(),
@@ -652,11 +666,12 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
             Option<String>,
             Option<bool>,
         )>(),
-        option::of(clients),
+        (option::of(clients), option::of(time()), option::of(scripts)),
     )
         .prop_map(
-            |(name, [role, gate, reason], master, term, (addresses, mac), rest, clients)| {
-                let (lease_left, fit, unfit, gated) = rest;
+            |(name, [role, gate, reason], master, term, (addresses, mac), could, rest)| {
+                let (lease_left, fit, unfit, gated) = could;
+                let (clients, changed, scripts) = rest;
                 VirtualServerView {
                     name,
                     role,
@@ -669,6 +684,8 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                     lease_left,
                     clients,
                     reason,
+                    changed: Since(changed),
+                    scripts: Since(scripts),
                     fit: Since(fit),
                     unfit: Since(unfit),
                     gated: Since(gated),
@@ -677,14 +694,15 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         );
     (
         server(),
-        any::<([String; 2], bool, bool, Duration, u32, u32)>(),
+        any::<([String; 2], [bool; 3], Duration, u32, u32)>(),
         version(),
         vec(server(), 0..4),
         vec(view, 0..3),
         vec(virtual_view, 0..2),
     )
         .prop_map(|(server, rest, roster, voters, servers, virtual_servers)| {
-            let ([standing, quorum], maintenance, witness, lease, quorum_need, quorum_have) = rest;
+            let ([standing, quorum], flags, lease, quorum_need, quorum_have) = rest;
+            let [maintenance, witness, abstains] = flags;
             ElectdStatus {
                 server,
                 standing,
@@ -698,6 +716,7 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                 voters,
                 servers,
                 virtual_servers,
+                abstains: Since(abstains),
             }
         })
 }

@@ -912,7 +912,7 @@ impl World {
                     self.judge.fail(what.invariant, what.what);
                 }
             }
-            Output::Announce(_) | Output::Clients(..) => {}
+            Output::Announce(_) | Output::Clients(..) | Output::Changed(..) => {}
             Output::Stopped(last) => {
                 if let Some(last) = last.filter(|_| self.servers[i].bad_disk == 0) {
                     let rate = self.servers[i].rate;

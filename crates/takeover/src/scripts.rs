@@ -4,19 +4,22 @@
 //! one still runs. Scripts come in the order of their names and are called with `start`; those of the role
 //! that was left are called first, in reverse order, with `stop`.
 
-use crate::sys;
+use crate::{clock, sys};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
-use protocol::{ServerName, Term, VirtualServerName};
+use protocol::{
+    ServerName, Term, VirtualServerName,
+    local::status::{FailedScript, SCRIPT_TEXT_MAX, ScriptsView},
+};
 use std::{
     collections::BTreeMap,
     fmt, fs,
     fs::{File, OpenOptions},
     io::{self, Write},
     os::unix::{
-        fs::{OpenOptionsExt, PermissionsExt},
+        fs::{FileExt, OpenOptionsExt, PermissionsExt},
         process::CommandExt,
     },
     path::{Path, PathBuf},
@@ -107,6 +110,8 @@ struct State {
     running: Option<(Term, ScriptRole)>,
     cancelled: bool,
     dropped: bool,
+    /// The last run, or the one that goes on.
+    last: Option<ScriptsView>,
 }
 
 impl Scripts {
@@ -163,6 +168,13 @@ impl Scripts {
         })
     }
 
+    /// How the scripts last fared, if any run was due.
+    pub fn last(&self, v: &VirtualServerName) -> Option<ScriptsView> {
+        let queue = lock(&self.queues).get(v).cloned()?;
+        let state = lock(&queue.state);
+        state.last.clone()
+    }
+
     fn queue(&self, v: &VirtualServerName) -> io::Result<Arc<Queue>> {
         let mut queues = lock(&self.queues);
         if let Some(queue) = queues.get(v) {
@@ -207,9 +219,20 @@ fn serve(place: &Place, queue: &Queue) {
         };
         state.running = Some((run.term, run.role));
         state.cancelled = false;
+        state.last = Some(ScriptsView {
+            began: clock::now(),
+            running: true,
+            failed: 0,
+            first_failed: None,
+        });
         drop(state);
         change_role(place, queue, &run);
-        lock(&queue.state).running = None;
+        let mut state = lock(&queue.state);
+        state.running = None;
+        if let Some(last) = &mut state.last {
+            last.running = false;
+        }
+        drop(state);
         queue.changed.notify_all();
     }
 }
@@ -228,17 +251,52 @@ fn change_role(place: &Place, queue: &Queue, run: &ScriptRun) {
         }
         let name = format!("{}: {} {action}", run.virtual_server, script.display());
         let began = Instant::now();
-        match run_script(place, queue, run, &script, action) {
+        let mut output = Output::default();
+        let how = match run_script(place, queue, run, (&script, action), &mut output) {
             Ok(Outcome::Ended(status)) if status.success() => {
                 log::debug!("{name}: done after {:?}", began.elapsed());
+                continue;
             }
-            Ok(Outcome::Ended(status)) => {
-                log::warn!("{name}: {status}; see {}", place.log.display())
+            Ok(Outcome::Cancelled) => {
+                log::info!("{name}: stopped, the role has changed again");
+                continue;
             }
-            Ok(Outcome::TooLong) => log::warn!("{name}: stopped after {:?}", place.timeout),
-            Ok(Outcome::Cancelled) => log::info!("{name}: stopped, the role has changed again"),
-            Err(e) => log::warn!("{name}: {e}"),
+            Ok(Outcome::Ended(status)) => status.to_string(),
+            Ok(Outcome::TooLong) => format!("stopped after {:?}", place.timeout),
+            Err(e) => e.to_string(),
+        };
+        log::warn!("{name}: {how}; see {}", place.log.display());
+        let script = script.strip_prefix(&place.directory).unwrap_or(&script);
+        let failed = FailedScript {
+            script: short(&format!("{} {action}", script.display())),
+            how: short(&how),
+            output: output.first_line(place),
+        };
+        if let Some(last) = &mut lock(&queue.state).last {
+            last.failed += 1;
+            last.first_failed.get_or_insert(failed);
         }
+    }
+}
+
+/// As much as an answer to an operator has room for.
+fn short(text: &str) -> String {
+    let text = text.replace(char::is_control, " ");
+    text.chars().take(SCRIPT_TEXT_MAX).collect()
+}
+
+/// Where in the log a script's output begins, once it runs.
+#[derive(Debug, Default)]
+struct Output(Option<u64>);
+
+impl Output {
+    /// Scripts of another virtual server may write in between: it is a hint, and the log has it all.
+    fn first_line(&self, place: &Place) -> String {
+        let mut buffer = [0; 4 * SCRIPT_TEXT_MAX];
+        let read = |at| File::open(&place.log)?.read_at(&mut buffer, at);
+        let length = self.0.map_or(Ok(0), read).unwrap_or(0);
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        short(text.lines().find(|l| !l.trim().is_empty()).unwrap_or(""))
     }
 }
 
@@ -288,12 +346,15 @@ fn run_script(
     place: &Place,
     queue: &Queue,
     run: &ScriptRun,
-    script: &Path,
-    action: &str,
+    (script, action): (&Path, &str),
+    begins: &mut Output,
 ) -> io::Result<Outcome> {
     let log = open_log(place, run, script, action)
         .inspect_err(|e| log::warn!("cannot write {}: {e}", place.log.display()))
         .ok();
+    begins.0 = log
+        .as_ref()
+        .and_then(|log| Some(log.metadata().ok()?.len()));
     let output = || -> io::Result<Stdio> {
         Ok(match &log {
             Some(log) => log.try_clone()?.into(),
@@ -536,6 +597,35 @@ echo policy $(cut -d' ' -f41 /proc/$$/stat) >> $OUT",
         stage.run(ScriptRole::Master, 1);
         assert!(stage.scripts.wait_idle(LONG));
         assert_eq!(stage.output(), "hanging\nnext\n");
+    }
+
+    #[test]
+    fn what_failed_is_told_with_its_exit_status_and_the_first_line_that_it_printed() {
+        let stage = Stage::new(Duration::from_millis(300));
+        stage.script("master.d/10-fine", "echo fine");
+        stage.script(
+            "master.d/20-bad",
+            "echo; echo \"no $1 of nginx\" >&2; echo more; exit 3",
+        );
+        stage.script("master.d/30-slow", "exec sleep 60");
+        let web = "web".parse().unwrap();
+        assert_eq!(stage.scripts.last(&web), None);
+        stage.run(ScriptRole::Master, 1);
+        assert!(stage.scripts.wait_idle(LONG));
+        let last = stage.scripts.last(&web).unwrap();
+        assert_eq!((last.failed, last.running), (2, false));
+        let failed = FailedScript {
+            script: "master.d/20-bad start".into(),
+            how: "exit status: 3".into(),
+            output: "no start of nginx".into(),
+        };
+        assert_eq!(last.first_failed, Some(failed));
+        stage.script("master.d/20-bad", "exit 0");
+        stage.script("master.d/30-slow", "exit 0");
+        stage.run(ScriptRole::Slave, 2);
+        assert!(stage.scripts.wait_idle(LONG));
+        let last = stage.scripts.last(&web).unwrap();
+        assert_eq!((last.failed, last.first_failed), (0, None));
     }
 
     #[test]

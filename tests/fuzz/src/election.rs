@@ -474,6 +474,7 @@ impl Host {
             | Output::Succeeded(_)
             | Output::Announce(_)
             | Output::Role(_)
+            | Output::Changed(..)
             | Output::Alarm(_)
             | Output::Notice(_)
             | Output::Answer { .. } => {}

@@ -64,6 +64,8 @@ impl World {
             lease_left: None,
             clients: None,
             reason: String::new(),
+            changed: Since(None),
+            scripts: Since(None),
             fit: Since(Some(places.clone())),
             unfit: Since(None),
             gated: Since(Some(true)),
@@ -95,6 +97,7 @@ impl World {
                 voters: servers.iter().copied().map(name).collect(),
                 servers: servers.iter().map(server).collect(),
                 virtual_servers: vec![virtual_server("mail"), virtual_server("web")],
+                abstains: Since(false),
             },
             paths: others()
                 .flat_map(|s| [path(s.clone(), 2), path(s, 3)])

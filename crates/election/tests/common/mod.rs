@@ -1115,6 +1115,7 @@ impl Sim {
                 self.alarms.push(text);
             }
             Output::Notice(text) => self.trace(|| format!("{i} notice {text}")),
+            Output::Changed(..) => {}
             Output::Answer { id, answer } => {
                 self.trace(|| format!("{i} answers {answer:?}"));
                 self.answers.insert(id, answer);

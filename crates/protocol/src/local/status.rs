@@ -203,6 +203,8 @@ pub struct ElectdStatus {
     pub servers: Vec<ServerView>,
     /// Every virtual server.
     pub virtual_servers: Vec<VirtualServerView>,
+    /// Blank or silent: it neither votes nor promises yet.
+    pub abstains: Since<2, bool>,
 }
 
 /// A server as electd sees it.
@@ -253,14 +255,45 @@ pub struct VirtualServerView {
     pub lease_left: Option<Duration>,
     /// How the clients took the last change of address (master only).
     pub clients: Option<ClientsView>,
-    /// Why the role last changed.
+    /// Why the role or the master last changed.
     pub reason: String,
+    /// When that was; none: not since electd knows of this virtual server.
+    pub changed: Since<2, Option<BootTime>>,
+    /// The last run of the role scripts.
+    pub scripts: Since<2, Option<ScriptsView>>,
     /// Who could serve it by its own word: places in [`ElectdStatus::servers`].
     pub fit: Since<2, Option<Vec<u8>>>,
     /// Why this server could not.
     pub unfit: Since<2, Option<String>>,
     /// The kernel keeps the lease, whatever becomes of electd.
     pub gated: Since<2, Option<bool>>,
+}
+
+/// A run of the role scripts for one virtual server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScriptsView {
+    /// When it began.
+    pub began: BootTime,
+    /// It goes on.
+    pub running: bool,
+    /// So many scripts failed.
+    pub failed: u32,
+    /// The first of them.
+    pub first_failed: Option<FailedScript>,
+}
+
+/// Longest text of a [`FailedScript`] in characters: those of all virtual servers must fit into one answer.
+pub const SCRIPT_TEXT_MAX: usize = 80;
+
+/// A role script that failed; each text has at most [`SCRIPT_TEXT_MAX`] characters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedScript {
+    /// Folder and name, and what it was called with: "master.d/50-service start".
+    pub script: String,
+    /// "exit status: 1", or why it did not end by itself.
+    pub how: String,
+    /// The first line that it printed.
+    pub output: String,
 }
 
 /// Most silent clients named in a [`ClientsView`].
