@@ -1,7 +1,7 @@
 //! `standin status`: what the roles of this server tell, put together.
 
 use crate::{
-    failover::{self, Judgement, Known},
+    failover::{self, Judgement, Known, Weight},
     host::Host,
     verdict,
 };
@@ -258,24 +258,29 @@ impl Picture<'_> {
         let down = self.failures.values().filter(|why| !why.is_forbidden());
         let forbidden = self.failures.values().find(|why| why.is_forbidden());
         let silent = down.chain(forbidden).map(ToString::to_string);
-        silent.chain(self.told()).collect()
+        let remarks = self.found(|weight| weight == Weight::Remark);
+        silent.chain(self.told()).chain(remarks).collect()
     }
 
-    /// What an operator should know, of the roles that answered.
+    fn found(&self, of: impl Fn(Weight) -> bool) -> impl Iterator<Item = String> {
+        let found = self.judgement().findings.iter();
+        let found = found.filter(move |f| of(f.weight));
+        found.map(|f| format!("failover: {f}"))
+    }
+
+    /// What an operator should mend, as far as the roles that answered know.
     pub(crate) fn told(&self) -> impl Iterator<Item = String> {
         let notes = self
             .answers
             .iter()
             .flat_map(|(role, s)| s.notes.iter().map(move |n| format!("{role}: {n}")));
         let scripts = self.virtual_servers().iter().filter_map(failed_scripts);
-        let found = self.judgement().findings.iter();
-        let found = found.map(|f| format!("failover: {f}"));
         self.refused
             .iter()
             .cloned()
             .chain(notes)
             .chain(scripts)
-            .chain(found)
+            .chain(self.found(|weight| weight != Weight::Remark))
     }
 
     /// By this server's clock, which may have been set since.
@@ -581,6 +586,9 @@ impl Picture<'_> {
     }
 
     fn write_failover(&self, out: &mut String) -> std::fmt::Result {
+        if self.silence().is_some_and(Silence::is_forbidden) {
+            return out.write_str("can fail over: not known: not permitted\n\n");
+        }
         let all: Vec<_> = self
             .virtual_servers()
             .iter()
@@ -1051,6 +1059,7 @@ pub(crate) mod tests {
             withdrawn: Since(withdrawn),
             witness: Since(false),
             participation: Since(None),
+            hears: Since(None),
         };
         for (state, withdrawn, word) in [
             (HealthState::Dead, true, "left"),

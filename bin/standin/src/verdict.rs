@@ -113,7 +113,7 @@ mod tests {
     use daemon::ctl::CallError;
     use protocol::{
         Role,
-        local::status::{Detail, RoleStatus},
+        local::status::{Detail, RoleStatus, ServerView},
     };
 
     /// A picture in which all is well, but for what `change` does to it.
@@ -122,8 +122,16 @@ mod tests {
             unreachable!("it is electd's");
         };
         status.servers[0].config_differs = false;
+        for name in ["alpha", "gamma"] {
+            status.servers.push(ServerView {
+                name: name.parse().unwrap(),
+                ..status.servers[0].clone()
+            });
+        }
+        status.voters = status.servers.iter().map(|s| s.name.clone()).collect();
         for v in &mut status.virtual_servers {
             v.scripts.0 = None;
+            v.fit.0 = Some(vec![0, 1, 2]);
         }
         let detail = |role| match role {
             Role::Electd => Detail::Electd(status.clone()),
@@ -161,7 +169,7 @@ mod tests {
         assert_eq!((state, state as u8), (State::Fine, 0), "{line}");
         assert_eq!(
             line,
-            "1 of 1 servers alive, seen by alpha: mail at beta, web at alpha"
+            "3 of 3 servers alive, seen by alpha: mail at beta, web at alpha"
         );
     }
 
