@@ -1,7 +1,6 @@
 //! doctord: the opinion about every server's health, and nothing else. See doctord(8).
 
 mod clocks;
-mod links;
 mod shell;
 
 use protocol::Role;

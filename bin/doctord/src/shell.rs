@@ -5,9 +5,12 @@
 //!                        kernel (netlink) ──┘
 //! ```
 
-use crate::{clocks::Clocks, links::Links};
+use crate::clocks::Clocks;
 use config::Config;
-use daemon::{Boot, Error, Event, EventLoop, Keep};
+use daemon::{
+    Boot, Error, Event, EventLoop, Keep,
+    links::{LinkState, Links},
+};
 use detector::{Detector, Input, Output, Params};
 use mio::Interest;
 use protocol::{
@@ -190,7 +193,8 @@ impl Shell {
         let failed = |e| Error::io("cannot read the kernel's link messages (netlink)", e);
         self.links_unread = self.links.read().map_err(failed)?;
         for interface in interfaces(&self.boot.config) {
-            if let Some(up) = self.links.is_up(&interface) {
+            if let Some(state) = self.links.state(&interface) {
+                let up = state == LinkState::Up;
                 self.detector.handle(now, Input::Link { interface, up });
             }
         }

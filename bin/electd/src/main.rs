@@ -4,6 +4,7 @@
 //! files between them and the rest of standin.
 
 mod change_file;
+mod conflicts;
 mod lock;
 mod memory_file;
 mod reservation_file;

@@ -54,6 +54,7 @@ pub fn address_sets(config: &Config, me: &ServerName) -> Vec<AddressSet> {
         interface: v.interface.clone(),
         addresses: v.addresses.clone(),
         mac: v.mac.map(|mac| mac.0),
+        on_conflict: v.on_conflict,
     };
     config.virtual_servers.iter().map(set).collect()
 }

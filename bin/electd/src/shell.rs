@@ -2,6 +2,7 @@
 
 use crate::{
     change_file::ChangeFile,
+    conflicts::{self, Conflicts},
     lock::InstanceLock,
     memory_file::MemoryFile,
     reservation_file::{self, Writer},
@@ -23,12 +24,14 @@ use protocol::{
         status::{ClientsView, Detail},
     },
     owner::{Owner, Present},
+    version::Since,
+    wire::signal::Body,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use takeover::{GateHome, Receipts, ScriptRole, ScriptRun, Scripts, Takeover};
+use takeover::{GateHome, GateKind, Receipts, ScriptRole, ScriptRun, Scripts, Takeover};
 
 /// electd stands above everything but the kernel's own threads.
 const PRIORITY: i32 = 60;
@@ -64,6 +67,7 @@ pub struct Shell {
     /// Why the reservation that was found counts for nothing; until this server has one of its own.
     foreign: Option<String>,
     alarms: VecDeque<String>,
+    conflicts: Conflicts,
     stopped: bool,
     watchdog: Option<Watchdog>,
     /// When the last beat was made, and the longest time between two.
@@ -174,6 +178,7 @@ impl Shell {
             notes: Vec::new(),
             foreign: found.foreign,
             alarms,
+            conflicts: Conflicts::default(),
             stopped: false,
             watchdog,
             beats: (None, Duration::ZERO),
@@ -384,11 +389,23 @@ impl Shell {
                     "{v}: {what} was removed by another program and put back"
                 ));
             }
-            Report::Takeover(Address::ForeignClaim { v, mac }) => {
-                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-                self.alarm(format!("{v}: {mac} claims one of its addresses"));
+            Report::Takeover(Address::ForeignClaim {
+                v,
+                ip,
+                mac,
+                of_server: true,
+            }) => {
+                let mac = conflicts::in_words(mac);
+                self.alarm(format!("{v}: {mac}, a server of the cluster, claims {ip}"));
                 self.tell(Input::ForeignClaim(v));
             }
+            Report::Takeover(Address::ForeignClaim { v, ip, mac, .. }) => {
+                if let Some(alarm) = self.conflicts.claimed(daemon::now(), &v, ip, mac) {
+                    log::error!("{alarm}");
+                }
+                self.tell(Input::ForeignClaim(v));
+            }
+            Report::Takeover(Address::Taken { v, taken }) => self.tell(Input::Taken(v, taken)),
             Report::Takeover(Address::Clients { v, clients }) => {
                 self.tell(Input::Clients(v, clients))
             }
@@ -435,6 +452,9 @@ impl Shell {
                     );
                 }
                 Output::Signal { to, signal } => {
+                    if let Body::PreCall { .. } | Body::Call { .. } = signal.body {
+                        self.takeover.look_for_others(&signal.virtual_server);
+                    }
                     self.events
                         .send(Role::Listend, &ElectdToListend { to, signal });
                 }
@@ -581,6 +601,7 @@ impl Shell {
         let now: BootTime = daemon::now();
         let mut view = self.elector.view(now);
         let gate = self.takeover.gate_in_force();
+        let gated = self.takeover.gate_kind() != GateKind::Addresses;
         let each = (ADDRESSES_TOLD / view.virtual_servers.len().max(1)).max(1);
         for v in &mut view.virtual_servers {
             let set = self
@@ -595,6 +616,7 @@ impl Shell {
             v.mac = set.and_then(|x| x.mac).map(|mac| mac.to_string());
             v.gate = gate.clone();
             v.scripts.0 = self.scripts.last(&v.name);
+            v.gated = Since(Some(gated));
             if v.role == "master" {
                 v.clients = self.takeover.receipts(&v.name).map(clients_view);
             }
@@ -617,8 +639,9 @@ impl Shell {
             counters.insert(what.to_owned(), n);
         }
         counters.insert("refused_malformed".to_owned(), self.malformed);
+        counters.insert("foreign_claims".to_owned(), self.conflicts.claims());
         let notes = self.notes.iter().chain(&self.foreign).chain(&self.alarms);
-        let notes = notes.cloned().collect();
+        let notes = notes.cloned().chain(self.conflicts.notes(now)).collect();
         self.boot
             .status(counters, notes, Detail::Electd(Box::new(view)))
     }

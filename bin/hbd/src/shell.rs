@@ -13,6 +13,7 @@ use protocol::{
         status::Detail,
     },
     seal::{NONCE, OVERHEAD, Sealer},
+    version::Since,
     wire::datagram::{DATAGRAM_MAX, Incarnation},
 };
 use std::{
@@ -537,14 +538,25 @@ impl Shell {
             let ago = now.since(proved).as_secs();
             format!("{}; last proved {ago} s ago", two_servers(server))
         }));
+        let mut paths = self.core.paths();
+        for (path, ends) in paths.iter_mut().zip(self.core.ends()) {
+            path.mtu = Since(self.mtu(ends));
+        }
         let detail = Detail::Hbd {
-            paths: self.core.paths(),
+            paths,
+            peers: Since(self.core.peers()),
+            strangers: Since(self.core.strangers()),
         };
         CtlReply::Status(Box::new(self.boot.status(
             self.all_counters(),
             notes,
             detail,
         )))
+    }
+
+    fn mtu(&self, path: &Path) -> Option<u32> {
+        let ours = |s: &&Slot| s.address == path.local && s.peer == Some(path.remote);
+        self.slots.values().find(ours)?.socket.as_ref()?.mtu()
     }
 
     /// On an error everything stays as it was.

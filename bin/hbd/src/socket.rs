@@ -9,7 +9,8 @@ use nix::{
     errno::Errno,
     sys::socket::{
         AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage,
-        TimestampingFlag, Timestamps, bind, connect, recvmsg, setsockopt, socket, sockopt,
+        TimestampingFlag, Timestamps, bind, connect, getsockopt, recvmsg, setsockopt, socket,
+        sockopt,
     },
     sys::time::TimeSpec,
 };
@@ -174,6 +175,13 @@ impl Socket {
                 return Some((at, message.bytes));
             }
         }
+    }
+
+    /// Longest packet that reaches the peer of a connected socket uncut, as far as the kernel knows. Of IPv6 it is not asked:
+    /// each of its links carries more than any part of a beat.
+    pub fn mtu(&self) -> Option<u32> {
+        let mtu = getsockopt(&self.inner, sockopt::IpMtu).ok()?;
+        u32::try_from(mtu).ok()
     }
 
     /// For the event loop.

@@ -103,7 +103,7 @@ fn beats_and_acknowledgements_arrive_once_with_their_times() {
     }
     let status = beta.status();
     assert!(status.counters["duplicates"] >= 49, "{:?}", status.counters);
-    let Detail::Hbd { paths } = status.detail else {
+    let Detail::Hbd { paths, .. } = status.detail else {
         panic!("hbd")
     };
     let heard: Vec<_> = paths
@@ -218,7 +218,7 @@ fn a_reload_changes_addresses_and_a_bad_file_changes_nothing() {
     reload(&text.replace("127.0.1.81", "127.0.1.84"));
     let start = Instant::now();
     let moved = |s: RoleStatus| match s.detail {
-        Detail::Hbd { paths } => paths.iter().any(|p| p.address == "127.0.1.84"),
+        Detail::Hbd { paths, .. } => paths.iter().any(|p| p.address == "127.0.1.84"),
         _ => false,
     };
     while !moved(beta.status()) {

@@ -9,13 +9,14 @@ use mio::{
     net::{TcpListener, TcpStream},
 };
 use protocol::{
-    BootTime, Role, codec,
+    BootTime, Role, ServerName, codec,
     local::{
         ctl::{CtlReply, CtlRequest},
         ring::{ElectdToListend, ListendToElectd},
         status::Detail,
     },
     seal::Sealer,
+    version::Since,
     wire::frame::Challenge,
 };
 use std::{
@@ -58,6 +59,8 @@ pub struct Shell {
     notes: Vec<String>,
     limiter: Limiter,
     malformed: u64,
+    /// Why the last connection with a peer came to nothing.
+    failed: BTreeMap<ServerName, String>,
 }
 
 struct Listener {
@@ -95,6 +98,7 @@ impl Shell {
             notes: Vec::new(),
             limiter: Limiter::new(LINE_EVERY),
             malformed: 0,
+            failed: BTreeMap::new(),
         };
         shell.listen();
         shell.links.knock(now());
@@ -188,6 +192,7 @@ impl Shell {
                 Output::Link { server, up } => {
                     if up {
                         log::info!("link to {server} is up");
+                        self.failed.remove(&server);
                     }
                     self.tell(&ListendToElectd::Link { server, up });
                 }
@@ -211,6 +216,9 @@ impl Shell {
                         log::info!("link to {peer} ended: {reason}");
                     } else {
                         log::debug!("connection with {peer} ended: {reason}");
+                    }
+                    if !reason.is_planned() {
+                        self.failed.insert(peer, reason.to_string());
                     }
                     self.close(conn, &last_words);
                 }
@@ -286,12 +294,7 @@ impl Shell {
         }
     }
 
-    fn dial(
-        &mut self,
-        conn: ConnId,
-        peer: &protocol::ServerName,
-        path: usize,
-    ) -> Result<(), Error> {
+    fn dial(&mut self, conn: ConnId, peer: &ServerName, path: usize) -> Result<(), Error> {
         let config = &self.boot.config;
         let nowhere = || Error::Failed(format!("{peer} has no such path"));
         let to = config
@@ -482,7 +485,13 @@ impl Shell {
             .links()
             .map(|(server, up)| (server.clone(), up))
             .collect();
-        self.boot.status(counters, notes, Detail::Listend { links })
+        let down = |name: &ServerName| self.links.links().any(|(peer, up)| peer == name && !up);
+        let failed = self.failed.clone().into_iter();
+        let detail = Detail::Listend {
+            links,
+            failed: Since(failed.filter(|(name, _)| down(name)).collect()),
+        };
+        self.boot.status(counters, notes, detail)
     }
 
     /// Reads configuration and keys again; links are made anew only if something they depend on changed.

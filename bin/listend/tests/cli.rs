@@ -110,11 +110,13 @@ fn two_daemons_carry_signals_between_their_electds_and_outlive_a_restart() {
     let status = alpha.status();
     assert_eq!(status.counters["refused_unlisted"], 5);
     assert_eq!(status.counters["signals_sent"], 201);
-    assert_eq!(
-        status.detail,
-        Detail::Listend {
-            links: vec![(name("beta"), true), (name("gamma"), false)]
-        }
+    let Detail::Listend { links, failed } = &status.detail else {
+        panic!("{status:?}");
+    };
+    assert_eq!(*links, [(name("beta"), true), (name("gamma"), false)]);
+    assert!(
+        matches!(&failed.0[..], [(peer, why)] if *peer == name("gamma") && why.contains("refused")),
+        "{failed:?}"
     );
 
     let start = Instant::now();

@@ -1,7 +1,12 @@
 //! `standin check`: would this server start, and serve?
 
+use crate::{
+    addresses::{self, Found},
+    failover::{self, Known, Weight},
+    host::{Host, SCRIPT_FOLDERS},
+};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use config::{Config, ConfigError, Server};
+use config::{Config, ConfigError, Server, VirtualServer};
 use daemon::{
     Args, Error, durable, machine, println,
     privileges::USER,
@@ -36,30 +41,33 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = crate::args(matches);
     let only = matches.get_flag("config-only");
     let mut report = Report::default();
-    let (config, me) = match daemon::load_config_or_kept(&args) {
-        Ok((config, me, None)) => {
-            report.ok(format!(
-                "{}: cluster {}, this server is {me}",
-                args.config.display(),
-                config.cluster.name
-            ));
-            (config, me)
-        }
-        Ok((config, me, Some(e))) => {
-            report.refused(&e);
-            report.note("the last good configuration is in force; what follows goes by that");
-            (config, me)
-        }
-        Err(e) => {
-            report.refused(&e);
-            if !only {
-                clock(&mut report);
-                folders(&args, &mut report);
-                report.note("all else depends on the configuration: not looked at");
+    let loaded = match daemon::load_or_kept(&args) {
+        Ok(loaded) => loaded,
+        Err(e) => return nothing_to_go_by(&args, &e, only, report),
+    };
+    let config = loaded.config;
+    let me = match loaded.me {
+        Ok(me) => me,
+        Err(why) if only => {
+            report.note(why);
+            if let Err(e) = key(&config, &mut report) {
+                report.refused(&e);
             }
             return report.exit_code();
         }
+        Err(why) => return nothing_to_go_by(&args, &why.into(), only, report),
     };
+    match loaded.refused {
+        None => report.ok(format!(
+            "{}: cluster {}, this server is {me}",
+            args.config.display(),
+            config.cluster.name
+        )),
+        Some(e) => {
+            report.refused(&e);
+            report.note("the last good configuration is in force; what follows goes by that");
+        }
+    }
     if let Err(e) = key(&config, &mut report) {
         report.refused(&e);
     }
@@ -70,8 +78,15 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     if let Some(server) = config.server(&me) {
         rights(server, &mut report);
         if !server.witness {
-            interfaces(&config, &mut report);
-            gate(&config.cluster, &mut report);
+            macs(&config, &mut report);
+            for found in addresses::check(&config, &me) {
+                match found {
+                    Found::Ok(what) => report.ok(what),
+                    Found::Note(what) => report.note(what),
+                    Found::Wrong(what) => report.wrong(what),
+                }
+            }
+            gate(&config, &mut report);
             scripts(&config, &mut report);
             if !config.sets.is_empty() {
                 for found in crate::ssh::check(&config, &me) {
@@ -89,14 +104,25 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         if running {
             local_ways(&config, &args.run_dir, &mut report);
         }
-        clocks(&args, &config, &mut report);
         if !running {
             ports(server, config.cluster.port, &mut report);
         }
+        failover(&args, &config, &me, &mut report);
     }
     executables(&config, &mut report);
     folders(&args, &mut report);
     reservation(&args, &config, &me, &mut report);
+    report.exit_code()
+}
+
+/// There is no configuration that says what else to look at.
+fn nothing_to_go_by(args: &Args, why: &Error, only: bool, mut report: Report) -> ExitCode {
+    report.refused(why);
+    if !only {
+        clock(&mut report);
+        folders(args, &mut report);
+        report.note("all else depends on the configuration: not looked at");
+    }
     report.exit_code()
 }
 
@@ -187,7 +213,8 @@ fn rights(server: &Server, report: &mut Report) {
 }
 
 /// What would keep the lease when electd is killed or stopped.
-fn gate(cluster: &config::Cluster, report: &mut Report) {
+fn gate(config: &Config, report: &mut Report) {
+    let cluster = &config.cluster;
     let have = sys::capabilities().unwrap_or(0);
     let mut refused = Vec::new();
     for kind in GateKind::ALL {
@@ -204,9 +231,21 @@ fn gate(cluster: &config::Cluster, report: &mut Report) {
         }
     }
     let better = takeover::refusals(&refused);
-    if refused.len() < 2
-        && let Err(why) = takeover::check_backstop()
-    {
+    let ebpf = refused.len() < 2;
+    let backstop = match ebpf {
+        true => takeover::check_backstop(),
+        false => Ok(()),
+    };
+    let passes_on = ebpf && backstop.is_ok() || refused.len() > 2;
+    if !passes_on && let Some(interface) = addresses::forwards_for(config) {
+        report.wrong(format!(
+            "this server forwards packets, and {interface} is up: what comes by it (containers, guests) does not reach a \
+             virtual address while another server is its master; give this server the eBPF gate and nftables (below is \
+             what is refused), or let nothing behind it use the virtual addresses (net.ipv4.ip_forward = 0 and \
+             net.ipv6.conf.all.forwarding = 0)"
+        ));
+    }
+    if let Err(why) = backstop {
         report.note(format!(
             "gate: no backstop: an interface that comes while electd is stopped or killed answers for the addresses that \
              it then has (nftables refused: {why})"
@@ -224,35 +263,25 @@ fn gate(cluster: &config::Cluster, report: &mut Report) {
     }
 }
 
-fn interfaces(config: &Config, report: &mut Report) {
+fn macs(config: &Config, report: &mut Report) {
     for v in &config.virtual_servers {
-        let interface = v.interface.as_str();
-        match nix::net::if_::if_nametoindex(interface) {
-            Ok(_) => report.ok(format!("virtual server {}: interface {interface} is here", v.name)),
-            Err(_) => report.wrong(format!(
-                "virtual server {}: no interface {interface} on this host; see `ip link` and mend interface in {}",
+        let Some(mac) = v.mac else { continue };
+        match takeover::check_mac(v.interface.as_str()) {
+            Ok(()) => report.ok(format!(
+                "virtual server {}: at MAC address {mac} on whichever server",
+                v.name
+            )),
+            Err(why) => report.wrong(format!(
+                "virtual server {}: mac: {why} (in {})",
                 v.name,
                 config.file.display()
             )),
-        }
-        if let Some(mac) = v.mac {
-            match takeover::check_mac(interface) {
-                Ok(()) => report.ok(format!(
-                    "virtual server {}: at MAC address {mac} on whichever server",
-                    v.name
-                )),
-                Err(why) => report.wrong(format!(
-                    "virtual server {}: mac: {why} (in {})",
-                    v.name,
-                    config.file.display()
-                )),
-            }
         }
     }
 }
 
 fn scripts(config: &Config, report: &mut Report) {
-    for part in ["master.d", "slave.d"] {
+    for part in SCRIPT_FOLDERS {
         let folder = config.scripts.directory.join(part);
         if !folder.is_dir() {
             report.note(format!(
@@ -310,25 +339,42 @@ fn local_ways(config: &Config, run_dir: &Path, report: &mut Report) {
     }
 }
 
-/// How far the other servers' clocks are from this one's.
-fn clocks(args: &Args, config: &Config, report: &mut Report) {
-    let limit = config.time.max_skew;
-    let doctord = daemon::ctl::detail(&args.run_dir, Role::Doctord, TIMEOUT);
-    let Some(Detail::Doctord { offsets, .. }) = doctord else {
-        return;
-    };
-    for (name, offset) in &offsets {
-        let words = offset.in_words();
-        if u128::from(offset.least_ns()) <= limit.as_nanos() {
-            report.ok(format!("clock of {name}: {words}"));
-        } else {
-            report.wrong(format!(
-                "clock of {name}: {words}, more than max_skew = {:?}: what both have changed stays in conflict, for \
-                 no modification time decides; compare both with a third clock, set the one that is wrong (best while \
-                 it holds no address), and let a time daemon or [time] discipline keep it",
-                limit
+/// What the next failure would meet.
+fn failover(args: &Args, config: &Config, me: &ServerName, report: &mut Report) {
+    let host = Host::look(config, me);
+    let sound = |v: &&VirtualServer| !host.interfaces.contains_key(&v.name);
+    if config.server(me).is_some_and(|s| !s.witness) {
+        for v in config.virtual_servers.iter().filter(sound) {
+            let (name, interface) = (&v.name, &v.interface);
+            report.ok(format!(
+                "virtual server {name}: interface {interface} is here and up"
             ));
         }
+    }
+    let answers = failover::ask(&args.run_dir, config);
+    let judgement = failover::judge(&Known {
+        config,
+        now: daemon::now(),
+        answers: &answers,
+        host: &host,
+    });
+    if let Some(Detail::Doctord { offsets, .. }) = answers.get(&Role::Doctord).map(|s| &s.detail) {
+        let limit = config.time.max_skew.as_nanos();
+        for (name, offset) in offsets {
+            if u128::from(offset.least_ns()) <= limit {
+                report.ok(format!("clock of {name}: {}", offset.in_words()));
+            }
+        }
+    }
+    for finding in &judgement.findings {
+        match finding.weight {
+            Weight::Outage => report.wrong(format!("cannot fail over: {finding}")),
+            Weight::Weakness => report.wrong(finding),
+            Weight::Remark => report.note(finding),
+        }
+    }
+    if judgement.can(None) == Some(true) {
+        report.ok("can fail over");
     }
 }
 

@@ -1,8 +1,11 @@
 //! standin, the operator's command (standin(8)). One file for each subcommand.
 
+mod addresses;
 mod check;
 mod child;
 mod control;
+mod failover;
+mod host;
 mod init;
 mod keygen;
 mod lab;

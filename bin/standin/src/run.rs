@@ -1,7 +1,7 @@
 //! `standin run`: the main daemon. It starts the roles, restarts a dead one at once, and stops them in order;
 //! the roles outlive it and a new main daemon finds them again. Every second it looks after them and the run-dir.
 
-use crate::{child::Keeper, planned, process, pulse};
+use crate::{child::Keeper, failover::alarm::Alarms, planned, process, pulse};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::{ClusterKeys, Config, ConfigError};
 use daemon::{Args, Boot, Error, Event, EventLoop, START_PRIORITY, eprintln, println};
@@ -104,11 +104,16 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
 /// Starts the main daemon in a session of its own and waits until it serves; its process number.
 fn detach(args: &Args, log: &Path) -> Result<u32, Error> {
     // What is wrong with the configuration is said here, where somebody reads it.
-    let (config, me, refused) = daemon::load_config_or_kept(args)?;
-    if let Some(e) = refused {
-        eprintln!("standin: {e}\nstandin: the last good configuration is in force");
+    let loaded = daemon::load_or_kept(args)?;
+    if let Some(e) = &loaded.refused {
+        eprintln!(
+            "standin: {e}
+standin: the last good configuration is in force"
+        );
     }
-    startable(&config, &me, args)?;
+    if let Ok(me) = &loaded.me {
+        startable(&loaded.config, me, args)?;
+    }
     let failed = |what: String| move |e| Error::io(what, e);
     let log = &std::path::absolute(log).map_err(failed("cannot find the folder".into()))?;
     let output = daemon::open_log(log);
@@ -127,6 +132,13 @@ fn detach(args: &Args, log: &Path) -> Result<u32, Error> {
         .stderr(errors)
         .spawn();
     let child = child.map_err(failed("cannot start the main daemon".into()))?;
+    if loaded.me.is_err() {
+        println!(
+            "this host has no address of a server of {} yet: waiting for one",
+            args.config.display()
+        );
+        return Ok(child.id());
+    }
     await_service(child, args, log)
 }
 
@@ -176,7 +188,15 @@ fn main_daemon(boot: Boot) -> Result<(), Error> {
         look_again: None,
         look_after: now,
         stopping: false,
+        alarms: None,
     };
+    main.alarms = Alarms::start(
+        main.boot.args.clone(),
+        main.boot.config.clone(),
+        main.boot.me.clone(),
+    )
+    .inspect_err(|e| log::error!("no alarms: cannot start a thread: {e}"))
+    .ok();
     main.adopt()?;
     main.work()?;
     main.boot.ready();
@@ -294,6 +314,7 @@ struct Main {
     /// When the roles are greeted and the run-dir is looked after.
     look_after: BootTime,
     stopping: bool,
+    alarms: Option<Alarms>,
 }
 
 impl Main {
@@ -461,6 +482,7 @@ impl Main {
         if !self.stopping {
             log::info!("stopping");
             self.stopping = true;
+            self.alarms.take();
             self.reloads.clear();
             self.next_reload = None;
             for keeper in &mut self.keepers {
@@ -509,6 +531,9 @@ impl Main {
             return;
         }
         self.boot.keep_config();
+        if let Some(alarms) = &self.alarms {
+            alarms.configure(self.boot.config.clone());
+        }
         let keys = match self.boot.keys() {
             Ok(keys) => Some(keys),
             Err(e) => {

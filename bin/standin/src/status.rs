@@ -1,6 +1,10 @@
 //! `standin status`: what the roles of this server tell, put together.
 
-use crate::verdict;
+use crate::{
+    failover::{self, Judgement, Known},
+    host::Host,
+    verdict,
+};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use config::Config;
 use daemon::{STATUS_GROUP, ctl::CallError, eprintln, print, println};
@@ -17,6 +21,7 @@ use protocol::{
 };
 use serde_json::{Map, Value, json};
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     fmt::{self, Write as _},
     process::ExitCode,
@@ -48,7 +53,8 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     let args = crate::args(matches);
     let check = matches.get_flag("check");
     // The daemons serve whatever the file says by now.
-    let (config, me, refused) = match daemon::load_config_or_kept(&args) {
+    let loaded = daemon::load_or_kept(&args).and_then(|l| Ok((l.config, l.me?, l.refused)));
+    let (config, me, refused) = match loaded {
         Ok(found) => found,
         Err(e) if check => return verdict::end(verdict::State::Unknown, &e.to_string()),
         Err(e) => return crate::fail(&e),
@@ -64,6 +70,8 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         failures: BTreeMap::new(),
         refused: refused.map(|e| e.to_string()),
         maintenance_since: daemon::maintenance::since(&args.state_dir),
+        host: Host::look(&config, &me),
+        judgement: OnceCell::new(),
     };
     for role in roles(&config) {
         match daemon::ctl::call(&args.run_dir, role, &CtlRequest::Status, TIMEOUT) {
@@ -130,6 +138,9 @@ pub(crate) struct Picture<'a> {
     refused: Option<String>,
     /// In seconds since 1970, as far as this user may read it.
     maintenance_since: Option<u64>,
+    host: Host,
+    /// What all of it says about a failover, once it is complete.
+    judgement: OnceCell<Judgement>,
 }
 
 impl Picture<'_> {
@@ -232,6 +243,17 @@ impl Picture<'_> {
         first.and_then(|v| v.master.as_ref().map(|m| (m, v.term.0)))
     }
 
+    fn judgement(&self) -> &Judgement {
+        self.judgement.get_or_init(|| {
+            failover::judge(&Known {
+                config: self.config,
+                now: self.now,
+                answers: &self.answers,
+                host: &self.host,
+            })
+        })
+    }
+
     fn notes(&self) -> Vec<String> {
         let down = self.failures.values().filter(|why| !why.is_forbidden());
         let forbidden = self.failures.values().find(|why| why.is_forbidden());
@@ -246,7 +268,14 @@ impl Picture<'_> {
             .iter()
             .flat_map(|(role, s)| s.notes.iter().map(move |n| format!("{role}: {n}")));
         let scripts = self.virtual_servers().iter().filter_map(failed_scripts);
-        self.refused.iter().cloned().chain(notes).chain(scripts)
+        let found = self.judgement().findings.iter();
+        let found = found.map(|f| format!("failover: {f}"));
+        self.refused
+            .iter()
+            .cloned()
+            .chain(notes)
+            .chain(scripts)
+            .chain(found)
     }
 
     /// By this server's clock, which may have been set since.
@@ -305,6 +334,7 @@ impl Picture<'_> {
             "paths": self.paths_json(),
             "links": self.links_json(),
             "interfaces": self.interfaces_json(),
+            "can_fail_over": self.judgement().can(None),
             "counters": counters.collect::<Map<String, Value>>(),
             "notes": self.notes(),
         })
@@ -354,6 +384,7 @@ impl Picture<'_> {
             "changed": self.changed(v).map(|at| self.wall(at).as_secs()),
             "scripts": v.scripts.0.as_ref().map(|s| self.scripts_json(s)),
             "lease_left_ms": left,
+            "can_fail_over": self.judgement().can(Some(&v.name)),
             "clients": v.clients.as_ref().map(clients_json),
         })
     }
@@ -369,7 +400,8 @@ impl Picture<'_> {
     }
 
     fn paths_json(&self) -> Vec<Value> {
-        let Some(Detail::Hbd { paths }) = self.answers.get(&Role::Hbd).map(|s| &s.detail) else {
+        let Some(Detail::Hbd { paths, .. }) = self.answers.get(&Role::Hbd).map(|s| &s.detail)
+        else {
             return Vec::new();
         };
         let path = |p: &protocol::local::status::PathStatus| {
@@ -384,7 +416,8 @@ impl Picture<'_> {
     }
 
     fn links_json(&self) -> Vec<Value> {
-        let Some(Detail::Listend { links }) = self.answers.get(&Role::Listend).map(|s| &s.detail)
+        let Some(Detail::Listend { links, .. }) =
+            self.answers.get(&Role::Listend).map(|s| &s.detail)
         else {
             return Vec::new();
         };
@@ -522,7 +555,8 @@ impl Picture<'_> {
             }
         )?;
         let Some(electd) = self.electd() else {
-            return out.write_str("\n\n");
+            out.write_str("\n")?;
+            return self.write_failover(out);
         };
         if electd.maintenance {
             out.write_str(", in maintenance")?;
@@ -535,14 +569,27 @@ impl Picture<'_> {
         let voters: Vec<&str> = electd.voters.iter().map(ServerName::as_str).collect();
         writeln!(
             out,
-            "quorum {}: {} voters heard, {} needed; roster {}: {}; lease {} ms\n",
+            "quorum {}: {} voters heard, {} needed; roster {}: {}; lease {} ms",
             electd.quorum,
             electd.quorum_have,
             electd.quorum_need,
             electd.roster,
             voters.join(" "),
             electd.lease.as_millis()
-        )
+        )?;
+        self.write_failover(out)
+    }
+
+    fn write_failover(&self, out: &mut String) -> std::fmt::Result {
+        let all: Vec<_> = self
+            .virtual_servers()
+            .iter()
+            .map(|v| v.name.clone())
+            .collect();
+        for line in self.judgement().lines(&all) {
+            writeln!(out, "{line}")?;
+        }
+        out.write_str("\n")
     }
 
     /// What guards the addresses, once if it is the same everywhere.
@@ -699,8 +746,12 @@ pub(crate) mod tests {
     use super::*;
     use protocol::{
         RosterVersion, Term,
-        local::{ring::Health, status::FailedScript},
+        local::{
+            ring::{Health, HealthState},
+            status::FailedScript,
+        },
         version::Since,
+        wire::beat::Participation,
     };
     use std::path::Path;
 
@@ -757,6 +808,9 @@ pub(crate) mod tests {
                     output: "no such service".into(),
                 }),
             })),
+            fit: Since(Some(vec![0])),
+            unfit: Since(None),
+            gated: Since(Some(true)),
         };
         Detail::Electd(Box::new(ElectdStatus {
             server: "alpha".parse().unwrap(),
@@ -780,6 +834,8 @@ pub(crate) mod tests {
                 freshness: (Term(7), 2),
                 config_differs: true,
                 withdrawn: Since(false),
+                witness: Since(false),
+                participation: Since(Some(Participation::Active)),
             }],
             virtual_servers: vec![view("mail", "slave", "beta"), view("web", role, "alpha")],
             abstains: Since(false),
@@ -821,6 +877,8 @@ pub(crate) mod tests {
             failures,
             refused: None,
             maintenance_since: None,
+            host: Host::default(),
+            judgement: OnceCell::new(),
         })
     }
 
@@ -990,6 +1048,8 @@ pub(crate) mod tests {
             freshness: (Term(7), 2),
             config_differs: false,
             withdrawn: Since(withdrawn),
+            witness: Since(false),
+            participation: Since(None),
         };
         for (state, withdrawn, word) in [
             (HealthState::Dead, true, "left"),

@@ -4,8 +4,9 @@
 
 use protocol::owner::{Id, Mac, Machine, Owner};
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -868,6 +869,8 @@ fn the_last_good_configuration_is_kept_and_serves_while_the_file_is_bad() {
     let run = Run::new(ROLE);
     let kept = || fs::read_to_string(run.place.path("run/last-good.toml")).unwrap();
     let first = kept();
+    let server = fs::read_to_string(run.place.path("run/last-server"));
+    assert_eq!(server.unwrap(), "alpha\n");
     run.place.configure("[cluster]\nnmae = \"web\"\n");
     let (code, text) = run.place.run("status");
     assert_eq!(code, 1, "no real electd answers");
@@ -898,6 +901,91 @@ fn a_missing_executable_is_named() {
         text.contains("bin/hbd is missing; install it beside"),
         "{text}"
     );
+}
+
+#[test]
+fn a_host_without_an_address_of_a_server_waits_and_says_so() {
+    let place = Place::new();
+    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
+    manager
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let bin = place.path_of_bin();
+    install(&bin);
+    let elsewhere = CONFIG.replace("127.0.0.", "203.0.113.");
+    place.configure(&elsewhere);
+    let nameless = |line: &str| {
+        let mut command = Command::new(bin.join("standin"));
+        place.complete(&mut command, line);
+        let given = command.get_args().map(OsStr::to_owned);
+        let given: Vec<_> = given.take_while(|a| a != "--server").collect();
+        let mut command = Command::new(bin.join("standin"));
+        command.args(given);
+        command
+    };
+    let (code, text) = told_of(&mut nameless("check --config-only"));
+    assert_eq!(code, 0, "init scripts may start it: {text}");
+    assert!(text.contains("a daemon waits until it has one"), "{text}");
+    let (code, _) = told_of(&mut nameless("check"));
+    assert_eq!(code, 2);
+    let log = place.path("main.log");
+    let mut command = nameless("run --daemon");
+    command
+        .env("NOTIFY_SOCKET", place.path("notify"))
+        .env("WATCHDOG_USEC", "10000000");
+    let (code, text) = told(command.arg("--log").arg(&log).output().unwrap());
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("yet: waiting for one"), "{text}");
+    let (_, pid) = text.split_once("runs, pid ").unwrap();
+    let (pid, _) = pid.split_once(',').unwrap();
+    let says = |what: &str| {
+        await_that(what, || {
+            fs::read_to_string(&log).ok()?.contains(what).then_some(())
+        });
+    };
+    says("is not in the list: none of alpha, beta, tie");
+    says("waiting until this host has an address");
+    let notified = || {
+        let mut buffer = [0; 128];
+        let n = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..n]).into_owned()
+    };
+    assert!(notified().starts_with("READY=1\nSTATUS=waiting until this host"));
+    assert_eq!(notified(), "WATCHDOG=1");
+    assert!(place.path("run/main.waiting").exists());
+    // Neither a file that is bad for a moment nor a log that was renamed ends it.
+    place.configure(&elsewhere.replace("192.0.2.10/24", "nowhere"));
+    says("[[virtual_server]]");
+    fs::rename(&log, place.path("main.log.1")).unwrap();
+    kill("HUP", pid);
+    await_that("the new log", || log.exists().then_some(()));
+    place.configure(&CONFIG.replace("127.0.0.11", "127.0.0.1"));
+    says("this host is alpha now");
+    says("bin/hbd is missing");
+    assert!(!place.path("run/main.waiting").exists());
+}
+
+#[test]
+fn a_server_whose_address_is_gone_for_a_while_stays_itself() {
+    let place = Place::new();
+    let elsewhere = CONFIG.replace("127.0.0.", "203.0.113.");
+    place.configure(&elsewhere);
+    fs::create_dir(place.path("run")).unwrap();
+    let check = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_standin"));
+        command.args(["check", "--config"]);
+        command.arg(place.path("standin.toml"));
+        told_of(command.arg("--run-dir").arg(place.path("run")))
+    };
+    assert_eq!(check().0, 2);
+    fs::write(place.path("run/last-server"), "beta\n").unwrap();
+    let (_, text) = check();
+    assert!(text.contains("this server is beta"), "{text}");
+    place.configure(&CONFIG.replace("127.0.0.11", "127.0.0.1"));
+    let (_, text) = check();
+    assert!(text.contains("this server is alpha"), "{text}");
+    place.configure(&elsewhere.replace("beta", "delta"));
+    assert_eq!(check().0, 2);
 }
 
 #[test]

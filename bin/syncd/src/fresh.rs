@@ -121,14 +121,14 @@ fn change(
 }
 
 /// The units that count in elections.
-fn units(config: &Config, me: &ServerName) -> Result<Vec<Unit>, String> {
+fn units(config: &Config, me: &ServerName, args: &Args) -> Vec<Unit> {
     let witness = config.server(me).is_some_and(|s| s.witness);
-    units::of(config, |set| set.on.election && !witness)
+    units::of(config, &args.state_dir, |set| set.on.election && !witness)
 }
 
 /// How fresh this server is: the least fresh of what counts, if all of it is there as it was looked at.
 pub fn now(config: &Config, me: &ServerName, args: &Args) -> Result<Freshness, String> {
-    let units = units(config, me)?;
+    let units = units(config, me, args);
     let fresh = units.iter().map(|unit| {
         let whole = whole(unit, &unit.state(&args.state_dir));
         whole.map_err(|why| format!("{}: {why}", unit.name))
@@ -140,6 +140,9 @@ pub fn now(config: &Config, me: &ServerName, args: &Args) -> Result<Freshness, S
 /// How fresh a unit is, by a glimpse at it: the index is not opened, for a run may have it.
 fn whole(unit: &Unit, state: &Path) -> Result<Freshness, String> {
     let told = |e: io::Error| e.to_string();
+    if let Some(fault) = &unit.fault {
+        return Err(fault.clone());
+    }
     if !state.join("index").try_exists().map_err(told)? {
         return Err("its index is lost".into());
     }
@@ -147,7 +150,8 @@ fn whole(unit: &Unit, state: &Path) -> Result<Freshness, String> {
     let known = stamp.seen?;
     let root = Set::glimpse(unit.own(), &unit.root).map_err(|e| e.to_string())?;
     let filled = known.filled && is_filled(unit).map_err(told)?;
-    let same = recognise(&known.root, &root, known.filled.into(), filled.into());
+    let had = known.filled && !unit.may_be_empty();
+    let same = recognise(&known.root, &root, had.into(), filled.into());
     same.map_err(|doubt| {
         let root = unit.root.display().to_string();
         store::Error::Root { root, doubt }.to_string()
@@ -172,7 +176,7 @@ fn is_filled(unit: &Unit) -> io::Result<bool> {
 pub fn look(config: &Config, me: &ServerName, args: &Args, all: bool) {
     let here = machine::present(config, me);
     // What is missing is told by `now`, too.
-    for unit in units(config, me).unwrap_or_default() {
+    for unit in units(config, me, args) {
         if all || whole(&unit, &unit.state(&args.state_dir)).is_err() {
             let _ = open(&unit, &here, args);
         }
@@ -192,7 +196,7 @@ fn open(unit: &Unit, here: &Present, args: &Args) -> Result<Local, String> {
 
 /// Numbers what is here as the next run of `term`, of which this server is master, if anything is new since the last.
 pub fn number(config: &Config, me: &ServerName, args: &Args, term: Term) -> Result<bool, String> {
-    let (here, locals) = (machine::present(config, me), units(config, me)?);
+    let (here, locals) = (machine::present(config, me), units(config, me, args));
     let locals: Result<Vec<Local>, _> = locals.iter().map(|u| open(u, &here, args)).collect();
     let mut stamps = Vec::new();
     for local in locals? {
@@ -310,7 +314,7 @@ mod tests {
             state_dir: folder.path().join("state"),
             server: None,
         };
-        let [unit] = &units(&config, &me).unwrap()[..] else {
+        let [unit] = &units(&config, &me, &args)[..] else {
             panic!("one set")
         };
         let on_machine = |mac: u8| {
@@ -363,7 +367,7 @@ mod tests {
         doubt("its index is lost");
         look();
         assert_eq!(now(), Ok(fresh(0, 0)), "an empty set is one, too");
-        let [unit] = &units(&config, &me).unwrap()[..] else {
+        let [unit] = &units(&config, &me, &args)[..] else {
             panic!("one set")
         };
         let state = unit.state(&args.state_dir);

@@ -72,9 +72,7 @@ impl Ground {
     /// Whether something was changed here, by somebody else than syncd, since it was last passed on.
     fn has_news(&self, job: &Job) -> bool {
         let wanted = |set: &config::SyncSet| job.sets.contains(&set.name);
-        let Ok(units) = units::of(&self.config, wanted) else {
-            return true; // the run will say what is wrong
-        };
+        let units = units::of(&self.config, &self.args.state_dir, wanted);
         let here = machine::present(&self.config, &self.me);
         let mut news = false;
         for unit in units {
@@ -108,7 +106,7 @@ impl Ground {
             .filter(|s| job.peers.contains(&s.name))
             .collect();
         let outcomes = &mut ended.outcomes;
-        let ran = run::sync(
+        run::sync(
             &self.config,
             &self.me,
             &self.args,
@@ -133,10 +131,6 @@ impl Ground {
                 outcomes.insert((set, one.peer.clone()), outcome);
             },
         );
-        if let Err(why) = ran {
-            log::error!("{why}");
-            fail(job, &why, ended);
-        }
     }
 }
 

@@ -71,6 +71,9 @@ impl Local {
         args: &Args,
         allowed: Allowed,
     ) -> Result<Self, String> {
+        if let Some(fault) = &unit.fault {
+            return Err(fault.clone());
+        }
         let me = &here.owner.server;
         let state_dir = unit.state(&args.state_dir);
         std::fs::create_dir_all(&state_dir)
@@ -126,7 +129,9 @@ impl Local {
 
     /// Keeps what is here now, before anything takes its place; what could not be kept.
     pub fn keep(&self) -> Result<Listing, store::Error> {
-        self.versions.keep(&self.set, &self.index)
+        let mut others = self.clocks.iter().map(|(name, _)| name);
+        let agrees = !others.any(|name| may_be_apart(&self.clocks, name, self.skew_ns()));
+        self.versions.keep(&self.set, &self.index, agrees)
     }
 
     /// Finds out what changed.
@@ -136,7 +141,7 @@ impl Local {
             held: self.held,
             unit: self.skew_ns(),
             excluded: &|path, directory| self.unit.excludes(path, directory),
-            may_be_empty: self.allowed.deletes,
+            may_be_empty: self.allowed.deletes || self.unit.may_be_empty(),
         };
         let locks = accounts::quiet(&self.unit)?;
         let summary =

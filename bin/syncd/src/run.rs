@@ -96,13 +96,10 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
         fine &= ended.outcome.is_ok_and(|done| done.complete);
     };
     let board = &wanted.board;
-    match board.beside(|| sync(config, me, args, &wanted, &peers, &sessions, &mut told)) {
-        Ok(()) if fine => ExitCode::SUCCESS,
-        Ok(()) => ExitCode::FAILURE,
-        Err(why) => {
-            eprintln!("syncd: {why}");
-            ExitCode::FAILURE
-        }
+    let of_use = board.beside(|| sync(config, me, args, &wanted, &peers, &sessions, &mut told));
+    match fine && of_use {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 
@@ -135,7 +132,8 @@ impl Done {
     }
 }
 
-/// Makes the wanted sets alike with these servers, and tells how each unit fared with each.
+/// Makes the wanted sets alike with these servers, and tells how each unit fared with each. Whether every unit could be
+/// looked at.
 pub fn sync(
     config: &Config,
     me: &ServerName,
@@ -144,7 +142,7 @@ pub fn sync(
     peers: &[&Server],
     sessions: &Sessions,
     told: &mut dyn FnMut(Ended<'_>),
-) -> Result<(), String> {
+) -> bool {
     let run = Run {
         config,
         here: machine::present(config, me),
@@ -153,7 +151,9 @@ pub fn sync(
         sessions,
     };
     let mut lost = BTreeMap::new();
-    for unit in &units::of(config, |set| wanted.set(set.name.as_str()))? {
+    let wanted = |set: &config::SyncSet| run.wanted.set(set.name.as_str());
+    let units = units::of(config, &args.state_dir, wanted);
+    for unit in &units {
         for (peer, outcome) in run.unit(unit, peers, &mut lost) {
             told(Ended {
                 unit,
@@ -162,7 +162,7 @@ pub fn sync(
             });
         }
     }
-    Ok(())
+    units.iter().all(|unit| unit.fault.is_none())
 }
 
 /// Why one unit did not get through with one server.
@@ -284,6 +284,10 @@ type Outcomes<'a> = Vec<(&'a Server, Result<Done, String>)>;
 impl Run<'_> {
     /// One unit with all servers at once.
     fn unit<'p>(&self, unit: &Unit, peers: &[&'p Server], lost: &mut Lost) -> Outcomes<'p> {
+        if let Some(why) = &unit.fault {
+            self.complain(&format!("syncd: {why}"));
+            return peers.iter().map(|p| (*p, Err(why.clone()))).collect();
+        }
         let mut outcomes: Outcomes<'p> = Vec::new();
         let mut left = Vec::new();
         let mut before = BTreeMap::new();

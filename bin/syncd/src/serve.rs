@@ -261,10 +261,15 @@ impl Origin for Asked<'_> {
                 other.server, config.cluster.name
             ));
         }
-        let units = units::of(&config, |_| true)?;
-        let unit = units.into_iter().find(|u| u.name == set).ok_or_else(|| {
-            format!("{me} keeps no {set} alike: is the configuration the same on all servers?")
+        let units = units::of(&config, &self.args.state_dir, |_| true);
+        let unit = units.iter().find(|u| u.name == set).ok_or_else(|| {
+            let faults = units.iter().filter_map(|u| u.fault.as_deref());
+            let faults: String = faults.map(|why| format!("; {why}")).collect();
+            format!(
+                "{me} keeps no {set} alike: is the configuration the same on all servers?{faults}"
+            )
         })?;
+        let unit = unit.clone();
         *self.client.borrow_mut() = Some((other.server.clone(), unit.pace.clone()));
         let here = machine::present(&config, &me);
         let local = Local::open(unit, &here, self.args, Allowed::default())?;

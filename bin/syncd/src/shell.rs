@@ -288,7 +288,8 @@ impl Shell {
         for set in self.boot.config.sets.iter().filter(|s| s.on.change) {
             let (config, reporter) = (Arc::clone(&self.boot.config), self.reporter.clone());
             let (name, told) = (set.name.clone(), set.name.clone());
-            let units = move || units::of(&config, |s| s.name == name);
+            let state_dir = self.boot.args.state_dir.clone();
+            let units = move || units::of(&config, &state_dir, |s| s.name == name);
             let tell = move |word| reporter.tell(Report::Watch(told.clone(), word));
             match change::watch(units, tell) {
                 Ok(watch) => drop(self.watches.insert(set.name.clone(), watch)),

@@ -33,6 +33,8 @@ pub struct Unit {
     pub root: PathBuf,
     /// How fast its contents go; one for all units of the set.
     pub pace: Pace,
+    /// Why nothing may be done with it now.
+    pub fault: Option<String>,
     /// These files of it only.
     only: Option<BTreeSet<Vec<u8>>>,
     excludes: Gitignore,
@@ -63,7 +65,41 @@ impl Unit {
 
     /// The set that it belongs to.
     pub fn set(&self) -> Option<ServerName> {
-        self.name.split(':').next()?.parse().ok()
+        self.set_name().parse().ok()
+    }
+
+    fn set_name(&self) -> &str {
+        self.name.split(':').next().unwrap_or_default()
+    }
+
+    /// Nothing need be there: single files come and go.
+    pub fn may_be_empty(&self) -> bool {
+        self.only.is_some()
+    }
+
+    fn with(
+        &self,
+        name: String,
+        root: &FsPath,
+        only: Option<BTreeSet<Vec<u8>>>,
+        fault: Option<String>,
+    ) -> Self {
+        Self {
+            name,
+            root: root.to_owned(),
+            only,
+            fault: self.fault.clone().or(fault),
+            ..self.clone()
+        }
+    }
+
+    /// Account files have a stage of their own beside other files.
+    fn overlaps(&self, other: &Self) -> bool {
+        let apart = match (&self.only, &other.only) {
+            (Some(a), Some(b)) => self.accounts != other.accounts && a.is_disjoint(b),
+            _ => false,
+        };
+        self.root == other.root && !apart
     }
 
     /// Where what belongs to it is kept.
@@ -84,8 +120,7 @@ impl Unit {
 
     /// Whether it is one of this set's.
     pub fn is_of(&self, set: &SyncSet) -> bool {
-        let (name, _) = self.name.split_once(':').unwrap_or_default();
-        name == set.name.as_str()
+        self.set_name() == set.name.as_str()
     }
 
     /// The pattern that a path, or a directory above it, is left out by.
@@ -114,101 +149,83 @@ fn state_of(name: &str, state_dir: &FsPath) -> PathBuf {
     state_dir.join("sync").join(file)
 }
 
-/// The units of these sets, or what is wrong with them.
-pub fn of(config: &Config, wanted: impl Fn(&SyncSet) -> bool) -> Result<Vec<Unit>, String> {
-    units(config, wanted, |set, path, e| {
-        Err(format!(
-            "set {}: {}: {e}; if it shall be there, make it, empty (mkdir or touch): what is missing might only not \
-             be mounted",
-            set.name,
-            path.display()
-        ))
-    })
-}
-
-/// The same where something is missing: it is taken for the directory that it was, as what is kept of it tells, or else
-/// for a file.
-pub fn former(config: &Config, state_dir: &FsPath) -> Result<Vec<Unit>, String> {
-    units(
-        config,
-        |_| true,
-        |set, path, _| {
-            let name = format!("{}:{}", set.name, path.display());
-            Ok(state_of(&name, state_dir).is_dir())
-        },
-    )
-}
-
-fn units(
-    config: &Config,
-    wanted: impl Fn(&SyncSet) -> bool,
-    missing: impl Fn(&SyncSet, &FsPath, std::io::Error) -> Result<bool, String>,
-) -> Result<Vec<Unit>, String> {
-    let mut units = Vec::new();
-    let mut roots = BTreeMap::<_, Vec<_>>::new();
+/// The units of these sets. A path that is missing is taken for what it was, as what is kept of it tells; what is wrong
+/// with a unit keeps no other one up.
+pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool) -> Vec<Unit> {
+    let mut units: Vec<Unit> = Vec::new();
     for set in &config.sets {
-        let (excludes, pace) = (excludes(set)?, Pace::of(set.rate));
-        let mut files: BTreeMap<PathBuf, BTreeSet<Vec<u8>>> = BTreeMap::new();
-        let mut directories = Vec::new();
-        for path in &set.paths {
-            let is_directory = match std::fs::symlink_metadata(path) {
-                Ok(found) => found.is_dir(),
-                Err(e) => missing(set, path, e)?,
-            };
-            match (is_directory, path.parent(), path.file_name()) {
-                (true, ..) if set.merge_accounts => {
-                    return Err(format!(
-                        "set {}: {} is a directory, and an account file is to be merged",
-                        set.name,
-                        path.display()
-                    ));
-                }
-                (true, ..) => directories.push(path.clone()),
-                (false, Some(parent), Some(name)) => {
-                    let names = files.entry(parent.to_owned()).or_default();
-                    names.insert(name.as_bytes().to_vec());
-                }
-                (false, ..) => return Err(format!("{}: no name", path.display())),
-            }
-        }
-        let directories = directories.into_iter().map(|root| (root, None));
-        let files = files.into_iter().map(|(root, only)| (root, Some(only)));
-        for (root, only) in directories.chain(files) {
-            let there: &mut Vec<(Option<BTreeSet<_>>, bool, _)> =
-                roots.entry(root.clone()).or_default();
-            // Account files have a stage of their own beside other files.
-            let apart = |(names, accounts, _): &(Option<BTreeSet<_>>, bool, _)| match (names, &only)
-            {
-                (Some(names), Some(only)) => {
-                    *accounts != set.merge_accounts && names.is_disjoint(only)
-                }
-                _ => false,
-            };
-            let other = there.iter().find(|other| !apart(other));
-            if let Some((_, _, other)) = other {
-                return Err(format!(
-                    "{} belongs to the sets {other} and {}; put what is in it into one set",
-                    root.display(),
+        let patterns = excludes(set);
+        let template = Unit {
+            name: String::new(),
+            delete_limit: set.delete_limit,
+            max_skew: config.time.max_skew,
+            keep: set.keep.map(kept),
+            accounts: set.merge_accounts,
+            root: PathBuf::new(),
+            pace: Pace::of(set.rate),
+            fault: patterns.as_ref().err().cloned(),
+            only: None,
+            excludes: patterns.unwrap_or_else(|_| Gitignore::empty()),
+        };
+        for mut unit in of_set(set, &template, state_dir) {
+            if let Some(other) = units.iter().find(|other| other.overlaps(&unit)) {
+                let why = format!(
+                    "{} belongs to the sets {} and {}; put what is in it into one set",
+                    unit.root.display(),
+                    other.set_name(),
                     set.name
-                ));
+                );
+                unit.fault.get_or_insert(why);
             }
-            there.push((only.clone(), set.merge_accounts, &set.name));
-            if wanted(set) {
-                units.push(Unit {
-                    name: format!("{}:{}", set.name, root.display()),
-                    delete_limit: set.delete_limit,
-                    max_skew: config.time.max_skew,
-                    keep: set.keep.map(kept),
-                    accounts: set.merge_accounts,
-                    root,
-                    pace: pace.clone(),
-                    only,
-                    excludes: excludes.clone(),
-                });
-            }
+            units.push(unit);
         }
     }
-    Ok(units)
+    let of_wanted = |unit: &Unit| config.sets.iter().any(|set| unit.is_of(set) && wanted(set));
+    units.retain(of_wanted);
+    units
+}
+
+fn of_set(set: &SyncSet, template: &Unit, state_dir: &FsPath) -> Vec<Unit> {
+    let mut units = Vec::new();
+    let mut files: BTreeMap<&FsPath, (BTreeSet<Vec<u8>>, Option<String>)> = BTreeMap::new();
+    let name = |root: &FsPath| format!("{}:{}", set.name, root.display());
+    for path in &set.paths {
+        let known = |root: &FsPath| state_of(&name(root), state_dir).is_dir();
+        let (is_directory, fault) = match std::fs::symlink_metadata(path) {
+            Ok(found) if found.is_dir() && set.merge_accounts => {
+                let why = "is a directory, and an account file is to be merged";
+                (true, Some(format!("{} {why}", path.display())))
+            }
+            Ok(found) => (found.is_dir(), None),
+            Err(e) => {
+                let is_directory = known(path);
+                // A single file may be removed, unless nothing is known of it, or nobody could log in without it.
+                let gone = e.kind() == std::io::ErrorKind::NotFound
+                    && !is_directory
+                    && !set.merge_accounts
+                    && path
+                        .parent()
+                        .is_some_and(|parent| known(parent) && parent.is_dir());
+                let remedy = "if it shall be there, make it, empty (mkdir or touch): what is missing might only not be \
+                              mounted";
+                let why = format!("set {}: {}: {e}; {remedy}", set.name, path.display());
+                (is_directory, (!gone).then_some(why))
+            }
+        };
+        match (path.parent(), path.file_name()) {
+            (Some(parent), Some(file)) if !is_directory => {
+                let (names, doubt) = files.entry(parent).or_default();
+                names.insert(file.as_bytes().to_vec());
+                *doubt = doubt.take().or(fault);
+            }
+            _ => units.push(template.with(name(path), path, None, fault)),
+        }
+    }
+    let files = files.into_iter();
+    units.extend(
+        files.map(|(root, (only, fault))| template.with(name(root), root, Some(only), fault)),
+    );
+    units
 }
 
 fn kept(keep: config::Keep) -> store::Keep {

@@ -2,7 +2,7 @@
 
 use filesync::Replica;
 use std::{path::PathBuf, sync::OnceLock};
-use store::{Archive, Index, Keep, Listing, Set};
+use store::{Archive, Clock, Index, Keep, Listing, Set};
 
 /// So many former versions of account files there always are: they are merged against the last one that both had.
 const BASES: Keep = Keep::Versions(16);
@@ -38,8 +38,9 @@ impl Versions {
         Ok(self.open.get())
     }
 
-    /// Keeps what is there now, before anything takes its place; what could not be kept.
-    pub fn keep(&self, set: &Set, index: &Index) -> Result<Listing, store::Error> {
+    /// Keeps what is there now, before anything takes its place; what could not be kept. `agrees`: no other server's
+    /// clock is known to be elsewhere.
+    pub fn keep(&self, set: &Set, index: &Index, agrees: bool) -> Result<Listing, store::Error> {
         let Some(keep) = self.keep else {
             return Ok(Listing::default());
         };
@@ -59,8 +60,9 @@ impl Versions {
         let Some(archive) = self.archive()? else {
             return Ok(Listing::default());
         };
-        let failed = archive.keep(set, index, keep, now)?.failed;
-        if failed.count == 0 {
+        let clock = Clock { now, agrees };
+        let failed = archive.keep(set, index, keep, clock)?.failed;
+        if failed.count == 0 && agrees {
             // It only saves time.
             let _ = std::fs::write(&note, seen);
         }

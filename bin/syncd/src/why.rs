@@ -59,7 +59,7 @@ impl Why<'_> {
     /// Prints it. Whether the path is kept alike.
     fn tell(&self, path: &FsPath) -> Result<bool, String> {
         let shown = path.display();
-        let units = units::former(self.config, &self.args.state_dir)?;
+        let units = units::of(self.config, &self.args.state_dir, |_| true);
         let unit = units.iter().find(|unit| unit.inner(path).is_some());
         let Some((unit, inner)) = unit.and_then(|unit| Some((unit, unit.inner(path)?))) else {
             println!(

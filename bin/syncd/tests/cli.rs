@@ -350,6 +350,35 @@ fn what_was_made_changed_and_removed_anywhere_is_everywhere() {
 }
 
 #[test]
+fn what_was_a_directory_may_become_a_file_with_further_names_and_the_other_way_round() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "k/in", "x");
+    scene.write("alpha", "m", "will be a directory");
+    scene.write("alpha", "o/p/in", "will be a link");
+    scene.fine("alpha", &[]);
+    let data = scene.data("alpha");
+    fs::remove_dir_all(data.join("k")).unwrap();
+    scene.write("alpha", "k", "small");
+    fs::hard_link(data.join("k"), data.join("l")).unwrap();
+    fs::remove_file(data.join("m")).unwrap();
+    scene.write("alpha", "m/in", "y");
+    fs::remove_dir_all(data.join("o")).unwrap();
+    std::os::unix::fs::symlink("k", data.join("o")).unwrap();
+    // A conflict over kinds: the younger one stays, or what is in the directory is kept aside.
+    scene.write("beta", "z/in", "of beta");
+    scene.write("alpha", "z", "of alpha");
+    scene.fine("alpha", &[]);
+    scene.fine("beta", &[]);
+    scene.assert_alike();
+    assert_eq!(scene.read("gamma", "l").unwrap(), "small");
+    let said = scene.fine("alpha", &[]);
+    assert_eq!(said.matches("0 taken; 0 given").count(), 2, "{said}");
+}
+
+#[test]
 fn on_a_terminal_a_run_shows_how_far_it_has_got_and_nowhere_else() {
     if !may_run() {
         return;
@@ -631,6 +660,43 @@ fn neither_a_mass_of_removals_nor_a_directory_that_is_not_mounted_is_believed() 
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is it mounted?"), "{said}");
     assert!(scene.read("alpha", "f95").is_some() && scene.read("beta", "f95").is_some());
+}
+
+#[test]
+fn what_is_missing_keeps_up_no_other_set_and_a_single_file_may_be_removed() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(
+        "[[sync]]\nname = \"a\"\npath = [\"DATA/a\"]\n[[sync]]\nname = \"b\"\npath = [\"DATA/b\", \"DATA/motd\"]\n",
+    );
+    for server in SERVERS {
+        for file in ["a/f", "b/f"] {
+            scene.write(server, file, "1");
+        }
+    }
+    scene.write("alpha", "motd", "m");
+    // Nobody knows yet what motd is: a file, or a directory that is not mounted.
+    let (said, code) = scene.run("beta", &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("motd: No such file"), "{said}");
+    let [b, away] = ["b", "away"].map(|name| scene.data("beta").join(name));
+    fs::rename(&b, &away).unwrap();
+    scene.write("beta", "a/g", "new");
+    scene.fine("beta", &["--set", "a"]);
+    assert_eq!(scene.read("alpha", "a/g").unwrap(), "new");
+    fs::rename(&away, &b).unwrap();
+    for server in &SERVERS[1..] {
+        scene.write(server, "motd", "");
+    }
+    scene.fine("alpha", &[]);
+    fs::remove_file(scene.data("alpha").join("motd")).unwrap();
+    scene.write("gamma", "a/h", "new");
+    scene.fine("alpha", &[]);
+    assert_eq!(scene.read("beta", "motd"), None);
+    assert_eq!(scene.read("beta", "a/h").unwrap(), "new");
+    scene.fine("gamma", &[]);
+    assert!(SERVERS.iter().all(|s| scene.read(s, "motd").is_none()));
 }
 
 #[test]

@@ -3,10 +3,10 @@
 
 use crate::{
     Cluster, Config, ConfigError, HEARTBEAT, HEARTBEAT_MIN, KEY_FILE, LEASE, LEASE_HEARTBEATS_MIN,
-    LEASE_MAX, MAX_SKEW, MacAddress, MachineBinding, PATHS_MAX, PORT, PRIORITY, PRIORITY_MAX,
-    Preempt, Quorum, SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX, ScriptsConfig,
-    Server, SyncSet, TimeConfig, Triggers, VIRTUAL_ADDRESSES_MAX, VIRTUAL_SERVERS_MAX,
-    VirtualAddress, VirtualServer,
+    LEASE_MAX, MAX_SKEW, MacAddress, MachineBinding, OnConflict, PATHS_MAX, PORT, PRIORITY,
+    PRIORITY_MAX, Preempt, Quorum, SCRIPTS_DIRECTORY, SCRIPTS_TIMEOUT, SCRIPTS_TIMEOUT_MAX,
+    ScriptsConfig, Server, SyncSet, TimeConfig, Triggers, VIRTUAL_ADDRESSES_MAX,
+    VIRTUAL_SERVERS_MAX, VirtualAddress, VirtualServer,
     raw::{Section, Source},
     sync, time,
 };
@@ -351,7 +351,15 @@ fn virtual_server(
     names: &mut BTreeSet<VirtualServerName>,
     owners: &mut BTreeMap<IpAddr, String>,
 ) -> Option<VirtualServer> {
-    section.only(&["name", "interface", "address", "mac", "preempt", "priority"]);
+    section.only(&[
+        "name",
+        "interface",
+        "address",
+        "mac",
+        "on_conflict",
+        "preempt",
+        "priority",
+    ]);
     section.required("name", "name = \"...\"");
     section.required("interface", "interface = \"eth0\"");
     section.required("address", "address = [\"192.0.2.10/24\"]");
@@ -370,6 +378,7 @@ fn virtual_server(
         interface: interface(section),
         addresses: virtual_addresses(section, &owner, owners),
         mac: None,
+        on_conflict: on_conflict(section),
         preempt: preempt(section),
         priority: section
             .table("priority")
@@ -486,10 +495,51 @@ fn virtual_address(text: &Spanned<&str>) -> Result<VirtualAddress, String> {
             "{ip} is a loopback address that no client can reach; write another"
         ));
     }
-    Ok(VirtualAddress {
+    let address = VirtualAddress {
         ip: unicast(ip)?,
         prefix,
-    })
+    };
+    match no_host(&address) {
+        Some(what) => Err(format!(
+            "{text} is the {what} of its network and no host's; write another address, or another prefix"
+        )),
+        None => Ok(address),
+    }
+}
+
+/// What an address is that is kept from hosts: all bits behind the prefix are the same. A network of two has neither
+/// (RFC 3021, RFC 6164).
+fn no_host(address: &VirtualAddress) -> Option<&'static str> {
+    let (bits, length) = match address.ip {
+        IpAddr::V4(ip) => (u128::from(ip.to_bits()), 32),
+        IpAddr::V6(ip) => (ip.to_bits(), 128),
+    };
+    let host_bits = length - u32::from(address.prefix);
+    if host_bits < 2 {
+        return None;
+    }
+    let all_ones = u128::MAX.checked_shr(128 - host_bits).unwrap_or(0);
+    match (address.ip, bits & all_ones) {
+        (IpAddr::V4(_), 0) => Some("network address"),
+        (IpAddr::V6(_), 0) => Some("subnet-router anycast address"),
+        (IpAddr::V4(_), host) if host == all_ones => Some("broadcast address"),
+        _ => None,
+    }
+}
+
+fn on_conflict(section: &Section<'_>) -> OnConflict {
+    let Some(word) = section.text("on_conflict") else {
+        return OnConflict::Take;
+    };
+    match *word.get_ref() {
+        "take" => return OnConflict::Take,
+        "wait" => return OnConflict::Wait,
+        word => {
+            let what = format!("\"{word}\" is not known; write \"take\" or \"wait\"");
+            section.report("on_conflict", what);
+        }
+    }
+    OnConflict::Take
 }
 
 fn preempt(section: &Section<'_>) -> Preempt {
@@ -605,9 +655,12 @@ fn hash(
             "virtual {name} {interface} {preempt} {addresses:?} {:?}",
             v.priority
         ));
-        // As before this key was known, where it is not used.
+        // As before these keys were known, where they are not used.
         if let Some(mac) = v.mac {
             parts.add(format!("mac {mac}"));
+        }
+        if v.on_conflict == OnConflict::Wait {
+            parts.add("wait on conflict");
         }
     }
     for SyncSet {

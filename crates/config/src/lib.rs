@@ -262,6 +262,8 @@ pub struct VirtualServer {
     pub addresses: Vec<VirtualAddress>,
     /// The MAC address that moves along with them; none: they are at the MAC address of whichever server has them.
     pub mac: Option<MacAddress>,
+    /// What to do if another machine has one of the addresses.
+    pub on_conflict: OnConflict,
     /// Whether a better server takes over from a fit master.
     pub preempt: Preempt,
     /// Overrides the servers' priorities.
@@ -281,6 +283,15 @@ impl fmt::Display for VirtualAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.ip, self.prefix)
     }
+}
+
+/// What a server does when another machine, none of the cluster, has an address that it is to take over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnConflict {
+    /// It takes the address over, and contradicts the other one.
+    Take,
+    /// It waits until the other one has gone.
+    Wait,
 }
 
 /// Whether a better server takes over from a fit master (a planned handover, at most once in 10 min).
@@ -368,14 +379,27 @@ impl Config {
                 )));
             }
         }
-        let short = hostname.split('.').next().unwrap_or(hostname);
-        self.named(hostname).or_else(|| self.named(short)).ok_or_else(|| {
+        self.named_like(hostname).ok_or_else(|| {
             fail(format!(
                 "this host, \"{hostname}\", is not in the list: none of {} has its name or one of its \
-                 addresses; add a [[server]] for it, or say which it is with --server NAME",
+                 addresses; add a [[server]] for it, or say which it is with --server NAME; a daemon waits until it has one \
+                 of the addresses",
                 names()
             ))
         })
+    }
+
+    /// Whether this host is none of the servers only as long as it has none of their addresses, as
+    /// [`Config::find_self`] looks for them: it may get one, by DHCP for example.
+    pub fn may_yet_be_found(&self, given: Option<&str>, hostname: &str, local: &[IpAddr]) -> bool {
+        let mut all = self.servers.iter().flat_map(|s| &s.addresses);
+        given.is_none() && self.named_like(hostname).is_none() && !all.any(|a| local.contains(a))
+    }
+
+    /// The server named like the host, with or without its domain.
+    fn named_like(&self, hostname: &str) -> Option<ServerName> {
+        let short = hostname.split('.').next().unwrap_or(hostname);
+        self.named(hostname).or_else(|| self.named(short))
     }
 
     /// The priority of `server` for `v`: that of the virtual server if it gives one, else the server's own.

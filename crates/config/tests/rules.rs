@@ -1,7 +1,7 @@
 //! One row for every way to be wrong: the change to a good file, and what the error must say.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use config::{Config, Keep, Preempt, Quorum, parse};
+use config::{Config, Keep, OnConflict, Preempt, Quorum, parse};
 use std::{net::IpAddr, path::Path, time::Duration};
 
 const GOOD: &str = r#"[cluster]
@@ -264,6 +264,11 @@ fn every_mistake_is_named_with_line_key_and_mend() {
             "\"never\"",
             "\"sometimes\"",
             "standin.toml:27: [[virtual_server]] web preempt: \"sometimes\" is not known; write \"never\", \"fresher\" or \"always\"",
+        ),
+        (
+            "preempt = ",
+            "on_conflict = \"yield\"\npreempt = ",
+            "standin.toml:27: [[virtual_server]] web on_conflict: \"yield\" is not known; write \"take\" or \"wait\"",
         ),
         (
             "preempt = ",
@@ -610,6 +615,16 @@ fn a_server_finds_itself_by_option_then_address_then_host_name() {
     assert!(absent.starts_with("standin.toml:"), "{absent}");
     let both = find(None, "other", &[ip("192.0.2.11"), ip("192.0.2.14")]).unwrap_err();
     assert!(both.contains("addresses of both alpha and tie"), "{both}");
+    // What an address that comes later would settle, and nothing else.
+    let may_yet = |given, host, local: &[IpAddr]| config.may_yet_be_found(given, host, local);
+    assert!(may_yet(None, "other", &[ip("192.0.2.99")]));
+    assert!(!may_yet(Some("gamma"), "other", &[]));
+    assert!(!may_yet(None, "tie.example.org", &[]));
+    assert!(!may_yet(
+        None,
+        "other",
+        &[ip("192.0.2.11"), ip("192.0.2.14")]
+    ));
 }
 
 #[test]
@@ -732,6 +747,7 @@ fn the_sample_file_is_good_and_shows_every_default() {
         "witness",
         "interface",
         "mac",
+        "on_conflict",
         "preempt",
         "directory",
         "timeout",
@@ -814,4 +830,46 @@ fn what_is_kept_and_merged_is_read_with_the_lines_it_stands_in() {
     assert_ne!(plain.hash, other.hash, "it must be the same on all servers");
     let moved = read(&(text + "\n\n" + sync)).unwrap();
     assert_eq!(plain.hash, moved.hash);
+}
+
+#[test]
+fn an_address_that_no_host_can_have_is_refused_with_its_mend() {
+    let with = |address: &str| read(&GOOD.replace("\"192.0.2.10/24\"", &format!("\"{address}\"")));
+    for (address, what) in [
+        ("192.0.2.0/24", "network address"),
+        ("192.0.2.255/24", "broadcast address"),
+        ("192.0.2.64/26", "network address"),
+        ("192.0.2.127/26", "broadcast address"),
+        ("192.0.2.4/30", "network address"),
+        ("2001:db8::/64", "subnet-router anycast address"),
+    ] {
+        let refused = with(address).unwrap_err().to_string();
+        let expected = format!(
+            "standin.toml:26: [[virtual_server]] web address: {address} is the {what} of its network and no host's; \
+             write another address, or another prefix"
+        );
+        assert_eq!(refused, expected);
+    }
+    for address in [
+        "192.0.2.10",
+        "192.0.2.0/31",
+        "192.0.2.255/23",
+        "192.0.2.0/32",
+        "2001:db8::/127",
+        "2001:db8::ffff:ffff:ffff:ffff/64",
+    ] {
+        assert!(with(address).is_ok(), "{address}");
+    }
+}
+
+#[test]
+fn whether_a_virtual_server_waits_is_part_of_the_configuration_that_all_share() {
+    let plain = read(GOOD).unwrap();
+    assert_eq!(plain.virtual_servers[0].on_conflict, OnConflict::Take);
+    let with =
+        |word: &str| GOOD.replace("preempt =", &format!("on_conflict = \"{word}\"\npreempt ="));
+    assert_eq!(read(&with("take")).unwrap().hash, plain.hash);
+    let waits = read(&with("wait")).unwrap();
+    assert_eq!(waits.virtual_servers[0].on_conflict, OnConflict::Wait);
+    assert_ne!(waits.hash, plain.hash);
 }

@@ -13,15 +13,24 @@ use protocol::{
     BootTime, Role, ServerName,
     local::status::{Detail, RoleStatus},
 };
+use signal_hook::consts::SIGHUP;
 use std::{
     collections::BTreeMap,
+    io,
     path::Path,
     process::{self, ExitCode},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 /// Longest configuration file in bytes.
 const CONFIG_MAX: u64 = 4 * 1024 * 1024;
+
+/// How often an address of this server is looked for while it has none.
+const LOOK_FOR_ADDRESS: Duration = Duration::from_millis(200);
 
 /// The whole of a daemon's `main`: options, log, configuration, then `run`; its error is logged. Exit code
 /// 0 when `run` ends well, 2 for wrong usage or configuration, else 1.
@@ -107,25 +116,30 @@ pub const RELOADS_REFUSED: &str = "config_reloads_refused";
 impl Boot {
     /// Reads the configuration, finds this server in it and makes the run-dir.
     pub fn new(role: Role, args: Args) -> Result<Self, Error> {
-        let started = clock::now();
-        let Loaded {
-            text,
-            config,
-            me,
-            refused,
-        } = load_or_kept(&args)?;
-        logging::set_name(format!("{role}[{me}]"));
-        let refused = refused.map(|e| {
-            let what = format!("{e}\nthe last good configuration is in force; mend the file, then run `standin reload`");
-            what.lines().for_each(|line| log::error!("{line}"));
-            what
-        });
+        let loaded = load_or_kept(&args)?;
         run_dir::make(&args.run_dir).map_err(|e| {
             Error::io(
                 format!("cannot make the run-dir {}", args.run_dir.display()),
                 e,
             )
         })?;
+        let (loaded, me) = match loaded.me.clone() {
+            Ok(me) => (loaded, me),
+            Err(why) => wait_for_address(role, &args, &why)?,
+        };
+        let Loaded {
+            text,
+            config,
+            me: _,
+            refused,
+        } = loaded;
+        let started = clock::now();
+        logging::set_name(format!("{role}[{me}]"));
+        let refused = refused.map(|e| {
+            let what = format!("{e}\nthe last good configuration is in force; mend the file, then run `standin reload`");
+            what.lines().for_each(|line| log::error!("{line}"));
+            what
+        });
         Ok(Self {
             role,
             args,
@@ -138,9 +152,13 @@ impl Boot {
         })
     }
 
-    /// Keeps the configuration in force in the run-dir, for roles that start while the file is bad.
+    /// Keeps the configuration in force, and which server this is, in the run-dir: for roles that start while the file
+    /// is bad, or while the address that tells it is gone.
     pub fn keep_config(&self) {
-        if let Err(e) = run_dir::keep_config(&self.args.run_dir, &self.text) {
+        let run_dir = &self.args.run_dir;
+        let kept = run_dir::keep_config(run_dir, &self.text)
+            .and_then(|()| run_dir::keep_server(run_dir, &self.me));
+        if let Err(e) = kept {
             log::error!(
                 "cannot keep the configuration in the run-dir, no role could start from a bad file: {e}"
             );
@@ -179,20 +197,23 @@ impl Boot {
             process::id(),
             env!("CARGO_PKG_VERSION")
         );
-        if let Err(e) = ready::notify() {
-            log::warn!("cannot tell the service manager ($NOTIFY_SOCKET): {e}");
-        }
+        told_manager(ready::notify(&format!("serves as {}", self.me)));
     }
 
     /// Reads the configuration again. On an error the old one stays in force.
     pub fn reload(&mut self) -> Result<(), Error> {
         let loaded = load(&self.args, &self.args.config).and_then(|loaded| {
-            if loaded.me == self.me {
+            // Without an address for the moment it is still the same server.
+            let me = match loaded.me.clone() {
+                Err(_) if loaded.config.server(&self.me).is_some() => self.me.clone(),
+                found => found?,
+            };
+            if me == self.me {
                 return Ok(loaded);
             }
             let what = format!(
-                "this server was \"{}\" and would now be \"{}\"; restart it to rename it",
-                self.me, loaded.me
+                "this server was \"{}\" and would now be \"{me}\"; restart it to rename it",
+                self.me
             );
             Err(ConfigError::one(&self.args.config, None, "[[server]]", what).into())
         });
@@ -246,24 +267,29 @@ impl Boot {
 
 /// Reads and checks the configuration, and finds this server in it.
 pub fn load_config(args: &Args) -> Result<(Config, ServerName), Error> {
+    let (config, me) = load_config_early(args)?;
+    Ok((config, me?))
+}
+
+/// As [`load_config`], at a time when this host may not have its address yet: then a daemon waits for it, and the inner
+/// error says what it has found instead.
+pub fn load_config_early(args: &Args) -> Result<(Config, Result<ServerName, ConfigError>), Error> {
     load(args, &args.config).map(|loaded| (loaded.config, loaded.me))
 }
 
-/// As [`load_config`], but from the copy of the last good one in the run-dir if the file is bad; then what is wrong
-/// with the file comes along.
-pub fn load_config_or_kept(args: &Args) -> Result<(Config, ServerName, Option<Error>), Error> {
-    load_or_kept(args).map(|loaded| (loaded.config, loaded.me, loaded.refused))
-}
-
-struct Loaded {
+/// A configuration that a daemon would start with.
+pub struct Loaded {
     text: String,
-    config: Config,
-    me: ServerName,
+    /// Checked.
+    pub config: Config,
+    /// This server; or why this host is none of the servers as long as it gets no other address.
+    pub me: Result<ServerName, ConfigError>,
     /// The file is bad, and this is the kept one.
-    refused: Option<Error>,
+    pub refused: Option<Error>,
 }
 
-fn load_or_kept(args: &Args) -> Result<Loaded, Error> {
+/// As [`load_config_early`], but from the copy of the last good one in the run-dir if the file is bad.
+pub fn load_or_kept(args: &Args) -> Result<Loaded, Error> {
     load(args, &args.config).or_else(|refused| {
         match load(args, &run_dir::kept_config(&args.run_dir)) {
             Ok(kept) => Ok(Loaded {
@@ -280,17 +306,70 @@ fn load(args: &Args, from: &Path) -> Result<Loaded, Error> {
     let text = read_config(from)?;
     let config = config::parse(&text, &args.config)?;
     let hostname = nix::unistd::gethostname().unwrap_or_default();
-    let me = config.find_self(
-        args.server.as_deref(),
-        &hostname.to_string_lossy(),
-        &local_addresses(),
-    )?;
+    let hostname = hostname.to_string_lossy();
+    let (given, local) = (args.server.as_deref(), local_addresses());
+    let me = match config.find_self(given, &hostname, &local) {
+        Err(why) if config.may_yet_be_found(given, &hostname, &local) => {
+            let kept = run_dir::kept_server(&args.run_dir);
+            kept.filter(|kept| config.server(kept).is_some()).ok_or(why)
+        }
+        found => Ok(found?),
+    };
     Ok(Loaded {
         text,
         config,
         me,
         refused: None,
     })
+}
+
+/// At boot the network may come late (DHCP, a slow bond). The file is read anew each time, for it may be mended
+/// meanwhile.
+fn wait_for_address(
+    role: Role,
+    args: &Args,
+    why: &ConfigError,
+) -> Result<(Loaded, ServerName), Error> {
+    const WAITING: &str = "waiting until this host has an address of one of the servers";
+    let failed = |what: &'static str| move |e| Error::io(what, e);
+    let renamed_log = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGHUP, renamed_log.clone())
+        .map_err(failed("cannot handle Unix signals"))?;
+    let marker = run_dir::Waiting::new(&args.run_dir, role)
+        .map_err(failed("cannot write to the run-dir"))?;
+    let mut logged = why.to_string();
+    logged.lines().for_each(|line| log::warn!("{line}"));
+    log::warn!("{WAITING}");
+    // The rest of the boot need not wait.
+    told_manager(ready::notify(WAITING));
+    loop {
+        std::thread::sleep(LOOK_FOR_ADDRESS);
+        told_manager(ready::watchdog());
+        if renamed_log.swap(false, Ordering::Relaxed) {
+            logging::reopen();
+        }
+        match load_or_kept(args).map(|loaded| (loaded.me.clone(), loaded)) {
+            Ok((Ok(me), loaded)) => {
+                log::info!("this host is {me} now");
+                drop(marker);
+                return Ok((loaded, me));
+            }
+            Ok((Err(_), _)) => logged.clear(),
+            Err(e) => {
+                let e = e.to_string();
+                if e != logged {
+                    e.lines().for_each(|line| log::error!("{line}"));
+                }
+                logged = e;
+            }
+        }
+    }
+}
+
+fn told_manager(told: io::Result<()>) {
+    if let Err(e) = told {
+        log::warn!("cannot tell the service manager ($NOTIFY_SOCKET): {e}");
+    }
 }
 
 fn read_config(path: &Path) -> Result<String, ConfigError> {

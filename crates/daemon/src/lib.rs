@@ -16,6 +16,7 @@ mod error;
 mod event_loop;
 pub mod key;
 mod limiter;
+pub mod links;
 mod local_socket;
 mod log;
 pub mod machine;
@@ -27,7 +28,10 @@ pub mod run_dir;
 pub mod sys;
 
 pub use args::{Args, CONFIG, RUN_DIR, STATE_DIR};
-pub use boot::{Boot, RELOADS, RELOADS_REFUSED, load_config, load_config_or_kept, main, run_as};
+pub use boot::{
+    Boot, Loaded, RELOADS, RELOADS_REFUSED, load_config, load_config_early, load_or_kept, main,
+    run_as,
+};
 pub use clock::{check as check_clock, now, random, random_u64, raw_and_lead_ns, real_now_ns};
 pub use error::Error;
 pub use event_loop::{ConnId, Event, EventLoop};

@@ -60,6 +60,19 @@ pub fn foreign(why: &Foreign) -> String {
     )
 }
 
+/// Those of these addresses that this machine has, and the interface of each.
+pub fn interfaces_of(addresses: &[IpAddr]) -> Vec<(String, IpAddr)> {
+    let all = getifaddrs().into_iter().flatten();
+    let found = all.filter_map(|found| Some((interface_name(&found), ip(&found.address?)?)));
+    found.filter(|(_, ip)| addresses.contains(ip)).collect()
+}
+
+/// "eth0:1" is how an address of eth0 may be labelled.
+fn interface_name(found: &InterfaceAddress) -> String {
+    let name = found.interface_name.split(':').next();
+    name.unwrap_or_default().to_owned()
+}
+
 /// All addresses of this machine that can be seen by now.
 pub(crate) fn local_addresses() -> Vec<IpAddr> {
     let ip = |interface: InterfaceAddress| ip(&interface.address?);
@@ -91,9 +104,7 @@ impl Interfaces {
                     interfaces.macs.insert(found.interface_name, Mac(mac));
                 }
             } else if let Some(ip) = ip(&address) {
-                // "eth0:1" is how an address of eth0 may be labelled.
-                let name = found.interface_name.split(':').next().unwrap_or_default();
-                interfaces.addresses.push((name.to_owned(), ip));
+                interfaces.addresses.push((interface_name(&found), ip));
             }
         }
         interfaces

@@ -1,4 +1,4 @@
-//! "I serve now", said once to a service manager that asked to be told (sd_notify(3)).
+//! "I serve now", or "I wait for an address", said to a service manager that asked to be told (sd_notify(3)).
 
 use std::{
     ffi::OsStr,
@@ -9,9 +9,9 @@ use std::{
     },
 };
 
-/// Tells the service manager behind `$NOTIFY_SOCKET`, if there is one.
-pub(crate) fn notify() -> io::Result<()> {
-    tell(b"READY=1")
+/// Tells the service manager behind `$NOTIFY_SOCKET`, if there is one, that it need not wait, and what is being done.
+pub(crate) fn notify(status: &str) -> io::Result<()> {
+    tell(format!("READY=1\nSTATUS={status}").as_bytes())
 }
 
 /// Tells the service manager that the event loop turns, if it wants to know (WatchdogSec=).

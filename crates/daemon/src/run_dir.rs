@@ -1,8 +1,8 @@
-//! The run-dir: whose it is, and the configuration that is kept in it.
+//! The run-dir: whose it is, and what is kept in it for roles that start: the configuration, and which server this is.
 
 use crate::{local_socket, privileges::USER};
 use nix::unistd::{Uid, User};
-use protocol::Role;
+use protocol::{Role, ServerName};
 use std::{
     fs::{self, DirBuilder, Permissions},
     io,
@@ -12,6 +12,8 @@ use std::{
 
 /// The last good configuration, from which a role starts when the file is bad.
 const KEPT_CONFIG: &str = "last-good.toml";
+/// Which server this host was last.
+const KEPT_SERVER: &str = "last-server";
 /// Set-group-id: what is made in the run-dir has its group.
 const MODE: u32 = 0o2755;
 const ROLES: [Role; 6] = [
@@ -64,12 +66,32 @@ pub fn restore_sockets(path: &Path) -> Vec<PathBuf> {
 
 /// Keeps `text` as the last good configuration.
 pub(crate) fn keep_config(run_dir: &Path, text: &str) -> io::Result<()> {
+    keep(run_dir, KEPT_CONFIG, text)
+}
+
+/// Where the last good configuration is kept.
+pub(crate) fn kept_config(run_dir: &Path) -> PathBuf {
+    run_dir.join(KEPT_CONFIG)
+}
+
+/// Keeps which server this host is.
+pub(crate) fn keep_server(run_dir: &Path, me: &ServerName) -> io::Result<()> {
+    keep(run_dir, KEPT_SERVER, &format!("{me}\n"))
+}
+
+/// Which server this host has been since the machine's start, if it has been one.
+pub(crate) fn kept_server(run_dir: &Path) -> Option<ServerName> {
+    let kept = fs::read_to_string(run_dir.join(KEPT_SERVER)).ok()?;
+    kept.trim_end().parse().ok()
+}
+
+fn keep(run_dir: &Path, name: &str, text: &str) -> io::Result<()> {
     use std::io::Write;
-    let path = run_dir.join(KEPT_CONFIG);
+    let path = run_dir.join(name);
     if fs::read_to_string(&path).is_ok_and(|kept| kept == text) {
         return Ok(());
     }
-    let fresh = run_dir.join(format!(".{KEPT_CONFIG}.new"));
+    let fresh = run_dir.join(format!(".{name}.new"));
     // The run-dir is in memory: no power loss to think of.
     let written = fs::OpenOptions::new()
         .write(true)
@@ -82,7 +104,19 @@ pub(crate) fn keep_config(run_dir: &Path, text: &str) -> io::Result<()> {
     written.inspect_err(|_| drop(fs::remove_file(&fresh)))
 }
 
-/// Where the last good configuration is kept.
-pub(crate) fn kept_config(run_dir: &Path) -> PathBuf {
-    run_dir.join(KEPT_CONFIG)
+/// `<run-dir>/ROLE.waiting`: the daemon does not serve yet, for this host has no address of a server; for init scripts.
+pub(crate) struct Waiting(PathBuf);
+
+impl Waiting {
+    pub(crate) fn new(run_dir: &Path, role: Role) -> io::Result<Self> {
+        let path = run_dir.join(format!("{role}.waiting"));
+        fs::write(&path, format!("{}\n", std::process::id())).map(|()| Self(path))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // One left over says nothing: an init script removes it before it starts a daemon.
+        let _ = fs::remove_file(&self.0);
+    }
 }

@@ -341,6 +341,7 @@ impl Elector {
             Input::Health(_)
             | Input::DoctorLost
             | Input::GateBroken(..)
+            | Input::Taken(..)
             | Input::Reserved(_)
             | Input::ReserveFailed(_)
             | Input::Fresh(_)
@@ -357,6 +358,7 @@ impl Elector {
             Input::DoctorLost => self.doctor = false,
             Input::GateShut(name) => self.gate_shut(now, &name),
             Input::GateBroken(name, why) => self.gate_broken(now, &name, why),
+            Input::Taken(name, taken) => self.taken(now, &name, taken),
             Input::ForeignClaim(name) => {
                 if self
                     .virtuals
@@ -624,11 +626,7 @@ impl Elector {
             lease: self.lease,
             promise_max: self.reservation.promise_max,
             floor_base: self.floor_base,
-            participation: match self.taking {
-                Taking::Blank => Participation::Blank,
-                Taking::Silent { .. } => Participation::Silent,
-                Taking::Active => Participation::Active,
-            },
+            participation: self.participation(),
             maintenance: self.maintenance || self.stopping,
             witness: self.settings.witness,
             freshness: self.freshness,
@@ -1112,6 +1110,14 @@ impl Elector {
 
     // ---- small helpers ------------------------------------------------------------------------------
 
+    pub(crate) fn participation(&self) -> Participation {
+        match self.taking {
+            Taking::Blank => Participation::Blank,
+            Taking::Silent { .. } => Participation::Silent,
+            Taking::Active => Participation::Active,
+        }
+    }
+
     pub(crate) fn count(&mut self, what: &'static str) {
         *self.counters.entry(what).or_default() += 1;
     }
@@ -1172,6 +1178,16 @@ impl Elector {
         if let Some(v) = self.virtuals.get_mut(name) {
             v.broken_until = Some(now + BROKEN);
         }
+    }
+
+    /// It goes on, or has ended. Whoever answers while another server claims it may be that one.
+    fn taken(&mut self, now: BootTime, name: &VirtualServerName, taken: bool) {
+        let Some(v) = self.virtuals.get_mut(name) else {
+            return;
+        };
+        let mut peers = self.peers.iter();
+        let claimed = peers.any(|(server, peer)| peer.claim(server, name, &v.voter).is_some());
+        v.broken_until = (taken && !claimed).then_some(now + BROKEN);
     }
 
     fn give_way_if_unfit(&mut self, now: BootTime, name: &VirtualServerName) {

@@ -118,6 +118,9 @@ pub enum Input {
     GateBroken(VirtualServerName, String),
     /// Another machine claims an address of a virtual server.
     ForeignClaim(VirtualServerName),
+    /// Another machine, no server of the cluster, has one of its addresses, which are not to be taken from it; or it has
+    /// none any more. Comes again for as long as it has one; the first word is [`Input::GateBroken`].
+    Taken(VirtualServerName, bool),
     /// The clients seen on the interface of a virtual server: the other servers are told if this one is
     /// master.
     Clients(VirtualServerName, Vec<Client>),

@@ -50,6 +50,8 @@ impl Elector {
             freshness: (self.freshness.term, self.freshness.run),
             config_differs: false,
             withdrawn: Since(self.maintenance || self.stopping),
+            witness: Since(self.settings.witness),
+            participation: Since(Some(self.participation())),
         };
         let servers = self.peers.iter().map(|(name, peer)| ServerView {
             name: name.clone(),
@@ -69,6 +71,8 @@ impl Elector {
                 .as_ref()
                 .is_some_and(|b| b.config_hash != self.settings.config_hash),
             withdrawn: Since(peer.beat.as_ref().is_some_and(|b| b.maintenance)),
+            witness: Since(peer.beat.as_ref().is_some_and(|b| b.witness)),
+            participation: Since(peer.beat.as_ref().map(|b| b.participation)),
         });
         let virtual_servers = self
             .virtuals
@@ -117,6 +121,9 @@ impl Elector {
                 reason: waits,
                 changed: Since(v.change.at),
                 scripts: Since(None),
+                fit: Since(Some(self.fit_servers(now, name))),
+                unfit: Since(self.fit(name, now).err().map(str::to_owned)),
+                gated: Since(None),
             }
         });
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -147,5 +154,17 @@ impl Elector {
             virtual_servers: virtual_servers.collect(),
             abstains: Since(self.taking != Taking::Active),
         }
+    }
+
+    /// Who could serve `name` by its own word, by its place: this server is the first, the others follow.
+    fn fit_servers(&self, now: BootTime, name: &VirtualServerName) -> Vec<u8> {
+        let own = std::iter::once(self.fit(name, now).is_ok());
+        let others = self
+            .peers
+            .values()
+            .map(|p| p.standing(name).is_some_and(|s| s.fit));
+        let all = (0..=u8::MAX).zip(own.chain(others));
+        all.filter_map(|(place, fit)| fit.then_some(place))
+            .collect()
     }
 }

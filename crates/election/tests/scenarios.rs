@@ -380,6 +380,44 @@ fn a_server_whose_gate_cannot_be_opened_leaves_it_to_the_others() {
 }
 
 #[test]
+fn addresses_that_another_machine_has_are_left_alone_until_it_has_gone() {
+    let mut sim = settled();
+    let taken = |sim: &mut Sim, taken| {
+        for i in 0..3 {
+            sim.give(i, Input::Taken(vname("web"), taken));
+        }
+    };
+    for i in 0..3 {
+        sim.give(i, Input::GateBroken(vname("web"), "taken".into()));
+    }
+    sim.until(secs(2), |s| s.master().is_none());
+    sim.run(secs(1));
+    let begin = sim.now;
+    for _ in 0..10 {
+        sim.run(secs(10));
+        taken(&mut sim, true);
+    }
+    assert_eq!(
+        sim.changes_since(begin),
+        0,
+        "nobody tries it again and again"
+    );
+    taken(&mut sim, false);
+    sim.until(secs(2), |s| s.master().is_some());
+    // Who answers is the master now, whatever it is taken for.
+    sim.run(secs(1));
+    let master = sim.master();
+    for slave in slaves(&sim) {
+        sim.give(slave, Input::Taken(vname("web"), true));
+    }
+    sim.give(
+        master.unwrap(),
+        Input::GateBroken(vname("web"), "eth0 is down".into()),
+    );
+    sim.until(secs(5), |s| s.master().is_some() && s.master() != master);
+}
+
+#[test]
 fn an_interface_that_is_up_again_makes_a_server_fit_again() {
     let mut sim = settled();
     for _ in 0..4 {

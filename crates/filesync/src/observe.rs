@@ -126,12 +126,13 @@ where
         }
     }
 
-    /// This is known of a path, and nothing was seen there.
+    /// It is below what could not be looked at.
+    pub fn hides(&self, path: &Path) -> bool {
+        self.unknown.as_ref().is_some_and(|u| path.is_below(u))
+    }
+
+    /// This is known of a path, and it is gone.
     pub fn absent(&mut self, path: &Path, known: &Entry) -> Option<Entry> {
-        let hidden = self.unknown.as_ref().is_some_and(|u| path.is_below(u));
-        if hidden {
-            return None;
-        }
         self.change(path, Some(known), None)
     }
 
@@ -205,7 +206,10 @@ where
                 (path, change)
             } else {
                 let (path, entry) = self.known.next()?;
-                let change = self.observer.absent(&path, &entry);
+                let hidden = self.observer.hides(&path);
+                let change = (!hidden)
+                    .then(|| self.observer.absent(&path, &entry))
+                    .flatten();
                 (path, change)
             };
             if let Some(change) = change {

@@ -128,6 +128,8 @@ pub struct Planner {
     groups: BTreeMap<Path, Operation>,
     removals: BTreeMap<Path, Operation>,
     directories: BTreeMap<Path, Operation>,
+    /// Further names of files that take the place of directories.
+    after: BTreeMap<Path, Operation>,
 }
 
 impl Planner {
@@ -142,6 +144,11 @@ impl Planner {
                 self.directories.insert(operation.path.clone(), operation);
             } else if operation.removes() {
                 self.removals.insert(operation.path.clone(), operation);
+            } else if operation
+                .joins()
+                .is_some_and(|file| self.directories.contains_key(file))
+            {
+                self.after.insert(operation.path.clone(), operation);
             } else if self.waits(tree, &operation) {
                 self.groups.insert(operation.path.clone(), operation);
             } else {
@@ -257,8 +264,10 @@ impl Planner {
                 });
             }
             gone.insert(path);
-            operations.push(operation);
+            operations.push(self.place(tree, operation));
         }
+        let after = std::mem::take(&mut self.after).into_values();
+        operations.extend(after.map(|operation| self.place(tree, operation)));
         operations
     }
 

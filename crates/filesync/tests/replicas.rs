@@ -322,7 +322,12 @@ impl Machine {
                 a.kind == b.kind
             };
             let there = match source {
-                Source::Nothing => true,
+                // What is here already.
+                Source::Nothing => {
+                    let file = |n: &Node| matches!(n.kind, Kind::File { .. });
+                    let comes = entry.node.as_ref().filter(|n| file(n));
+                    comes.is_none_or(|n| node.is_some_and(|was| was.kind == n.kind))
+                }
                 Source::Fetch => has(other, path),
                 Source::Copy(from) | Source::Move(from) => {
                     has(self, from) || has(other, path) || moved

@@ -27,9 +27,11 @@
 
 mod input;
 mod output;
+mod parts;
 mod peer;
 mod refusal;
 mod state;
+mod strangers;
 mod times;
 mod window;
 

@@ -2,13 +2,17 @@
 
 use crate::{
     Path, Refusal,
+    parts::Parts,
     times::Times,
     window::{Verdict, Window},
 };
 use mutants::{Mutant, planted};
 use protocol::{
     BootTime, ServerName,
-    local::ring::{Arrival, HbdToDoctord},
+    local::{
+        ring::{Arrival, HbdToDoctord},
+        status::{PathRefusal, PathStatus, PeerStatus},
+    },
     version::{self, Since},
     wire::datagram::{Body, Challenge, Data, Echo, Incarnation, Packet, Speaks},
 };
@@ -23,7 +27,8 @@ const ANSWERS_MAX: u32 = 16;
 /// A peer is not asked more often than this because a former incarnation of it still sends.
 const FORMER_ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// A peer that has answered in an older version only is asked again so seldom.
+/// A peer that has answered in an older version only is asked again at once, for a later answer may have been lost, then ever
+/// more seldom, up to this.
 const LATER_ASK_EVERY: Duration = Duration::from_secs(60);
 
 /// Distance between two alarms that two servers run under one name.
@@ -57,6 +62,10 @@ pub(crate) struct Peer {
     answers: (BootTime, u32),
     sequence: u64,
     heard: Vec<Option<BootTime>>,
+    refused: Vec<Option<PathRefusal>>,
+    /// When it last sent a hello.
+    asked: Option<BootTime>,
+    parts: Parts,
     times: Times,
 }
 
@@ -64,8 +73,13 @@ pub(crate) struct Peer {
 #[derive(Debug)]
 struct Known {
     incarnation: Incarnation,
+    since: BootTime,
+    /// When a beat or an acknowledgement of it last arrived.
+    beat: Option<BootTime>,
     /// The newest version of the protocol that it is known to speak, and this server.
     version: u8,
+    /// How often it was asked for a later one.
+    asked_again: u32,
     window: Window,
     /// Per path, to tell a copy over a second path from a replay.
     path_windows: Vec<Window>,
@@ -112,6 +126,9 @@ impl Peer {
             answers: (BootTime(0), 0),
             sequence: 0,
             heard: Vec::new(),
+            refused: Vec::new(),
+            asked: None,
+            parts: Parts::default(),
             times: Times::default(),
         };
         peer.set_paths(paths);
@@ -124,6 +141,7 @@ impl Peer {
             return;
         }
         self.heard = vec![None; paths.len()];
+        self.refused = vec![None; paths.len()];
         if let Some(known) = &mut self.known {
             known.path_windows = vec![Window::new(); paths.len()];
         } else {
@@ -145,6 +163,36 @@ impl Peer {
     /// When something authentic and new last arrived over a path.
     pub(crate) fn heard(&self, path: usize) -> Option<BootTime> {
         self.heard.get(path).copied().flatten()
+    }
+
+    /// Something came over a path and was refused; what passes by itself is not kept.
+    pub(crate) fn note_refused(&mut self, path: usize, at: BootTime, why: Refusal) {
+        if let (Some(refused), Some(why)) = (self.refused.get_mut(path), why.lasting()) {
+            *refused = Some(PathRefusal { at, why });
+        }
+    }
+
+    /// Its paths, for an operator.
+    pub(crate) fn path_status(&self) -> impl Iterator<Item = PathStatus> {
+        let status = |(i, path): (usize, &Path)| PathStatus {
+            server: self.name.clone(),
+            address: path.remote.to_string(),
+            last_heard: self.heard(i),
+            refused: Since(self.refused.get(i).copied().flatten()),
+            mtu: Since(None),
+        };
+        self.paths.iter().enumerate().map(status)
+    }
+
+    /// What came beside its beats, for an operator.
+    pub(crate) fn status(&self) -> PeerStatus {
+        PeerStatus {
+            server: self.name.clone(),
+            asked: self.asked,
+            met: self.known.as_ref().map(|k| k.since),
+            beat: self.known.as_ref().and_then(|k| k.beat),
+            parts_missing: self.parts.broken_since(),
+        }
     }
 
     /// The address from which something authentic and new last arrived.
@@ -184,9 +232,13 @@ impl Peer {
         self.asking = Some((challenge, made));
         self.hello_last = Some(now);
         // Its answer in a later version may be lost, and nothing says that it has none.
-        self.hello_due = match &self.known {
+        self.hello_due = match &mut self.known {
             None => Some(now + heartbeat),
-            Some(known) if known.version < *version::WIRE.end() => Some(now + LATER_ASK_EVERY),
+            Some(known) if known.version < *version::WIRE.end() => {
+                let pause = heartbeat.saturating_mul(2_u32.saturating_pow(known.asked_again));
+                known.asked_again += 1;
+                Some(now + pause.min(LATER_ASK_EVERY))
+            }
             Some(_) => None,
         };
         self.asked_in = match self.asked_in {
@@ -209,6 +261,7 @@ impl Peer {
         (from, challenge): (Incarnation, Challenge),
         version: u8,
     ) -> Result<Packet, Refusal> {
+        self.asked = Some(now);
         if self.former.contains(&from) {
             self.ask_former(now, heartbeat);
         } else if !self.is_known(from) || self.version() < version {
@@ -262,16 +315,19 @@ impl Peer {
         self.asking = None;
         self.asked_in = version::FIRST;
         self.settled = Some(challenge);
-        let later = version < *version::WIRE.end();
-        self.hello_due = later.then_some(receipt.at + LATER_ASK_EVERY);
         self.note_heard(receipt);
         if self.is_known(from) {
             self.learn_version(version);
             return Ok(Answer::Known);
         }
+        let later = version < *version::WIRE.end();
+        self.hello_due = later.then_some(receipt.at);
         let fresh = Known {
             incarnation: from,
+            since: receipt.at,
+            beat: None,
             version,
+            asked_again: 0,
             window: Window::new(),
             path_windows: vec![Window::new(); self.paths.len()],
             echo: None,
@@ -324,6 +380,7 @@ impl Peer {
             (Verdict::Seen, _) => return Err(Refusal::Replayed),
             (Verdict::New, _) => {}
         }
+        known.beat = Some(receipt.at);
         if newest {
             known.echo = Some(Echo {
                 sent_ns: data.sent_ns,
@@ -331,6 +388,11 @@ impl Peer {
             });
         }
         self.note_heard(receipt);
+        for body in &data.bodies {
+            if let Body::Beat(beat) = body {
+                self.parts.arrived(receipt.at, beat);
+            }
+        }
         let arrival = Arrival {
             from: self.name.clone(),
             path: self.paths.get(receipt.path).map_or(0, |p| p.number),

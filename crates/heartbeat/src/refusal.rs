@@ -1,12 +1,13 @@
 //! Why a datagram is refused. Every reason has its counter.
 
-use protocol::{version, wire::datagram::PacketError};
+use protocol::{local::status::Refused, version, wire::datagram::PacketError};
 use std::fmt;
 
 /// Why a datagram was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refusal {
-    /// Its source address belongs to no server of the configuration. Dropped before any cryptography.
+    /// Its source address belongs to no server of the configuration. Dropped before any cryptography, but for a try a
+    /// second to name it.
     Unlisted,
     /// Longer than any packet.
     TooLong,
@@ -51,6 +52,25 @@ impl Refusal {
             Self::Replayed => "refused_replayed",
             Self::Stale => "refused_stale",
             Self::HelloTooOften => "refused_hello_too_often",
+        }
+    }
+
+    /// What an operator has to mend, unlike what a restart or a slow path brings along.
+    pub fn lasting(self) -> Option<Refused> {
+        match self {
+            Self::TooLong => Some(Refused::TooLong),
+            Self::NotOurs => Some(Refused::NotOurs),
+            Self::Version(version) => Some(Refused::Version(version)),
+            Self::Unauthentic => Some(Refused::Unauthentic),
+            Self::Malformed => Some(Refused::Malformed),
+            Self::Unlisted
+            | Self::UnknownIncarnation
+            | Self::FormerIncarnation
+            | Self::FormerReceiver
+            | Self::Unasked
+            | Self::Replayed
+            | Self::Stale
+            | Self::HelloTooOften => None,
         }
     }
 }

@@ -3,12 +3,16 @@
 use crate::{
     Input, Output, Path, Refusal, Settings, Transmit,
     peer::{Answer, Peer, Receipt},
+    strangers::Strangers,
     times::Times,
 };
 use protocol::{
     BootTime, ServerName,
     codec::{self, CodecError, MESSAGE_MAX},
-    local::{ring::ElectdToHbd, status::PathStatus},
+    local::{
+        ring::ElectdToHbd,
+        status::{PathStatus, PeerStatus, Stranger},
+    },
     seal::{NONCE, Sealer},
     wire::{
         beat::PARTS_SINCE,
@@ -45,6 +49,7 @@ pub struct Heartbeat {
     peers: Vec<Peer>,
     outputs: VecDeque<Output>,
     counters: BTreeMap<&'static str, u64>,
+    strangers: Strangers,
 }
 
 impl Heartbeat {
@@ -59,6 +64,7 @@ impl Heartbeat {
             peers: Vec::new(),
             outputs: VecDeque::new(),
             counters: BTreeMap::new(),
+            strangers: Strangers::default(),
         };
         core.configure(settings);
         core
@@ -105,7 +111,10 @@ impl Heartbeat {
                     .and_then(|(place, opened)| {
                         self.packet(now, place, opened, (at, real_ns, raw_ns))
                     });
-                self.note(source, outcome);
+                if matches!(outcome, Err(Refusal::Unlisted)) {
+                    self.stranger(now, source, bytes);
+                }
+                self.note(now, (source, local), outcome);
             }
             Input::Opened {
                 source,
@@ -120,9 +129,9 @@ impl Heartbeat {
                 let outcome = self
                     .listed((source, local))
                     .and_then(|place| self.packet(now, place, opened, (at, real_ns, raw_ns)));
-                self.note(source, outcome);
+                self.note(now, (source, local), outcome);
             }
-            Input::TooLong(source) => self.refuse(source, Refusal::TooLong),
+            Input::TooLong(source) => self.refuse(now, (source, source), Refusal::TooLong),
             Input::Send(messages) => self.send(now, messages),
             Input::Timeout { fresh } => self.hellos(now, fresh),
         }
@@ -173,15 +182,17 @@ impl Heartbeat {
 
     /// Every path to every peer.
     pub fn paths(&self) -> Vec<PathStatus> {
-        let each = |peer: &Peer| -> Vec<PathStatus> {
-            let status = |(i, path): (usize, &Path)| PathStatus {
-                server: peer.name.clone(),
-                address: path.remote.to_string(),
-                last_heard: peer.heard(i),
-            };
-            peer.paths.iter().enumerate().map(status).collect()
-        };
-        self.peers.iter().flat_map(each).collect()
+        self.peers.iter().flat_map(Peer::path_status).collect()
+    }
+
+    /// What arrived of each peer beside its beats.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.peers.iter().map(Peer::status).collect()
+    }
+
+    /// The last addresses of no server of the configuration that sent packets of standin.
+    pub fn strangers(&self) -> Vec<Stranger> {
+        self.strangers.all().cloned().collect()
     }
 
     /// Both ends of every path to every peer.
@@ -203,11 +214,34 @@ impl Heartbeat {
         peers.filter_map(move |peer| Some((&peer.name, peer.doubled(now)?)))
     }
 
-    fn note(&mut self, source: IpAddr, outcome: Result<Vec<Output>, Refusal>) {
+    fn note(
+        &mut self,
+        now: BootTime,
+        ends: (IpAddr, IpAddr),
+        outcome: Result<Vec<Output>, Refusal>,
+    ) {
         match outcome {
             Ok(outputs) => self.outputs.extend(outputs),
-            Err(why) => self.refuse(source, why),
+            Err(why) => self.refuse(now, ends, why),
         }
+    }
+
+    /// From an address that is not listed: only remembered.
+    fn stranger(&mut self, now: BootTime, source: IpAddr, bytes: &[u8]) {
+        if !bytes.starts_with(&datagram::MAGIC) {
+            return;
+        }
+        let Self {
+            strangers,
+            peers,
+            sealer,
+            me,
+            ..
+        } = self;
+        strangers.heard(now, source, || {
+            let sealed_by = |p: &&Peer| datagram::open(sealer, &p.name, me, bytes).is_ok();
+            peers.iter().find(sealed_by).map(|p| p.name.clone())
+        });
     }
 
     /// Level 1 (DESIGN section 2): the address is listed, or nothing else is looked at. Whose it is, and which path.
@@ -349,8 +383,15 @@ impl Heartbeat {
         }
     }
 
-    fn refuse(&mut self, source: IpAddr, why: Refusal) {
+    fn refuse(&mut self, now: BootTime, (source, local): (IpAddr, IpAddr), why: Refusal) {
         count(&mut self.counters, why.name());
+        let place = self.listed((source, local));
+        if let Some((peer, path)) = place
+            .ok()
+            .and_then(|(i, p)| Some((self.peers.get_mut(i)?, p)))
+        {
+            peer.note_refused(path, now, why);
+        }
         self.outputs.push_back(Output::Refused { source, why });
     }
 }

@@ -6,7 +6,10 @@ use heartbeat::{Heartbeat, Input, Output, PART_MAX, PeerSettings, Refusal, Setti
 use proptest::prelude::*;
 use protocol::{
     BootTime, Instance, Number, RosterVersion, ServerName, Term,
-    local::ring::{ElectdToHbd, HbdToDoctord},
+    local::{
+        ring::{ElectdToHbd, HbdToDoctord},
+        status::{PathRefusal, Refused, Stranger},
+    },
     seal::{NONCE, Sealer},
     wire::{
         beat::{
@@ -510,6 +513,82 @@ fn a_replayed_hello_cannot_reset_the_window() {
         beats.iter().for_each(|d| b.receive(ms(round * 1000), d));
     }
     assert_eq!(b.numbers(), [1]);
+}
+
+#[test]
+fn what_is_refused_from_a_peers_address_is_told_of_that_path_and_what_passes_by_itself_is_not() {
+    let (a, mut b) = pair();
+    let mut forged = Host::with("alpha", &["beta"], &[[9; 32]], "web").tick(ms(5));
+    forged.iter_mut().for_each(|d| d.bytes[4] = 77);
+    let refused = |b: &Host| -> Vec<Option<PathRefusal>> {
+        b.core.paths().into_iter().map(|p| p.refused.0).collect()
+    };
+    assert_eq!(refused(&b), [None, None]);
+    b.receive(ms(5), &forged[1]);
+    let why = Refused::Version(77);
+    assert_eq!(refused(&b), [None, Some(PathRefusal { at: ms(5), why })]);
+    forged[0].bytes = b"GET / HTTP/1.0".to_vec();
+    b.receive(ms(6), &forged[0]);
+    let first = refused(&b)[0];
+    assert_eq!(first.map(|r| r.why), Some(Refused::NotOurs));
+    // A restarted peer that has not proved itself yet.
+    let mut restarted = Host::new("alpha");
+    restarted
+        .tick(ms(7))
+        .iter()
+        .for_each(|d| b.receive(ms(7), d));
+    assert_eq!(refused(&b)[0], first);
+    drop(a);
+}
+
+#[test]
+fn a_peer_that_sends_from_another_address_is_named_by_its_seal_and_nothing_of_it_is_taken() {
+    let (mut a, mut b) = pair();
+    let mut beats = a.send(ms(1000), 1);
+    let genuine = beats.remove(0);
+    let from = |address: &str, bytes: &[u8]| Datagram {
+        source: ip(address),
+        bytes: bytes.to_vec(),
+        ..genuine.clone()
+    };
+    let foreign = Host::with("alpha", &["beta"], &[[9; 32]], "web").tick(ms(5));
+    b.receive(ms(1000), &from("198.51.100.1", &genuine.bytes));
+    b.receive(ms(1500), &from("198.51.100.2", &genuine.bytes)); // too soon
+    b.receive(ms(2000), &from("198.51.100.3", &foreign[0].bytes));
+    b.receive(ms(3000), &from("198.51.100.4", b"GET / HTTP/1.0"));
+    let stranger = |address: &str, at, server: Option<&str>| Stranger {
+        address: ip(address),
+        at: ms(at),
+        server: server.map(name),
+    };
+    let two = [
+        stranger("198.51.100.3", 2000, None),
+        stranger("198.51.100.1", 1000, Some("alpha")),
+    ];
+    assert_eq!(b.core.strangers(), two);
+    assert_eq!(b.numbers(), [0; 0], "not one beat");
+    for n in 0..1000 {
+        let any = format!("203.0.113.{}", n % 256);
+        b.receive(ms(4000 + n * 1000), &from(&any, &foreign[0].bytes));
+    }
+    assert_eq!(b.core.strangers().len(), 8, "the last of them");
+}
+
+#[test]
+fn a_peer_that_asks_and_one_that_sends_no_beat_are_told_apart() {
+    let (mut a, mut b) = pair();
+    let [before] = &b.core.peers()[..] else {
+        panic!("one peer");
+    };
+    assert!(before.met.is_some() && before.beat.is_none(), "{before:?}");
+    a.send(ms(50), 1).iter().for_each(|d| b.receive(ms(50), d));
+    assert_eq!(b.core.peers()[0].beat, Some(ms(50)));
+    let mut restarted = Host::new("alpha");
+    restarted
+        .tick(ms(70))
+        .iter()
+        .for_each(|d| b.receive(ms(70), d));
+    assert_eq!(b.core.peers()[0].asked, Some(ms(70)));
 }
 
 #[test]
@@ -1327,6 +1406,38 @@ fn an_answer_lost_in_the_later_version_is_made_up_for() {
     let later = a.core.poll_timeout().unwrap();
     exchange(later, &mut a, &mut b);
     assert!(a.send(later, 2).iter().all(|d| version(d) == 2));
+}
+
+#[test]
+fn who_answered_in_the_first_version_is_asked_for_a_later_one_at_once_and_then_ever_more_seldom() {
+    let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+    a.tick(ms(0));
+    for d in a.tick(ms(100)) {
+        b.receive(ms(100), &d); // It starts just then, and asks as well.
+    }
+    let answers = std::mem::take(&mut b.out);
+    b.tick(ms(100)).iter().for_each(|d| a.receive(ms(101), d));
+    answers.iter().for_each(|d| a.receive(ms(101), d));
+    a.out.clear();
+    assert!(a.send(ms(102), 1).iter().all(|d| version(d) == 1));
+    exchange(ms(150), &mut a, &mut b);
+    assert!(a.send(ms(151), 2).iter().all(|d| version(d) == 2));
+
+    // One that knows no later version is left alone.
+    let (mut a, mut b) = (Host::new("alpha"), Host::new("beta"));
+    let old = |d: &&Datagram| version(d) == 1;
+    let mut asked = Vec::new();
+    for now in (0..600_000).step_by(50).map(ms) {
+        let hellos = a.tick(now);
+        asked.extend(hellos.first().map(|_| now));
+        hellos.iter().filter(old).for_each(|d| b.receive(now, d));
+        let answers = std::mem::take(&mut b.out);
+        answers.iter().filter(old).for_each(|d| a.receive(now, d));
+    }
+    let gaps: Vec<_> = asked.windows(2).map(|w| w[1].since(w[0])).collect();
+    assert!(gaps[3] < Duration::from_secs(1), "{gaps:?}");
+    assert!(gaps[gaps.len() - 3] >= Duration::from_secs(60), "{gaps:?}");
+    assert!(asked.len() < 30, "{gaps:?}");
 }
 
 fn standing(i: usize) -> Standing {

@@ -87,6 +87,14 @@ impl Reason {
     pub fn is_refusal(&self) -> bool {
         self.counter().starts_with("refused_")
     }
+
+    /// One of the two ended it on purpose, and another connection is there or comes.
+    pub fn is_planned(&self) -> bool {
+        matches!(
+            self,
+            Self::Older(_) | Self::Replaced | Self::Reload | Self::Knocked
+        )
+    }
 }
 
 impl fmt::Display for Reason {

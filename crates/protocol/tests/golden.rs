@@ -16,8 +16,8 @@ use protocol::{
         },
         status::{
             ChildStatus, ClientsView, Detail, ElectdStatus, FailedScript, LastRun, OffsetStatus,
-            OwedRun, PathStatus, RoleStatus, ScriptsView, ServerView, SetPeer, SetStatus,
-            SyncdStatus, VirtualServerView,
+            OwedRun, PathRefusal, PathStatus, PeerStatus, Refused, RoleStatus, ScriptsView,
+            ServerView, SetPeer, SetStatus, Stranger, SyncdStatus, VirtualServerView,
         },
     },
     seal::{NONCE, Sealer},
@@ -599,6 +599,23 @@ fn replies() -> Vec<CtlReply> {
         server: beta(),
         address: "192.0.2.12".to_owned(),
         last_heard: Some(BootTime(8)),
+        refused: Since(Some(PathRefusal {
+            at: BootTime(9),
+            why: Refused::Version(3),
+        })),
+        mtu: Since(Some(1400)),
+    };
+    let peer_status = PeerStatus {
+        server: beta(),
+        asked: Some(BootTime(6)),
+        met: Some(BootTime(7)),
+        beat: None,
+        parts_missing: Some(BootTime(8)),
+    };
+    let stranger = Stranger {
+        address: "192.0.2.99".parse().unwrap(),
+        at: BootTime(9),
+        server: Some(beta()),
     };
     let offset = OffsetStatus {
         offset_ns: -5,
@@ -619,6 +636,8 @@ fn replies() -> Vec<CtlReply> {
         freshness: (Term(5), 17),
         config_differs: false,
         withdrawn: Since(true),
+        witness: Since(false),
+        participation: Since(Some(Participation::Silent)),
     };
     let virtual_server = VirtualServerView {
         name: "web".parse().unwrap(),
@@ -649,6 +668,9 @@ fn replies() -> Vec<CtlReply> {
                 output: "no such service".to_owned(),
             }),
         })),
+        fit: Since(Some(vec![0, 2])),
+        unfit: Since(Some("its interface is down".to_owned())),
+        gated: Since(Some(true)),
     };
     let electd = ElectdStatus {
         server: "alpha".parse().unwrap(),
@@ -691,11 +713,19 @@ fn replies() -> Vec<CtlReply> {
         }],
     };
     let details = [
-        (Role::Hbd, Detail::Hbd { paths: vec![path] }),
+        (
+            Role::Hbd,
+            Detail::Hbd {
+                paths: vec![path],
+                peers: Since(vec![peer_status]),
+                strangers: Since(vec![stranger]),
+            },
+        ),
         (
             Role::Listend,
             Detail::Listend {
                 links: vec![(beta(), true)],
+                failed: Since(vec![(beta(), "no answer".to_owned())]),
             },
         ),
         (

@@ -13,8 +13,9 @@ use protocol::{
             Health, HealthState, LinkHealth, ListendToElectd, ServerHealth,
         },
         status::{
-            ChildStatus, ClientsView, Detail, ElectdStatus, FailedScript, OffsetStatus, PathStatus,
-            RoleStatus, ScriptsView, ServerView, VirtualServerView,
+            ChildStatus, ClientsView, Detail, ElectdStatus, FailedScript, OffsetStatus,
+            PathRefusal, PathStatus, Refused, RoleStatus, ScriptsView, ServerView,
+            VirtualServerView,
         },
     },
     version::Since,
@@ -613,17 +614,21 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         any::<Option<u32>>(),
         option::of(time()),
         (term(), any::<u64>()),
-        any::<[bool; 2]>(),
+        any::<[bool; 3]>(),
     )
         .prop_map(
-            |(name, state, rank, last_heard, freshness, [config_differs, withdrawn])| ServerView {
-                name,
-                state,
-                rank,
-                last_heard,
-                freshness,
-                config_differs,
-                withdrawn: Since(withdrawn),
+            |(name, state, rank, last_heard, freshness, [config_differs, withdrawn, witness])| {
+                ServerView {
+                    name,
+                    state,
+                    rank,
+                    last_heard,
+                    freshness,
+                    config_differs,
+                    withdrawn: Since(withdrawn),
+                    witness: Since(witness),
+                    participation: Since(witness.then_some(Participation::Active)),
+                }
             },
         );
     let clients = any::<(u32, u32, u32, Vec<std::net::IpAddr>, Option<Duration>)>().prop_map(
@@ -654,11 +659,17 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
         option::of(server()),
         term(),
         any::<(Vec<String>, Option<String>)>(),
-        any::<Option<Duration>>(),
+        any::<(
+            Option<Duration>,
+            Option<Vec<u8>>,
+            Option<String>,
+            Option<bool>,
+        )>(),
         (option::of(clients), option::of(time()), option::of(scripts)),
     )
         .prop_map(
-            |(name, [role, gate, reason], master, term, (addresses, mac), lease_left, rest)| {
+            |(name, [role, gate, reason], master, term, (addresses, mac), could, rest)| {
+                let (lease_left, fit, unfit, gated) = could;
                 let (clients, changed, scripts) = rest;
                 VirtualServerView {
                     name,
@@ -674,6 +685,9 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                     reason,
                     changed: Since(changed),
                     scripts: Since(scripts),
+                    fit: Since(fit),
+                    unfit: Since(unfit),
+                    gated: Since(gated),
                 }
             },
         );
@@ -712,6 +726,11 @@ fn detail() -> impl Strategy<Value = Detail> {
             server,
             address,
             last_heard,
+            refused: Since(last_heard.map(|at| PathRefusal {
+                at,
+                why: Refused::Unauthentic,
+            })),
+            mtu: Since(last_heard.map(|_| 1400)),
         },
     );
     let offset =
@@ -729,8 +748,15 @@ fn detail() -> impl Strategy<Value = Detail> {
         },
     );
     prop_oneof![
-        vec(path, 0..3).prop_map(|paths| Detail::Hbd { paths }),
-        vec((server(), any::<bool>()), 0..3).prop_map(|links| Detail::Listend { links }),
+        vec(path, 0..3).prop_map(|paths| Detail::Hbd {
+            paths,
+            peers: Since::default(),
+            strangers: Since::default(),
+        }),
+        vec((server(), any::<bool>()), 0..3).prop_map(|links| Detail::Listend {
+            links,
+            failed: Since::default(),
+        }),
         (health(), vec((server(), offset), 0..3))
             .prop_map(|(health, offsets)| Detail::Doctord { health, offsets }),
         electd_status().prop_map(|status| Detail::Electd(Box::new(status))),

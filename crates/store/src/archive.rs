@@ -14,6 +14,11 @@
 //! | `chunks` | digest of a chunk | 1 if packed, its bytes |
 //! | `uses` | digest of a chunk | how often contents name it |
 //! | `state` | `state` | how far the index was read |
+//! | `state` | `aged` | up to which moment versions have grown old |
+//!
+//! One wrong reading of the clock must not cost what was kept for a month: versions grow old by the system's clock, but by
+//! two days at most from one look through all of them to the next, a day apart, and not at all while it disagrees with
+//! those of the other servers. A clock that is behind makes no version older than it is.
 
 use crate::{
     dir::own_directory,
@@ -45,6 +50,8 @@ const MOST: usize = 1000;
 const GONE: u64 = 90 * 86_400 * 1_000_000_000;
 /// So often all is looked through for what is too old, in nanoseconds.
 const SWEEP: u64 = 86_400 * 1_000_000_000;
+/// By so much at most all grows older from one sweep to the next, in nanoseconds.
+const STRIDE: u64 = 2 * SWEEP;
 /// Level of zstd: it packs as fast as a disk writes.
 const LEVEL: i32 = 1;
 /// Chunks are at most so large, in bytes; no record makes more be allocated.
@@ -75,6 +82,15 @@ pub enum Keep {
     Versions(u32),
     /// Those that were there within this time.
     For(Duration),
+}
+
+/// A reading of the system's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// In nanoseconds since 1970.
+    pub now: u64,
+    /// No other server's clock is known to be elsewhere.
+    pub agrees: bool,
 }
 
 /// What came of it.
@@ -130,8 +146,27 @@ impl Archive {
         bytes.map_or(Ok(State::default()), |bytes| decode(bytes.value()))
     }
 
+    /// Up to which moment versions had grown old at the last sweep.
+    fn aged(&self, swept: u64, now: u64) -> Result<u64, Error> {
+        let table = self.db.begin_read()?.open_table(STATE)?;
+        let bytes = table.get(&b"aged"[..])?;
+        match bytes.map(|bytes| <[u8; 8]>::try_from(bytes.value())) {
+            Some(Ok(bytes)) => Ok(u64::from_be_bytes(bytes)),
+            Some(Err(_)) => Err(damaged("a moment of another length")),
+            None if swept == 0 => Ok(now),
+            None => Ok(swept.min(now)),
+        }
+    }
+
     /// Keeps what is new in the index, then drops what is not to be kept any more.
-    pub fn keep(&self, set: &Set, index: &Index, keep: Keep, now: u64) -> Result<Stored, Error> {
+    pub fn keep(
+        &self,
+        set: &Set,
+        index: &Index,
+        keep: Keep,
+        clock: Clock,
+    ) -> Result<Stored, Error> {
+        let Clock { now, agrees } = clock;
         let known = index.state()?;
         let mut state = self.state()?;
         if state.replica.as_ref() != Some(&known.replica) {
@@ -139,15 +174,17 @@ impl Archive {
         }
         let ledger = index.ledger()?;
         let mut stored = Stored::default();
-        let sweep = now.saturating_sub(state.swept) > SWEEP;
+        let sweep = agrees && now.abs_diff(state.swept) > SWEEP;
         if known.sequence == state.sequence && !sweep {
             return Ok(stored);
         }
+        let aged = self.aged(state.swept, now)?;
+        let grown = now.min(if agrees { aged + STRIDE } else { aged });
         let mut rows = index.since(state.sequence)?.peekable();
         let mut reached = known.sequence;
         let trim = Trim {
             keep,
-            now,
+            now: grown,
             ledger: &ledger,
         };
         while rows.peek().is_some() {
@@ -162,7 +199,7 @@ impl Archive {
                 count += 1;
                 let version = Version {
                     entry: row.entry,
-                    at: row.at,
+                    at: row.at.max(aged),
                     sequence: row.sequence,
                 };
                 match self.add(&mut tables, set, &path, &version, &mut state.number) {
@@ -195,7 +232,10 @@ impl Archive {
             state.swept = now;
         }
         let tx = self.db.begin_write()?;
-        Tables::open(&tx)?.state(&state)?;
+        let mut tables = Tables::open(&tx)?;
+        tables.state(&state)?;
+        tables.aged(if sweep { aged.max(grown) } else { aged })?;
+        drop(tables);
         tx.commit()?;
         Ok(stored)
     }
@@ -418,6 +458,12 @@ impl<'t> Tables<'t> {
     fn state(&mut self, state: &State) -> Result<(), Error> {
         let state = encode(state)?;
         self.states.insert(&b"state"[..], state.as_slice())?;
+        Ok(())
+    }
+
+    fn aged(&mut self, moment: u64) -> Result<(), Error> {
+        let bytes = moment.to_be_bytes();
+        self.states.insert(&b"aged"[..], bytes.as_slice())?;
         Ok(())
     }
 

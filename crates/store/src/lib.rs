@@ -41,6 +41,7 @@ mod archive;
 mod aside;
 mod attributes;
 mod calls;
+mod confirm;
 mod contents;
 mod dir;
 mod error;
@@ -58,7 +59,7 @@ mod threads;
 mod walk;
 
 pub use apply::{Applied, apply, apply_by};
-pub use archive::{Archive, Keep, Stored, Version};
+pub use archive::{Archive, Clock, Keep, Stored, Version};
 pub use aside::{Aside, Kept};
 pub use calls::Calls;
 pub use dir::{Dir, Name};

@@ -1,9 +1,10 @@
 //! From the disk to the index: what changed here since the last look.
 
 use crate::{
+    confirm::{Missing, Walked},
     dir::{Dir, Name},
     error::{At, Error},
-    index::Index,
+    index::{Index, Reader},
     recover::recover,
     rows::{self, Row, State},
     set::{Set, reserved},
@@ -24,6 +25,8 @@ use std::{
 const BATCH: usize = 4096;
 /// So many files are read together.
 const UNREAD: usize = 256;
+/// So often all is walked until nothing was moved meanwhile.
+const TRIES: u32 = 4;
 
 /// How to look.
 pub struct Look<'a> {
@@ -78,11 +81,21 @@ enum Seen {
 
 /// Looks at the whole set and writes what changed to the index.
 pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> {
+    let mut tries = TRIES;
     recover(set, index)?;
-    let state = index.state()?;
     let intents: BTreeMap<_, _> = index.intents()?.into_iter().collect();
-    let (summary, unknown) =
-        thread::scope(|scope| see_all(scope, set, index, how, &state, &intents))?;
+    let mut changed = 0;
+    let (mut summary, unknown) = loop {
+        tries -= 1;
+        let state = index.state()?;
+        let once =
+            thread::scope(|scope| see_all(scope, set, index, how, &state, &intents, tries == 0))?;
+        match once {
+            Once::Moved(so_far) => changed += so_far,
+            Once::All(summary, unknown) => break (summary, unknown),
+        }
+    };
+    summary.changed += changed;
     let done = intents.into_keys().filter(|path| {
         let within = |u: &Path| path == u || path.is_below(u);
         !unknown.iter().any(within)
@@ -95,7 +108,15 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
     Ok(summary)
 }
 
-/// What came of it, and what of it is not known.
+/// What one walk came to.
+enum Once {
+    /// Something was moved behind its back: nothing counts as removed. So many changes were found.
+    Moved(u64),
+    /// And what of it is not known.
+    All(Summary, Vec<Path>),
+}
+
+/// Walks once; the `last` time what was moved counts as not known.
 fn see_all<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
     set: &Set,
@@ -103,7 +124,8 @@ fn see_all<'scope, 'env>(
     how: &Look<'_>,
     state: &State,
     intents: &BTreeMap<Path, Entry>,
-) -> Result<(Summary, Vec<Path>), Error> {
+    last: bool,
+) -> Result<Once, Error> {
     let mut walk = Walk::new(&set.root, how.excluded, signed(how.now)).at("read", &set.name)?;
     let mut rows = index.cursor()?;
     let mut next = walk.next(&mut rows)?;
@@ -137,6 +159,7 @@ fn see_all<'scope, 'env>(
         news: Vec::new(),
         summary: Summary::default(),
         unknown: Vec::new(),
+        missing: Vec::new(),
     };
     let mut hidden = Hidden {
         excluded: how.excluded,
@@ -201,13 +224,36 @@ fn see_all<'scope, 'env>(
         next = walk.next(&mut rows)?;
     }
     sights.flush()?;
+    let reader = index.reader()?;
+    let walked = Walked {
+        set,
+        index: &reader,
+        excluded: how.excluded,
+        entered: &walk.entered,
+        began: signed(how.now),
+    };
+    let missing = std::mem::take(&mut sights.missing);
+    let there = walked.not_gone(&missing)?;
+    if !there.is_empty() && !last {
+        return Ok(Once::Moved(sights.summary.changed));
+    }
+    for Missing { path, .. } in missing {
+        if there.contains(&path) {
+            let counts = &mut sights.summary.counts;
+            counts.busy.add(&path, "was moved while all was looked at");
+            sights.unknown.push(path);
+        } else {
+            sights.gone(&reader, path)?;
+        }
+    }
+    sights.flush()?;
     let Sights {
         mut summary,
         unknown,
         ..
     } = sights;
     summary.counts.join(walk.counts);
-    Ok((summary, unknown))
+    Ok(Once::All(summary, unknown))
 }
 
 /// The time as a proof has it.
@@ -237,6 +283,7 @@ struct Sights<'a, 'scope, 'env, I> {
     news: Vec<(Path, News)>,
     summary: Summary,
     unknown: Vec<Path>,
+    missing: Vec<Missing>,
 }
 
 impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
@@ -297,10 +344,17 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                 Some(Seen::Unread(..)) => read.next().and_then(|found| self.found(&path, found)),
                 other => other,
             };
+            let inode = known.as_ref().and_then(|row| row.proof);
+            let inode = inode.map(|proof| proof.stat.inode);
             let known = known.as_ref().map(|row| &row.entry);
             let (entry, proof) = match (seen, known) {
                 (None, None) => continue,
-                (None, Some(known)) => (self.observer.absent(&path, known), None),
+                (None, Some(known)) => {
+                    if known.node.is_some() && !self.observer.hides(&path) {
+                        self.missing.push(Missing { path, inode });
+                    }
+                    continue;
+                }
                 (Some(Seen::Node(node, proof)), known) => {
                     (self.observer.seen(&path, known, Sight::Node(node)), proof)
                 }
@@ -313,17 +367,26 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                     (self.observer.seen(&path, known, Sight::Unknown), None)
                 }
             };
-            match entry.as_ref().map(|e| e.node.is_some()) {
-                Some(true) => self.summary.changed += 1,
-                Some(false) => self.summary.removed += 1,
-                None => {}
-            }
+            self.summary.changed += u64::from(entry.is_some());
             let news = match (entry, proof) {
                 (Some(entry), proof) => News::Changed(entry, proof),
                 (None, Some(proof)) => News::Proven(proof),
                 (None, None) => continue,
             };
             self.news.push((path, news));
+        }
+    }
+
+    /// This is certainly there no more.
+    fn gone(&mut self, index: &Reader, path: Path) -> Result<(), Error> {
+        let row = index.row(&path)?;
+        if let Some(entry) = row.and_then(|row| self.observer.absent(&path, &row.entry)) {
+            self.summary.removed += 1;
+            self.news.push((path, News::Changed(entry, None)));
+        }
+        match self.news.len() < BATCH {
+            true => Ok(()),
+            false => self.write(),
         }
     }
 

@@ -66,6 +66,14 @@ pub(crate) enum What {
     Here(Arc<Dir>, Stat),
 }
 
+/// A directory whose names were read, or taken for those that the index knows, and what it was like before.
+pub(crate) struct Entered {
+    /// None: the root.
+    pub(crate) path: Option<Path>,
+    pub(crate) inode: u64,
+    pub(crate) ctime: i64,
+}
+
 struct Level {
     dir: Arc<Dir>,
     /// None: the root.
@@ -93,6 +101,8 @@ pub(crate) struct Walk<X> {
     now: i64,
     /// So far.
     pub(crate) counts: Counts,
+    /// So far, in order.
+    pub(crate) entered: Vec<Entered>,
 }
 
 impl<X> Walk<X>
@@ -116,6 +126,11 @@ where
             device: stat.device,
             now,
             counts: Counts::default(),
+            entered: vec![Entered {
+                path: None,
+                inode: stat.inode,
+                ctime: stat.ctime,
+            }],
         })
     }
 
@@ -126,7 +141,13 @@ where
             return Ok(());
         };
         let dir = level.dir.child(Name::last(path))?;
-        let same = sight::stat(&dir.stat()?) == stat;
+        let now = sight::stat(&dir.stat()?);
+        self.entered.push(Entered {
+            path: Some(path.clone()),
+            inode: now.inode,
+            ctime: now.ctime,
+        });
+        let same = now == stat;
         let names = if known && same {
             Names::Known(rows::below(path))
         } else {
@@ -266,7 +287,7 @@ fn alone(dir: &Dir, name: Name, device: u64) -> Option<Stat> {
 }
 
 /// Puts a name behind a directory's path.
-fn join(directory: Option<&Path>, name: &[u8]) -> Result<Path, filesync::BadPath> {
+pub(crate) fn join(directory: Option<&Path>, name: &[u8]) -> Result<Path, filesync::BadPath> {
     let mut bytes = Vec::new();
     if let Some(directory) = directory {
         bytes.extend(directory.as_bytes());

@@ -376,7 +376,7 @@ impl Holder {
             match ears.nd.receive(&mut buffer) {
                 Ok(Some((length, interface))) => {
                     let claim = ndp::parse_claim(&buffer[..length]);
-                    heard.extend(claim.map(|(ip, mac)| (interface, ip.into(), mac)));
+                    heard.extend(claim.map(|c| (interface, c.claimed.into(), c.mac)));
                 }
                 Ok(None) => break,
                 Err(_) => {}

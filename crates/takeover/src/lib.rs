@@ -27,6 +27,7 @@ mod error;
 mod gate;
 mod gate_file;
 mod hold;
+mod holders;
 mod macvlan;
 mod ndp;
 mod neighbours;
@@ -45,12 +46,13 @@ pub use arp::Mac;
 pub use error::Error;
 pub use gate::{GateHome, any::GateKind, check_backstop, check_gate, lease_fits, unmount_gate};
 pub use hold::LatePackets;
+pub use holders::holders;
 pub use macvlan::check_mac;
 pub use readers::read_any;
 pub use refresh::Receipts;
-pub use scripts::{ScriptRole, ScriptRun, Scripts};
+pub use scripts::{PATH as SCRIPT_PATH, ScriptRole, ScriptRun, Scripts, is_left_over};
 
-use config::VirtualAddress;
+use config::{OnConflict, VirtualAddress};
 use crossbeam_channel::Sender;
 use gate::any::{Door, Gate};
 use gate_file::{BootId, GateFile};
@@ -109,6 +111,8 @@ pub struct AddressSet {
     pub addresses: Vec<VirtualAddress>,
     /// The MAC address that they are at on whichever server; none: the interface's own.
     pub mac: Option<Mac>,
+    /// What to do if another machine has one of them.
+    pub on_conflict: OnConflict,
 }
 
 /// Addresses found open at start: they stay, and the worker guards their deadline.
@@ -155,12 +159,24 @@ pub enum Event {
         what: String,
     },
     /// Somebody else says that an address of ours is at its MAC address. Told at most once a second for
-    /// each address; the address has been announced again.
+    /// each address; the address has been announced again, if it is here.
     ForeignClaim {
         /// Whose address.
         v: VirtualServerName,
+        /// The address.
+        ip: IpAddr,
         /// Who claims it.
         mac: Mac,
+        /// It is one of the cluster's servers.
+        of_server: bool,
+    },
+    /// Another machine has one of the addresses, and they are not to be taken from it: whether that is still so, seen
+    /// every 10 s. The first time [`Self::Failed`] tells why.
+    Taken {
+        /// Whose addresses.
+        v: VirtualServerName,
+        /// It has not gone.
+        taken: bool,
     },
     /// Open, and clients were seen on the interface that were not told of before, or a minute has passed:
     /// for the other servers. Delivered on another thread than the rest.
@@ -178,6 +194,9 @@ pub enum Event {
         answered_by: Option<Mac>,
     },
 }
+
+/// Where the cluster's servers are, as far as this machine's neighbours tell.
+type ServerMacs = Arc<Mutex<BTreeMap<IpAddr, Mac>>>;
 
 type Emit = Arc<dyn Fn(Event) + Send + Sync>;
 
@@ -449,10 +468,14 @@ impl Takeover {
         let worker_gate = gate.clone();
         let worker_emit = emit.clone();
         let refresher_emit = emit.clone();
-        let (refresher, receipts, refresh_thread) =
-            refresher::start(with_shared.clone(), realtime.is_some(), move |e| {
-                refresher_emit(e);
-            })?;
+        let server_macs = ServerMacs::default();
+        let worker_servers = server_macs.clone();
+        let (refresher, receipts, refresh_thread) = refresher::start(
+            with_shared.clone(),
+            realtime.is_some(),
+            server_macs,
+            move |e| refresher_emit(e),
+        )?;
         let worker_refresher = refresher.clone();
         let devices = Devices::open(run_dir)?;
         let run = move || {
@@ -469,6 +492,7 @@ impl Takeover {
                 (inbox, worker_waker),
                 worker_emit,
                 worker_refresher,
+                worker_servers,
                 devices,
             );
             match started {
@@ -633,6 +657,12 @@ impl Takeover {
     /// them. [`Event::Probed`] follows at the first answer or 20 ms after the last question.
     pub fn probe(&self, v: &VirtualServerName) {
         self.tell(Command::Probe(v.clone()));
+    }
+
+    /// Votes are being asked for: asks the network beside that whether another machine has the addresses, without
+    /// claiming them. What comes of it is reported when they are to be opened here.
+    pub fn look_for_others(&self, v: &VirtualServerName) {
+        self.tell(Command::LookForOthers(v.clone()));
     }
 
     /// Takes a changed configuration. Addresses no longer listed are removed; [`Event::Shut`] follows for

@@ -379,6 +379,7 @@ mod tests {
             interface: "eth0".to_owned(),
             addresses: Vec::new(),
             mac: Some([0x02, 0, 0x5e, 0, 0x53, 0xff]),
+            on_conflict: config::OnConflict::Take,
         };
         let device = Device::of(&set).unwrap();
         assert_eq!(device.name, "si-02005e0053ff");

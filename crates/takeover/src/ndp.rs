@@ -136,10 +136,10 @@ fn checksum(from: Ipv6Addr, to: Ipv6Addr, body: &[u8]) -> u16 {
 }
 
 /// Reads the claim "`address` is at `mac`" out of an advertisement, or out of the source of a
-/// solicitation. None for everything else, and for what is damaged or was forwarded by a router.
-pub(crate) fn parse_claim(frame: &[u8]) -> Option<(Ipv6Addr, Mac)> {
-    let read = parse(frame)?;
-    Some((read.claimed, read.mac))
+/// solicitation. None for everything else, for what is damaged or was forwarded by a router, and for who only speaks
+/// for another one or shares an address with others (a proxy, anycast).
+pub(crate) fn parse_claim(frame: &[u8]) -> Option<Claim> {
+    parse(frame).filter(|claim| claim.overrides || !claim.advertised)
 }
 
 /// Reads the answer "`neighbour` is at `mac`" to a question of `own`: own, neighbour, MAC address.
@@ -148,10 +148,16 @@ pub(crate) fn parse_answer(frame: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr, Mac)> {
     read.solicited.then_some((read.to, read.claimed, read.mac))
 }
 
-struct Claim {
-    claimed: Ipv6Addr,
-    mac: Mac,
+/// "`claimed` is at `mac`."
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) claimed: Ipv6Addr,
+    pub(crate) mac: Mac,
     to: Ipv6Addr,
+    /// It is an advertisement, and no question.
+    pub(crate) advertised: bool,
+    /// An advertisement that is to take the place of what was known.
+    overrides: bool,
     /// An advertisement that answers a solicitation.
     solicited: bool,
 }
@@ -182,6 +188,8 @@ fn parse(frame: &[u8]) -> Option<Claim> {
         claimed,
         mac: link_address(&body[24..], option).or_else(|| frame[6..12].try_into().ok())?,
         to,
+        advertised: body[0] == ADVERTISE,
+        overrides: body[0] == ADVERTISE && body[4] & OVERRIDE != 0,
         solicited: body[0] == ADVERTISE && body[4] & SOLICITED != 0,
     })
 }
@@ -206,6 +214,20 @@ mod tests {
 
     const MAC: Mac = [2, 0, 0, 0, 0, 1];
     const IP: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
+
+    fn claimed(frame: &[u8]) -> Option<(Ipv6Addr, Mac)> {
+        parse_claim(frame).map(|claim| (claim.claimed, claim.mac))
+    }
+
+    #[test]
+    fn who_speaks_for_another_one_claims_nothing() {
+        let proxy = |flags| {
+            let option = Some(TARGET_MAC);
+            frame(MAC, MAC, IP, ALL_NODES, ADVERTISE, flags, IP, option)
+        };
+        assert_eq!(parse_claim(&proxy(SOLICITED)), None);
+        assert_eq!(claimed(&proxy(SOLICITED | OVERRIDE)), Some((IP, MAC)));
+    }
 
     #[test]
     fn unsolicited_advertisement_overrides_and_goes_to_all_nodes() {
@@ -232,7 +254,7 @@ mod tests {
         assert_eq!(frame[38..54], neighbour.octets());
         assert_eq!(frame[62..78], neighbour.octets());
         assert_eq!(frame[78..], [1, 1, 2, 0, 0, 0, 0, 1]);
-        assert_eq!(parse_claim(&frame), Some((IP, MAC)));
+        assert_eq!(claimed(&frame), Some((IP, MAC)));
     }
 
     #[test]
@@ -254,7 +276,7 @@ mod tests {
 
     #[test]
     fn advertisement_is_read_as_claim() {
-        assert_eq!(parse_claim(&advertisement(MAC, IP, true)), Some((IP, MAC)));
+        assert_eq!(claimed(&advertisement(MAC, IP, true)), Some((IP, MAC)));
     }
 
     #[test]
@@ -262,7 +284,7 @@ mod tests {
         let neighbour = "2001:db8::1:2:99".parse().unwrap();
         let frame = ask_all(MAC, IP, neighbour);
         assert_eq!(frame[..6], [0x33, 0x33, 0xff, 2, 0, 0x99]);
-        assert_eq!(parse_claim(&frame), Some((IP, MAC)));
+        assert_eq!(claimed(&frame), Some((IP, MAC)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! thread, and runs before this one.
 
 use crate::{
-    AddressSet, Error, Event, Shared, arp,
+    AddressSet, Error, Event, ServerMacs, Shared, arp,
     arp::Mac,
     carrier::Returned,
     clients::{Clients, Teller},
@@ -111,6 +111,7 @@ impl Handle {
 pub(crate) fn start(
     sets: Vec<(AddressSet, Arc<Shared>)>,
     realtime: bool,
+    server_macs: ServerMacs,
     emit: impl Fn(Event) + Send + 'static,
 ) -> Result<(Handle, Board, JoinHandle<()>), Error> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
@@ -122,7 +123,8 @@ pub(crate) fn start(
         waker: Arc::new(waker),
     };
     let board = Board::default();
-    let refresher = Refresher::open(sets, inbox, handle.waker.clone(), board.clone(), emit)?;
+    let mut refresher = Refresher::open(sets, inbox, handle.waker.clone(), board.clone(), emit)?;
+    refresher.server_macs = server_macs;
     let run = move || {
         if realtime && let Err(e) = sys::scheduler_fifo(PRIORITY) {
             log::warn!("the thread that asks the clients runs without real-time priority: {e}");
@@ -185,6 +187,8 @@ struct Refresher<F> {
     /// Those of all sets: whoever has one of them is no client.
     own: HashSet<IpAddr>,
     servers: HashSet<IpAddr>,
+    /// What the worker is to know of them.
+    server_macs: ServerMacs,
     running: Vec<Running>,
     /// Whose turn it is to ask.
     turn: usize,
@@ -223,6 +227,7 @@ impl<F: Fn(Event)> Refresher<F> {
             interfaces: HashMap::new(),
             own: HashSet::new(),
             servers: HashSet::new(),
+            server_macs: ServerMacs::default(),
             running: Vec::new(),
             turn: 0,
             pace: Pace::new(),
@@ -261,7 +266,10 @@ impl<F: Fn(Event)> Refresher<F> {
             match command {
                 Command::Opened(opening) => self.opened(opening),
                 Command::Sets(sets) => self.set_up(sets),
-                Command::Servers(servers) => self.servers = servers.into_iter().collect(),
+                Command::Servers(servers) => {
+                    self.servers = servers.into_iter().collect();
+                    self.read_at = BootTime(0);
+                }
                 Command::Learn(v, seen) => {
                     let of = |set: &&(AddressSet, Arc<Shared>)| set.0.virtual_server == v;
                     if let Some((set, _)) = self.sets.iter().find(of)
@@ -490,6 +498,11 @@ impl<F: Fn(Event)> Refresher<F> {
         match self.tables.neighbours() {
             Ok(neighbours) => {
                 let at = now();
+                let macs = self.server_macs.lock();
+                let mut macs = macs.unwrap_or_else(PoisonError::into_inner);
+                let servers = neighbours.iter().filter(|n| self.servers.contains(&n.ip));
+                macs.extend(servers.map(|n| (n.ip, n.mac)));
+                drop(macs);
                 for interface in self.interfaces.values_mut() {
                     let here = neighbours.iter().filter(|n| n.interface == interface.index);
                     let seen = here.map(|n| (n.ip, n.mac, at - n.age));

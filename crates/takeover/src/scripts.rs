@@ -36,7 +36,8 @@ const TICK: Duration = Duration::from_millis(5);
 /// Longest log in bytes; then it begins anew.
 const LOG_MAX: u64 = 1 << 20;
 const STACK: usize = 128 * 1024;
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where programs are looked for.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The role that a server has taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,10 +325,14 @@ fn scripts_of(place: &Place, role: ScriptRole) -> Vec<PathBuf> {
     scripts
 }
 
-fn is_script(path: &Path) -> bool {
+/// A file of an editor or of the package manager, which is no script whatever is in it.
+pub fn is_left_over(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let left_over = name.starts_with('.') || name.ends_with('~') || name.contains(".dpkg-");
-    !left_over
+    name.starts_with('.') || name.ends_with('~') || name.contains(".dpkg-")
+}
+
+fn is_script(path: &Path) -> bool {
+    !is_left_over(path)
         && fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 

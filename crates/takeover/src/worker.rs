@@ -5,10 +5,12 @@ mod closing;
 mod device;
 mod frames;
 mod opening;
+mod others;
 mod set;
 
 use crate::{
-    AddressSet, Adopted, Emit, Error, Event, Shared, arp,
+    AddressSet, Adopted, Emit, Error, Event, ServerMacs, Shared,
+    arp::{self, Mac},
     clock::now,
     gate::{
         Earlier,
@@ -66,6 +68,7 @@ pub(crate) enum Command {
     Shut(VirtualServerName, bool),
     Announce(VirtualServerName),
     Probe(VirtualServerName),
+    LookForOthers(VirtualServerName),
     Replace(Vec<(AddressSet, Arc<Shared>)>),
     Stop,
     /// Remove all addresses, then the gate, then stop.
@@ -106,6 +109,9 @@ pub(crate) struct Worker {
     /// When a clean stop gives up.
     closing: Option<BootTime>,
     refresher: refresher::Handle,
+    server_macs: ServerMacs,
+    /// Those of this machine's interfaces, and when they were read.
+    local_macs: (BootTime, HashSet<Mac>),
     /// The priority of this thread, if it has real time.
     realtime: Option<i32>,
     moment: Moment,
@@ -129,6 +135,7 @@ impl Worker {
         (commands, waker): (Receiver<Command>, Arc<EventFd>),
         emit: Emit,
         refresher: refresher::Handle,
+        server_macs: ServerMacs,
         devices: Devices,
     ) -> Result<(Self, Vec<Adopted>), Error> {
         let needs = "a packet socket (CAP_NET_RAW is needed)";
@@ -145,6 +152,8 @@ impl Worker {
             gate_partial: false,
             closing: None,
             refresher,
+            server_macs,
+            local_macs: (BootTime(0), HashSet::new()),
             realtime: None,
             moment: Moment::default(),
             devices,
@@ -254,6 +263,7 @@ impl Worker {
         set.shared.adopt(first, deadline);
         set.phase = Phase::Open;
         set.announced_from = now();
+        set.others.adopted(now());
         set.shared.acknowledged.store(true, SeqCst); // the earlier life has announced
         // Renewed at once: their lifetime may be near its end, and one may be missing.
         set.renew_at = BootTime(0);
@@ -339,6 +349,7 @@ impl Worker {
                         next: BootTime(0),
                     });
                 }),
+                Command::LookForOthers(v) => self.on(&v, Self::look_for_others),
                 Command::Replace(sets) => self.replace(sets),
             }
         }
@@ -417,6 +428,7 @@ impl Worker {
         let set = &mut self.sets[i];
         let device = Device::of(&new);
         let interface = carrier(&new.interface, device.as_ref());
+        set.on_conflict = new.on_conflict;
         if set.network == new.interface && set.device == device && set.addresses == new.addresses {
             return;
         }

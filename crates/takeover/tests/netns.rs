@@ -2,7 +2,7 @@
 //! users may make user namespaces; else the tests say aloud that they are skipped.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use config::VirtualAddress;
+use config::{OnConflict, VirtualAddress};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 use protocol::{BootTime, VirtualServerName, wire::signal};
 use std::{
@@ -18,9 +18,6 @@ use std::{
     time::{Duration, Instant},
 };
 use takeover::{AddressSet, Adopted, Event, GateHome, GateKind, Receipts, Takeover};
-
-#[path = "netns/late_packets.rs"]
-mod late_packets;
 
 const INSIDE: &str = "STANDIN_TEST_INSIDE";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +35,9 @@ macro_rules! in_namespace {
             $(
                 #[test]
                 fn $kind() {
-                    run(concat!(stringify!($name), "::", stringify!($kind)), stringify!($kind), $body);
+                    let name = concat!(module_path!(), "::", stringify!($kind));
+                    let (_, name) = name.split_once("::").unwrap();
+                    run(name, stringify!($kind), $body);
                 }
             )+
         }
@@ -51,6 +50,13 @@ macro_rules! behind_the_gate {
         in_namespace!($name, $body, tcx clsact nftables);
     };
 }
+
+#[path = "netns/late_packets.rs"]
+mod late_packets;
+#[path = "netns/others.rs"]
+mod others;
+#[path = "netns/transit.rs"]
+mod transit;
 
 fn run(name: &str, kind: &str, body: fn()) {
     if std::env::var_os(INSIDE).is_some() {
@@ -139,6 +145,7 @@ fn set(addresses: &[&str]) -> AddressSet {
         interface: "s0".into(),
         addresses: addresses.iter().map(|a| address(a)).collect(),
         mac: None,
+        on_conflict: OnConflict::Take,
     }
 }
 
@@ -603,19 +610,21 @@ in_namespace!(a_foreign_claim_is_told_once_a_second_and_answered, || {
                 .unwrap();
         });
     };
-    let foreign = Event::ForeignClaim {
+    let foreign = |ip: &str| Event::ForeignClaim {
         v: web(),
+        ip: ip.parse().unwrap(),
         mac: [2, 0, 0, 0, 0, 9],
+        of_server: false,
     };
     claim("192.0.2.10", "192.0.2.77");
-    assert_eq!(stage.event().0, foreign);
+    assert_eq!(stage.event().0, foreign("192.0.2.10"));
     wait_for("the answer", || {
         frames.recv_timeout(PATIENCE).unwrap()[..] == GRATUITOUS
     });
     claim("192.0.2.10", "192.0.2.78");
     stage.no_event();
     claim("2001:db8::10", "2001:db8::77");
-    assert_eq!(stage.event().0, foreign);
+    assert_eq!(stage.event().0, foreign("2001:db8::10"));
 });
 
 /// The peer hears nothing that is for all.

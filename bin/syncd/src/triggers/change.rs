@@ -54,7 +54,7 @@ impl Drop for Watch {
 
 /// Watches what `units` gives, and tells.
 pub fn watch(
-    units: impl Fn() -> Result<Vec<Unit>, String> + Send + 'static,
+    units: impl Fn() -> Vec<Unit> + Send + 'static,
     tell: impl Fn(Word) + Send + 'static,
 ) -> io::Result<Watch> {
     let over = Arc::new(AtomicBool::new(false));
@@ -62,9 +62,10 @@ pub fn watch(
     thread::Builder::new().name("watch".into()).spawn(move || {
         let over = || over.load(Ordering::Relaxed);
         while !over() {
-            let (why, wait) = match units() {
-                Err(why) => (why, MISSING),
-                Ok(units) => match Tree::new(&units) {
+            let units = units();
+            let (why, wait) = match units.iter().find_map(|unit| unit.fault.clone()) {
+                Some(why) => (why, MISSING),
+                None => match Tree::new(&units) {
                     Err(why) => (why, RETRY),
                     Ok(mut tree) => {
                         tell(Word::Trouble(None));
@@ -279,7 +280,8 @@ mod tests {
         let config = config::parse(&text, Path::new("standin.toml")).unwrap();
         let (tell, words) = mpsc::sync_channel(0);
         let tell = move |word| drop(tell.send(word));
-        let units = move || crate::units::of(&config, |_| true);
+        let state_dir = dir.path().join("state");
+        let units = move || crate::units::of(&config, &state_dir, |_| true);
         let _watch = watch(units, tell).unwrap();
         assert!(matches!(word(&words), Word::Trouble(None)));
         // It waits to say that all counts as changed, and reads nothing meanwhile.

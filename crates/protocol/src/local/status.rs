@@ -4,6 +4,7 @@ use super::ring::{Health, HealthState};
 use crate::{
     ids::{BootTime, Role, RosterVersion, ServerName, Term, VirtualServerName},
     version::Since,
+    wire::beat::Participation,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
@@ -34,11 +35,17 @@ pub enum Detail {
     Hbd {
         /// Per peer and path.
         paths: Vec<PathStatus>,
+        /// Per peer: what arrived beside its beats.
+        peers: Since<2, Vec<PeerStatus>>,
+        /// Addresses of no server of the configuration that sent packets of standin, the last of them.
+        strangers: Since<2, Vec<Stranger>>,
     },
     /// listend.
     Listend {
         /// Per peer: link up.
         links: Vec<(ServerName, bool)>,
+        /// Per peer without a link: why the last attempt came to nothing, where this side knows.
+        failed: Since<2, Vec<(ServerName, String)>>,
     },
     /// doctord.
     Doctord {
@@ -67,6 +74,60 @@ pub struct PathStatus {
     pub address: String,
     /// When something authentic last arrived over it.
     pub last_heard: Option<BootTime>,
+    /// What arrived over it and was refused, the last time, for a reason that does not pass by itself.
+    pub refused: Since<2, Option<PathRefusal>>,
+    /// Longest packet that passes it uncut, as far as the kernel knows.
+    pub mtu: Since<2, Option<u32>>,
+}
+
+/// A packet from a peer's address that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathRefusal {
+    /// When.
+    pub at: BootTime,
+    /// Why.
+    pub why: Refused,
+}
+
+/// Why a packet from a peer's address was refused; what a restart brings along is not among it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Refused {
+    /// Longer than any packet.
+    TooLong,
+    /// It is no packet of standin.
+    NotOurs,
+    /// Of this version of the protocol, which this server does not speak.
+    Version(u8),
+    /// Its seal does not open: another key, cluster name or server name.
+    Unauthentic,
+    /// The seal opens, and there is no packet in it.
+    Malformed,
+}
+
+/// What arrived of a peer beside its beats.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The peer.
+    pub server: ServerName,
+    /// When it last asked who this server is.
+    pub asked: Option<BootTime>,
+    /// Since when its present run is known, for it has answered this server.
+    pub met: Option<BootTime>,
+    /// When a beat or an acknowledgement of that run last arrived.
+    pub beat: Option<BootTime>,
+    /// Since when its beats, which travel in parts, come with parts missing, every one.
+    pub parts_missing: Option<BootTime>,
+}
+
+/// A source of packets that belongs to no server of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stranger {
+    /// Its address.
+    pub address: IpAddr,
+    /// When it was last heard.
+    pub at: BootTime,
+    /// Which server it is, by the seal of its packets.
+    pub server: Option<ServerName>,
 }
 
 /// Another server's clock minus this server's.
@@ -161,6 +222,10 @@ pub struct ServerView {
     pub config_differs: bool,
     /// Its last beat said that it takes no mastership: it was stopped, or is in maintenance.
     pub withdrawn: Since<2, bool>,
+    /// It only votes.
+    pub witness: Since<2, bool>,
+    /// Whether it takes part, as far as it told.
+    pub participation: Since<2, Option<Participation>>,
 }
 
 /// One virtual server as electd sees it.
@@ -192,6 +257,12 @@ pub struct VirtualServerView {
     pub changed: Since<2, Option<BootTime>>,
     /// The last run of the role scripts.
     pub scripts: Since<2, Option<ScriptsView>>,
+    /// Who could serve it by its own word: places in [`ElectdStatus::servers`].
+    pub fit: Since<2, Option<Vec<u8>>>,
+    /// Why this server could not.
+    pub unfit: Since<2, Option<String>>,
+    /// The kernel keeps the lease, whatever becomes of electd.
+    pub gated: Since<2, Option<bool>>,
 }
 
 /// A run of the role scripts for one virtual server.

@@ -2,7 +2,7 @@
 
 use crate::common::{Open, Store, later, path};
 use std::{fs, time::Duration};
-use store::{Archive, Keep, Stored};
+use store::{Archive, Clock, Keep, Stored};
 
 const DAY: u64 = 86_400 * 1_000_000_000;
 
@@ -32,12 +32,16 @@ impl Kept {
     }
 
     fn keep_at(&self, keep: Keep, now: u64) -> Stored {
+        self.keep_by(keep, Clock { now, agrees: true })
+    }
+
+    fn keep_by(&self, keep: Keep, clock: Clock) -> Stored {
         let Open { set, index, .. } = self.store.open();
         store::look(
             &set,
             &index,
             &store::Look {
-                now,
+                now: clock.now,
                 held: false,
                 unit: 1,
                 excluded: &|_, _| false,
@@ -45,7 +49,7 @@ impl Kept {
             },
         )
         .unwrap();
-        self.archive.keep(&set, &index, keep, now).unwrap()
+        self.archive.keep(&set, &index, keep, clock).unwrap()
     }
 
     /// The contents of all versions of a file, the oldest first; none where it was removed.
@@ -102,15 +106,51 @@ fn versions_of_a_time_span_are_kept_and_what_was_removed_long_ago_is_not() {
     // Replaced on day 4 and 3; what was replaced on day 2 is older than two days, and a moment.
     assert_eq!(kept.texts("a"), ["2", "3", "4", "5"]);
     // Nothing changes, and time does.
-    kept.keep_at(keep, start + 20 * DAY);
+    for day in 6..=20 {
+        kept.keep_at(keep, start + day * DAY);
+    }
     assert_eq!(kept.texts("a"), ["5"]);
     fs::remove_file(kept.store.at("a")).unwrap();
     kept.store.write("b", "");
     kept.keep_at(Keep::Versions(9), start + 21 * DAY);
     assert_eq!(kept.texts("a"), ["5", "-"]);
-    kept.keep_at(Keep::Versions(9), start + 120 * DAY);
+    for day in 22..=120 {
+        kept.keep_at(Keep::Versions(9), start + day * DAY);
+    }
     assert!(kept.archive.of(&path("a")).unwrap().is_empty());
     assert_eq!(kept.texts("b"), [""]);
+}
+
+#[test]
+fn a_clock_that_is_wrong_for_a_while_costs_no_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = Kept::new(dir.path());
+    let (start, keep) = (later(), Keep::For(Duration::from_secs(30 * 86_400)));
+    let all = ["one", "two", "three"];
+    for (day, text) in all.iter().enumerate() {
+        kept.store.write("a", text);
+        kept.keep_at(keep, start + day as u64 * DAY);
+    }
+    let year = 365 * DAY;
+    // Ahead for a run, or for several; every now and then; behind.
+    for now in [year, year + 3, year + DAY / 2, 3, year, 4, year] {
+        kept.keep_at(keep, start + now);
+    }
+    kept.store.write("a", "four");
+    kept.keep_at(keep, 5);
+    assert_eq!(kept.texts("a"), ["one", "two", "three", "four"]);
+    // The others disagree: nothing grows older, however long.
+    for day in 0..60 {
+        let now = start + year + day * DAY;
+        let agrees = false;
+        kept.keep_by(keep, Clock { now, agrees });
+    }
+    assert_eq!(kept.texts("a"), ["one", "two", "three", "four"]);
+    // In the end what is old goes all the same.
+    for day in 3..=80 {
+        kept.keep_at(keep, start + day * DAY);
+    }
+    assert_eq!(kept.texts("a"), ["four"]);
 }
 
 #[test]
@@ -157,7 +197,15 @@ fn a_file_that_changed_since_the_look_is_kept_by_the_next() {
     kept.store.write("a", "changed");
     let stored = kept
         .archive
-        .keep(&open.set, &open.index, Keep::Versions(5), later())
+        .keep(
+            &open.set,
+            &open.index,
+            Keep::Versions(5),
+            Clock {
+                now: later(),
+                agrees: true,
+            },
+        )
         .unwrap();
     drop(open);
     assert_eq!((stored.versions, stored.failed.count), (1, 1), "{stored:?}");
@@ -199,7 +247,15 @@ fn what_could_not_be_read_is_kept_by_the_next_even_if_it_is_as_it_was() {
     let keep = Keep::Versions(5);
     let stored = kept
         .archive
-        .keep(&open.set, &open.index, keep, later())
+        .keep(
+            &open.set,
+            &open.index,
+            keep,
+            Clock {
+                now: later(),
+                agrees: true,
+            },
+        )
         .unwrap();
     drop(open);
     assert_eq!((stored.versions, stored.failed.count), (1, 1), "{stored:?}");

@@ -129,8 +129,17 @@ impl Open {
     }
 
     pub fn look_but(&self, excluded: &dyn Fn(&Path, bool) -> bool) -> Result<Summary, Error> {
+        self.look_at(later(), excluded)
+    }
+
+    /// `at` that time, in nanoseconds since 1970.
+    pub fn look_at(
+        &self,
+        at: u64,
+        excluded: &dyn Fn(&Path, bool) -> bool,
+    ) -> Result<Summary, Error> {
         let how = Look {
-            now: later(),
+            now: at,
             held: false,
             unit: 100_000_000,
             excluded,

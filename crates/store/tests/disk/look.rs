@@ -6,7 +6,7 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
 };
-use store::{Calls, Error, Listing, Look, Set, look};
+use store::{Calls, Error, Listing, Look, Set, Summary, look};
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -202,6 +202,88 @@ fn a_file_that_changes_while_it_is_read_is_busy_and_stays_as_known() {
     assert_eq!(names(&looked.counts.busy), ["a"]);
     assert_eq!((looked.changed, looked.removed), (0, 0));
     assert_eq!(store.look().changed, 1, "and later it is read");
+}
+
+/// Looks at a set with `y/1`, `y/2`, `z/1`, `m` and others, and does something each time the walk comes by `m`.
+fn look_while(does: impl Fn(&Store)) -> (Summary, Vec<String>) {
+    let (_dir, store) = store();
+    for directory in ["a", "y", "z"] {
+        fs::create_dir(store.at(directory)).unwrap();
+    }
+    for file in ["a/keep", "m", "other", "y/1", "y/2", "z/1"] {
+        store.write(file, file);
+    }
+    store.look();
+    let open = store.open();
+    let now = later() - 10_000_000_000;
+    let seen = open.look_at(now, &|path, _| {
+        if path.as_bytes() == b"m" {
+            does(&store);
+        }
+        false
+    });
+    let live = open.index.rows().unwrap().map(Result::unwrap);
+    let live = live.filter(|(_, row)| row.entry.file().is_some());
+    let live = live.map(|(path, _)| path.to_string());
+    (seen.unwrap(), live.collect())
+}
+
+#[test]
+fn what_is_moved_behind_a_walks_back_is_moved_and_not_removed() {
+    let once = |from: &'static str, to: &'static str| {
+        move |store: &Store| {
+            let _ = fs::rename(store.at(from), store.at(to));
+        }
+    };
+    let (seen, live) = look_while(once("y", "b"));
+    assert_eq!(live, ["a/keep", "b/1", "b/2", "m", "other", "z/1"]);
+    assert_eq!((seen.removed, seen.counts.busy.count), (3, 0));
+    let (seen, live) = look_while(once("z/1", "a/1"));
+    assert_eq!(live, ["a/1", "a/keep", "m", "other", "y/1", "y/2"]);
+    assert_eq!((seen.removed, seen.counts.busy.count), (1, 0));
+    // Into a directory that was not there when its place was read.
+    let (_, live) = look_while(|store| {
+        let _ = fs::create_dir(store.at("b"));
+        let _ = fs::rename(store.at("y/1"), store.at("b/1"));
+    });
+    assert_eq!(live, ["a/keep", "b/1", "m", "other", "y/2", "z/1"]);
+    // Out of the set, it is gone.
+    let (seen, live) = look_while(|store| {
+        let _ = fs::rename(store.at("y"), store.root.with_extension("elsewhere"));
+    });
+    assert_eq!(live, ["a/keep", "m", "other", "z/1"]);
+    assert_eq!(seen.counts.busy.count, 0);
+}
+
+#[test]
+fn where_each_walk_races_with_a_move_only_what_was_moved_last_is_left_for_the_next_look() {
+    let turn = std::cell::Cell::new(0);
+    let (seen, live) = look_while(|store| {
+        let n = turn.replace(turn.get() + 1);
+        let _ = fs::remove_file(store.at("other"));
+        store.write(&format!("y/{}", n + 3), n.to_string());
+        fs::rename(
+            store.at(&format!("y/{}", n + 1)),
+            store.at(&format!("a/{n}")),
+        )
+        .unwrap();
+    });
+    // The last one is believed to be where it was; each is known somewhere.
+    let known =
+        |n: &i32| [format!("a/{n}"), format!("y/{}", n + 1)].map(|name| live.contains(&name));
+    for n in 0..turn.get() {
+        assert_eq!(
+            known(&n).iter().filter(|is| **is).count(),
+            1,
+            "{n}: {live:?}"
+        );
+    }
+    let busy = names(&seen.counts.busy);
+    assert!(
+        !busy.is_empty() && busy.iter().all(|name| live.contains(name)),
+        "{busy:?}"
+    );
+    assert!(!live.contains(&"other".to_owned()));
 }
 
 #[test]

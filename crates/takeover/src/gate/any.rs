@@ -64,8 +64,8 @@ impl Gate {
                 .map(Self::Nftables),
             GateKind::Tcx | GateKind::Clsact => home
                 .path()
-                .and_then(|path| Ebpf::load(path, kind == GateKind::Clsact))
-                .map(|gate| Self::Ebpf(Arc::new(gate.with_backstop(run_dir)))),
+                .and_then(|path| Ebpf::with_backstop(path, kind == GateKind::Clsact, run_dir))
+                .map(|gate| Self::Ebpf(Arc::new(gate))),
         };
         Some(gate)
     }

@@ -10,9 +10,10 @@ use super::{
     lock,
     nftables::{delete, existing, prefix, try_out},
     ruleset::{
-        self, ARP_INPUT, ARP_OUTPUT, Chain, DROP, IIF, LOOPBACK, OIF, POSTROUTING, PREROUTING,
-        is_in, item, meta, named, network, transport, verdict,
+        self, ARP_INPUT, ARP_OUTPUT, Chain, DROP, IIF, LOCAL_INPUT, LOOPBACK, OIF, POSTROUTING,
+        PREROUTING, PRIORITY, is_in, item, meta, named, network, transport, verdict,
     },
+    transit,
 };
 use crate::{
     clock::now,
@@ -38,6 +39,7 @@ use std::{
 const GATED: &str = "gated";
 const VIRTUAL4: &str = "virtual4";
 const VIRTUAL6: &str = "virtual6";
+const LOCAL: &str = "local";
 
 /// How often tables are put in the place of others that change in this moment.
 const TRIES: usize = 6;
@@ -209,7 +211,7 @@ impl Writer {
         let Some((name, _)) = &self.tables else {
             return true;
         };
-        let expected = rules(name).len();
+        let expected = rules(name).len() - 1; // the chain `LOCAL` is not in the list, its rule is
         let there = ruleset::listed(&mut self.kernel, name).map(|all| all.len());
         // The two tables are in the list too.
         there.is_ok_and(|there| there == expected + 2)
@@ -378,7 +380,13 @@ fn rules(table: &str) -> Vec<Message> {
     arp_out.accept(&has_gate(OIF));
     arp_out.rule(&drop(&[], network(14, 4), VIRTUAL4));
 
-    [arriving, leaving, arp_in, arp_out]
+    // What the gate let through as only passing through, and is delivered here all the same: by a translation, or a
+    // rule for transparent proxies.
+    let mut local = Chain::new(table, INET, LOCAL, LOCAL_INPUT);
+    let marked = ruleset::is(&transit::ONWARD_PRIORITY.to_ne_bytes());
+    local.rule(&[meta(PRIORITY), marked, verdict(DROP)]);
+
+    [arriving, leaving, local, arp_in, arp_out]
         .into_iter()
         .flat_map(|chain| chain.messages)
         .collect()

@@ -22,6 +22,7 @@ pub(crate) mod nftables;
 mod program;
 mod ruleset;
 mod stall;
+mod transit;
 
 use crate::{
     arp::Mac,
@@ -51,6 +52,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::Ordering::SeqCst},
     time::Duration,
 };
+use transit::Transit;
 
 /// Twice what a configuration may hold: at a reload some are on their way out.
 const DOORS: usize = 512;
@@ -201,9 +203,9 @@ struct Programs {
 }
 
 impl Programs {
-    fn load(frames: Frames, tables: program::Tables) -> Result<Self, String> {
+    fn load(frames: Frames, tables: program::Tables, transit: Transit) -> Result<Self, String> {
         let load = |side| {
-            let code = program::program(side, frames, tables)
+            let code = program::program(side, frames, tables, transit)
                 .ok_or("the gate's program has a wrong jump")?;
             Program::load(&code).map_err(|e| format!("loading a program: {e}"))
         };
@@ -250,6 +252,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Gate {
     /// Loads programs and empty maps; nothing is attached yet.
     pub(crate) fn load(home: PathBuf, clsact: bool) -> Result<Self, String> {
+        Self::load_with(home, clsact, Err("not begun".to_owned()))
+    }
+
+    /// With rules of nftables for interfaces without gate, and for what only passes through, if they can be had.
+    pub(crate) fn with_backstop(
+        home: PathBuf,
+        clsact: bool,
+        run_dir: &Path,
+    ) -> Result<Self, String> {
+        let backstop = Backstop::start(run_dir);
+        if let Err(why) = &backstop {
+            log::warn!("no backstop for interfaces that come while electd is stopped: {why}");
+        }
+        Self::load_with(home, clsact, backstop)
+    }
+
+    fn load_with(
+        home: PathBuf,
+        clsact: bool,
+        backstop: Result<Backstop, String>,
+    ) -> Result<Self, String> {
+        let transit = match &backstop {
+            Ok(_) => Transit::Passes,
+            Err(_) => Transit::Drops,
+        };
         let table = |e| format!("making a map: {e} (CAP_BPF is needed)");
         let addresses = Map::hash(16, 4, ADDRESSES).map_err(table)?;
         let doors = Map::array(DOOR, DOORS).map_err(table)?;
@@ -270,9 +297,9 @@ impl Gate {
         Ok(Self {
             clsact: clsact.then(|| Filters::of(&home)),
             home,
-            ethernet: Programs::load(Frames::Ethernet, tables)?,
-            bare: Programs::load(Frames::Bare, tables)?,
-            macvlan: Programs::load(Frames::Macvlan, tables)?,
+            ethernet: Programs::load(Frames::Ethernet, tables, transit)?,
+            bare: Programs::load(Frames::Bare, tables, transit)?,
+            macvlan: Programs::load(Frames::Macvlan, tables, transit)?,
             addresses,
             doors,
             memory,
@@ -280,17 +307,8 @@ impl Gate {
             free: Mutex::new((0..DOORS).rev().collect()),
             places: Mutex::new(Places::default()),
             tap: OnceLock::new(),
-            backstop: Err("not begun".to_owned()),
+            backstop,
         })
-    }
-
-    /// With rules of nftables for interfaces without gate, if they can be had.
-    pub(crate) fn with_backstop(self, run_dir: &Path) -> Self {
-        let backstop = Backstop::start(run_dir);
-        if let Err(why) = &backstop {
-            log::warn!("no backstop for interfaces that come while electd is stopped: {why}");
-        }
-        Self { backstop, ..self }
     }
 
     /// Why nothing keeps an interface silent that comes while electd is stopped.

@@ -18,17 +18,18 @@
 //! From a macvlan device, whatever leaves with a virtual MAC address as sender passes while now <= the first
 //! deadline of that address's door, whomever it belongs to: a switch would learn from it where the MAC address is.
 //!
-//! While a virtual server is being handed over, what arrives under the second deadline is not delivered: it is
+//! What this server only passes on is judged by where it goes (`transit`). While a virtual server is being handed over, what arrives under the second deadline is not delivered: it is
 //! held, that is, led to a tap of electd's with a note in the place of its MAC addresses ([`Note`]).
 
 use super::{
     assembler::{Assembler, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10},
     holding::{HOLD_TAP, HOLD_UNTIL, NOTE, NOTE_MARK},
+    transit::{self, Transit},
 };
 use crate::sys::bpf::Side;
 
 /// Functions of the kernel that a program may call.
-const MAP_LOOKUP: i32 = 1;
+pub(super) const MAP_LOOKUP: i32 = 1;
 const STORE_BYTES: i32 = 9;
 const REDIRECT: i32 = 23;
 const LOAD_BYTES: i32 = 26;
@@ -39,12 +40,12 @@ const NEXT: i32 = -1;
 const DROP: i32 = 2;
 
 /// Of the context: whom the frame is for, the EtherType (VLAN tag already taken off), the interface.
-const KIND: i16 = 4;
+pub(super) const KIND: i16 = 4;
 const PROTOCOL: i16 = 16;
-const INTERFACE: i16 = 40;
+pub(super) const INTERFACE: i16 = 40;
 
 /// Kinds of frames: for this machine, for another one.
-const FOR_US: i32 = 0;
+pub(super) const FOR_US: i32 = 0;
 const FOR_ANOTHER: i32 = 3;
 
 /// Of a door, in bytes: the deadline of ARP and neighbour discovery, and that of all else.
@@ -52,7 +53,7 @@ const FIRST_DEADLINE: i16 = 0;
 const SECOND_DEADLINE: i16 = 8;
 
 /// On the stack: an address, four or sixteen bytes, the number of a door.
-const KEY: i16 = -16;
+pub(super) const KEY: i16 = -16;
 const SCRATCH: i16 = -24;
 const DOOR: i16 = -32;
 const NOTE_AT: i16 = -48;
@@ -69,7 +70,7 @@ pub(super) struct Tables {
 }
 
 /// `R6` holds the packet. Continues at "pass" if it is too short: nobody can make anything of it then.
-fn load(a: &mut Assembler, from: i32, to: i16, length: i32) {
+pub(super) fn load(a: &mut Assembler, from: i32, to: i16, length: i32) {
     a.copy(R1, R6)
         .set(R2, from)
         .copy(R3, R10)
@@ -141,7 +142,12 @@ pub(super) enum Frames {
 }
 
 /// The program for one side.
-pub(super) fn program(side: Side, frames: Frames, tables: Tables) -> Option<Vec<u8>> {
+pub(super) fn program(
+    side: Side,
+    frames: Frames,
+    tables: Tables,
+    transit: Transit,
+) -> Option<Vec<u8>> {
     let mut a = Assembler::default();
     let header = if frames == Frames::Bare { 0 } else { 14 };
     let here = |ingress: i32, egress: i32| match side {
@@ -149,8 +155,12 @@ pub(super) fn program(side: Side, frames: Frames, tables: Tables) -> Option<Vec<
         Side::Egress => header + egress,
     };
     let ethertype = |number: u16| i32::from(number.to_be());
-    a.copy(R6, R1)
-        .load32(R7, R6, PROTOCOL)
+    let passes_on = transit == Transit::Passes;
+    a.copy(R6, R1);
+    if passes_on && side == Side::Ingress {
+        transit::forget(&mut a);
+    }
+    a.load32(R7, R6, PROTOCOL)
         .if_equal(R7, ethertype(0x0806), "arp")
         .if_equal(R7, ethertype(0x0800), "ipv4")
         .if_equal(R7, ethertype(0x86dd), "ipv6")
@@ -168,6 +178,9 @@ pub(super) fn program(side: Side, frames: Frames, tables: Tables) -> Option<Vec<
     a.go("mapped");
 
     a.label("ipv4").set(R8, SECOND_DEADLINE.into());
+    if passes_on && side == Side::Egress {
+        transit::is_translated_v4(&mut a, tables.addresses, header);
+    }
     load(&mut a, here(16, 12), KEY + 12, 4);
     a.label("mapped")
         .put64(R10, KEY, 0)
@@ -193,10 +206,14 @@ pub(super) fn program(side: Side, frames: Frames, tables: Tables) -> Option<Vec<
         a.go("door");
     }
     a.label("address");
+    if passes_on && side == Side::Egress {
+        transit::is_translated_v6(&mut a, tables.addresses, header);
+    }
     load(&mut a, here(24, 8), KEY, 16);
 
     a.label("door");
-    find_door(&mut a, tables, "pass");
+    let own = passes_on && side == Side::Ingress;
+    find_door(&mut a, tables, if own { "no door" } else { "pass" });
     a.if_equal(R8, FIRST_DEADLINE.into(), "first")
         .load64(R7, R0, SECOND_DEADLINE);
     if side == Side::Ingress && header > 0 {
@@ -204,12 +221,24 @@ pub(super) fn program(side: Side, frames: Frames, tables: Tables) -> Option<Vec<
     } else {
         a.go("compare");
     }
+    a.label("compare")
+        .call(BOOT_TIME)
+        .if_more(R0, R7, if passes_on { "late" } else { "drop" })
+        .go("pass");
     a.label("first")
         .load64(R7, R0, FIRST_DEADLINE)
-        .label("compare")
         .call(BOOT_TIME)
         .if_more(R0, R7, "drop")
-        .label("pass");
+        .go("pass");
+    match side {
+        Side::Ingress if passes_on => {
+            transit::on_its_way(&mut a, header, ethertype(0x86dd), PROTOCOL);
+            transit::from_virtual(&mut a, tables.addresses, header, ethertype(0x86dd));
+        }
+        Side::Egress if passes_on => transit::came_from_virtual(&mut a),
+        Side::Ingress | Side::Egress => {}
+    }
+    a.label("pass");
     if frames == Frames::Macvlan && side == Side::Egress {
         a.put64(R10, KEY, -1)
             .put32(R10, KEY + 8, -1)

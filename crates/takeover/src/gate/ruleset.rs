@@ -35,12 +35,16 @@ const LAST_OF_ALL: i32 = 450;
 /// Where arriving and leaving packets come by, and when.
 pub(super) const PREROUTING: Option<(u32, i32)> = Some((0, FIRST_OF_ALL));
 pub(super) const POSTROUTING: Option<(u32, i32)> = Some((4, LAST_OF_ALL));
+/// Where what is for this machine comes by, translated and routed.
+pub(super) const LOCAL_INPUT: Option<(u32, i32)> = Some((1, FIRST_OF_ALL));
 pub(super) const ARP_INPUT: Option<(u32, i32)> = Some((0, FIRST_OF_ALL));
 pub(super) const ARP_OUTPUT: Option<(u32, i32)> = Some((1, LAST_OF_ALL));
 
 /// The interface a packet came by, and the one that it leaves by.
 pub(super) const IIF: u32 = 4;
 pub(super) const OIF: u32 = 5;
+/// Its priority in queues.
+pub(super) const PRIORITY: u32 = 2;
 
 /// Types of keys and their length, as nft names them: so that it lists the tables readably.
 pub(super) const IPV4: (u32, u32) = (7, 4);

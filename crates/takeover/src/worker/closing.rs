@@ -46,6 +46,7 @@ impl Worker {
             set.lower_at = now() + LATE;
         }
         set.next_burst = BURSTS.len();
+        set.others.closed();
         set.unforgotten = usize::MAX;
         if was_open && set.shared.door.is_some() && set.is_large() && set.link.is_some() {
             // The gate is shut, so nobody waits for it; and what others wait for must not wait for this.

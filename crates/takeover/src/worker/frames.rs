@@ -1,6 +1,6 @@
 //! What is said on the network about the addresses, and heard.
 
-use super::{BURSTS, WINDOW, Worker, opening::usable, set::Phase};
+use super::{BURSTS, WINDOW, Worker, others::Claim, set::Phase};
 use crate::{
     Event,
     arp::{self, Mac},
@@ -8,14 +8,12 @@ use crate::{
     ndp,
     refresher::{self, Opening},
 };
-use protocol::BootTime;
 use std::{fs, io, net::IpAddr, time::Duration};
 
 /// At most so many frames in each window: a switch or a slow host must not drop them.
 const FRAMES_A_WINDOW: usize = 1000;
 /// Most frames sent or read between two looks at the deadlines.
 const FRAMES_A_ROUND: usize = 64;
-const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) struct Frame {
@@ -33,7 +31,12 @@ impl Worker {
             match self.arp.receive(&mut buffer) {
                 Ok(Some((length, interface))) => {
                     if let Some(heard) = arp::parse(&buffer[..length]) {
-                        self.claimed(interface, heard.sender.into(), heard.sender_mac);
+                        let claim = Claim {
+                            ip: heard.sender.into(),
+                            mac: heard.sender_mac,
+                            answers: heard.reply,
+                        };
+                        self.claimed(interface, claim);
                     }
                 }
                 Ok(None) => break,
@@ -43,8 +46,13 @@ impl Worker {
         for _ in 0..FRAMES_A_ROUND {
             match self.nd.as_ref().map(|nd| nd.receive(&mut buffer)) {
                 Some(Ok(Some((length, interface)))) => {
-                    if let Some((ip, mac)) = ndp::parse_claim(&buffer[..length]) {
-                        self.claimed(interface, ip.into(), mac);
+                    if let Some(heard) = ndp::parse_claim(&buffer[..length]) {
+                        let claim = Claim {
+                            ip: heard.claimed.into(),
+                            mac: heard.mac,
+                            answers: heard.advertised,
+                        };
+                        self.claimed(interface, claim);
                     }
                 }
                 None | Some(Ok(None)) => break,
@@ -53,8 +61,8 @@ impl Worker {
         }
     }
 
-    fn claimed(&mut self, interface: u32, ip: IpAddr, mac: Mac) {
-        let Some(&i) = self.owner.get(&ip) else {
+    fn claimed(&mut self, interface: u32, claim: Claim) {
+        let Some(&i) = self.owner.get(&claim.ip) else {
             return;
         };
         let set = &mut self.sets[i];
@@ -63,26 +71,17 @@ impl Worker {
             Phase::Open => &set.link,
             _ => set.below.as_ref().map_or(&set.link, |_| &set.below),
         };
-        if !set.is_at(interface) || ours.as_ref().is_some_and(|l| l.mac == Some(mac)) {
+        let mac = Some(claim.mac);
+        if !set.is_at(interface) || ours.as_ref().is_some_and(|l| l.mac == mac) {
             return;
         }
-        let v = set.v.clone();
         if set.probe.take().is_some() {
             (self.emit)(Event::Probed {
-                v: v.clone(),
-                answered_by: Some(mac),
+                v: set.v.clone(),
+                answered_by: mac,
             });
         }
-        if self.sets[i].phase != Phase::Open {
-            return;
-        }
-        let told = self.sets[i].claims.entry(ip).or_default();
-        if *told != BootTime(0) && now().since(*told) < CLAIM_INTERVAL {
-            return;
-        }
-        *told = now();
-        self.announce_one(i, ip);
-        (self.emit)(Event::ForeignClaim { v, mac });
+        self.claimed_by_other(i, claim);
     }
 
     pub(super) fn announce_one(&mut self, i: usize, ip: IpAddr) {
@@ -107,6 +106,9 @@ impl Worker {
             }
             if self.sets[i].probe.as_ref().is_some_and(|p| p.next <= now()) {
                 self.probe_on(i);
+            }
+            if self.sets[i].others.next.is_some_and(|at| at <= now()) {
+                self.ask_for_others(i);
             }
         }
         self.send_some()
@@ -188,9 +190,7 @@ impl Worker {
                 answered_by: None,
             });
         }
-        // Asked with the own MAC address: to claim nothing.
-        let found = self.configured_link(i);
-        let link = match found.and_then(|link| usable(link, &self.sets[i].network)) {
+        let link = match self.asking_link(i) {
             Ok(link) => link,
             Err(what) => {
                 self.sets[i].probe = None;
@@ -202,27 +202,8 @@ impl Worker {
             probe.left -= 1;
             probe.next = now() + PROBE_INTERVAL;
         }
-        if set.device.is_none() {
-            set.link = Some(link.clone());
-        } else {
-            set.below = Some(link.clone());
-        }
-        let Some(mac) = link.mac else {
-            return;
-        };
-        let interface = link.index;
-        self.queue.extend(set.addresses.iter().map(|a| {
-            let (ethertype, bytes) = match a.ip {
-                IpAddr::V4(ip) => (arp::ETHERTYPE, arp::probe(mac, ip)),
-                IpAddr::V6(ip) => (ndp::ETHERTYPE, ndp::probe(mac, ip)),
-            };
-            Frame {
-                generation: 0,
-                interface,
-                ethertype,
-                bytes,
-            }
-        }));
+        let all = 0..set.addresses.len();
+        self.ask(i, all, &link);
     }
 }
 

@@ -60,6 +60,9 @@ impl Worker {
 
     /// Becoming master, in the order of the steps.
     pub(super) fn open(&mut self, i: usize) {
+        if let Some(what) = self.is_taken(i) {
+            return self.open_failed(i, what);
+        }
         let link = match self.usable_link(i) {
             Ok(link) => link,
             Err(what) => return self.open_failed(i, what),
@@ -91,6 +94,7 @@ impl Worker {
         let at = now();
         set.announced_from = at;
         set.next_burst = 0;
+        set.others.opened(at);
         let some = set.ipv6_count() > 0;
         set.settling = some.then_some(Settling {
             generation,

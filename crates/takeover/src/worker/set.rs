@@ -1,13 +1,13 @@
 //! What the worker knows of a virtual server's addresses, and when something is due for them.
 
-use super::{BURSTS, LATE_BURSTS};
+use super::{BURSTS, LATE_BURSTS, others::Others};
 use crate::{
     AddressSet, Shared,
     clock::now,
     macvlan::Device,
     netlink::{self, BATCH, Link, Setting},
 };
-use config::VirtualAddress;
+use config::{OnConflict, VirtualAddress};
 use protocol::{BootTime, VirtualServerName};
 use rtnetlink::packet_route::address::AddressMessage;
 use std::{
@@ -113,6 +113,8 @@ pub(super) struct Set {
     pub(super) unforgotten: usize,
     pub(super) claims: HashMap<IpAddr, BootTime>,
     pub(super) probe: Option<Probe>,
+    pub(super) on_conflict: OnConflict,
+    pub(super) others: Others,
 }
 
 impl Set {
@@ -150,6 +152,8 @@ impl Set {
             unforgotten: usize::MAX,
             claims: HashMap::new(),
             probe: None,
+            on_conflict: set.on_conflict,
+            others: Others::default(),
         }
     }
 
@@ -261,7 +265,8 @@ impl Set {
         };
         let probe = self.probe.as_ref().map(|p| p.next);
         let settled = self.settling.map(|s| s.look);
-        [guard, probe, settled, self.next_burst_at()]
+        let burst = self.next_burst_at();
+        [guard, probe, settled, burst, self.others.next]
             .into_iter()
             .flatten()
             .min()
@@ -313,6 +318,7 @@ mod tests {
             interface: "eth0".to_owned(),
             addresses: Vec::new(),
             mac: None,
+            on_conflict: OnConflict::Take,
         };
         let mut set = Set::new(set, Shared::new(None, None));
         set.announced_from = BootTime(1);
@@ -334,6 +340,7 @@ mod tests {
                 interface: "eth0".to_owned(),
                 addresses: Vec::new(),
                 mac,
+                on_conflict: OnConflict::Take,
             };
             let mut set = Set::new(set, Shared::new(None, None));
             set.announced_from = BootTime(1);

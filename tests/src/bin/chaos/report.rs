@@ -25,7 +25,7 @@ pub fn complaint(cluster: &Cluster) -> Option<String> {
     for server in 0..cluster.spec().servers {
         let name = cluster.name(server);
         for line in cluster.log(server).lines() {
-            let told = ["both give way", "claims one of its addresses", "panicked"];
+            let told = ["both give way", " claims ", "panicked"];
             if told.iter().any(|part| line.contains(part)) {
                 return Some(format!("log of {name}: {line}"));
             }
