@@ -124,17 +124,9 @@ fn is_in(ip: IpAddr, address: &VirtualAddress) -> bool {
 /// What keeps clients from addresses of `v` on this interface, and what to do.
 fn unfit(v: &VirtualServer, interface: &Interface) -> Vec<String> {
     let name = &v.interface;
-    if interface.loopback {
-        return vec![format!(
-            "interface {name} is the loopback interface, which no client reaches; name the one that its clients' network \
-             is at"
-        )];
-    }
     let mut wrong = Vec::new();
-    if !interface.up {
-        wrong.push(format!(
-            "interface {name} is down; set it up (ip link set {name} up), and at each boot"
-        ));
+    if interface.loopback || !interface.up {
+        return wrong; // said by `Host`
     }
     for address in &v.addresses {
         let ip = address.ip;
@@ -143,7 +135,7 @@ fn unfit(v: &VirtualServer, interface: &Interface) -> Vec<String> {
                 "{address} is link-local: hosts take it to be on any of their links, no router passes it on, and it may \
                  be another host's by chance; write an address of the network that {name} is in"
             ));
-        } else if interface.up && !interface.networks.iter().any(|network| is_in(ip, network)) {
+        } else if !interface.networks.iter().any(|network| is_in(ip, network)) {
             let networks = interface.networks.iter();
             let of_family = networks.filter(|network| network.ip.is_ipv4() == ip.is_ipv4());
             let of_family: Vec<_> = of_family.map(ToString::to_string).collect();
@@ -247,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_must_be_in_a_network_of_its_interface() {
+    fn an_address_must_be_in_a_network_of_its_interface_if_that_is_fit() {
         let eth0 = |up| Interface {
             up,
             loopback: false,
@@ -281,15 +273,11 @@ mod tests {
                 eth0(true),
                 vec!["fe80::10/64 is link-local", "169.254.1.1/16 is link-local"],
             ),
-            (
-                "\"192.0.2.10/24\"",
-                eth0(false),
-                vec!["interface eth0 is down"],
-            ),
+            ("\"192.0.2.10/24\"", eth0(false), vec![]),
             (
                 "\"192.0.2.10/24\"",
                 loopback,
-                vec!["interface eth0 is the loopback"],
+                vec![], // said by `Host`
             ),
         ] {
             let wrong = unfit(&configured(addresses).virtual_servers[0], &interface);

@@ -258,29 +258,25 @@ impl Picture<'_> {
         let down = self.failures.values().filter(|why| !why.is_forbidden());
         let forbidden = self.failures.values().find(|why| why.is_forbidden());
         let silent = down.chain(forbidden).map(ToString::to_string);
-        let remarks = self.found(|weight| weight == Weight::Remark);
-        silent.chain(self.told()).chain(remarks).collect()
+        silent.chain(self.told(Weight::Remark)).collect()
     }
 
-    fn found(&self, of: impl Fn(Weight) -> bool) -> impl Iterator<Item = String> {
-        let found = self.judgement().findings.iter();
-        let found = found.filter(move |f| of(f.weight));
-        found.map(|f| format!("failover: {f}"))
-    }
-
-    /// What an operator should mend, as far as the roles that answered know.
-    pub(crate) fn told(&self) -> impl Iterator<Item = String> {
+    /// What an operator should know, of the roles that answered; of a failover what weighs so much at least.
+    pub(crate) fn told(&self, least: Weight) -> impl Iterator<Item = String> {
         let notes = self
             .answers
             .iter()
             .flat_map(|(role, s)| s.notes.iter().map(move |n| format!("{role}: {n}")));
         let scripts = self.virtual_servers().iter().filter_map(failed_scripts);
+        let found = self.judgement().findings.iter();
+        let found = found.filter(move |f| f.weight <= least);
+        let found = found.map(|f| format!("failover: {f}"));
         self.refused
             .iter()
             .cloned()
             .chain(notes)
             .chain(scripts)
-            .chain(self.found(|weight| weight != Weight::Remark))
+            .chain(found)
     }
 
     /// By this server's clock, which may have been set since.

@@ -267,14 +267,8 @@ impl Boot {
 
 /// Reads and checks the configuration, and finds this server in it.
 pub fn load_config(args: &Args) -> Result<(Config, ServerName), Error> {
-    let (config, me) = load_config_early(args)?;
-    Ok((config, me?))
-}
-
-/// As [`load_config`], at a time when this host may not have its address yet: then a daemon waits for it, and the inner
-/// error says what it has found instead.
-pub fn load_config_early(args: &Args) -> Result<(Config, Result<ServerName, ConfigError>), Error> {
-    load(args, &args.config).map(|loaded| (loaded.config, loaded.me))
+    let loaded = load(args, &args.config)?;
+    Ok((loaded.config, loaded.me?))
 }
 
 /// A configuration that a daemon would start with.
@@ -288,7 +282,8 @@ pub struct Loaded {
     pub refused: Option<Error>,
 }
 
-/// As [`load_config_early`], but from the copy of the last good one in the run-dir if the file is bad.
+/// As [`load_config`], but also while this host has no address yet, and from the copy of the last good one in the run-dir
+/// if the file is bad.
 pub fn load_or_kept(args: &Args) -> Result<Loaded, Error> {
     load(args, &args.config).or_else(|refused| {
         match load(args, &run_dir::kept_config(&args.run_dir)) {

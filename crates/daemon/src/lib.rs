@@ -28,10 +28,7 @@ pub mod run_dir;
 pub mod sys;
 
 pub use args::{Args, CONFIG, RUN_DIR, STATE_DIR};
-pub use boot::{
-    Boot, Loaded, RELOADS, RELOADS_REFUSED, load_config, load_config_early, load_or_kept, main,
-    run_as,
-};
+pub use boot::{Boot, Loaded, RELOADS, RELOADS_REFUSED, load_config, load_or_kept, main, run_as};
 pub use clock::{check as check_clock, now, random, random_u64, raw_and_lead_ns, real_now_ns};
 pub use error::Error;
 pub use event_loop::{ConnId, Event, EventLoop};
