@@ -9,6 +9,10 @@ TARGET=$(realpath "${CARGO_TARGET_DIR:-target}")
 SHORT=
 [ "${1-}" != --short ] || { SHORT=yes; shift; }
 INITS=${*:-systemd sysvinit}
+# Unpacked by `make boot-deps`; its library too, where this machine has no systemd.
+PATH=$TARGET/boot/nspawn/usr/bin:$PATH
+export LD_LIBRARY_PATH="$TARGET/boot/nspawn/usr/lib/$(uname -m)-linux-gnu/systemd"
+MAKE_INSTALL="make -s -C /src install-built CARGO_TARGET_DIR=/built PROFILE=${PROFILE:-release}"
 VIP=10.77.0.10
 LAN=standin-boot-$$
 WORK=$TARGET/boot/run-$$
@@ -42,7 +46,7 @@ power_on() {
     # A /run of its own: on a disk, nspawn would refuse to boot a machine again.
     # shellcheck disable=SC2016
     nsenter --net="/run/netns/$LAN" unshare -m sh -c 'mount -t tmpfs tmpfs /run && exec "$0" "$@"' systemd-nspawn --quiet --boot --register=no --keep-unit --machine="boot-$$-m$1" --hostname="m$1" \
-        --directory="$WORK/m$1" --network-bridge=br0 --bind-ro="$PWD:/src:norbind" --link-journal=no --resolv-conf=off --timezone=off \
+        --directory="$WORK/m$1" --network-bridge=br0 --bind-ro="$PWD:/src:norbind" --bind-ro="$TARGET:/built:norbind" --link-journal=no --resolv-conf=off --timezone=off \
         --capability=CAP_IPC_LOCK,CAP_BPF,CAP_PERFMON --system-call-filter="bpf @memlock" \
         >>"$WORK/m$1.console" 2>&1 </dev/null &
     SPAWN[$1]=$!
@@ -93,8 +97,7 @@ config() {
 # --- what the README says -------------------------------------------------------------------------------------------
 
 install_standin() {
-    # Built once, on another machine: cargo has nothing to do here.
-    on "$1" make -s -C /src install CARGO=true CARGO_TARGET_DIR=/src/target >"$WORK/m$1.install" 2>&1 ||
+    on "$1" $MAKE_INSTALL >"$WORK/m$1.install" 2>&1 ||
         { wrong "m$1: make install"; cat "$WORK/m$1.install"; return 1; }
     config >"$WORK/m$1/etc/standin/standin.toml"
     if [ -e "$WORK/key" ]; then
@@ -182,40 +185,42 @@ restart_roles() {
 upgrade() {
     local i
     for i in 1 2 3; do
-        on $i make -s -C /src install CARGO=true CARGO_TARGET_DIR=/src/target >"$WORK/said" 2>&1 &&
+        on $i $MAKE_INSTALL >"$WORK/said" 2>&1 &&
             on $i standin restart >>"$WORK/said" 2>&1 && kill_main $i >>"$WORK/said" 2>&1 || { cat "$WORK/said"; return 1; }
         within 60 all_well || return
     done
 }
-key_step() { # key_step KEYS: these on every server, then hbd and listend anew
+on_each() { # on_each COMMANDS, then a reload
     local i
-    for i in 1 2 3; do install -m 600 "$1" "$WORK/m$i/etc/standin/cluster.key"; done
-    for i in 1 2 3; do on $i standin restart hbd listend >"$WORK/said" 2>&1 || { cat "$WORK/said"; return 1; }; done
+    for i in 1 2 3; do on $i sh -ec "$1; standin reload" >"$WORK/said" 2>&1 || { cat "$WORK/said"; return 1; }; done
     within 60 all_well
 }
-rotate() {
-    on 1 standin keygen /root/new >/dev/null && mv "$WORK/m1/root/new" "$WORK/new" || return
-    cat "$WORK/key" "$WORK/new" >"$WORK/added"; cat "$WORK/new" "$WORK/key" >"$WORK/swapped"
-    key_step "$WORK/added" && key_step "$WORK/swapped" && key_step "$WORK/new" && mv "$WORK/new" "$WORK/key"
+rotate() { # docs/OPERATIONS.md
+    local i
+    on 1 standin keygen /root/new.key >/dev/null || return
+    for i in 2 3; do install -m 600 "$WORK/m1/root/new.key" "$WORK/m$i/root/new.key"; done
+    on_each 'cat /root/new.key >>/etc/standin/cluster.key' &&
+        on_each "cat /root/new.key >/root/both && grep -v '^#' /etc/standin/cluster.key | head -n 1 >>/root/both
+            install -m 600 /root/both /etc/standin/cluster.key" &&
+        on_each 'install -m 600 /root/new.key /etc/standin/cluster.key' && cp "$WORK/m1/root/new.key" "$WORK/key"
 }
+maintain() {
+    local i; i=$(master)
+    on "$i" standin maintenance on >/dev/null && within 20 moved "$i" && on "$i" standin maintenance off >/dev/null
+}
+moved() { local i; i=$(master) && [ "$i" != "$1" ]; }
 goes_down() { # goes_down I reboot|halt
     on "$1" "$2" >/dev/null 2>&1; within 60 has_left "$1" || { wrong "m$1 does not $2"; tail -20 "$WORK/m$1.console"; power_off "$1"; return; }
     unset "SPAWN[$1]"
 }
 reboot_each() {
     local i
-    for i in 1 2 3; do restart_machine $i || return; within 60 all_well || return; done
-}
-restart_machine() {
-    local old; old=$(init_of "$1")
-    on "$1" reboot >/dev/null 2>&1
-    another() { local now; now=$(init_of "$1"); [ -n "$now" ] && [ "$now" != "$2" ]; }
-    within 60 another "$1" "$old" || { wrong "m$1 does not reboot"; tail -20 "$WORK/m$1.console"; return 1; }
-    within 60 booted "$1"
+    # nspawn ends at a reboot, and leaves it to whoever started it to start it again.
+    for i in 1 2 3; do goes_down $i reboot && power_on $i && within 60 all_well || return; done
 }
 halt_master() {
     local i; i=$(master)
-    case $INIT in systemd) goes_down "$i" poweroff ;; sysvinit) goes_down "$i" poweroff ;; esac
+    goes_down "$i" poweroff
     within 20 is_master && power_on "$i"
 }
 lose_master() { local i; i=$(master); power_off "$i"; within 20 is_master; sleep 1; power_on "$i"; }
@@ -260,8 +265,10 @@ for INIT in $INITS; do
     for i in 1 2 3; do first_start $i; done
     row "main daemon killed" planned goes_on main_dies
     row "init.d/ROLE restart, of the master's roles" planned restart_roles
-    row "power loss of the master" 1500 lose_master
+    row "power loss of the master" 5000 lose_master
+    for i in 1 2 3; do on $i standin status --check || wrong "m$i: not all is well"; done
     if [ -z "$SHORT" ]; then
+        row "maintenance of the master, on and off" planned maintain
         row "restart of the master" planned goes_on restart_standin
         row "bad configuration, and a role that dies" planned bad_config
         row "upgrade" planned upgrade

@@ -106,6 +106,15 @@ pub fn graceful_stop_hands_over() -> Outcome {
         cluster.stop(old)?;
         cluster.wait_master(0, Some(old))?;
         gave_up(cluster, old)?;
+        lab::wait_for("the others know that it was stopped", PATIENCE, || {
+            let know = others(cluster, old).into_iter().all(|peer| {
+                let status = cluster.status(peer).unwrap_or_default();
+                let mut servers = status["servers"].as_array().into_iter().flatten();
+                let it = servers.find(|s| s["name"] == cluster.name(old));
+                it.is_some_and(|it| it["state"] == "dead" && it["withdrawn"] == true)
+            });
+            know.then_some(())
+        })?;
         no_takeover(cluster, |cluster| {
             cluster.start_server(old)?;
             cluster.settle()?;
@@ -178,6 +187,7 @@ pub fn a_killed_role_is_replaced_without_a_failover() -> Outcome {
     with(Spec::default(), |cluster| {
         let master = cluster.settle()?;
         let slave = others(cluster, master)[0];
+        let told = [slave, master].map(|server| last_change(cluster, server));
         for server in [slave, master] {
             for role in ["hbd", "listend", "doctord", "electd"] {
                 no_takeover(cluster, |cluster| {
@@ -196,8 +206,25 @@ pub fn a_killed_role_is_replaced_without_a_failover() -> Outcome {
         ensure(
             role_of(cluster, master).as_deref() == Some("master"),
             "status does not say who is master",
-        )
+        )?;
+        for (server, before) in [slave, master].into_iter().zip(told) {
+            let now = last_change(cluster, server);
+            let same = |(why, at): &(String, u64)| {
+                now.as_ref()
+                    .is_some_and(|(now, then)| now == why && then.abs_diff(*at) < 2)
+            };
+            let what = format!("the last change was {before:?} and is {now:?}");
+            ensure(before.as_ref().is_some_and(same), what)?;
+        }
+        Ok(())
     })
+}
+
+/// Why the virtual server last changed, and when, in seconds since 1970.
+fn last_change(cluster: &Cluster, server: usize) -> Option<(String, u64)> {
+    let status = cluster.status(server)?;
+    let v = &status["virtual_servers"][0];
+    Some((v["reason"].as_str()?.to_owned(), v["changed"].as_u64()?))
 }
 
 pub fn restart_of_the_whole_cluster() -> Outcome {

@@ -1,7 +1,7 @@
 //! `standin status`: what the roles of this server tell, put together.
 
 use crate::{
-    failover::{self, Judgement, Known},
+    failover::{self, Judgement, Known, Weight},
     host::Host,
     verdict,
 };
@@ -258,17 +258,18 @@ impl Picture<'_> {
         let down = self.failures.values().filter(|why| !why.is_forbidden());
         let forbidden = self.failures.values().find(|why| why.is_forbidden());
         let silent = down.chain(forbidden).map(ToString::to_string);
-        silent.chain(self.told()).collect()
+        silent.chain(self.told(Weight::Remark)).collect()
     }
 
-    /// What an operator should know, of the roles that answered.
-    pub(crate) fn told(&self) -> impl Iterator<Item = String> {
+    /// What an operator should know, of the roles that answered; of a failover what weighs so much at least.
+    pub(crate) fn told(&self, least: Weight) -> impl Iterator<Item = String> {
         let notes = self
             .answers
             .iter()
             .flat_map(|(role, s)| s.notes.iter().map(move |n| format!("{role}: {n}")));
         let scripts = self.virtual_servers().iter().filter_map(failed_scripts);
         let found = self.judgement().findings.iter();
+        let found = found.filter(move |f| f.weight <= least);
         let found = found.map(|f| format!("failover: {f}"));
         self.refused
             .iter()

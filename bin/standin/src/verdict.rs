@@ -1,6 +1,9 @@
 //! `standin status --check`: one line and an exit code for a monitoring system (Nagios, Icinga and the like).
 
-use crate::status::{Picture, state_of};
+use crate::{
+    failover::Weight,
+    status::{Picture, state_of},
+};
 use daemon::println;
 use protocol::local::ring::HealthState;
 use std::{fmt, process::ExitCode};
@@ -60,6 +63,10 @@ fn of(picture: &Picture<'_>) -> (State, String) {
         if server.state != HealthState::Alive {
             wrong.push(format!("{} is {}", server.name, state_of(server)));
         }
+        if server.withdrawn.0 && server.state == HealthState::Alive && server.name != *picture.me()
+        {
+            wrong.push(format!("{} is in maintenance", server.name));
+        }
         if server.config_differs {
             wrong.push(format!("the configuration of {} differs", server.name));
         }
@@ -71,7 +78,8 @@ fn of(picture: &Picture<'_>) -> (State, String) {
         wrong.push(format!("this server is {}", electd.standing));
     }
     wrong.extend(picture.down().map(|role| format!("{role} is down")));
-    wrong.extend(picture.told());
+    // What is no more than a remark may be as it is for good: a gate, a shared cable.
+    wrong.extend(picture.told(Weight::Weakness));
     if wrong.is_empty() {
         return (State::Fine, summary(picture));
     }
@@ -112,8 +120,10 @@ mod tests {
     };
     use daemon::ctl::CallError;
     use protocol::{
-        Role,
-        local::status::{Detail, RoleStatus},
+        Role, ServerName,
+        local::status::{Detail, RoleStatus, ServerView},
+        version::Since,
+        wire::beat::Participation,
     };
 
     /// A picture in which all is well, but for what `change` does to it.
@@ -121,9 +131,21 @@ mod tests {
         let Detail::Electd(mut status) = electd("master") else {
             unreachable!("it is electd's");
         };
-        status.servers[0].config_differs = false;
+        let beta = status.servers.remove(0);
+        let name = |text: &str| text.parse::<ServerName>().unwrap();
+        status.voters = ["alpha", "beta", "gamma"].map(name).to_vec();
+        for voter in &status.voters {
+            status.servers.push(ServerView {
+                name: voter.clone(),
+                config_differs: false,
+                participation: Since(Some(Participation::Active)),
+                ..beta.clone()
+            });
+        }
         for v in &mut status.virtual_servers {
             v.scripts.0 = None;
+            v.fit.0 = Some(vec![0, 1, 2]);
+            v.gated.0 = Some(true);
         }
         let detail = |role| match role {
             Role::Electd => Detail::Electd(status.clone()),
@@ -161,20 +183,24 @@ mod tests {
         assert_eq!((state, state as u8), (State::Fine, 0), "{line}");
         assert_eq!(
             line,
-            "1 of 1 servers alive, seen by alpha: mail at beta, web at alpha"
+            "3 of 3 servers alive, seen by alpha: mail at beta, web at alpha"
         );
     }
 
     #[test]
     fn what_an_operator_should_mend_is_degraded() {
         let dead = |s: &mut protocol::local::status::ElectdStatus| {
-            s.servers[0].state = HealthState::Dead;
+            s.servers[1].state = HealthState::Dead;
         };
         assert_eq!(with_electd(dead), State::Degraded);
         assert_eq!(with_electd(|s| s.maintenance = true), State::Degraded);
+        assert_eq!(
+            with_electd(|s| s.servers[1].withdrawn.0 = true),
+            State::Degraded
+        );
         assert_eq!(with_electd(|s| s.abstains.0 = true), State::Degraded);
         assert_eq!(
-            with_electd(|s| s.servers[0].config_differs = true),
+            with_electd(|s| s.servers[1].config_differs = true),
             State::Degraded
         );
         let (state, line) = verdict(|a| a.retain(|(r, _)| *r != Role::Hbd));

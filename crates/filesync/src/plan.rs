@@ -128,7 +128,8 @@ pub struct Planner {
     groups: BTreeMap<Path, Operation>,
     removals: BTreeMap<Path, Operation>,
     directories: BTreeMap<Path, Operation>,
-    /// Further names of files that take the place of directories.
+    /// What can only be once removals and directories are done: further names of files that take the place of
+    /// directories, and what takes the place of a file whose further names go.
     after: BTreeMap<Path, Operation>,
 }
 
@@ -174,6 +175,25 @@ impl Planner {
     /// What is to be done about files with further names, once every batch is done.
     pub fn groups(&mut self, tree: &impl Tree) -> Vec<Operation> {
         let mut waiting = std::mem::take(&mut self.groups);
+        // What becomes something else than a file cannot take further names along: those that go must be gone before.
+        let names: BTreeSet<_> = self
+            .removals
+            .values()
+            .filter_map(Operation::leaves)
+            .collect();
+        let late = |after: &BTreeMap<Path, Operation>, path: &Path, operation: &Operation| {
+            let follows = |path: &Path| after.contains_key(path);
+            names.contains(path) && operation.entry.file().is_none()
+                || operation.joins().is_some_and(follows)
+                || path.parent().as_ref().is_some_and(follows)
+        };
+        for (path, operation) in std::mem::take(&mut waiting) {
+            let to = match late(&self.after, &path, &operation) {
+                true => &mut self.after,
+                false => &mut waiting,
+            };
+            to.insert(path, operation);
+        }
         let mut leaving: BTreeMap<Path, usize> = BTreeMap::new();
         for file in waiting.values().filter_map(Operation::leaves) {
             *leaving.entry(file.clone()).or_default() += 1;

@@ -188,3 +188,78 @@ fn random_trees_come_to_the_same_and_nothing_is_lost() {
         panic!("seed {seed}: {why}\nfailing seeds: {seeds:?}");
     }
 }
+
+/// Something that somebody does to a name of a file, if it can be done.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Remove,
+    Directory,
+    Symlink,
+    Replace,
+    Append,
+    Rename,
+    Link,
+}
+
+fn does(store: &Store, deed: Deed, name: &str) {
+    let (at, other) = (store.at(name), store.at("r"));
+    let _ = match deed {
+        Deed::Remove => fs::remove_file(&at).or_else(|_| fs::remove_dir(&at)),
+        Deed::Directory => fs::remove_file(&at).and_then(|()| fs::create_dir(&at)),
+        Deed::Symlink => {
+            let _ = fs::remove_file(&at);
+            std::os::unix::fs::symlink("nowhere", &at)
+        }
+        Deed::Replace => {
+            fs::write(&other, name).unwrap();
+            fs::rename(&other, &at)
+        }
+        Deed::Append => fs::write(&at, "in place"),
+        Deed::Rename => fs::rename(&at, &other),
+        Deed::Link => fs::hard_link(&at, &other),
+    };
+}
+
+#[test]
+fn whatever_two_things_one_does_to_the_names_of_a_file_the_other_gets_in_one_run() {
+    use Deed::*;
+    let deeds = [Remove, Directory, Symlink, Replace, Append, Rename, Link];
+    let all: Vec<_> = deeds
+        .iter()
+        .flat_map(|deed| ["p", "q"].map(|name| (*deed, name)))
+        .collect();
+    let mut wrong = Vec::new();
+    for first in &all {
+        for second in &all {
+            let dir = fast();
+            let [alpha, beta] = ["alpha", "beta"].map(|name| Store::new(dir.path(), name));
+            alpha.write("p", "of both");
+            alpha.write("another", "");
+            fs::hard_link(alpha.at("p"), alpha.at("q")).unwrap();
+            alpha.look();
+            beta.look();
+            beta.open().pull(&alpha.open()).unwrap();
+            for (deed, name) in [first, second] {
+                does(&alpha, *deed, name);
+            }
+            let made = tree(&alpha.root);
+            alpha.look();
+            beta.look();
+            let taken = beta.open().pull(&alpha.open()).unwrap();
+            alpha.look();
+            beta.look();
+            let given = alpha.open().pull(&beta.open()).unwrap();
+            let fine = taken.is_complete() && given.is_complete();
+            let quiet = taken.conflicts + given.conflicts == 0;
+            let alike = tree(&alpha.root) == made && tree(&beta.root) == made;
+            if !(fine && quiet && alike) {
+                wrong.push(format!("{first:?} {second:?}: {fine} {quiet} {alike}"));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "complete, no conflict, alike?\n{}",
+        wrong.join("\n")
+    );
+}
