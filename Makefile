@@ -71,7 +71,8 @@ demo: deps build
 test: deps chrony
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
-	@if [ "$$(id -u)" = 0 ]; then $(MAKE) boot PROFILE=debug; else echo "no machine is booted: needs root"; fi
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) boot PROFILE=debug; else \
+		echo "no machine is booted: needs root, on Debian"; fi
 
 sim:
 	$(CARGO) run --release -p standin-sim -- --seconds $(SECONDS) --threads $(THREADS)

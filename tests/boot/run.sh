@@ -206,7 +206,20 @@ rotate() { # docs/OPERATIONS.md
 }
 maintain() {
     local i; i=$(master)
-    on "$i" standin maintenance on >/dev/null && within 20 moved "$i" && on "$i" standin maintenance off >/dev/null
+    on "$i" standin maintenance on >/dev/null && within 20 moved "$i" && goes_down "$i" reboot && power_on "$i" &&
+        within 60 in_maintenance "$i" && on "$i" standin maintenance off >/dev/null
+}
+in_maintenance() { on "$1" standin status 2>/dev/null | grep -q ', in maintenance for '; }
+hang_role() {
+    local i old; i=$(master); old=$(on "$i" pgrep -x doctord)
+    on "$i" kill -STOP "$old"
+    replaced() { local now; now=$(on "$1" pgrep -x doctord) && [ "$now" != "$2" ]; }
+    within 30 replaced "$i" "$old"
+}
+clean_run() { # as a cleaner of /run does that knows no sockets
+    local i; i=$(master)
+    on "$i" sh -c 'rm -f /run/standin/*.sock'
+    within 30 on "$i" standin status >/dev/null
 }
 moved() { local i; i=$(master) && [ "$i" != "$1" ]; }
 goes_down() { # goes_down I reboot|halt
@@ -268,7 +281,9 @@ for INIT in $INITS; do
     row "power loss of the master" 5000 lose_master
     for i in 1 2 3; do on $i standin status --check || wrong "m$i: not all is well"; done
     if [ -z "$SHORT" ]; then
-        row "maintenance of the master, on and off" planned maintain
+        row "a hung role of the master" 1000 hang_role
+        row "sockets removed from the master's run-dir" planned clean_run
+        row "maintenance of the master, over a reboot" planned maintain
         row "restart of the master" planned goes_on restart_standin
         row "bad configuration, and a role that dies" planned bad_config
         row "upgrade" planned upgrade
