@@ -401,15 +401,17 @@ impl<'k, 'a> Cluster<'k, 'a> {
         }
     }
 
-    /// How many of these voters would get the signals of `candidate`, itself included. Of links between others nothing
-    /// is known, so they count as up.
+    /// How many of these voters would get the signals of `candidate`, itself included. Of links between others nothing is
+    /// known: they count as up, unless one end is a server that this one, which has its links, cannot reach either.
     fn reach(&self, candidate: &ServerName, voters: &BTreeSet<&ServerName>) -> usize {
         let up = |server: &ServerName| self.known.link(server) != Some(false);
+        let own = self.voting.iter().filter(|v| **v == self.me() || up(v));
+        let linked = own.count() >= self.needed;
         let reached = |voter: &&&ServerName| match () {
             () if **voter == candidate => true,
             () if candidate == self.me() => up(voter),
             () if **voter == self.me() => up(candidate),
-            () => true,
+            () => !linked || up(voter) && up(candidate),
         };
         voters.iter().filter(reached).count()
     }

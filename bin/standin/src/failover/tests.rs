@@ -302,6 +302,15 @@ fn the_next_failure_would_be_an_outage() {
             },
             "can fail over: no, because nobody is master; there is no link for signals (TCP) to beta, gamma",
         ),
+        // Of the link between beta and gamma alpha knows nothing, but gamma is the one that is cut off.
+        (
+            &THREE,
+            |w| {
+                w.master("alpha");
+                w.unlink(&["gamma"]);
+            },
+            "can fail over: no, because there is no link for signals (TCP) to gamma",
+        ),
         // The others may elect one of themselves.
         (
             &FIVE,
