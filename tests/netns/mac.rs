@@ -399,7 +399,7 @@ pub fn virtual_mac_addresses_come_and_go_with_the_configuration() -> Outcome {
         let bad = text.replace("mac = \"own\"", "mac = \"x\"");
         cluster.write_config(master, &bad)?;
         let checked = cluster.ask(master, &["check"])?;
-        let words = String::from_utf8_lossy(&checked.stderr);
+        let words = String::from_utf8_lossy(&checked.stdout);
         let line = 1 + bad.lines().position(|l| l == "mac = \"x\"").unwrap_or(0);
         let file = cluster.config_file(master).display().to_string();
         ensure(

@@ -137,6 +137,7 @@ tests! {
         virtual_mac_addresses_come_and_go_with_the_configuration;
     others:
         status_tells_what_it_promises
+        what_forbids_a_failover_is_an_alarm_that_comes_and_goes
         a_client_that_hears_no_broadcast_moves_after_power_loss
         the_judge_sees_two_masters_where_there_are_two
         the_demo_plays_to_its_end

@@ -64,6 +64,69 @@ pub fn status_tells_what_it_promises() -> Outcome {
     })
 }
 
+/// Signals are blocked and beats pass: all serve on, and nobody could take over. Then the packets of one server come from
+/// another address.
+pub fn what_forbids_a_failover_is_an_alarm_that_comes_and_goes() -> Outcome {
+    with(Spec::default(), |cluster| {
+        let master = cluster.settle()?;
+        let can = |wanted: bool| {
+            let what = format!("can_fail_over: {wanted}");
+            lab::wait_for(&what, PATIENCE, || {
+                (cluster.status(master)?["can_fail_over"] == wanted).then_some(())
+            })
+        };
+        let logged = |line: &str| {
+            lab::wait_for(line, PATIENCE, || {
+                cluster.log(master).contains(line).then_some(())
+            })
+        };
+        let filter = |server: usize, rules: &str| {
+            let host = cluster.host(server);
+            host.tool("nft", &["-f", "-"], rules)
+        };
+        can(true)?;
+        filter(
+            master,
+            "table inet signals {\nchain in {\ntype filter hook input priority 0\n\
+             meta l4proto tcp drop\n}\n}\n",
+        )?;
+        can(false)?;
+        logged("alarm: cannot fail over: there is no link for signals (TCP) to ")?;
+        let check = cluster.ask(master, &["check"])?;
+        let said = String::from_utf8_lossy(&check.stdout);
+        ensure(
+            check.status.code() == Some(1) && said.contains("WRONG  cannot fail over: "),
+            format!("check is content: {said}"),
+        )?;
+        filter(master, "delete table inet signals\n")?;
+        can(true)?;
+        logged("over: there is no link for signals (TCP) to ")?;
+
+        let other = (master + 1) % 3;
+        let (own, elsewhere) = (cluster.server_address(other), "192.0.2.150");
+        filter(
+            other,
+            &format!(
+                "table ip nat {{\nchain out {{\ntype filter hook postrouting priority 0\n\
+                 udp dport {} ip saddr {own} ip saddr set {elsewhere}\n}}\n}}\n",
+                lab::PORT
+            ),
+        )?;
+        let there = format!(
+            "{} is not heard: its packets come from {elsewhere}",
+            cluster.name(other)
+        );
+        let here = format!("{} is heard and does not hear", cluster.name(master));
+        for (server, line) in [(master, there.as_str()), (other, here.as_str())] {
+            lab::wait_for(line, PATIENCE, || {
+                let notes = cluster.status(server)?["notes"].to_string();
+                notes.contains(line).then_some(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
 /// The client has a wrong entry, fresh and good for ten minutes, and hears no broadcast; the new master has
 /// never seen it: only the old one's list helps.
 pub fn a_client_that_hears_no_broadcast_moves_after_power_loss() -> Outcome {

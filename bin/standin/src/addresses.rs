@@ -167,6 +167,12 @@ fn conflicts(config: &Config, me: &ServerName) -> Vec<Found> {
         let servers = others.iter().flat_map(|s| s.addresses.iter().copied());
         let addresses = virtual_servers.iter().flat_map(|v| &v.addresses);
         let asked: Vec<_> = servers.chain(addresses.map(|a| a.ip)).collect();
+        if asked.len() > takeover::HOLDERS_MAX {
+            found.push(Found::Note(format!(
+                "interface {interface}: only {} of its addresses are asked for",
+                takeover::HOLDERS_MAX
+            )));
+        }
         let holders = match takeover::holders(interface, &asked) {
             Ok(holders) => holders,
             Err(why) => {

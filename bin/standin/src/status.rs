@@ -582,6 +582,9 @@ impl Picture<'_> {
     }
 
     fn write_failover(&self, out: &mut String) -> std::fmt::Result {
+        if self.silence().is_some_and(Silence::is_forbidden) {
+            return out.write_str("can fail over: not known: not permitted\n\n");
+        }
         let all: Vec<_> = self
             .virtual_servers()
             .iter()
@@ -837,6 +840,7 @@ pub(crate) mod tests {
                 withdrawn: Since(false),
                 witness: Since(false),
                 participation: Since(Some(Participation::Active)),
+                hears: Since(Some(true)),
             }],
             virtual_servers: vec![view("mail", "slave", "beta"), view("web", role, "alpha")],
             abstains: Since(false),
@@ -1051,6 +1055,7 @@ pub(crate) mod tests {
             withdrawn: Since(withdrawn),
             witness: Since(false),
             participation: Since(None),
+            hears: Since(None),
         };
         for (state, withdrawn, word) in [
             (HealthState::Dead, true, "left"),

@@ -13,6 +13,7 @@ use protocol::{
         status::{ElectdStatus, ServerView, VirtualServerView},
     },
     version::Since,
+    wire::beat::Beat,
 };
 use std::collections::BTreeMap;
 
@@ -52,6 +53,7 @@ impl Elector {
             withdrawn: Since(self.maintenance || self.stopping),
             witness: Since(self.settings.witness),
             participation: Since(Some(self.participation())),
+            hears: Since(Some(true)),
         };
         let servers = self.peers.iter().map(|(name, peer)| ServerView {
             name: name.clone(),
@@ -73,6 +75,7 @@ impl Elector {
             withdrawn: Since(peer.beat.as_ref().is_some_and(|b| b.maintenance)),
             witness: Since(peer.beat.as_ref().is_some_and(|b| b.witness)),
             participation: Since(peer.beat.as_ref().map(|b| b.participation)),
+            hears: Since(peer.beat.as_ref().map(|b| self.is_heard_by(b))),
         });
         let virtual_servers = self
             .virtuals
@@ -154,6 +157,12 @@ impl Elector {
             virtual_servers: virtual_servers.collect(),
             abstains: Since(self.taking != Taking::Active),
         }
+    }
+
+    /// The sender has heard this server within a lease.
+    fn is_heard_by(&self, beat: &Beat) -> bool {
+        let mut heard = beat.heard.iter();
+        heard.any(|h| h.server == self.settings.me && h.age <= self.lease)
     }
 
     /// Who could serve `name` by its own word, by its place: this server is the first, the others follow.

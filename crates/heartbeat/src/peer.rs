@@ -178,6 +178,7 @@ impl Peer {
             server: self.name.clone(),
             address: path.remote.to_string(),
             last_heard: self.heard(i),
+            local: Since(Some(path.local)),
             refused: Since(self.refused.get(i).copied().flatten()),
             mtu: Since(None),
         };

@@ -599,6 +599,7 @@ fn replies() -> Vec<CtlReply> {
         server: beta(),
         address: "192.0.2.12".to_owned(),
         last_heard: Some(BootTime(8)),
+        local: Since("192.0.2.11".parse().ok()),
         refused: Since(Some(PathRefusal {
             at: BootTime(9),
             why: Refused::Version(3),
@@ -638,6 +639,7 @@ fn replies() -> Vec<CtlReply> {
         withdrawn: Since(true),
         witness: Since(false),
         participation: Since(Some(Participation::Silent)),
+        hears: Since(Some(true)),
     };
     let virtual_server = VirtualServerView {
         name: "web".parse().unwrap(),

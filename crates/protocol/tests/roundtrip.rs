@@ -628,6 +628,7 @@ fn electd_status() -> impl Strategy<Value = ElectdStatus> {
                     withdrawn: Since(withdrawn),
                     witness: Since(witness),
                     participation: Since(witness.then_some(Participation::Active)),
+                    hears: Since(withdrawn.then_some(witness)),
                 }
             },
         );
@@ -726,6 +727,7 @@ fn detail() -> impl Strategy<Value = Detail> {
             server,
             address,
             last_heard,
+            local: Since(last_heard.map(|_| [192, 0, 2, 1].into())),
             refused: Since(last_heard.map(|at| PathRefusal {
                 at,
                 why: Refused::Unauthentic,

@@ -17,8 +17,8 @@ use std::{
 /// How often each address is asked for, and how long answers are waited for after that.
 const QUESTIONS: u32 = 2;
 const PATIENCE: Duration = Duration::from_millis(150);
-/// More addresses than this are not asked for.
-const ADDRESSES_MAX: usize = 256;
+/// More addresses than this [`holders`] does not ask for.
+pub const HOLDERS_MAX: usize = 256;
 
 /// Which of the addresses a machine of the interface's network says it has, and at which MAC address; this machine does
 /// not answer itself. The words say why nobody can be asked.
@@ -33,7 +33,7 @@ pub fn holders(interface: &str, addresses: &[IpAddr]) -> Result<BTreeMap<IpAddr,
             "interface {interface} is no Ethernet, down, or without carrier"
         ));
     };
-    let asked = &addresses[..addresses.len().min(ADDRESSES_MAX)];
+    let asked = &addresses[..addresses.len().min(HOLDERS_MAX)];
     let sender = PacketSocket::sender().map_err(text)?;
     let arp = PacketSocket::receiver(arp::ETHERTYPE, Vec::new()).map_err(text)?;
     let nd = PacketSocket::receiver(ndp::ETHERTYPE, sys::neighbour_discovery_filter());

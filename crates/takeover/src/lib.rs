@@ -46,7 +46,7 @@ pub use arp::Mac;
 pub use error::Error;
 pub use gate::{GateHome, any::GateKind, check_backstop, check_gate, lease_fits, unmount_gate};
 pub use hold::LatePackets;
-pub use holders::holders;
+pub use holders::{HOLDERS_MAX, holders};
 pub use macvlan::check_mac;
 pub use readers::read_any;
 pub use refresh::Receipts;

@@ -434,6 +434,9 @@ impl<'k, 'a> Cluster<'k, 'a> {
             if is_heard(s) {
                 let withdrawn = Reason::Withdrawn(s.name.clone());
                 findings.extend(s.withdrawn.0.then(|| all(Weight::Remark, withdrawn)));
+                let deaf = s.hears.0 == Some(false);
+                let reason = || all(Weight::Weakness, Reason::Deaf(s.name.clone()));
+                findings.extend(deaf.then(reason));
                 findings.extend(self.of_paths(&s.name));
             } else {
                 let reason = Reason::Unheard(s.name.clone(), self.silence(s));
@@ -472,11 +475,11 @@ impl<'k, 'a> Cluster<'k, 'a> {
             let since = path.last_heard.max(started).unwrap_or(self.known.now);
             if paths.len() > 1 && self.known.now.since(since) > limit {
                 let why = self.refused(path);
-                let reason = Reason::PathLost(server.clone(), path.address.clone(), why);
+                let reason = Reason::PathLost(server.clone(), way(path), why);
                 findings.push(all(Weight::Weakness, reason));
             }
             if let Some(mtu) = path.mtu.0.filter(|mtu| *mtu < PACKET_MAX) {
-                let reason = Reason::ShortPackets(server.clone(), path.address.clone(), mtu);
+                let reason = Reason::ShortPackets(server.clone(), way(path), mtu);
                 findings.push(all(Weight::Remark, reason));
             }
         }
@@ -548,6 +551,14 @@ impl<'k, 'a> Cluster<'k, 'a> {
         let blanks: Vec<_> = self.electd.servers.iter().filter(blank).collect();
         let names = blanks.iter().map(|s| s.name.clone()).collect();
         (blanks.len() > 1).then(|| all(Weight::Weakness, Reason::BlanksWait(names)))
+    }
+}
+
+/// "from 192.0.2.1 to 192.0.2.2"
+fn way(path: &PathStatus) -> String {
+    match path.local.0 {
+        Some(local) => format!("from {local} to {}", path.address),
+        None => format!("at {}", path.address),
     }
 }
 

@@ -42,6 +42,8 @@ pub enum Reason {
     NoLink(ServerName),
     /// A server that does not live, as far as this one hears.
     Unheard(ServerName, Silence),
+    /// A living server that does not hear this one.
+    Deaf(ServerName),
     /// A living server that takes no mastership.
     Withdrawn(ServerName),
     /// One of several paths to a living server is silent.
@@ -146,21 +148,26 @@ impl fmt::Display for Reason {
                 "no link for signals (TCP) to {server}, though it is alive"
             ),
             Self::Unheard(server, why) => write!(f, "{server} {why}"),
+            Self::Deaf(server) => write!(
+                f,
+                "{server} is heard and does not hear this server: what this one sends does not reach it, or is refused there \
+                 (a firewall; another address, as behind NAT); see `standin status` there"
+            ),
             Self::Withdrawn(server) => {
                 write!(f, "{server} is in maintenance: it votes and takes no mastership")
             }
-            Self::PathLost(server, address, None) => write!(
+            Self::PathLost(server, way, None) => write!(
                 f,
-                "the path to {server} at {address} is silent, though {server} is alive over another"
+                "the path to {server} {way} is silent, though {server} is alive over another"
             ),
-            Self::PathLost(server, address, Some(why)) => write!(
+            Self::PathLost(server, way, Some(why)) => write!(
                 f,
-                "the path to {server} at {address} is lost: what comes from there is refused: {}",
+                "the path to {server} {way} is lost: what comes from there is refused: {}",
                 refused(*why)
             ),
-            Self::ShortPackets(server, address, mtu) => write!(
+            Self::ShortPackets(server, way, mtu) => write!(
                 f,
-                "the path to {server} at {address} passes only packets of {mtu} bytes in one piece (path MTU): beats may be \
+                "the path to {server} {way} passes only packets of {mtu} bytes in one piece (path MTU): beats may be \
                  cut into fragments, which some networks drop"
             ),
             Self::PartsLost(server) => write!(

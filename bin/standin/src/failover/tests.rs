@@ -49,6 +49,7 @@ impl World {
             withdrawn: Since(false),
             witness: Since(false),
             participation: Since(Some(Participation::Active)),
+            hears: Since(Some(true)),
         };
         let places: Vec<u8> = (0..).zip(servers).map(|(place, _)| place).collect();
         let virtual_server = |v: &str| VirtualServerView {
@@ -74,6 +75,7 @@ impl World {
             address: format!("192.0.{network}.{}", server.as_str().len()),
             server,
             last_heard: Some(ago(0)),
+            local: Since(Some([192, 0, network, 1].into())),
             refused: Since(None),
             mtu: Since(Some(1500)),
         };
@@ -406,22 +408,22 @@ fn less_is_left_than_there_should_be() {
         ),
         (
             &|w| w.path("gamma", 1).last_heard = Some(ago(6)),
-            "Weakness: the path to gamma at 192.0.3.5 is silent, though gamma is alive over another",
+            "Weakness: the path to gamma from 192.0.3.1 to 192.0.3.5 is silent, though gamma is alive over another",
         ),
         (
             &|w| w.path("gamma", 1).last_heard = None,
-            "Weakness: the path to gamma at 192.0.3.5 is silent",
+            "Weakness: the path to gamma from 192.0.3.1 to 192.0.3.5 is silent",
         ),
         (
             &|w| {
                 w.path("gamma", 1).last_heard = None;
                 w.path("gamma", 1).refused = refusal(Refused::NotOurs);
             },
-            "Weakness: the path to gamma at 192.0.3.5 is lost: what comes from there is refused: no packets",
+            "Weakness: the path to gamma from 192.0.3.1 to 192.0.3.5 is lost: what comes from there is refused: no packets",
         ),
         (
             &|w| w.path("gamma", 0).mtu = Since(Some(1000)),
-            "Remark: the path to gamma at 192.0.2.5 passes only packets of 1000 bytes in one piece",
+            "Remark: the path to gamma from 192.0.2.1 to 192.0.2.5 passes only packets of 1000 bytes in one piece",
         ),
         (
             &|w| w.peer("gamma").parts_missing = Some(ago(9)),
@@ -499,6 +501,10 @@ fn less_is_left_than_there_should_be() {
         (
             &|w| w.server("eps").state = HealthState::Unknown,
             "Weakness: eps is not judged yet",
+        ),
+        (
+            &|w| w.server("gamma").hears = Since(Some(false)),
+            "Weakness: gamma is heard and does not hear this server",
         ),
         (
             &|w| w.server("gamma").withdrawn = Since(true),

@@ -74,6 +74,8 @@ pub struct PathStatus {
     pub address: String,
     /// When something authentic last arrived over it.
     pub last_heard: Option<BootTime>,
+    /// This server's address on it.
+    pub local: Since<2, Option<IpAddr>>,
     /// What arrived over it and was refused, the last time, for a reason that does not pass by itself.
     pub refused: Since<2, Option<PathRefusal>>,
     /// Longest packet that passes it uncut, as far as the kernel knows.
@@ -226,6 +228,8 @@ pub struct ServerView {
     pub witness: Since<2, bool>,
     /// Whether it takes part, as far as it told.
     pub participation: Since<2, Option<Participation>>,
+    /// It hears this server, by its last beat.
+    pub hears: Since<2, Option<bool>>,
 }
 
 /// One virtual server as electd sees it.

@@ -197,7 +197,9 @@ impl Worker {
         if !set.others.waiting || set.others.place > 0 {
             return;
         }
-        let taken = set.others.answered_within(2 * AGAIN + FRESH, at).is_some();
+        // The configuration may have changed.
+        let taken = set.on_conflict == OnConflict::Wait
+            && set.others.answered_within(2 * AGAIN + FRESH, at).is_some();
         if !taken {
             set.others = Others::default();
         }
