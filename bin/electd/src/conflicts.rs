@@ -1,7 +1,7 @@
 //! Which addresses machines have that are no servers of the cluster: for the log, and as long as it lasts for
 //! `standin status`. Pure.
 
-use protocol::{BootTime, VirtualServerName};
+use protocol::{BootTime, VirtualServerName, owner::Mac};
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 /// Whoever has not been heard for so long has gone: longer than two rounds of questions.
@@ -9,8 +9,6 @@ const GONE: Duration = Duration::from_secs(150);
 /// So many addresses are kept, and so many are named in `standin status`.
 const KEPT: usize = 1024;
 const NAMED: usize = 8;
-
-type Mac = [u8; 6];
 
 #[derive(Debug, Default)]
 pub struct Conflicts {
@@ -48,7 +46,6 @@ impl Conflicts {
         if before.is_some_and(|before| before.mac == mac) {
             return None;
         }
-        let mac = in_words(mac);
         Some(format!(
             "{v}: {mac} claims {ip} and is no server of this cluster: clients reach the one or the other; take the \
              address off that machine"
@@ -67,7 +64,7 @@ impl Conflicts {
         let more = there.len().saturating_sub(NAMED);
         let more = (more > 0).then(|| format!("{more} more addresses are claimed by others"));
         let note = |(ip, other): &(&IpAddr, &Other)| {
-            let (v, mac, ago) = (&other.v, in_words(other.mac), now.since(other.heard));
+            let (v, mac, ago) = (&other.v, other.mac, now.since(other.heard));
             format!(
                 "{v}: {mac} claims {ip} and is no server of this cluster, heard {} s ago",
                 ago.as_secs()
@@ -84,17 +81,12 @@ impl Other {
     }
 }
 
-/// As `ip link` shows it.
-pub fn in_words(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const MAC: Mac = [2, 0, 0, 0, 0, 0x99];
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 0x99]);
 
     fn at(seconds: u64) -> BootTime {
         BootTime(0) + Duration::from_secs(seconds)
@@ -117,7 +109,7 @@ mod tests {
         assert!(notes[0].ends_with("heard 60 s ago"), "{notes:?}");
         assert_eq!(conflicts.notes(at(300)).count(), 0);
         assert!(conflicts.claimed(at(300), &v, ip, MAC).is_some());
-        let another = [2, 0, 0, 0, 0, 0x98];
+        let another = Mac([2, 0, 0, 0, 0, 0x98]);
         assert!(conflicts.claimed(at(301), &v, ip, another).is_some());
         assert_eq!(conflicts.claims(), 6);
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     change_file::ChangeFile,
-    conflicts::{self, Conflicts},
+    conflicts::Conflicts,
     lock::InstanceLock,
     memory_file::MemoryFile,
     reservation_file::{self, Writer},
@@ -23,7 +23,7 @@ use protocol::{
         },
         status::{ClientsView, Detail},
     },
-    owner::{Owner, Present},
+    owner::{Mac, Owner, Present},
     version::Since,
     wire::signal::Body,
 };
@@ -395,12 +395,12 @@ impl Shell {
                 mac,
                 of_server: true,
             }) => {
-                let mac = conflicts::in_words(mac);
+                let mac = Mac(mac);
                 self.alarm(format!("{v}: {mac}, a server of the cluster, claims {ip}"));
                 self.tell(Input::ForeignClaim(v));
             }
             Report::Takeover(Address::ForeignClaim { v, ip, mac, .. }) => {
-                if let Some(alarm) = self.conflicts.claimed(daemon::now(), &v, ip, mac) {
+                if let Some(alarm) = self.conflicts.claimed(daemon::now(), &v, ip, Mac(mac)) {
                     log::error!("{alarm}");
                 }
                 self.tell(Input::ForeignClaim(v));

@@ -2,12 +2,9 @@
 //! machine has one of them.
 
 use config::{Config, VirtualAddress, VirtualServer};
-use nix::{
-    ifaddrs::getifaddrs,
-    net::if_::InterfaceFlags,
-    sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage},
-};
-use protocol::ServerName;
+use daemon::machine::{interface_name, ip};
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
+use protocol::{ServerName, owner::Mac};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -67,9 +64,7 @@ impl Interface {
         let virtual_ips: BTreeSet<IpAddr> = addresses.map(|a| a.ip).collect();
         let mut all = BTreeMap::<String, Self>::new();
         for found in getifaddrs().into_iter().flatten() {
-            // "eth0:1" is how an address of eth0 may be labelled.
-            let name = found.interface_name.split(':').next().unwrap_or_default();
-            let interface = all.entry(name.to_owned()).or_default();
+            let interface = all.entry(interface_name(&found)).or_default();
             interface.up |= found.flags.contains(InterfaceFlags::IFF_UP);
             interface.loopback |= found.flags.contains(InterfaceFlags::IFF_LOOPBACK);
             let ip = |address: Option<SockaddrStorage>| ip(&address?);
@@ -81,14 +76,6 @@ impl Interface {
             }
         }
         all
-    }
-}
-
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
-    match address.family()? {
-        AddressFamily::Inet => address.as_sockaddr_in().map(|a| a.ip().into()),
-        AddressFamily::Inet6 => address.as_sockaddr_in6().map(|a| a.ip().into()),
-        _ => None,
     }
 }
 
@@ -199,7 +186,7 @@ fn conflicts(config: &Config, me: &ServerName) -> Vec<Found> {
                     free += 1;
                     continue;
                 };
-                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                let mac = Mac(*mac);
                 let (v, ip) = (&v.name, address.ip);
                 found.push(if all_known {
                     Found::Wrong(format!(

@@ -106,10 +106,7 @@ fn detach(args: &Args, log: &Path) -> Result<u32, Error> {
     // What is wrong with the configuration is said here, where somebody reads it.
     let loaded = daemon::load_or_kept(args)?;
     if let Some(e) = &loaded.refused {
-        eprintln!(
-            "standin: {e}
-standin: the last good configuration is in force"
-        );
+        eprintln!("standin: {e}\nstandin: the last good configuration is in force");
     }
     if let Ok(me) = &loaded.me {
         startable(&loaded.config, me, args)?;

@@ -129,8 +129,8 @@ impl Local {
 
     /// Keeps what is here now, before anything takes its place; what could not be kept.
     pub fn keep(&self) -> Result<Listing, store::Error> {
-        let mut others = self.clocks.iter().map(|(name, _)| name);
-        let agrees = !others.any(|name| may_be_apart(&self.clocks, name, self.skew_ns()));
+        let apart = |(_, offset): &(_, _)| is_apart(offset, self.skew_ns());
+        let agrees = !self.clocks.iter().any(apart);
         self.versions.keep(&self.set, &self.index, agrees)
     }
 
@@ -259,7 +259,12 @@ fn holds_an_address(args: &Args, me: &ServerName) -> bool {
 /// Of a clock that nothing is known of it is believed that somebody keeps it.
 fn may_be_apart(clocks: &[(ServerName, OffsetStatus)], other: &ServerName, skew_ns: u64) -> bool {
     let known = clocks.iter().find(|(name, _)| name == other);
-    known.is_some_and(|(_, o)| o.offset_ns.unsigned_abs().saturating_add(o.bound_ns) > skew_ns)
+    known.is_some_and(|(_, offset)| is_apart(offset, skew_ns))
+}
+
+fn is_apart(offset: &OffsetStatus, skew_ns: u64) -> bool {
+    let most = offset.offset_ns.unsigned_abs();
+    most.saturating_add(offset.bound_ns) > skew_ns
 }
 
 /// How far other servers' clocks are from this one's, if doctord runs.

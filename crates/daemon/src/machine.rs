@@ -68,7 +68,7 @@ pub fn interfaces_of(addresses: &[IpAddr]) -> Vec<(String, IpAddr)> {
 }
 
 /// "eth0:1" is how an address of eth0 may be labelled.
-fn interface_name(found: &InterfaceAddress) -> String {
+pub fn interface_name(found: &InterfaceAddress) -> String {
     let name = found.interface_name.split(':').next();
     name.unwrap_or_default().to_owned()
 }
@@ -79,7 +79,8 @@ pub(crate) fn local_addresses() -> Vec<IpAddr> {
     getifaddrs().map_or(Vec::new(), |all| all.filter_map(ip).collect())
 }
 
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+/// An address of either family; none if it is of another one.
+pub fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
 }

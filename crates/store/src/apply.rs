@@ -19,7 +19,7 @@ mod place;
 mod ready;
 
 use crate::{
-    dir::{Dir, Name, Places},
+    dir::{Dir, Name, Places, is_no_way},
     error::{At, Error, Listing},
     index::{Batch, Index, Reader},
     look::signed,
@@ -341,11 +341,8 @@ impl Run<'_> {
     }
 
     fn stat(&self, path: &Path) -> io::Result<Option<Stat>> {
-        let (dir, name) = match self.at(path) {
-            Err(e) if is_no_way(&e) => return Ok(None),
-            other => other?,
-        };
-        Ok(dir.stat_of(name)?.map(|raw| sight::stat(&raw)))
+        let found = self.places.stat(&self.set.root, path)?;
+        Ok(found.map(|raw| sight::stat(&raw)))
     }
 }
 
@@ -361,13 +358,6 @@ fn stays(was: &Node, node: &Node) -> bool {
 
 fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
-}
-
-/// There is no such directory, or something that is none or a symbolic link stands there.
-fn is_no_way(error: &io::Error) -> bool {
-    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP]
-        .iter()
-        .any(|e| is(error, *e))
 }
 
 fn same_inode(a: &Stat, b: &Stat) -> bool {

@@ -13,12 +13,9 @@ use crate::{
     walk::{self, Entered},
 };
 use filesync::Path;
-use rustix::{
-    fs::{Dir as Listing, FileType},
-    io::Errno,
-};
+use rustix::fs::{Dir as Listing, FileType};
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     io,
 };
 
@@ -75,16 +72,7 @@ impl Walked<'_> {
     }
 
     fn is_there(&self, places: &Places, path: &Path) -> io::Result<bool> {
-        let way = |e: &io::Error| {
-            let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
-            gone.iter()
-                .any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
-        };
-        let found = places.of(&self.set.root, path);
-        let stat = match found.and_then(|(dir, name)| dir.stat_of(name)) {
-            Err(e) if way(&e) => None,
-            other => other?,
-        };
+        let stat = places.stat(&self.set.root, path)?;
         Ok(stat.is_some_and(|stat| {
             let kind = FileType::from_raw_mode(stat.st_mode);
             kind != FileType::Socket && !(self.excluded)(path, kind == FileType::Directory)
@@ -94,7 +82,7 @@ impl Walked<'_> {
     /// The numbers of what is missing and turned up where the walk had been.
     fn moved(&self, missing: &[Missing]) -> Result<HashSet<u64>, Error> {
         let wanted: HashSet<u64> = missing.iter().filter_map(|m| m.inode).collect();
-        let known: HashMap<_, _> = self.entered.iter().map(|e| (e.path.as_ref(), e)).collect();
+        let known: HashSet<_> = self.entered.iter().map(|e| e.path.as_ref()).collect();
         let mut found = HashSet::new();
         let touched = self.entered.iter().filter(|e| self.is_touched(e));
         let mut open: Vec<_> = touched.map(|e| e.path.clone()).collect();
@@ -122,7 +110,7 @@ impl Walked<'_> {
                 if wanted.contains(&entry.ino()) && !self.was_seen(&path, entry.ino())? {
                     found.insert(entry.ino());
                 }
-                if is_directory && !known.contains_key(&Some(&path)) {
+                if is_directory && !known.contains(&Some(&path)) {
                     open.push(Some(path));
                 }
             }

@@ -304,10 +304,28 @@ impl Places {
         Ok((dir, name))
     }
 
+    /// What is at a path beneath `root`; none if there is nothing, or no way to it.
+    pub(crate) fn stat(&self, root: &Dir, path: &Path) -> io::Result<Option<Stat>> {
+        match self.of(root, path) {
+            Err(e) if is_no_way(&e) => Ok(None),
+            found => {
+                let (dir, name) = found?;
+                dir.stat_of(name)
+            }
+        }
+    }
+
     /// Something else may be there by now.
     pub(crate) fn forget(&self) {
         self.0.take();
     }
+}
+
+/// There is no such directory, or something that is none or a symbolic link stands there.
+pub(crate) fn is_no_way(error: &io::Error) -> bool {
+    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Makes a directory of standin's own with those above it, for standin alone.

@@ -20,6 +20,14 @@ const PATIENCE: Duration = Duration::from_millis(150);
 /// More addresses than this [`holders`] does not ask for.
 pub const HOLDERS_MAX: usize = 256;
 
+/// "Has anybody this address?", without claiming it: the EtherType, and a frame from `mac`.
+pub(crate) fn probe(mac: Mac, ip: IpAddr) -> (u16, Vec<u8>) {
+    match ip {
+        IpAddr::V4(ip) => (arp::ETHERTYPE, arp::probe(mac, ip)),
+        IpAddr::V6(ip) => (ndp::ETHERTYPE, ndp::probe(mac, ip)),
+    }
+}
+
 /// Which of the addresses a machine of the interface's network says it has, and at which MAC address; this machine does
 /// not answer itself. The words say why nobody can be asked.
 pub fn holders(interface: &str, addresses: &[IpAddr]) -> Result<BTreeMap<IpAddr, Mac>, String> {
@@ -47,10 +55,7 @@ pub fn holders(interface: &str, addresses: &[IpAddr]) -> Result<BTreeMap<IpAddr,
     };
     for _ in 0..QUESTIONS {
         for ip in asked {
-            let (ethertype, frame) = match ip {
-                IpAddr::V4(ip) => (arp::ETHERTYPE, arp::probe(mac, *ip)),
-                IpAddr::V6(ip) => (ndp::ETHERTYPE, ndp::probe(mac, *ip)),
-            };
+            let (ethertype, frame) = probe(mac, *ip);
             sender.send(link.index, ethertype, &frame).map_err(text)?;
         }
         let end = Instant::now() + PATIENCE;

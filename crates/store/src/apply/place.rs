@@ -1,9 +1,9 @@
 //! The last step of each operation: one rename, which is done only if what goes is what should.
 
-use super::{Action, Contained, LARGE, Ready, Refusal, Run, is, is_no_way, same_inode};
+use super::{Action, Contained, LARGE, Ready, Refusal, Run, is, same_inode};
 use crate::{
     attributes,
-    dir::{Dir, Name},
+    dir::{Dir, Name, is_no_way},
     error::At,
     look::signed,
     sight,

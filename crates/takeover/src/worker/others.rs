@@ -7,15 +7,9 @@ use super::{
     opening::usable,
     set::{Phase, Set},
 };
-use crate::{
-    Event,
-    arp::{self, Mac},
-    clock::now,
-    ndp,
-    netlink::Link,
-};
+use crate::{Event, arp::Mac, clock::now, holders::probe, netlink::Link};
 use config::{OnConflict, VirtualAddress};
-use protocol::BootTime;
+use protocol::{BootTime, owner};
 use std::{collections::HashSet, net::IpAddr, ops::Range, time::Duration};
 
 /// When the addresses are asked for, counted from the opening; and how often from then on.
@@ -176,10 +170,7 @@ impl Worker {
     pub(super) fn ask(&mut self, i: usize, piece: Range<usize>, link: &Link) {
         let Some(mac) = link.mac else { return };
         let frame = |a: &VirtualAddress| {
-            let (ethertype, bytes) = match a.ip {
-                IpAddr::V4(ip) => (arp::ETHERTYPE, arp::probe(mac, ip)),
-                IpAddr::V6(ip) => (ndp::ETHERTYPE, ndp::probe(mac, ip)),
-            };
+            let (ethertype, bytes) = probe(mac, a.ip);
             Frame {
                 generation: 0,
                 interface: link.index,
@@ -298,7 +289,7 @@ impl Set {
 }
 
 fn taken(Answer { ip, mac, .. }: Answer) -> String {
-    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = owner::Mac(mac);
     format!(
         "another machine, {mac}, has {ip}, and on_conflict = \"wait\": it is taken over when that machine has gone"
     )
