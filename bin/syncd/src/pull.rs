@@ -203,6 +203,8 @@ fn take<S: Read + Write>(
     };
     carry_out(local, puller, next, dry, &mut report)?;
     let index = local.index.reader().map_err(failed)?;
+    let mut author = local.author().map_err(failed)?;
+    planner.orphans(&index, &mut author, daemon::real_now_ns());
     carry_out(
         local,
         puller,

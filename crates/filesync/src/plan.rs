@@ -36,8 +36,8 @@ pub trait Tree {
     fn live_below(&self, directory: &Path) -> Vec<Path>;
     /// A file with these contents.
     fn holder(&self, digest: &Digest) -> Option<Path>;
-    /// Whether the file at a path has further names.
-    fn has_names(&self, path: &Path) -> bool;
+    /// The further names of the file at a path, in order.
+    fn names(&self, path: &Path) -> Vec<Path>;
 }
 
 /// Where the contents of a file come from.
@@ -173,31 +173,61 @@ impl Planner {
         let waits = |path: &Path| self.groups.contains_key(path);
         operation.joins().is_some_and(waits)
             || operation.path.parent().as_ref().is_some_and(waits)
-            || !operation.is_note() && operation.was.is_some() && tree.has_names(&operation.path)
+            || !operation.is_note()
+                && operation.was.is_some()
+                && !tree.names(&operation.path).is_empty()
     }
 
-    /// What is to be done about files with further names, once every batch is done.
+    /// Once every batch is done: where a file goes, or becomes something else, those of its further names of which the
+    /// other replica does not know are a file of their own.
+    pub fn orphans(&mut self, tree: &impl Tree, author: &mut Author, nanos: u64) {
+        let others = self.removals.values().chain(self.after.values());
+        let going: BTreeMap<_, _> = (self.groups.values().chain(others))
+            .map(|operation| (&operation.path, operation))
+            .collect();
+        let planned = |name: &Path| going.contains_key(name);
+        let mut found = Vec::new();
+        for (path, operation) in &going {
+            let ends = operation.entry.file().is_none() && operation.joins().is_none();
+            if let Some(was) = operation.was.as_ref().filter(|_| ends) {
+                found.extend(orphans(tree, path, was, planned, author, nanos));
+            }
+        }
+        self.groups
+            .extend(found.into_iter().map(|o| (o.path.clone(), o)));
+    }
+
+    /// What is to be done about files with further names.
     pub fn groups(&mut self, tree: &impl Tree) -> Vec<Operation> {
         let mut waiting = std::mem::take(&mut self.groups);
-        // What becomes something else than a file cannot take further names along: those that go must be gone before.
-        let names: BTreeSet<_> = self
-            .removals
-            .values()
-            .filter_map(Operation::leaves)
-            .collect();
-        let late = |after: &BTreeMap<Path, Operation>, path: &Path, operation: &Operation| {
-            let follows = |path: &Path| after.contains_key(path);
-            names.contains(path) && operation.entry.file().is_none()
-                || operation.joins().is_some_and(follows)
-                || path.parent().as_ref().is_some_and(follows)
-        };
-        for (path, operation) in std::mem::take(&mut waiting) {
-            let to = match late(&self.after, &path, &operation) {
-                true => &mut self.after,
-                false => &mut waiting,
+        self.put_late(&mut waiting);
+        self.ordered(tree, waiting)
+    }
+
+    /// What becomes something else than a file cannot take further names along: those that go must be gone before.
+    fn put_late(&mut self, waiting: &mut BTreeMap<Path, Operation>) {
+        loop {
+            let others = self.removals.values().chain(self.after.values());
+            let names: BTreeSet<_> = others.filter_map(Operation::leaves).collect();
+            let follows = |path: &Path| self.after.contains_key(path);
+            let late = waiting.iter().find(|(path, operation)| {
+                names.contains(path) && operation.entry.file().is_none()
+                    || operation.joins().is_some_and(follows)
+                    || path.parent().as_ref().is_some_and(follows)
+            });
+            let Some(late) = late.map(|(path, _)| path.clone()) else {
+                return;
             };
-            to.insert(path, operation);
+            self.after.extend(waiting.remove_entry(&late));
         }
+    }
+
+    /// Files after those of their names that leave, further names and what is in a directory after that.
+    fn ordered(
+        &mut self,
+        tree: &impl Tree,
+        mut waiting: BTreeMap<Path, Operation>,
+    ) -> Vec<Operation> {
         let mut leaving: BTreeMap<Path, usize> = BTreeMap::new();
         for file in waiting.values().filter_map(Operation::leaves) {
             *leaving.entry(file.clone()).or_default() += 1;
@@ -253,13 +283,17 @@ impl Planner {
     ) -> Vec<Operation> {
         let mut gone = BTreeSet::new();
         let mut operations = Vec::new();
-        for (path, operation) in std::mem::take(&mut self.directories).into_iter().rev() {
+        let all = std::mem::take(&mut self.directories);
+        let replaced = all.iter().filter(|(_, o)| !o.removes());
+        let replaced: BTreeSet<_> = replaced.map(|(path, _)| path.clone()).collect();
+        let displaced = |path: &Path| replaced.iter().any(|other| path.is_below(other));
+        for (path, operation) in all.into_iter().rev() {
             let inside: Vec<_> = tree
                 .live_below(&path)
                 .into_iter()
                 .filter(|p| !gone.contains(p))
                 .collect();
-            if operation.entry.node.is_none() && !inside.is_empty() {
+            if operation.entry.node.is_none() && !inside.is_empty() && !displaced(&path) {
                 let was = operation.was;
                 let node = was.as_ref().and_then(|w| w.node.clone());
                 let entry = author.put_back(&operation.entry, node);
@@ -277,6 +311,8 @@ impl Planner {
                 let Some(was) = tree.entry(&inner) else {
                     continue;
                 };
+                let within = |name: &Path| gone.contains(name) || name.is_below(&path);
+                operations.extend(orphans(tree, &inner, &was, within, author, nanos));
                 let entry = author.change(Some(&was), None, nanos);
                 gone.insert(inner.clone());
                 operations.push(Operation {
@@ -287,11 +323,16 @@ impl Planner {
                     source: Source::Nothing,
                 });
             }
-            gone.insert(path);
-            operations.push(self.place(tree, operation));
+            gone.insert(path.clone());
+            match operation.joins() {
+                Some(file) if self.after.contains_key(file) => {
+                    self.after.insert(path, operation);
+                }
+                _ => operations.push(self.place(tree, operation)),
+            }
         }
-        let after = std::mem::take(&mut self.after).into_values();
-        operations.extend(after.map(|operation| self.place(tree, operation)));
+        let after = std::mem::take(&mut self.after);
+        operations.extend(self.ordered(tree, after));
         operations
     }
 
@@ -375,4 +416,39 @@ impl Planner {
         }
         operation
     }
+}
+
+/// The file at `path` goes, or becomes something else: those of its further names that do not leave are a file of their
+/// own.
+fn orphans(
+    tree: &impl Tree,
+    path: &Path,
+    file: &Entry,
+    leaves: impl Fn(&Path) -> bool,
+    author: &mut Author,
+    nanos: u64,
+) -> Vec<Operation> {
+    let mut operations: Vec<Operation> = Vec::new();
+    for name in tree.names(path).into_iter().filter(|name| !leaves(name)) {
+        let (Some(was), Some(file)) = (tree.entry(&name), &file.node) else {
+            continue;
+        };
+        let node = match (operations.first(), was.node.clone()) {
+            (Some(first), Some(further)) => Node {
+                kind: Kind::HardLink {
+                    to: first.path.clone(),
+                },
+                ..further
+            },
+            _ => file.clone(),
+        };
+        operations.push(Operation {
+            path: name,
+            entry: author.change(Some(&was), Some(node), nanos),
+            was: Some(was),
+            keep: false,
+            source: Source::Copy(path.clone()),
+        });
+    }
+    operations
 }

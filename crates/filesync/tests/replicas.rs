@@ -100,9 +100,13 @@ impl Tree for Machine {
         holders.next().map(|(p, _)| p.clone())
     }
 
-    fn has_names(&self, path: &Path) -> bool {
-        let nodes = self.index.values().filter_map(|(e, _)| e.node.as_ref());
-        nodes.filter_map(Node::further_name_of).any(|to| to == path)
+    fn names(&self, path: &Path) -> Vec<Path> {
+        let nodes = self
+            .index
+            .iter()
+            .filter_map(|(p, (e, _))| Some((p, e.node.as_ref()?)));
+        let further = nodes.filter(|(_, node)| node.further_name_of() == Some(path));
+        further.map(|(p, _)| p.clone()).collect()
     }
 }
 

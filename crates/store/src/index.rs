@@ -478,11 +478,8 @@ impl Tree for Reader {
         self.first_holder(digest).ok().flatten()
     }
 
-    fn has_names(&self, path: &Path) -> bool {
-        let start = rows::link(path);
-        let (from, until) = beginning(&start);
-        let names = self.links.range(from.as_slice()..until.as_slice());
-        names.is_ok_and(|mut names| names.next().is_some())
+    fn names(&self, path: &Path) -> Vec<Path> {
+        self.links_to(path).unwrap_or_default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Stores in directories of their own, and what the tests see of them without the crate's help.
 
-use filesync::{Node, Operation, Path, Planner, Replica, Standing, Terms};
+use filesync::{Author, Conflict, Node, Operation, Path, Planner, Replica, Standing, Terms};
 use protocol::owner::{Mac, Machine, Owner, Present};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -68,6 +68,8 @@ pub struct Open {
     pub index: Index,
     /// Operations with one barrier.
     pub together: usize,
+    /// Entries planned at once.
+    pub page: usize,
 }
 
 impl Store {
@@ -111,11 +113,11 @@ impl Store {
             index.write(|batch| batch.standing(&Standing::Established))?;
         }
         let set = Set::open(&self.root, &self.state, &index, false, calls)?;
-        let together = 4096;
         Ok(Open {
             set,
             index,
-            together,
+            together: 4096,
+            page: 7,
         })
     }
 
@@ -176,8 +178,24 @@ impl Open {
             .collect()
     }
 
+    fn author(&self) -> Result<Author, Error> {
+        let writer = self.index.writer()?;
+        Ok(Author {
+            replica: writer.replica,
+            count: writer.count,
+            held: false,
+            unit: 100_000_000,
+            newcomer: false,
+        })
+    }
+
     /// Takes what the other has; both have looked.
     pub fn pull(&self, other: &Self) -> Result<Pulled, Error> {
+        self.pull_while(other, &mut || ())
+    }
+
+    /// The same, with something that happens each time a few operations are asked for.
+    pub fn pull_while(&self, other: &Self, happens: &mut dyn FnMut()) -> Result<Pulled, Error> {
         let state = self.index.state()?;
         let mut planner = Planner::default();
         let mut pulled = Pulled::default();
@@ -199,29 +217,23 @@ impl Open {
             .index
             .since(told)?
             .map(|row| row.map(|(p, row)| (p, row.entry)));
-        let mut contents = Peer(&other.set);
+        let mut contents = Meanwhile(Peer(&other.set), happens);
         loop {
-            let batch: Vec<_> = offers.by_ref().take(7).collect::<Result<_, _>>()?;
+            let batch: Vec<_> = offers.by_ref().take(self.page).collect::<Result<_, _>>()?;
             if batch.is_empty() {
                 break;
             }
             let operations = planner.batch(&self.index.reader().unwrap(), batch);
             pulled.add(self, operations, &mut contents)?;
         }
-        let operations = planner.groups(&self.index.reader().unwrap());
-        pulled.add(self, operations, &mut contents)?;
+        let reader = self.index.reader()?;
+        planner.orphans(&reader, &mut self.author()?, later());
+        pulled.add(self, planner.groups(&reader), &mut contents)?;
         pulled.add(self, planner.removals(), &mut contents)?;
-        let writer = self.index.writer()?;
-        let mut author = filesync::Author {
-            replica: writer.replica,
-            count: writer.count,
-            held: false,
-            unit: 100_000_000,
-            newcomer: false,
-        };
-        let operations = planner.directories(&self.index.reader().unwrap(), &mut author, later());
+        let reader = self.index.reader()?;
+        let operations = planner.directories(&reader, &mut self.author()?, later());
         pulled.add(self, operations, &mut contents)?;
-        pulled.conflicts = planner.conflicts.len();
+        pulled.conflicts = planner.conflicts;
         if pulled.applied.iter().all(Applied::is_complete) {
             let mut ledger = other.index.ledger()?;
             ledger.acknowledged(&state.replica, last, later());
@@ -240,7 +252,7 @@ impl Open {
 #[derive(Debug, Default)]
 pub struct Pulled {
     pub operations: usize,
-    pub conflicts: usize,
+    pub conflicts: Vec<Conflict>,
     pub applied: Vec<Applied>,
 }
 
@@ -249,7 +261,7 @@ impl Pulled {
         &mut self,
         to: &Open,
         operations: Vec<Operation>,
-        contents: &mut dyn Contents,
+        contents: &mut Meanwhile<'_>,
     ) -> Result<(), Error> {
         self.operations += operations.len();
         let mut lots = Lots {
@@ -268,28 +280,32 @@ impl Pulled {
 }
 
 /// Operations that come a few at a time, as their contents do.
-struct Lots<'a> {
-    contents: &'a mut dyn Contents,
+struct Lots<'a, 'b> {
+    contents: &'a mut Meanwhile<'b>,
     left: vec::IntoIter<Operation>,
 }
 
-impl Contents for Lots<'_> {
+impl Contents for Lots<'_, '_> {
     fn small(&mut self, path: &Path, node: &Node) -> io::Result<Option<Vec<u8>>> {
-        self.contents.small(path, node)
+        self.contents.0.small(path, node)
     }
 
     fn resumes(&self) -> bool {
-        self.contents.resumes()
+        self.contents.0.resumes()
     }
 
     fn bring(&mut self, path: &Path, node: &Node, into: &mut Filling<'_>) -> io::Result<()> {
-        self.contents.bring(path, node, into)
+        self.contents.0.bring(path, node, into)
     }
 
     fn more(&mut self) -> Vec<Operation> {
+        (self.contents.1)();
         self.left.by_ref().take(7).collect()
     }
 }
+
+/// The other store, and what happens while it is asked.
+struct Meanwhile<'a>(Peer<'a>, &'a mut dyn FnMut());
 
 /// Contents straight from the other store.
 pub struct Peer<'a>(pub &'a Set);
