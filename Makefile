@@ -4,6 +4,7 @@
 # make fuzz      search for input that breaks it, for SECONDS=60 in all; tests/fuzz/src/lib.rs says how to add more
 # make chaos     five minutes of random failures, judged from outside; CHAOS="--seed 7" and the like
 # make chaos-files  the same for files: users edit while servers, disks and cables fail; CHAOS="--seed 7" and the like
+# make random    random histories of users on real trees, other ones each day; SEEDS=from..to
 # make bench     measure it, beside keepalived; BENCH="--runs 3" and the like
 # make bench-sync  how fast files become alike, beside rsync, unison and csync2; BENCH="--runs 1 --scale 10" and the like
 # make model     explore the election exhaustively, at the nightly depth; MODEL="--scenario crash" and the like
@@ -11,7 +12,7 @@
 # make cargo-mutants  which lines of the cores no test holds: each is broken in turn, for hours; nightly, in shares with
 #                CARGO_MUTANTS="--shard 1/8" and the like
 # make boot      three machines under real systemd and real sysvinit, as root: installed as above, a short pass; and
-# make nightly   all of that: upgrade, rotation of the key, reboot, halt, power loss, re-install, with lost requests
+# make nightly   all of that, and make random: upgrade, rotation of the key, reboot, halt, power loss, re-install, with lost requests
 # make install   as root; PREFIX=/usr/local, DESTDIR for packages
 # make install-built  the same without building: on a server without Rust, in a copy of this folder with what was built
 
@@ -20,6 +21,7 @@ SYSCONFDIR ?= /etc
 CARGO ?= cargo
 SECONDS ?= 60
 THREADS ?= 1
+SEEDS ?= $(shell first=$$(($$(date +%s) / 86400 * 5000)); echo $$first..$$((first + 5000)))
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What `make boot` and `make install-built` take: release or debug.
 PROFILE ?= release
@@ -39,7 +41,7 @@ CORES = clock detector election filesync heartbeat link schedule
 # These folders are not in every user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: all deps chrony build demo test sim chaos chaos-files fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants cargo-mutants boot-deps boot nightly install install-built clean
+.PHONY: all deps chrony build demo test sim chaos chaos-files random fuzz-deps fuzz bench bench-sync-deps bench-sync model mutants cargo-mutants boot-deps boot nightly install install-built clean
 
 all: build
 
@@ -100,6 +102,9 @@ chaos: deps build
 chaos-files: deps build
 	$(TARGET)/release/chaos-files $(CHAOS)
 
+random:
+	STANDIN_SEEDS=$(SEEDS) $(CARGO) test --release -p standin-store --test disk histories
+
 bench: deps build
 	$(TARGET)/release/bench $(BENCH)
 
@@ -146,7 +151,7 @@ boot: deps boot-deps
 	$(CARGO) build --workspace --bins $(if $(filter debug,$(PROFILE)),,--release)
 	PROFILE=$(PROFILE) tests/boot/run.sh --short $(BOOT)
 
-nightly: deps boot-deps build
+nightly: deps boot-deps build random
 	tests/boot/run.sh $(BOOT)
 
 install: build

@@ -10,6 +10,7 @@ mod cuts;
 mod escape;
 mod faults;
 mod fresh;
+mod histories;
 mod index;
 mod lent;
 mod look;
