@@ -82,6 +82,8 @@ impl Users {
 struct World {
     users: Users,
     opens: Vec<Open>,
+    /// By how much each server's clock is fast, in nanoseconds.
+    fast: Vec<u64>,
 }
 
 /// What came of a run.
@@ -93,9 +95,9 @@ struct Ran {
     undone: Vec<String>,
 }
 
-fn see(open: &Open) -> Result<Summary, String> {
+fn see(open: &Open, fast: u64) -> Result<Summary, String> {
     let how = Look {
-        now: later(),
+        now: later() + fast,
         held: false,
         unit: 100_000_000,
         excluded: &|_, _| false,
@@ -118,6 +120,8 @@ impl World {
             ..store.open()
         });
         let opens = opens.collect();
+        let hour = 3_600_000_000_000;
+        let fast = (0..count).map(|_| random.of(&[0, 0, hour])).collect();
         let users = Users {
             roots: stores.iter().map(|s| s.root.clone()).collect(),
             spare: dir.join("spare"),
@@ -128,7 +132,7 @@ impl World {
             story: Vec::new(),
             random,
         };
-        Self { users, opens }
+        Self { users, opens, fast }
     }
 
     fn trees(&self) -> Vec<Tree> {
@@ -137,7 +141,7 @@ impl World {
 
     /// One takes what another has; if `live`, users work meanwhile.
     fn pull(&mut self, i: usize, j: usize, live: bool, ran: &mut Ran) -> Result<(), String> {
-        let Self { users, opens } = self;
+        let Self { users, opens, .. } = self;
         users.story.push(format!("{i} takes from {j}"));
         let mut work = || {
             if live && users.random.below(2) == 0 {
@@ -159,8 +163,8 @@ impl World {
     fn run(&mut self, i: usize, live: bool) -> Result<Ran, String> {
         let mut ran = Ran::default();
         self.users.story.push(format!("{i} has a run"));
-        for open in &self.opens {
-            see(open)?;
+        for (open, fast) in self.opens.iter().zip(&self.fast) {
+            see(open, *fast)?;
         }
         let others: Vec<_> = (0..self.opens.len()).filter(|j| *j != i).collect();
         for j in &others {
@@ -254,7 +258,7 @@ impl World {
                 self.alike()?;
             }
             for (i, open) in self.opens.iter().enumerate() {
-                let again = see(open)?;
+                let again = see(open, self.fast[i])?;
                 if again.changed + again.removed > 0 && (k > 0 || apart) {
                     return Err(format!("run {k} counts as an edit on {i}: {again:?}"));
                 }
@@ -278,8 +282,8 @@ impl World {
                 continue;
             }
             let j = (i + 1) % self.opens.len();
-            see(&self.opens[i])?;
-            see(&self.opens[j])?;
+            see(&self.opens[i], self.fast[i])?;
+            see(&self.opens[j], self.fast[j])?;
             self.pull(i, j, false, &mut Ran::default())?;
         }
         self.settle(0)
