@@ -46,8 +46,8 @@ fn somewhere(tree: &Tree, firsts: &[&str], random: &mut Random) -> PathBuf {
     }
 }
 
-/// Does something below one of `firsts` in the `tree` at `root`; in words, what was tried. `spare` is a name on the same
-/// file system and in no set.
+/// Does something below one of `firsts` in the `tree` at `root`; in words, what. Of what cannot be done a few are tried.
+/// `spare` is a name on the same file system and in no set.
 pub fn one(
     root: &Path,
     tree: &Tree,
@@ -56,6 +56,18 @@ pub fn one(
     random: &mut Random,
     values: &mut Values,
 ) -> String {
+    let mut tried = (0..4).map(|_| deed(root, tree, spare, firsts, random, values));
+    tried.find_map(Result::ok).unwrap_or_default()
+}
+
+fn deed(
+    root: &Path,
+    tree: &Tree,
+    spare: &Path,
+    firsts: &[&str],
+    random: &mut Random,
+    values: &mut Values,
+) -> io::Result<String> {
     let name = somewhere(tree, firsts, random);
     let other = somewhere(tree, firsts, random);
     let (at, to) = (root.join(&name), root.join(&other));
@@ -92,11 +104,11 @@ pub fn one(
         20 => ("own", own(&at, random)),
         _ => ("become", become_another(&at, random, values)),
     };
-    let failed = if done.is_ok() { "" } else { " (no)" };
-    match what {
-        "rename" | "exchange" | "link" => format!("{what} {name:?} {other:?}{failed}"),
-        _ => format!("{what} {name:?}{failed}"),
-    }
+    done?;
+    Ok(match what {
+        "rename" | "exchange" | "link" => format!("{what} {name:?} {other:?}"),
+        _ => format!("{what} {name:?}"),
+    })
 }
 
 fn lift(result: rustix::io::Result<()>) -> io::Result<()> {
