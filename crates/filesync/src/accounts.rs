@@ -543,7 +543,7 @@ mod tests {
             count: 0,
             held: false,
             unit: 1,
-            newcomer: false,
+            uncertain: false,
         };
         let before = author("a").change(None, None, 1);
         let old = History::default().follow(file, base, &before, digest);

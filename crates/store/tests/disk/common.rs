@@ -1,6 +1,6 @@
 //! Stores in directories of their own, and what the tests see of them without the crate's help.
 
-use filesync::{Node, Operation, Path, Planner, Replica, Standing, Terms};
+use filesync::{Node, Operation, Path, Planner, Replica, Standing, Terms, guard::Limit};
 use protocol::owner::{Mac, Machine, Owner, Present};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,15 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
     vec,
 };
-use store::{Applied, Calls, Contents, Error, Filling, Index, Look, Set, Summary, apply_by, look};
+use store::{
+    Adopt, Applied, Calls, Contents, Error, Filling, Index, Look, Set, Summary, apply_by, look,
+};
+
+/// What a run may take for edits.
+pub const LIMIT: Limit = Limit {
+    percent: 50,
+    least: 20,
+};
 
 /// Of whoever goes on with an index that came back.
 static INCARNATIONS: AtomicU64 = AtomicU64::new(8);
@@ -98,7 +106,7 @@ impl Store {
             server: self.name.parse().unwrap(),
             incarnation: match known {
                 true => INCARNATIONS.fetch_add(1, Ordering::Relaxed),
-                false => 7,
+                false => self.name.bytes().map(u64::from).sum(),
             },
         };
         let note = self.state.join("note");
@@ -106,11 +114,23 @@ impl Store {
     }
 
     pub fn open_with(&self, calls: Arc<Calls>) -> Result<Open, Error> {
-        let index = self.index(Arc::clone(&calls))?;
+        let mut index = self.index(Arc::clone(&calls))?;
         if !self.joins && index.standing()?.is_newcomer() {
-            index.write(|batch| batch.standing(&Standing::Established))?;
+            index.write(|batch| batch.standing(&Standing::default()))?;
         }
-        let set = Set::open(&self.root, &self.state, &index, false, calls)?;
+        let open = |index: &Index| {
+            let calls = Arc::clone(&calls);
+            Set::open(&self.root, &self.state, index, Adopt::No, calls)
+        };
+        let set = match open(&index) {
+            Err(e) if e.is_new_history() => {
+                index.give_up()?;
+                drop(index);
+                index = self.index(Arc::clone(&calls))?;
+                open(&index)?
+            }
+            other => other?,
+        };
         let together = 4096;
         Ok(Open {
             set,
@@ -165,6 +185,7 @@ impl Open {
             unit: 100_000_000,
             excluded,
             may_be_empty: false,
+            limit: LIMIT,
         };
         look(&self.set, &self.index, &how)
     }
@@ -176,16 +197,24 @@ impl Open {
             .collect()
     }
 
+    fn author(&self) -> Result<filesync::Author, Error> {
+        let writer = self.index.writer()?;
+        Ok(filesync::Author {
+            replica: writer.replica,
+            count: writer.count,
+            held: false,
+            unit: 100_000_000,
+            uncertain: false,
+        })
+    }
+
     /// Takes what the other has; both have looked.
     pub fn pull(&self, other: &Self) -> Result<Pulled, Error> {
         let state = self.index.state()?;
         let mut planner = Planner::default();
         let mut pulled = Pulled::default();
-        let (mut standing, newcomer) = (
-            self.index.standing()?,
-            other.index.standing()?.is_newcomer(),
-        );
-        match standing.terms(newcomer) {
+        let (mut standing, theirs) = (self.index.standing()?, other.index.standing()?);
+        match standing.terms(&theirs) {
             Terms::Equal => {}
             Terms::Yield => planner.yields = true,
             Terms::Wait => return Ok(pulled),
@@ -211,14 +240,7 @@ impl Open {
         let operations = planner.groups(&self.index.reader().unwrap());
         pulled.add(self, operations, &mut contents)?;
         pulled.add(self, planner.removals(), &mut contents)?;
-        let writer = self.index.writer()?;
-        let mut author = filesync::Author {
-            replica: writer.replica,
-            count: writer.count,
-            held: false,
-            unit: 100_000_000,
-            newcomer: false,
-        };
+        let mut author = self.author()?;
         let operations = planner.directories(&self.index.reader().unwrap(), &mut author, later());
         pulled.add(self, operations, &mut contents)?;
         pulled.conflicts = planner.conflicts.len();
@@ -226,8 +248,7 @@ impl Open {
             let mut ledger = other.index.ledger()?;
             ledger.acknowledged(&state.replica, last, later());
             other.index.write(|batch| batch.ledger(&ledger))?;
-            let others = std::slice::from_ref(&from.server);
-            standing.has_all_of(&from.server, newcomer, others);
+            standing.has_all_of(&theirs);
             self.index.write(|batch| {
                 batch.took(&from, last, later())?;
                 batch.standing(&standing)

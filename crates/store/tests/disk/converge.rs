@@ -2,7 +2,7 @@
 //!
 //! `STANDIN_SEEDS=from..to` runs other seeds.
 
-use crate::common::{Random, Store, Tree, differing, fast, tree};
+use crate::common::{LIMIT, Random, Store, Tree, differing, fast, tree};
 use std::{
     collections::BTreeSet,
     fs::{self, Permissions},
@@ -97,6 +97,7 @@ impl World {
                 unit: 100_000_000,
                 excluded: &|_, _| false,
                 may_be_empty: true,
+                limit: LIMIT,
             };
             store::look(&open.set, &open.index, &how).unwrap()
         };
