@@ -1,10 +1,10 @@
-//! A set of password files: each is merged record by record, all are put in place under the system's locks.
+//! A set of password files: merged record by record, as one database, and put in place under the system's locks.
 //!
 //! ```text
 //!   look      under the lock of all: no program is half-way through them
 //!   history   which event each record is from, on the disk before anybody is told of the version
-//!   settle    what two changed, with what the other knows of its records
-//!   check     every record is one, somebody has user id 0, not half of them are gone
+//!   settle    all files, if each server has something new, with what the other knows of its records; all or none
+//!   check     somebody has user id 0, not half of the records are gone
 //!   apply     under all locks: group, gshadow, subuid, subgid, passwd, shadow
 //! ```
 
@@ -15,8 +15,8 @@ use crate::{
     units::Unit,
 };
 use filesync::{
-    Conflict, Digest, Entry, Node, Operation, Outcome, Path, Planner, Source,
-    accounts::{self, File as Which, History, How, Settled, Side},
+    Conflict, Digest, Entry, Node, Operation, Outcome, Path, Planner, Relation, Source,
+    accounts::{self, File as Which, History, How, Pair, Settled, Side, Unsettled},
 };
 use std::{
     collections::BTreeMap,
@@ -139,9 +139,7 @@ impl Histories {
         let Some(file) = which(path) else {
             return Ok(before);
         };
-        // One that is none has no history until it is mended.
-        let history = before.follow(file, text, entry, digest);
-        Ok(history.unwrap_or_default())
+        Ok(before.follow(file, text, entry, digest))
     }
 
     /// Only what is there now is of use.
@@ -222,35 +220,58 @@ pub fn pull<S: Read + Write>(
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
-    let mut offered = BTreeMap::new();
-    puller.ask_changes(told)?;
-    loop {
-        let page = puller.entries(2)?;
-        if page.is_empty() {
-            break;
-        }
-        offered.extend(page.into_iter().filter(|(path, _)| which(path).is_some()));
+    let mut offered = offers(local, puller, told)?;
+    if !offered.is_empty() {
+        // What is not new there may be what is missing here.
+        offered = offers(local, puller, 0)?;
     }
-    let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
-    let offered = offered.into_iter().filter(ours).collect();
     let index = local.index.reader().map_err(failed)?;
+    let mut files = Vec::new();
+    for (path, there) in &offered {
+        let row = index.row(path).map_err(io::Error::other)?;
+        let here = row
+            .map(|row| row.entry)
+            .filter(|here| here.file().is_some());
+        if let Some(here) = here.filter(|_| there.file().is_some()) {
+            files.push(Both {
+                path: path.clone(),
+                here,
+                there: there.clone(),
+            });
+        }
+    }
     let mut operations = planner.batch(&index, offered);
     operations.extend(planner.groups(&index));
     operations.extend(planner.removals());
     let mut run = Merging {
         local,
         puller,
-        few: allowed.deletes,
+        how: How {
+            few: allowed.deletes,
+            yields: planner.yields,
+        },
         report: Report::default(),
         ready: Vec::new(),
+        aside: Vec::new(),
+        settled: Vec::new(),
     };
-    for conflict in std::mem::take(&mut planner.conflicts) {
-        let settles = matches!(conflict.outcome, Outcome::GaveWay | Outcome::Stayed);
-        if settles && conflict.here.file().is_some() && conflict.there.file().is_some() {
-            operations.retain(|o| o.path != conflict.path);
-            run.settle(conflict)?;
-        } else {
-            run.report.conflicts.push(conflict);
+    let conflicts = std::mem::take(&mut planner.conflicts).into_iter();
+    let settles = |c: &Conflict| {
+        let of_files = c.here.file().is_some() && c.there.file().is_some();
+        of_files && matches!(c.outcome, Outcome::GaveWay | Outcome::Stayed)
+    };
+    run.report.conflicts = conflicts.filter(|c| !settles(c)).collect();
+    let open = |file: &Both| {
+        let mut conflicts = run.report.conflicts.iter();
+        conflicts.find(|c| c.path == file.path).map(|c| c.outcome)
+    };
+    // Of one version that is two nothing is believed.
+    files.retain(|file| open(file) != Some(Outcome::Impossible));
+    if accounts::crossed(files.iter().map(|file| (&file.here, &file.there))) {
+        operations.retain(|o| !files.iter().any(|file| file.path == o.path));
+        match files.iter().find(|file| open(file).is_some()) {
+            Some(file) => run.put_off(&files, &format!("{} is to be decided first", file.path)),
+            None => run.settle(files)?,
         }
     }
     for operation in operations {
@@ -259,20 +280,78 @@ pub fn pull<S: Read + Write>(
     run.finish(dry)
 }
 
+/// The account files that the other has, changed after its event `after`.
+fn offers<S: Read + Write>(
+    local: &Local,
+    puller: &mut Puller<S>,
+    after: u64,
+) -> Result<Vec<(Path, Entry)>, Error> {
+    let mut offered = BTreeMap::new();
+    puller.ask_changes(after)?;
+    loop {
+        let page = puller.entries(2)?;
+        if page.is_empty() {
+            break;
+        }
+        offered.extend(page.into_iter().filter(|(path, _)| which(path).is_some()));
+    }
+    let ours = |(path, entry): &(Path, Entry)| !local.unit.excludes(path, entry.is_directory());
+    Ok(offered.into_iter().filter(ours).collect())
+}
+
+/// A file that two servers have.
+struct Both {
+    path: Path,
+    here: Entry,
+    there: Entry,
+}
+
+impl Both {
+    fn relation(&self) -> Relation {
+        self.here.vector.relation(&self.there.vector)
+    }
+
+    /// Nothing of it is to be taken.
+    fn is_done(&self) -> bool {
+        matches!(self.relation(), Relation::Newer | Relation::Equal)
+    }
+}
+
+/// The contents of one version, and where its records are from.
+struct Known {
+    text: Vec<u8>,
+    history: History,
+}
+
+impl Known {
+    fn side<'a>(&'a self, entry: &'a Entry) -> Side<'a> {
+        Side {
+            entry,
+            text: &self.text,
+            history: &self.history,
+        }
+    }
+}
+
 /// One file that is to be put in place.
 struct Ready {
     operation: Operation,
     text: Vec<u8>,
     history: Option<History>,
+    /// Records are in it that were removed here or there.
+    restores: bool,
 }
 
 struct Merging<'a, S> {
     local: &'a Local,
     puller: &'a mut Puller<S>,
-    /// However few records are left.
-    few: bool,
+    how: How,
     report: Report,
     ready: Vec<Ready>,
+    /// The other's versions that lost, with their contents.
+    aside: Vec<(Kept, Vec<u8>)>,
+    /// What was settled together and is put in place together.
+    settled: Vec<Both>,
 }
 
 /// Of a file that has been checked.
@@ -290,6 +369,13 @@ impl<S: Read + Write> Merging<'_, S> {
         self.report.applied.failed.add(path, why);
     }
 
+    /// Nothing is taken of these now.
+    fn put_off(&mut self, files: &[Both], why: &str) {
+        for file in files.iter().filter(|file| !file.is_done()) {
+            self.report.applied.put_off.add(&file.path, why);
+        }
+    }
+
     fn fetch(&mut self, path: &Path, digest: &Digest, size: u64) -> Result<Option<Vec<u8>>, Error> {
         let wanted = Wanted { path, digest, size };
         let mut bytes = Vec::new();
@@ -304,19 +390,13 @@ impl<S: Read + Write> Merging<'_, S> {
         Ok((came == [true]).then_some(bytes))
     }
 
-    /// Contents and history of the other's version.
-    fn theirs(&mut self, path: &Path, entry: &Entry) -> Result<Option<(Vec<u8>, History)>, Error> {
+    /// Contents and history of the other's version; none: it is another one by now.
+    fn theirs(&mut self, path: &Path, entry: &Entry) -> Result<Option<Known>, Error> {
         let Some((size, wanted)) = entry.file() else {
             return Ok(None);
         };
-        let Some(text) = self
-            .fetch(path, &wanted, size)?
-            .filter(|t| digest(t) == wanted)
-        else {
-            self.report
-                .applied
-                .put_off
-                .add(path, "it has changed there meanwhile");
+        let text = self.fetch(path, &wanted, size)?;
+        let Some(text) = text.filter(|t| digest(t) == wanted) else {
             return Ok(None);
         };
         let asked = [ASKED, path.as_bytes()].concat();
@@ -325,97 +405,106 @@ impl<S: Read + Write> Merging<'_, S> {
             Err(_) => None,
         };
         let sent = sent.and_then(|bytes| History::from_bytes(&bytes));
-        Ok(Some((text, sent.unwrap_or_default())))
+        let history = sent.unwrap_or_default();
+        Ok(Some(Known { text, history }))
     }
 
-    /// Both changed it.
-    fn settle(&mut self, conflict: Conflict) -> Result<(), Error> {
-        let Conflict {
-            path,
-            here,
-            there,
-            outcome,
-        } = conflict;
-        let Some(file) = which(&path) else {
-            return Ok(());
+    /// Contents and history of the version here, if it is still there.
+    fn ours(&self, path: &Path, entry: &Entry) -> Result<Option<Known>, Error> {
+        let Some(text) = text_of(self.local, path, entry)? else {
+            return Ok(None);
         };
-        let Some((theirs, their_history)) = self.theirs(&path, &there)? else {
-            return Ok(());
-        };
-        let Some(ours) = text_of(self.local, &path, &here)? else {
-            let why = "something else is there by now";
-            self.report.applied.put_off.add(&path, why);
-            return Ok(());
-        };
-        let our_history = Histories::of(self.local).current(&path, &here, &ours)?;
-        let base = self.base(&path, &here, &there)?;
-        let how = How {
-            file,
-            base: &base,
-            few: self.few,
-        };
-        let (ours, theirs) = (
-            Side {
-                entry: &here,
-                text: &ours,
-                history: &our_history,
-            },
-            Side {
-                entry: &there,
-                text: &theirs,
-                history: &their_history,
-            },
-        );
+        let history = Histories::of(self.local).current(path, entry, &text)?;
+        Ok(Some(Known { text, history }))
+    }
+
+    /// Both have something new: all files are settled, or none.
+    fn settle(&mut self, files: Vec<Both>) -> Result<(), Error> {
+        let mut known = Vec::new();
+        for Both { path, here, there } in &files {
+            let Some(ours) = self.ours(path, here)? else {
+                self.put_off(&files, &format!("{path} is another one here by now"));
+                return Ok(());
+            };
+            let theirs = match here.vector.relation(&there.vector) {
+                Relation::Equal => self.ours(path, here)?,
+                _ => self.theirs(path, there)?,
+            };
+            let Some(theirs) = theirs else {
+                self.put_off(&files, &format!("{path} has changed there meanwhile"));
+                return Ok(());
+            };
+            known.push((ours, theirs, self.base(path, here, there)?));
+        }
+        let mut pairs = Vec::new();
+        for (both, (ours, theirs, base)) in files.iter().zip(&known) {
+            pairs.extend(which(&both.path).map(|file| Pair {
+                file,
+                base,
+                here: ours.side(&both.here),
+                there: theirs.side(&both.there),
+            }));
+        }
         let now = daemon::real_now_ns();
         let mut author = self.local.author().map_err(failed)?;
-        author.count += self.ready.len() as u64;
-        let settled = accounts::settle(how, &ours, &theirs, &mut author, now, digest);
-        let Settled {
-            entry,
-            text,
-            history,
-            notes,
-        } = match settled {
-            Ok(settled) => settled,
-            Err(why) => {
-                self.refuse(&path, format!("not merged: {why}"));
-                return Ok(());
+        match accounts::settle(self.how, &pairs, &mut author, now, digest) {
+            Ok(settled) => {
+                let theirs = known.iter().map(|(_, theirs, _)| theirs.text.as_slice());
+                for ((both, theirs), settled) in files.iter().zip(theirs).zip(settled) {
+                    if let Some(settled) = settled {
+                        self.prepare(both, theirs, settled, now);
+                    }
+                }
+                self.settled = files;
             }
-        };
-        let loses = notes.iter().any(accounts::Note::loses);
-        if loses && outcome == Outcome::Stayed {
-            let node = there.node.clone();
-            let kept = node.map(|node| Kept {
+            Err(Unsettled { file, why }) => {
+                let of_it = |both: &&Both| which(&both.path) == Some(file);
+                let cause = files.iter().find(of_it).map(|both| both.path.to_string());
+                let cause = cause.unwrap_or_default();
+                for Both { path, .. } in files.iter().filter(|b| of_it(b) || !b.is_done()) {
+                    match which(path) == Some(file) {
+                        true => self.refuse(path, format!("not merged: {why}")),
+                        false => self.refuse(path, format!("not merged, for {cause} is not")),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One file, as it was settled.
+    fn prepare(&mut self, both: &Both, theirs: &[u8], settled: Settled, now: u64) {
+        let Both { path, here, there } = both;
+        let loses = settled.notes.iter().any(accounts::Note::loses);
+        let lost = there.node.clone().filter(|_| loses && settled.stays);
+        self.aside.extend(lost.map(|node| {
+            let kept = Kept {
                 path: path.clone(),
                 node,
                 at: now,
                 why: format!("merged into a version of {:?}", here.rank.replica),
-            });
-            if let Some(kept) = kept {
-                let aside = &self.local.set.aside;
-                aside.keep_text(&kept, theirs.text).map_err(failed)?;
-                self.report.applied.kept += 1;
-            }
-        }
-        let notes = notes.iter().map(ToString::to_string);
+            };
+            (kept, theirs.to_vec())
+        }));
+        let notes = settled.notes.iter().map(ToString::to_string);
         let merged = "changed on both servers, merged record by record".to_owned();
-        let notes = std::iter::once(merged).chain(notes);
-        self.report
-            .notes
-            .extend(notes.map(|note| (path.clone(), note)));
+        let merged = (both.relation() == Relation::Concurrent).then_some(merged);
+        let notes = merged.into_iter().chain(notes);
+        let notes = notes.map(|note| (path.clone(), note));
+        self.report.notes.extend(notes);
         let operation = Operation {
-            path,
-            keep: loses && outcome == Outcome::GaveWay && entry.node != here.node,
-            was: Some(here),
-            entry,
+            path: path.clone(),
+            keep: loses && !settled.stays && settled.entry.node != here.node,
+            was: Some(here.clone()),
+            entry: settled.entry,
             source: Source::Fetch,
         };
         self.ready.push(Ready {
             operation,
-            text,
-            history: Some(history),
+            text: settled.text,
+            history: Some(settled.history),
+            restores: settled.restores,
         });
-        Ok(())
     }
 
     /// The last version that both had, as far as it was kept.
@@ -441,12 +530,14 @@ impl<S: Read + Write> Merging<'_, S> {
             return Ok(());
         };
         let was = operation.was.clone();
-        let may_go = self.few && !matches!(file, Which::Passwd | Which::Group);
+        let few = self.how.few;
+        let may_go = few && !matches!(file, Which::Passwd | Which::Group);
         if operation.is_note() || operation.removes() && may_go {
             self.ready.push(Ready {
                 operation,
                 text: Vec::new(),
                 history: None,
+                restores: false,
             });
             return Ok(());
         }
@@ -458,14 +549,17 @@ impl<S: Read + Write> Merging<'_, S> {
             self.refuse(&path, what);
             return Ok(());
         }
-        let Some((text, history)) = self.theirs(&path, &operation.entry)? else {
+        let Some(Known { text, history }) = self.theirs(&path, &operation.entry)? else {
+            let why = "it has changed there meanwhile";
+            self.report.applied.put_off.add(&path, why);
             return Ok(());
         };
+        let count = |text: Vec<u8>| accounts::count(file, &text);
         let before = match &was {
-            Some(was) => text_of(self.local, &path, was)?.map_or(0, |t| accounts::count(&t)),
+            Some(was) => text_of(self.local, &path, was)?.map_or(0, count),
             None => 0,
         };
-        if let Err(why) = accounts::may_stand(file, &text, before, self.few) {
+        if let Err(why) = accounts::may_stand(file, &text, before, few) {
             self.refuse(&path, format!("not taken: {why}"));
             return Ok(());
         }
@@ -474,22 +568,58 @@ impl<S: Read + Write> Merging<'_, S> {
             operation,
             text,
             history: Some(history),
+            restores: false,
         });
         Ok(())
     }
 
     /// All are put in place, each whole and in an order that is safe if it ends half-way.
     fn finish(mut self, dry: bool) -> Result<Report, Error> {
-        self.ready.sort_by_key(|ready| place(&ready.operation.path));
-        let operations: Vec<_> = self.ready.iter().map(|r| r.operation.clone()).collect();
+        // Why an account is there again is mostly in the other of the two: as long as that is not merged, both will be.
+        let shadow_first =
+            |r: &Ready| r.restores && which(&r.operation.path) == Some(Which::Shadow);
+        let shadow_first = self.ready.iter().any(shadow_first);
+        self.ready.sort_by_key(|r| match which(&r.operation.path) {
+            Some(Which::Passwd) if shadow_first && !r.restores => Which::IN_ORDER.len(),
+            _ => place(&r.operation.path),
+        });
         if dry {
-            self.report.planned = operations;
+            self.report.planned = self.ready.into_iter().map(|r| r.operation).collect();
             return Ok(self.report);
         }
-        if operations.is_empty() {
-            return Ok(self.report);
+        let (mut report, local) = (self.report, self.local);
+        if self.ready.is_empty() {
+            return Ok(report);
         }
-        let histories = Histories::of(self.local);
+        let locks = match lock(&local.unit) {
+            Ok(locks) => locks,
+            Err(why) => {
+                for ready in &self.ready {
+                    report.applied.failed.add(&ready.operation.path, &why);
+                }
+                return Ok(report);
+            }
+        };
+        let mut changed = None;
+        for Both { path, here, .. } in &self.settled {
+            if changed.is_none() && text_of(local, path, here)?.is_none() {
+                changed = Some(path);
+            }
+        }
+        if let Some(changed) = changed {
+            let settled = |path: &Path| self.settled.iter().any(|both| both.path == *path);
+            for ready in self.ready.extract_if(.., |r| settled(&r.operation.path)) {
+                let why = format!("{changed} is another one here by now");
+                report.applied.put_off.add(&ready.operation.path, why);
+            }
+            self.aside.clear();
+            report.notes.clear();
+        }
+        for (kept, text) in &self.aside {
+            local.set.aside.keep_text(kept, text).map_err(failed)?;
+            report.applied.kept += 1;
+        }
+        let histories = Histories::of(local);
         for Ready {
             operation, history, ..
         } in &self.ready
@@ -498,25 +628,17 @@ impl<S: Read + Write> Merging<'_, S> {
                 histories.write(&operation.path, &operation.entry, history)?;
             }
         }
+        let operations = self.ready.iter().map(|r| r.operation.clone()).collect();
         let texts = self.ready.iter();
         let texts = texts.map(|r| (&r.operation.path, r.text.as_slice()));
         let mut texts = Texts(texts.collect());
-        let locks = match lock(&self.local.unit) {
-            Ok(locks) => locks,
-            Err(why) => {
-                for operation in &operations {
-                    self.report.applied.failed.add(&operation.path, &why);
-                }
-                return Ok(self.report);
-            }
-        };
         let now = daemon::real_now_ns();
-        let (set, index) = (&self.local.set, &self.local.index);
+        let (set, index) = (&local.set, &local.index);
         let applied = store::apply(set, index, operations, &mut texts, now);
         drop(locks);
-        self.report.add(applied.map_err(failed)?);
-        note(self.local).map_err(io::Error::other)?;
-        Ok(self.report)
+        report.add(applied.map_err(failed)?);
+        note(local).map_err(io::Error::other)?;
+        Ok(report)
     }
 }
 

@@ -123,6 +123,8 @@ pub struct Conflict {
 pub struct Planner {
     /// Clocks are too far apart: a conflict waits for them.
     pub undecided: bool,
+    /// This replica has no history and the other has: the version here gives way in each conflict.
+    pub yields: bool,
     /// Seen so far.
     pub conflicts: Vec<Conflict>,
     groups: BTreeMap<Path, Operation>,
