@@ -267,6 +267,10 @@ mod tests {
             Ok((replica("beta"), 1, 0))
         }
 
+        fn newcomer(&mut self) -> io::Result<bool> {
+            Ok(false)
+        }
+
         fn fresh(&self) -> Freshness {
             Freshness::default()
         }
@@ -339,7 +343,8 @@ mod tests {
                 macs: Default::default(),
             };
             let new = || replica("alpha");
-            let opened = Index::open(&state.join("index"), &here, new, calls.clone());
+            let (file, note) = (state.join("index"), state.join("note"));
+            let opened = Index::open(&file, &note, &here, new, calls.clone());
             let index = opened.unwrap().index;
             let set = Set::open(&root, &state, &index, false, calls).unwrap();
             (set, index)
@@ -377,6 +382,7 @@ mod tests {
                     .map_or(0, |w: &Entry| w.vector.count(&replica("beta"))),
                 held: false,
                 unit: 1,
+                newcomer: false,
             };
             let entry = author.change(was.as_ref(), Some(node), 7);
             let mut operations = vec![Operation {
@@ -461,6 +467,7 @@ mod tests {
             count: 0,
             held: false,
             unit: 1,
+            newcomer: false,
         };
         let mut beta = Beta::of(vec![noise(1, 5), noise(2, 300_000), noise(3, 2_000_000)]);
         for i in 0..1200 {
@@ -503,6 +510,7 @@ mod tests {
             bring.finish().unwrap();
             // Nothing is left that the next answer could be taken for.
             puller.took(1200).unwrap();
+            puller.heard().unwrap();
             applied
         });
         assert!(applied.is_complete(), "{applied:?}");

@@ -78,7 +78,7 @@ impl Ground {
         for unit in units {
             let name = unit.name.clone();
             let local = Local::open(unit, &here, &self.args, Allowed::default());
-            let count = local.ok().and_then(|l| Some(l.index.state().ok()?.count));
+            let count = local.ok().and_then(|l| Some(l.index.writer().ok()?.count));
             let mut known = self
                 .passed_on
                 .lock()

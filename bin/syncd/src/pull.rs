@@ -6,7 +6,9 @@ use crate::{
     fresh,
     replica::{Allowed, Local},
 };
-use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, guard::Limit};
+use filesync::{
+    Conflict, Entry, Operation, Outcome, Path, Planner, Replica, Standing, Terms, guard::Limit,
+};
 use std::{
     fmt,
     io::{Read, Write},
@@ -39,6 +41,8 @@ pub struct Report {
     pub notes: Vec<(Path, String)>,
     /// Former versions that could not be kept.
     pub unkept: Listing,
+    /// Nothing is taken before the other, which is new, has all that is here.
+    pub waits: bool,
 }
 
 impl Report {
@@ -47,6 +51,7 @@ impl Report {
         let open = |c: &Conflict| matches!(c.outcome, Outcome::Undecided | Outcome::Impossible);
         self.applied.is_complete()
             && self.refused_removals == 0
+            && !self.waits
             && self.unkept.count == 0
             && !self.conflicts.iter().any(open)
     }
@@ -55,7 +60,10 @@ impl Report {
     pub fn farewell(&self) -> Farewell {
         Farewell {
             taken: self.applied.done,
-            left: self.applied.put_off.count + self.applied.failed.count + self.refused_removals,
+            left: self.applied.put_off.count
+                + self.applied.failed.count
+                + self.refused_removals
+                + u64::from(self.waits),
             kept: self.applied.kept,
             notes: self.notes.iter().take(NOTES_MAX).map(note).collect(),
         }
@@ -105,22 +113,40 @@ pub fn pull<S: Read + Write>(
     dry: bool,
 ) -> Result<Report, Error> {
     let _turn = local.turn.lock().unwrap_or_else(PoisonError::into_inner);
-    let (told, last) = (greeting.told, greeting.last);
+    let standing = local.index.standing().map_err(failed)?;
+    let terms = standing.terms(greeting.newcomer);
+    if terms == Terms::Wait {
+        return Ok(Report {
+            waits: true,
+            ..Report::default()
+        });
+    }
+    let (from, last) = (&greeting.replica, greeting.last);
+    // What one of the two does not remember any more is told again: it may have been set back.
+    let taken = local.index.taken().map_err(failed)?;
+    let taken = taken.map_or(greeting.told, |taken| taken.told(from));
+    let after = greeting.told.min(taken);
     let mut unkept = if dry {
         Listing::default()
     } else {
         local.keep().map_err(failed)?
     };
-    let planner = local.planner(&greeting.replica.server);
+    let mut planner = local.planner(&greeting.replica.server);
+    planner.yields = terms == Terms::Yield;
     let mut report = match local.unit.accounts {
-        true => accounts::pull(local, puller, planner, told, allowed, dry)?,
-        false => take(local, puller, planner, greeting, allowed, dry)?,
+        true => accounts::pull(local, puller, planner, after, allowed, dry)?,
+        false => take(local, puller, planner, from, after, allowed, dry)?,
     };
     if !dry {
         unkept.join(local.keep().map_err(failed)?);
         if report.is_complete() {
-            if last > told {
+            if last > after {
                 puller.took(last)?;
+                let noted = has_all(local, greeting, standing);
+                puller.heard()?;
+                noted.map_err(failed)?;
+            } else if standing.is_newcomer() {
+                has_all(local, greeting, standing).map_err(failed)?;
             }
             let raised = fresh::raise(&local.state, &local.replica, greeting.fresh);
             raised.map_err(|why| Error::Io(std::io::Error::other(why)))?;
@@ -130,22 +156,37 @@ pub fn pull<S: Read + Write>(
     Ok(report)
 }
 
+/// Notes that all the other has is here now.
+fn has_all(local: &Local, greeting: &Greeting, mut standing: Standing) -> Result<(), store::Error> {
+    let (from, now) = (&greeting.replica, daemon::real_now_ns());
+    let others = local.unit.servers.iter();
+    let others: Vec<_> = others
+        .filter(|s| **s != local.replica.server)
+        .cloned()
+        .collect();
+    standing.has_all_of(&from.server, greeting.newcomer, &others);
+    local.index.write(|batch| {
+        batch.took(from, greeting.last, now)?;
+        batch.standing(&standing)
+    })
+}
+
 fn take<S: Read + Write>(
     local: &Local,
     puller: &mut Puller<S>,
     mut planner: Planner,
-    greeting: &Greeting,
+    from: &Replica,
+    after: u64,
     allowed: Allowed,
     dry: bool,
 ) -> Result<Report, Error> {
     let mut report = Report::default();
-    let from = &greeting.replica;
     // Where nothing is, nothing moves.
     let pages = match local.index.state().map_err(failed)?.live {
         0 => 1,
         _ => PAGES,
     };
-    puller.ask_changes(greeting.told)?;
+    puller.ask_changes(after)?;
     let next = |puller: &mut Puller<S>| loop {
         let offered = puller.entries(pages)?;
         if offered.is_empty() {

@@ -91,7 +91,8 @@ impl Local {
             damaged,
             foreign,
             new: _,
-        } = Index::open(&file, here, new, calls.clone()).map_err(doubted)?;
+        } = Index::open(&file, &unit.note(&args.run_dir), here, new, calls.clone())
+            .map_err(doubted)?;
         if let Some(file) = damaged {
             log::error!(
                 "{}: the index could not be read and is kept as {}; what is here counts as unknown history",
@@ -217,11 +218,13 @@ impl Local {
 
     /// Who makes changes here now.
     pub fn author(&self) -> Result<Author, store::Error> {
+        let store::Writer { replica, count } = self.index.writer()?;
         Ok(Author {
-            replica: self.replica.clone(),
-            count: self.index.state()?.count,
+            replica,
+            count,
             held: self.held,
             unit: self.skew_ns(),
+            newcomer: self.index.standing()?.is_newcomer(),
         })
     }
 }
@@ -299,6 +302,11 @@ impl Origin for Answering<'_> {
         let state = self.local.index.state().map_err(|e| e.to_string())?;
         self.other = Some(other.clone());
         Ok((state.replica, state.sequence, ledger.told(other)))
+    }
+
+    fn newcomer(&mut self) -> io::Result<bool> {
+        let standing = self.local.index.standing().map_err(io::Error::other)?;
+        Ok(standing.is_newcomer())
     }
 
     fn fresh(&self) -> Freshness {

@@ -16,14 +16,14 @@ use filesync::{Conflict, Outcome};
 use protocol::{ServerName, owner::Present};
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, io,
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
     sync::{Condvar, Mutex, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
-use transfer::{Error, Farewell, Puller, serve};
+use transfer::{End, Error, Farewell, Puller, serve};
 
 /// So long the others wait for a server that is slow to give what is new there.
 const OTHERS: Duration = Duration::from_secs(2);
@@ -406,6 +406,11 @@ impl Run<'_> {
         taken.wait();
         let given = self.give(local, &mut session);
         let given = given.map_err(|e| Stopped::of(e.to_string()))?;
+        let mut report = report;
+        if report.waits && given.left == 0 && !self.wanted.dry {
+            let asked = self.ask(local, &mut session, looked);
+            report = asked.map_err(|e| Stopped::of(e.to_string()))?;
+        }
         self.sessions.give_back(self.config, peer, session);
         Ok((report, given))
     }
@@ -419,31 +424,42 @@ impl Run<'_> {
     ) -> Result<(Connection, Report), Stopped> {
         let session = self.sessions.lend(self.config, peer);
         let mut session = session.map_err(|why| Stopped::Lost(format!("cannot reach {why}")))?;
-        let broken = |e: Error| Stopped::of(e.to_string());
         let begun = session
             .get_mut()
             .begin(local.unit.pace.clone(), self.wanted.until);
-        begun.map_err(|e| broken(e.into()))?;
-        let mut puller = Puller::new(&mut session).map_err(|e| broken(e.into()))?;
-        let (cluster, name) = (&self.config.cluster.name, &local.unit.name);
-        puller.call(cluster, name, &local.replica).map_err(broken)?;
-        if let Err(why) = looked.wait() {
-            return Err(Stopped::of(why.clone()));
-        }
-        let greeting = match puller.answer() {
-            Err(Error::Refused(why)) => {
-                let refused = Error::Refused(why);
-                self.sessions.give_back(self.config, peer, session);
-                return Err(broken(refused));
+        begun.map_err(|e| Stopped::of(e.to_string()))?;
+        match self.ask(local, &mut session, looked) {
+            Ok(report) => Ok((session, report)),
+            Err(e) => {
+                let why = e.to_string();
+                if let Error::Refused(_) = e {
+                    self.sessions.give_back(self.config, peer, session);
+                }
+                Err(Stopped::of(why))
             }
-            other => other.map_err(broken)?,
-        };
+        }
+    }
+
+    /// The same in a session that has begun.
+    fn ask(
+        &self,
+        local: &Local,
+        session: &mut Connection,
+        looked: &OnceLock<Result<(), String>>,
+    ) -> Result<Report, Error> {
+        let mut puller = Puller::new(&mut *session)?;
+        let (cluster, name) = (&self.config.cluster.name, &local.unit.name);
+        puller.call(cluster, name, &local.replica)?;
+        if let Err(why) = looked.wait() {
+            return Err(io::Error::other(why.clone()).into());
+        }
+        let greeting = puller.answer()?;
         let Wanted { allowed, dry, .. } = *self.wanted;
         puller.stream().get_mut().patience(READING);
-        let report = pull(local, &mut puller, &greeting, allowed, dry).map_err(broken)?;
+        let report = pull(local, &mut puller, &greeting, allowed, dry)?;
         // It may have to wait for a slow disk now.
         session.get_mut().patience(PATIENCE);
-        Ok((session, report))
+        Ok(report)
     }
 
     /// Gives what is newer here.
@@ -460,7 +476,10 @@ impl Run<'_> {
             cluster,
             other: None,
         };
-        serve(session, &mut answering, &RECIPES)?.ok_or(Error::Unexpected("no goodbye"))
+        match serve(session, &mut answering, &RECIPES)? {
+            End::Bye(farewell) => Ok(farewell),
+            End::YourTurn(_) => Err(Error::Unexpected("no goodbye")),
+        }
     }
 
     /// All that an operator should know.
@@ -551,6 +570,12 @@ impl Run<'_> {
                 ),
             };
             self.say(&format!("{name}: {path}: {what}"));
+        }
+        if report.waits {
+            self.complain(&format!(
+                "{name}: {} is new and has not taken all that is here yet: nothing is taken from it before",
+                peer.name
+            ));
         }
         if report.refused_removals > 0 {
             self.complain(&format!(

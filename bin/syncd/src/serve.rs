@@ -34,7 +34,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use transfer::{Buffered, Changes, Error, Files, Origin, Puller, serve};
+use transfer::{Buffered, Changes, End, Error, Files, Origin, Puller, serve};
 
 /// How long this server's daemon may take to listen.
 const DAEMON: Duration = Duration::from_millis(500);
@@ -186,19 +186,19 @@ fn answer(stream: &mut Buffered<Standard>, args: &Args, client: &Client) -> Resu
             opened: None,
             other: None,
         };
-        match serve(stream, &mut asked, &RECIPES) {
-            Ok(None) => {}
-            Ok(Some(_)) => continue,
+        let version = match serve(stream, &mut asked, &RECIPES) {
+            Ok(End::YourTurn(spoken)) => spoken,
+            Ok(End::Bye(_)) => continue,
             // It was told why, and may ask for something else.
             Err(Error::Refused(_)) => continue,
             // It has gone, which is how a conversation ends.
             Err(Error::Io(e)) if is_end(&e) && asked.opened.is_none() => return Ok(()),
             Err(e) => return Err(e),
-        }
+        };
         let Some((config, local)) = asked.opened else {
             return Err(Error::Unexpected("a turn before a greeting"));
         };
-        let mut puller = Puller::new(&mut *stream)?;
+        let mut puller = Puller::new(&mut *stream)?.speaking(version);
         let (cluster, name) = (&config.cluster.name, local.unit.name.clone());
         let greeting = puller.greet(cluster, &name, &local.replica)?;
         let report = pull(&local, &mut puller, &greeting, Allowed::default(), false)?;
@@ -276,6 +276,10 @@ impl Origin for Asked<'_> {
         self.opened = Some((config, local));
         let greeted = self.with(|a| a.greet(cluster, set, other));
         greeted.unwrap_or_else(|| Err("no set was named".into()))
+    }
+
+    fn newcomer(&mut self) -> io::Result<bool> {
+        self.with(|a| a.newcomer()).unwrap_or_else(unnamed)
     }
 
     fn fresh(&self) -> Freshness {

@@ -33,6 +33,8 @@ pub struct Unit {
     pub root: PathBuf,
     /// How fast its contents go; one for all units of the set.
     pub pace: Pace,
+    /// The servers that have it.
+    pub servers: Vec<ServerName>,
     /// Why nothing may be done with it now.
     pub fault: Option<String>,
     /// These files of it only.
@@ -107,6 +109,11 @@ impl Unit {
         state_of(&self.name, state_dir)
     }
 
+    /// Where it is noted how its index was left; see [`store::Index::open`].
+    pub fn note(&self, run_dir: &FsPath) -> PathBuf {
+        run_dir.join("sync").join(file_of(&self.name))
+    }
+
     /// Where in it a path is, what is excluded, too; `Some(None)`: it is its directory.
     pub fn inner(&self, path: &FsPath) -> Option<Option<Path>> {
         let inner = path.strip_prefix(&self.root).ok()?.as_os_str().as_bytes();
@@ -140,19 +147,25 @@ impl Unit {
 }
 
 fn state_of(name: &str, state_dir: &FsPath) -> PathBuf {
+    state_dir.join("sync").join(file_of(name))
+}
+
+fn file_of(name: &str) -> String {
     let mut file = name.replace('%', "%25").replace('/', "%2f");
     // No name of a file is longer.
     if file.len() > 200 {
         let digest = blake3::hash(name.as_bytes()).to_hex();
         file = format!("{}-{digest}", file.chars().take(100).collect::<String>());
     }
-    state_dir.join("sync").join(file)
+    file
 }
 
 /// The units of these sets. A path that is missing is taken for what it was, as what is kept of it tells; what is wrong
 /// with a unit keeps no other one up.
 pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
+    let servers = config.servers.iter().filter(|s| !s.witness);
+    let servers: Vec<_> = servers.map(|s| s.name.clone()).collect();
     for set in &config.sets {
         let patterns = excludes(set);
         let template = Unit {
@@ -163,6 +176,7 @@ pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool
             accounts: set.merge_accounts,
             root: PathBuf::new(),
             pace: Pace::of(set.rate),
+            servers: servers.clone(),
             fault: patterns.as_ref().err().cloned(),
             only: None,
             excludes: patterns.unwrap_or_else(|_| Gitignore::empty()),

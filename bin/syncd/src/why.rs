@@ -168,11 +168,13 @@ impl Why<'_> {
             return Ok(());
         }
         let here = daemon::machine::present(self.config, self.me);
-        let never = || filesync::Replica {
+        let incarnation = daemon::random_u64().map_err(|e| e.to_string())?;
+        let new = || filesync::Replica {
             server: self.me.clone(),
-            incarnation: 0,
+            incarnation,
         };
-        let row = match Index::open(&file, &here, never, Calls::unlimited()) {
+        let note = unit.note(&self.args.run_dir);
+        let row = match Index::open(&file, &note, &here, new, Calls::unlimited()) {
             Ok(opened) => opened.index.row(inner).map_err(|e| e.to_string())?,
             Err(e) if e.is_busy() => {
                 println!("  a run is at work on it: what is known cannot be told now");

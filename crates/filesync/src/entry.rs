@@ -143,6 +143,8 @@ pub struct Author {
     pub held: bool,
     /// What clocks may differ by, in nanoseconds: the same constant in the whole cluster.
     pub unit: u64,
+    /// It has no history: what it comes by has been there since nobody knows when.
+    pub newcomer: bool,
 }
 
 impl Author {
@@ -153,6 +155,7 @@ impl Author {
         vector.note(&self.replica, self.count);
         let rank = match before {
             Some(before) if node.is_none() && before.node.is_some() => Rank::of_turn(&before.rank),
+            None if self.newcomer => Rank::of_unknown(&self.replica, nanos),
             _ => Rank::of_change(
                 before.map(|b| &b.rank),
                 &self.replica,

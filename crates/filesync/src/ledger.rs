@@ -50,7 +50,11 @@ impl Ledger {
 
     /// This replica has taken all up to `sequence`.
     pub fn acknowledged(&mut self, replica: &Replica, sequence: u64, at: u64) {
-        let sequence = sequence.max(self.told(replica));
+        self.stands(replica, sequence.max(self.told(replica)), at);
+    }
+
+    /// This replica has taken all up to `sequence` and no more, whatever it had before.
+    pub fn stands(&mut self, replica: &Replica, sequence: u64, at: u64) {
         let progress = Progress {
             incarnation: replica.incarnation,
             sequence,

@@ -18,6 +18,7 @@
 //! | `entry` | what is at a path, and events |
 //! | `observe` | from what is seen to events; which files must be read again |
 //! | `plan` | from two replicas' entries to operations; conflicts |
+//! | `standing` | which replica has no history and gives way |
 //! | `guard` | what must not be taken for removals |
 //! | `ledger` | what the others have, and which tombstones can go |
 //! | `accounts` | password files, merged record by record |
@@ -35,6 +36,7 @@ mod ledger;
 mod observe;
 mod path;
 mod plan;
+mod standing;
 mod version;
 
 pub use entry::{Author, Digest, Entry, Kind, Node};
@@ -42,4 +44,5 @@ pub use ledger::{Debt, Ledger};
 pub use observe::{Difference, LENT, Observer, Proof, RACY, Sight, Span, Stat};
 pub use path::{BadPath, NAME_MAX, PATH_MAX, Path};
 pub use plan::{Conflict, Operation, Outcome, Planner, Source, Tree};
+pub use standing::{Standing, Terms};
 pub use version::{Rank, Relation, Replica, Vector};

@@ -256,6 +256,7 @@ mod tests {
             count: 10,
             held: false,
             unit: 1000,
+            newcomer: false,
         }
     }
 

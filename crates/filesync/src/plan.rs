@@ -11,6 +11,8 @@
 //!   neither           the higher rank stays; whoever has the lower one keeps it aside and takes the other
 //! ```
 //!
+//! A replica without a history ([`Standing`](crate::Standing)) takes the other's in the last case, whatever the ranks.
+//!
 //! First come files and directories to be made or changed, parents before what is in them; then files that have further
 //! names; then removals of files, so that what only moved is still there to move; then directories, the deepest first.
 //! A file's further names change with it, all at once: whichever is to be another file's, or a file of its own, has to be
@@ -321,6 +323,7 @@ impl Planner {
                 joined.rank = joined.rank.max(here.rank.clone());
                 return operation(Some(here), joined, false);
             }
+            Relation::Concurrent if self.yields => Outcome::GaveWay,
             Relation::Concurrent if self.undecided => Outcome::Undecided,
             Relation::Concurrent if (&here.rank, &here.node) > (&there.rank, &there.node) => {
                 Outcome::Stayed

@@ -134,6 +134,14 @@ impl Rank {
         rank
     }
 
+    /// Of what was there before anything was known: below all that is known of. Among the like the time decides.
+    pub fn of_unknown(replica: &Replica, nanos: u64) -> Self {
+        Self {
+            unit: 0,
+            ..Self::of_change(None, replica, nanos, false, u64::MAX)
+        }
+    }
+
     /// Of the removal of `before`, or of its return.
     pub fn of_turn(before: &Self) -> Self {
         Self {
@@ -204,6 +212,16 @@ mod tests {
         assert!(of(&a, 5_100, true) > of(&b, 5_900, false));
         assert!(of(&a, 5_100, true) < of(&b, 6_000, false));
         assert!(of(&a, 5_100, false) < of(&b, 5_200, false));
+    }
+
+    #[test]
+    fn what_was_there_before_anything_was_known_loses_to_what_was_changed_since() {
+        let (a, b) = (replica("a"), replica("b"));
+        let unknown = |r, nanos| Rank::of_unknown(r, nanos);
+        assert!(unknown(&a, 9_000) < Rank::of_change(None, &b, 2_000, false, 1_000));
+        assert!(unknown(&a, 9_000) > unknown(&b, 8_000));
+        let changed = Rank::of_change(Some(&unknown(&a, 9_000)), &b, 2_000, false, 1_000);
+        assert!(changed > unknown(&a, 9_000) && changed.unit > 0);
     }
 
     #[test]

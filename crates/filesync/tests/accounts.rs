@@ -146,6 +146,7 @@ impl Cluster {
             count: 0,
             held: false,
             unit: 10,
+            newcomer: false,
         };
         let first = author(0).change(None, Some(node(&text, 1)), 1);
         let server = |i| Server {

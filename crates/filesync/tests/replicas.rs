@@ -130,6 +130,7 @@ impl Machine {
                 count: 0,
                 held: false,
                 unit: SECOND / 10,
+                newcomer: false,
             },
             disk: BTreeMap::new(),
             index: BTreeMap::new(),

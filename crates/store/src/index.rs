@@ -4,12 +4,13 @@ use crate::{
     calls::Calls,
     dir::own_directory,
     error::{At, Error},
+    life::Life,
     rows::{
-        self, DIGESTS, INTENTS, LINKS, PATHS, Row, SEQUENCES, STATE, State, beginning, compare,
-        decode, decode_row, encode, encode_row, key,
+        self, DIGESTS, INTENTS, LINKS, PATHS, Row, SEQUENCES, STATE, State, Writer, beginning,
+        compare, decode, decode_row, encode, encode_row, key,
     },
 };
-use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Stat, Tree};
+use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Standing, Stat, Tree};
 use protocol::{
     ServerName,
     owner::{Foreign, Owner, Present},
@@ -23,11 +24,19 @@ const CACHE: usize = 16 << 20;
 const FEW: usize = 8192;
 /// Key of the owner. Programs that know of none leave it as it is.
 const OWNER: &str = "owner";
+/// Key of who makes changes, if that is not whoever keeps the index.
+const WRITER: &str = "writer";
+/// Key of whether this replica has a history; it has one if there is none.
+const STANDING: &str = "standing";
+/// Key of how far this replica has got with the others.
+const TAKEN: &str = "taken";
 
 /// See the module.
 pub struct Index {
     db: Database,
     calls: Arc<Calls>,
+    /// Dropped, and written, after the file is closed.
+    _life: Life,
 }
 
 /// An index, and where it comes from.
@@ -55,9 +64,11 @@ type Rows = Box<dyn Iterator<Item = Result<(Path, Row), Error>>>;
 impl Index {
     /// Opens the index in `file` as the server that `present` is. One that cannot be read, or is another one's, is set
     /// aside, not deleted; then, and if there is none, a new one is made for the replica that `new` gives: with an
-    /// incarnation drawn for it. One that names no owner is adopted.
+    /// incarnation drawn for it. One that names no owner is adopted. `note` is a file in the run-dir that tells whether
+    /// the index came back from a backup: then whatever changes is changed by a new incarnation, too.
     pub fn open(
         file: &std::path::Path,
+        note: &std::path::Path,
         present: &Present,
         new: impl FnOnce() -> Replica,
         calls: Arc<Calls>,
@@ -70,8 +81,13 @@ impl Index {
         let (mut damaged, mut foreign) = (None, None);
         if file.try_exists().at("find", &shown)? {
             let aside = |why| set_aside(file, why).at("set aside", &shown);
-            match Self::existing(file, present, Arc::clone(&calls))? {
+            let life = Life::of(file, note);
+            let unbroken = life.is_unbroken();
+            match Self::existing(file, life, present, Arc::clone(&calls))? {
                 Existing::Own(index) => {
+                    if !unbroken {
+                        index.continue_as(new())?;
+                    }
                     return Ok(Opened {
                         index,
                         new: false,
@@ -84,7 +100,11 @@ impl Index {
             }
         }
         let db = Builder::new().set_cache_size(CACHE).create(file)?;
-        let index = Self { db, calls };
+        let index = Self {
+            db,
+            calls,
+            _life: Life::of(file, note),
+        };
         let state = State {
             replica: new(),
             count: 0,
@@ -107,12 +127,17 @@ impl Index {
     /// The file is closed again if it is not this server's own.
     fn existing(
         file: &std::path::Path,
+        life: Life,
         present: &Present,
         calls: Arc<Calls>,
     ) -> Result<Existing, Error> {
         let read = || -> Result<_, Error> {
             let db = Builder::new().set_cache_size(CACHE).open(file)?;
-            let index = Self { db, calls };
+            let index = Self {
+                db,
+                calls,
+                _life: life,
+            };
             index.state()?;
             for table in [PATHS, INTENTS] {
                 index.table(table)?;
@@ -148,6 +173,17 @@ impl Index {
         Ok(tx.commit()?)
     }
 
+    /// Whatever changes from now on is this one's change. Numbers that were never given need no other one.
+    fn continue_as(&self, replica: Replica) -> Result<(), Error> {
+        if self.writer()?.count == 0 {
+            return Ok(());
+        }
+        self.write(|batch| {
+            batch.writer = Writer { replica, count: 0 };
+            Ok(())
+        })
+    }
+
     fn begin(&self, state: &State, owner: &Owner) -> Result<(), Error> {
         let tx = self.db.begin_write()?;
         {
@@ -159,6 +195,8 @@ impl Index {
             let mut states = tx.open_table(STATE)?;
             states.insert("state", encode(state)?.as_slice())?;
             states.insert(OWNER, encode(owner)?.as_slice())?;
+            states.insert(STANDING, encode(&Standing::new())?.as_slice())?;
+            states.insert(TAKEN, encode(&Ledger::default())?.as_slice())?;
         }
         Ok(tx.commit()?)
     }
@@ -175,9 +213,27 @@ impl Index {
         state_in(&self.table(STATE)?)
     }
 
+    /// Who makes changes here.
+    pub fn writer(&self) -> Result<Writer, Error> {
+        let table = self.table(STATE)?;
+        writer_in(&table, &state_in(&table)?)
+    }
+
     /// How far the others have got.
     pub fn ledger(&self) -> Result<Ledger, Error> {
         ledger_in(&self.table(STATE)?)
+    }
+
+    /// Whether this replica has a history.
+    pub fn standing(&self) -> Result<Standing, Error> {
+        let bytes = self.table(STATE)?.get(STANDING)?;
+        bytes.map_or(Ok(Standing::Established), |bytes| decode(bytes.value()))
+    }
+
+    /// How far this replica has got with the others; none: the index was begun by a program that left that to them.
+    pub fn taken(&self) -> Result<Option<Ledger>, Error> {
+        let bytes = self.table(STATE)?.get(TAKEN)?;
+        bytes.map(|bytes| decode(bytes.value())).transpose()
     }
 
     /// It as it is now, for many questions one after another.
@@ -255,8 +311,11 @@ impl Index {
         let tx = self.db.begin_write()?;
         let done = {
             let states = tx.open_table(STATE)?;
+            let state = state_in(&states)?;
+            let writer = writer_in(&states, &state)?;
             let mut batch = Batch {
-                state: state_in(&states)?,
+                state,
+                writer: writer.clone(),
                 states,
                 paths: tx.open_table(PATHS)?,
                 sequences: tx.open_table(SEQUENCES)?,
@@ -265,6 +324,11 @@ impl Index {
                 intents: tx.open_table(INTENTS)?,
             };
             let done = change(&mut batch)?;
+            if batch.writer != writer {
+                batch
+                    .states
+                    .insert(WRITER, encode(&batch.writer)?.as_slice())?;
+            }
             let state = encode(&batch.state)?;
             batch.states.insert("state", state.as_slice())?;
             done
@@ -427,6 +491,18 @@ fn state_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<S
     decode(bytes.as_ref().map_or(&[][..], |b| b.value()))
 }
 
+fn writer_in(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    state: &State,
+) -> Result<Writer, Error> {
+    let bytes = table.get(WRITER)?;
+    let own = || Writer {
+        replica: state.replica.clone(),
+        count: state.count,
+    };
+    bytes.map_or_else(|| Ok(own()), |bytes| decode(bytes.value()))
+}
+
 fn ledger_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Ledger, Error> {
     let bytes = table.get("ledger")?;
     bytes.map_or(Ok(Ledger::default()), |bytes| decode(bytes.value()))
@@ -470,6 +546,7 @@ fn set_aside(file: &std::path::Path, why: &str) -> io::Result<PathBuf> {
 pub struct Batch<'t> {
     /// Of the set as a whole; written with the rest.
     pub state: State,
+    writer: Writer,
     paths: Table<'t, &'static [u8], &'static [u8]>,
     sequences: Table<'t, u64, &'static [u8]>,
     digests: Table<'t, &'static [u8], ()>,
@@ -574,6 +651,21 @@ impl Batch<'_> {
         self.ledger(&ledger)
     }
 
+    /// This replica has taken all that `from` has up to `sequence`.
+    pub fn took(&mut self, from: &Replica, sequence: u64, at: u64) -> Result<(), Error> {
+        let bytes = self.states.get(TAKEN)?.map(|bytes| bytes.value().to_vec());
+        let mut taken: Ledger = bytes.map_or_else(|| Ok(Ledger::default()), |b| decode(&b))?;
+        taken.stands(from, sequence, at);
+        self.states.insert(TAKEN, encode(&taken)?.as_slice())?;
+        Ok(())
+    }
+
+    /// Whether this replica has a history.
+    pub fn standing(&mut self, standing: &Standing) -> Result<(), Error> {
+        self.states.insert(STANDING, encode(standing)?.as_slice())?;
+        Ok(())
+    }
+
     /// How far the others have got.
     pub fn ledger(&mut self, ledger: &Ledger) -> Result<(), Error> {
         self.states.insert("ledger", encode(ledger)?.as_slice())?;
@@ -607,8 +699,11 @@ impl Batch<'_> {
 
     /// No number of an event is used twice.
     fn count(&mut self, entry: &Entry) {
-        let own = entry.vector.count(&self.state.replica);
-        self.state.count = self.state.count.max(own);
+        let own = entry.vector.count(&self.writer.replica);
+        self.writer.count = self.writer.count.max(own);
+        if self.writer.replica == self.state.replica {
+            self.state.count = self.writer.count;
+        }
     }
 }
 

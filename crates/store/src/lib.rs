@@ -20,6 +20,7 @@
 //! | `threads` | work for all processors |
 //! | `rows` | how the index is laid out in its file |
 //! | `index` | what is known of each path, and of the set |
+//! | `life` | whether an index came back from a backup |
 //! | `set` | a set: root, stage and what is kept aside |
 //! | `aside` | what lost, kept |
 //! | `archive` | former versions, kept as chunks |
@@ -48,6 +49,7 @@ mod error;
 mod export;
 mod filling;
 mod index;
+mod life;
 mod look;
 mod parts;
 mod recover;
@@ -68,7 +70,7 @@ pub use export::export;
 pub use filling::Filling;
 pub use index::{Batch, Index, Opened, Reader};
 pub use look::{Look, Summary, look};
-pub use rows::{Row, State};
+pub use rows::{Row, State, Writer};
 pub use set::{MARKER, Opener, Own, STAGE, Set, reserved as is_own};
 pub use stage::Contents;
 pub use walk::Counts;

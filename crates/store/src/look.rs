@@ -138,11 +138,13 @@ fn see_all<'scope, 'env>(
         }
         Ok(()) => {}
     }
+    let writer = index.writer()?;
     let mut author = Author {
-        replica: state.replica.clone(),
-        count: state.count,
+        replica: writer.replica,
+        count: writer.count,
         held: how.held,
         unit: how.unit,
+        newcomer: index.standing()?.is_newcomer(),
     };
     let span = Span {
         previous: state.looked,

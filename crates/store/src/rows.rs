@@ -7,7 +7,7 @@
 //! | `digests` | digest, path of a file that has it | |
 //! | `links` | path of a file, path of a further name | |
 //! | `intents` | path | what is about to be there |
-//! | `state` | `state`, `ledger`, `owner` | [`State`], [`filesync::Ledger`], [`protocol::owner::Owner`] |
+//! | `state` | `state`, `writer`, `ledger`, `taken`, `standing`, `owner` | [`State`], [`Writer`], [`filesync::Ledger`] of the others and of this replica, [`filesync::Standing`], [`protocol::owner::Owner`] |
 //!
 //! A path is written with NUL for its slashes: so the order of bytes is the order of paths, and no path is the beginning
 //! of another one followed by two NULs. Each record begins with the version of its form.
@@ -52,7 +52,7 @@ pub struct Row {
 pub struct State {
     /// Who keeps this index.
     pub replica: Replica,
-    /// Number of its last event.
+    /// Number of its last event as a [`Writer`].
     pub count: u64,
     /// Number of the index's last change.
     pub sequence: u64,
@@ -62,6 +62,16 @@ pub struct State {
     pub looked: u64,
     /// How the root is recognised; none before the first time.
     pub root: Option<Root>,
+}
+
+/// Who makes changes here: whoever keeps the index, until it comes back from a backup. From then on it is another
+/// incarnation, for the numbers of that one may have been given after the backup was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// Who.
+    pub replica: Replica,
+    /// Number of its last event.
+    pub count: u64,
 }
 
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {

@@ -15,8 +15,11 @@ use std::{
     io::{self, Read, Write},
 };
 
-/// Version of this protocol.
-pub const VERSION: u16 = 3;
+/// Version of this protocol. Whoever begins names it, and both go on in the lower one of theirs.
+pub const VERSION: u16 = 4;
+
+/// The oldest version that is spoken still: nobody tells in it whether it is a newcomer.
+pub const OLDEST: u16 = 3;
 
 /// Longest blob in bytes.
 pub const BLOB_MAX: usize = 1 << 20;
@@ -194,6 +197,10 @@ pub(crate) enum Response {
     /// That was all.
     Done,
     Refused(String),
+    /// Whether it has no history; since version 4, after its greeting.
+    Standing {
+        newcomer: bool,
+    },
 }
 
 /// Writes one frame; nothing is flushed.

@@ -3,7 +3,10 @@
 use crate::{
     chunks::{self, FINE, Place},
     former::{Former, Put},
-    frame::{self, BLOB_MAX, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION},
+    frame::{
+        self, BLOB_MAX, Error, Farewell, LIST_MAX, OLDEST, Packer, Range, Request, Response,
+        VERSION,
+    },
     recipes::Recipes,
 };
 use filesync::{Digest, Entry, Path, Replica};
@@ -31,6 +34,8 @@ pub struct Greeting {
     pub told: u64,
     /// How fresh what it has is; whoever takes all of it is as fresh.
     pub fresh: Freshness,
+    /// It has no history.
+    pub newcomer: bool,
 }
 
 /// A file whose contents are wanted.
@@ -51,6 +56,7 @@ pub struct Puller<S> {
     blob: Vec<u8>,
     packer: Packer,
     page: Page,
+    version: u16,
 }
 
 /// The next page of entries.
@@ -79,7 +85,13 @@ impl<S: Read + Write> Puller<S> {
             blob: Vec::new(),
             packer: Packer::new()?,
             page: Page::None,
+            version: VERSION,
         })
+    }
+
+    /// The same, in the version that the other spoke before.
+    pub fn speaking(self, version: u16) -> Self {
+        Self { version, ..self }
     }
 
     /// The stream, to be set up otherwise.
@@ -107,7 +119,7 @@ impl<S: Read + Write> Puller<S> {
     /// The same, without waiting for an answer: the other makes itself ready meanwhile.
     pub fn call(&mut self, cluster: &str, set: &str, own: &Replica) -> Result<(), Error> {
         self.ask(&Request::Hello {
-            version: VERSION,
+            version: self.version,
             chunker: chunks::CHUNKER,
             cluster: cluster.to_owned(),
             set: set.to_owned(),
@@ -118,21 +130,33 @@ impl<S: Read + Write> Puller<S> {
 
     /// What the other answers to the call.
     pub fn answer(&mut self) -> Result<Greeting, Error> {
-        match self.hear()? {
-            Response::Hello {
-                version: VERSION,
-                replica,
-                last,
-                told,
-                fresh,
-            } => Ok(Greeting {
-                replica,
-                last,
-                told,
-                fresh,
-            }),
-            _ => Err(Error::Unexpected("no greeting")),
+        let Response::Hello {
+            version,
+            replica,
+            last,
+            told,
+            fresh,
+        } = self.hear()?
+        else {
+            return Err(Error::Unexpected("no greeting"));
+        };
+        if version != self.version {
+            return Err(Error::Unexpected("another version"));
         }
+        let newcomer = match self.version > OLDEST {
+            true => match self.hear()? {
+                Response::Standing { newcomer } => newcomer,
+                _ => return Err(Error::Unexpected("no standing")),
+            },
+            false => false,
+        };
+        Ok(Greeting {
+            replica,
+            last,
+            told,
+            fresh,
+            newcomer,
+        })
     }
 
     /// Asks for the entries newer than `after`.
@@ -428,10 +452,14 @@ impl<S: Read + Write> Puller<S> {
         Ok(true)
     }
 
-    /// All up to there is here now, and on the disk.
+    /// All up to there is here now, and on the disk; the other notes it meanwhile. It is to be [heard](Self::heard).
     pub fn took(&mut self, sequence: u64) -> Result<(), Error> {
         self.ask(&Request::Took { sequence })?;
-        self.stream.flush()?;
+        self.flush()
+    }
+
+    /// The other has noted what this side took.
+    pub fn heard(&mut self) -> Result<(), Error> {
         match self.hear()? {
             Response::Done => Ok(()),
             _ => Err(Error::Unexpected("no acknowledgement")),

@@ -3,7 +3,8 @@
 use crate::{
     chunks,
     frame::{
-        self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, Packer, Range, Request, Response, VERSION,
+        self, BLOB_MAX, Chunk, Error, Farewell, LIST_MAX, OLDEST, Packer, Range, Request, Response,
+        VERSION,
     },
     recipes::{CHUNKS_MAX, Recipes},
     recut::recut,
@@ -34,6 +35,8 @@ pub trait Origin {
         set: &str,
         other: &Replica,
     ) -> Result<(Replica, u64, u64), String>;
+    /// Whether it has no history, once greeted.
+    fn newcomer(&mut self) -> io::Result<bool>;
     /// How fresh what is here is, once greeted.
     fn fresh(&self) -> Freshness;
     /// The entries with a sequence number above `after`, in order of path.
@@ -44,22 +47,31 @@ pub trait Origin {
     fn took(&mut self, sequence: u64) -> io::Result<()>;
 }
 
-/// Answers until the other says goodbye, and how it fared; none: it wants to be asked now.
+/// How it ends that the other asks.
+#[derive(Debug)]
+pub enum End {
+    /// It says goodbye, and how it fared.
+    Bye(Farewell),
+    /// It wants to be asked now, in this version.
+    YourTurn(u16),
+}
+
+/// Answers until the other has no more to ask.
 pub fn serve<S: Read + Write>(
     stream: &mut S,
     origin: &mut impl Origin,
     known: &Recipes,
-) -> Result<Option<Farewell>, Error> {
+) -> Result<End, Error> {
     let mut answers = Answers {
         stream,
         packer: Packer::new()?,
         plain: Vec::new(),
     };
-    let mut greeted = false;
+    let mut spoken = None;
     let mut changes: Option<Changes> = None;
     loop {
         let request = frame::read(answers.stream, &mut Vec::new())?;
-        if !greeted && !matches!(request, Request::Hello { .. } | Request::Ping) {
+        if spoken.is_none() && !matches!(request, Request::Hello { .. } | Request::Ping) {
             return Err(Error::Unexpected("no greeting"));
         }
         match request {
@@ -70,30 +82,36 @@ pub fn serve<S: Read + Write>(
                 set,
                 replica,
             } => {
-                let welcome = if (version, chunker) == (VERSION, chunks::CHUNKER) {
+                let welcome = if version >= OLDEST && chunker == chunks::CHUNKER {
                     origin.greet(&cluster, &set, &replica)
                 } else {
                     Err(format!(
-                        "this server speaks version {VERSION} and cuts files by {:x}, not {version} and {chunker:x}: \
-                         the same release is needed on all servers",
+                        "this server speaks the versions {OLDEST} to {VERSION} and cuts files by {:x}, not {version} and \
+                         {chunker:x}: upgrade the older of the two servers",
                         chunks::CHUNKER
                     ))
                 };
                 match welcome {
-                    Ok((replica, last, told)) => answers.say(&Response::Hello {
-                        version: VERSION,
-                        replica,
-                        last,
-                        told,
-                        fresh: origin.fresh(),
-                    })?,
+                    Ok((replica, last, told)) => {
+                        let version = *spoken.insert(version.min(VERSION));
+                        answers.say(&Response::Hello {
+                            version,
+                            replica,
+                            last,
+                            told,
+                            fresh: origin.fresh(),
+                        })?;
+                        if version > OLDEST {
+                            let newcomer = origin.newcomer()?;
+                            answers.say(&Response::Standing { newcomer })?;
+                        }
+                    }
                     Err(why) => {
                         answers.say(&Response::Refused(why.clone()))?;
                         answers.stream.flush()?;
                         return Err(Error::Refused(why));
                     }
                 }
-                greeted = true;
             }
             Request::Changes { after } => {
                 let first = changes.insert(origin.changes(after)?);
@@ -150,8 +168,8 @@ pub fn serve<S: Read + Write>(
                 answers.say(&Response::Done)?;
             }
             Request::Ping => answers.say(&Response::Done)?,
-            Request::YourTurn => return Ok(None),
-            Request::Bye(farewell) => return Ok(Some(farewell)),
+            Request::YourTurn => return Ok(End::YourTurn(spoken.unwrap_or(VERSION))),
+            Request::Bye(farewell) => return Ok(End::Bye(farewell)),
         }
         answers.stream.flush()?;
     }

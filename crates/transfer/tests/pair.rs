@@ -13,7 +13,9 @@ use std::{
     rc::Rc,
     thread,
 };
-use transfer::{Changes, Error, Farewell, Files, Origin, Puller, Recipes, Wanted, serve};
+use transfer::{
+    Changes, End, Error, Farewell, Files, OLDEST, Origin, Puller, Recipes, Wanted, serve,
+};
 
 const FRESH: Freshness = Freshness {
     term: Term(7),
@@ -69,6 +71,7 @@ impl Memory {
             count: 0,
             held: false,
             unit: 1,
+            newcomer: false,
         };
         let entry = |(name, bytes): &(&str, Vec<u8>)| {
             let node = Node {
@@ -105,6 +108,10 @@ impl Origin for Memory {
             ("web", "etc") => Ok((replica("beta"), self.files.len() as u64, self.took)),
             _ => Err(format!("no set {set} in cluster {cluster}")),
         }
+    }
+
+    fn newcomer(&mut self) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn fresh(&self) -> Freshness {
@@ -166,12 +173,16 @@ fn with<T>(
     thread::scope(|scope| {
         let server =
             scope.spawn(move || (serve(&mut there, &mut memory, &Recipes::new()), memory.took));
+        let farewell = |end| match end {
+            End::Bye(farewell) => Some(farewell),
+            End::YourTurn(_) => None,
+        };
         let count = Rc::new(Cell::new(0));
         let mut puller = Puller::new(Counted(here, count.clone())).unwrap();
         let result = play(&mut puller);
         drop(puller);
         let (end, took) = server.join().unwrap();
-        (result, end, count.get(), took)
+        (result, end.map(farewell), count.get(), took)
     })
 }
 
@@ -200,6 +211,7 @@ fn entries_come_in_order_and_only_those_that_are_new() {
         let names = puller.entries(1).unwrap();
         assert_eq!(puller.entries(3).unwrap(), []);
         puller.took(10).unwrap();
+        puller.heard().unwrap();
         puller.your_turn().unwrap();
         names
     });
@@ -398,4 +410,22 @@ fn garbage_ends_the_conversation_and_nothing_else() {
         drop(here);
         assert!(serve(&mut there, &mut Memory::new(&[]), &Recipes::new()).is_err());
     }
+}
+
+#[test]
+fn an_older_release_is_spoken_to_in_its_version() {
+    let (here, mut there) = UnixStream::pair().unwrap();
+    thread::scope(|scope| {
+        let server = scope.spawn(move || serve(&mut there, &mut Memory::new(&[]), &Recipes::new()));
+        let mut puller = Puller::new(here).unwrap().speaking(OLDEST);
+        let greeting = puller.greet("web", "etc", &replica("alpha")).unwrap();
+        assert!(!greeting.newcomer, "nobody could tell");
+        puller.your_turn().unwrap();
+        let end = server.join().unwrap();
+        assert!(matches!(end, Ok(End::YourTurn(OLDEST))), "{end:?}");
+    });
+    let (greeting, ..) = with(&[], |puller| {
+        puller.greet("web", "etc", &replica("alpha")).unwrap()
+    });
+    assert!(greeting.newcomer);
 }

@@ -76,6 +76,7 @@ fn settled(
         count: 0,
         held: false,
         unit: 1,
+        newcomer: false,
     };
     let [mut first, mut here_by, mut there_by] = ["a", "b", "c"].map(author);
     let mut versions = Vec::new();

@@ -291,6 +291,7 @@ fn servers() -> Vec<Server> {
         count: 0,
         held: false,
         unit: 10,
+        newcomer: false,
     };
     let mut first = Server {
         author: author(SERVERS),

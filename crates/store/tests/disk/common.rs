@@ -1,6 +1,6 @@
 //! Stores in directories of their own, and what the tests see of them without the crate's help.
 
-use filesync::{Node, Operation, Path, Planner, Replica};
+use filesync::{Node, Operation, Path, Planner, Replica, Standing, Terms};
 use protocol::owner::{Mac, Machine, Owner, Present};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,11 +11,17 @@ use std::{
         fs::MetadataExt,
     },
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
     vec,
 };
 use store::{Applied, Calls, Contents, Error, Filling, Index, Look, Set, Summary, apply_by, look};
+
+/// Of whoever goes on with an index that came back.
+static INCARNATIONS: AtomicU64 = AtomicU64::new(8);
 
 /// Ten seconds from now: whatever a test has written is old by then, and can be proven.
 pub fn later() -> u64 {
@@ -36,6 +42,8 @@ pub struct Store {
     pub name: &'static str,
     pub root: PathBuf,
     pub state: PathBuf,
+    /// With a new index it is a newcomer.
+    pub joins: bool,
 }
 
 /// This server, on the machine with that MAC address.
@@ -67,7 +75,12 @@ impl Store {
         let (root, state) = (dir.join(name), dir.join(format!("{name}-state")));
         fs::create_dir_all(&root).unwrap();
         fs::create_dir_all(&state).unwrap();
-        Self { name, root, state }
+        Self {
+            name,
+            root,
+            state,
+            joins: false,
+        }
     }
 
     pub fn at(&self, name: &str) -> PathBuf {
@@ -79,16 +92,24 @@ impl Store {
     }
 
     pub fn index(&self, calls: Arc<Calls>) -> Result<Index, Error> {
+        let file = self.state.join("index");
+        let known = file.exists();
         let replica = || Replica {
             server: self.name.parse().unwrap(),
-            incarnation: 7,
+            incarnation: match known {
+                true => INCARNATIONS.fetch_add(1, Ordering::Relaxed),
+                false => 7,
+            },
         };
-        let file = self.state.join("index");
-        Ok(Index::open(&file, &present(self.name, 1), replica, calls)?.index)
+        let note = self.state.join("note");
+        Ok(Index::open(&file, &note, &present(self.name, 1), replica, calls)?.index)
     }
 
     pub fn open_with(&self, calls: Arc<Calls>) -> Result<Open, Error> {
         let index = self.index(Arc::clone(&calls))?;
+        if !self.joins && index.standing()?.is_newcomer() {
+            index.write(|batch| batch.standing(&Standing::Established))?;
+        }
         let set = Set::open(&self.root, &self.state, &index, false, calls)?;
         let together = 4096;
         Ok(Open {
@@ -160,8 +181,20 @@ impl Open {
         let state = self.index.state()?;
         let mut planner = Planner::default();
         let mut pulled = Pulled::default();
+        let (mut standing, newcomer) = (
+            self.index.standing()?,
+            other.index.standing()?.is_newcomer(),
+        );
+        match standing.terms(newcomer) {
+            Terms::Equal => {}
+            Terms::Yield => planner.yields = true,
+            Terms::Wait => return Ok(pulled),
+        }
         let told = other.index.ledger()?.told(&state.replica);
-        let last = other.index.state()?.sequence;
+        let from = other.index.state()?;
+        let (from, last) = (from.replica, from.sequence);
+        let taken = self.index.taken()?.map(|taken| taken.told(&from));
+        let told = told.min(taken.unwrap_or(told));
         let mut offers = other
             .index
             .since(told)?
@@ -178,11 +211,13 @@ impl Open {
         let operations = planner.groups(&self.index.reader().unwrap());
         pulled.add(self, operations, &mut contents)?;
         pulled.add(self, planner.removals(), &mut contents)?;
+        let writer = self.index.writer()?;
         let mut author = filesync::Author {
-            replica: state.replica.clone(),
-            count: self.index.state()?.count,
+            replica: writer.replica,
+            count: writer.count,
             held: false,
             unit: 100_000_000,
+            newcomer: false,
         };
         let operations = planner.directories(&self.index.reader().unwrap(), &mut author, later());
         pulled.add(self, operations, &mut contents)?;
@@ -191,6 +226,12 @@ impl Open {
             let mut ledger = other.index.ledger()?;
             ledger.acknowledged(&state.replica, last, later());
             other.index.write(|batch| batch.ledger(&ledger))?;
+            let others = std::slice::from_ref(&from.server);
+            standing.has_all_of(&from.server, newcomer, others);
+            self.index.write(|batch| {
+                batch.took(&from, last, later())?;
+                batch.standing(&standing)
+            })?;
         }
         Ok(pulled)
     }

@@ -25,7 +25,8 @@ fn open(file: &std::path::Path, incarnation: u64) -> Opened {
 
 fn on_machine(mac: u8, file: &std::path::Path, incarnation: u64) -> Opened {
     let new = || replica(incarnation);
-    Index::open(file, &present("alpha", mac), new, Calls::unlimited()).unwrap()
+    let note = file.with_extension("note");
+    Index::open(file, &note, &present("alpha", mac), new, Calls::unlimited()).unwrap()
 }
 
 fn node(content: u8) -> Node {
@@ -49,6 +50,7 @@ fn author(count: u64) -> Author {
         count,
         held: false,
         unit: 1,
+        newcomer: false,
     }
 }
 
@@ -68,7 +70,8 @@ fn consistent(index: &Index) {
     let since: Vec<_> = index.since(0).unwrap().map(Result::unwrap).collect();
     assert_eq!(since, rows);
     for (_, row) in &rows {
-        assert!(row.entry.vector.count(&state.replica) <= state.count);
+        let writer = index.writer().unwrap();
+        assert!(row.entry.vector.count(&writer.replica) <= writer.count);
         if let Some(Node {
             kind: Kind::File { digest, .. },
             ..
@@ -93,7 +96,7 @@ fn what_was_committed_outlives_a_kill_at_any_moment() {
     const CHILD: &str = "STANDIN_STORE_CHILD";
     if let Some(file) = std::env::var_os(CHILD) {
         let index = open(file.as_ref(), 1).index;
-        let mut count = index.state().unwrap().count;
+        let mut count = index.state().unwrap().sequence;
         loop {
             let batch = |batch: &mut store::Batch<'_>| {
                 for _ in 0..20 {
@@ -138,11 +141,11 @@ fn what_was_committed_outlives_a_kill_at_any_moment() {
         assert!(!opened.new && opened.damaged.is_none(), "round {round}");
         let state = opened.index.state().unwrap();
         assert!(
-            state.count >= *told.last().unwrap() && state.count > last,
+            state.sequence >= *told.last().unwrap() && state.sequence > last,
             "round {round}"
         );
-        assert_eq!(state.count % 20, 0, "a batch is whole or not there");
-        last = state.count;
+        assert_eq!(state.sequence % 20, 0, "a batch is whole or not there");
+        last = state.sequence;
         consistent(&opened.index);
     }
 }
@@ -173,7 +176,14 @@ fn a_damaged_file_is_set_aside_and_a_new_incarnation_begins() {
     let again = open(&file, 9);
     assert!(!again.new);
     let (here, new) = (present("alpha", 1), || replica(1));
-    let busy = Index::open(&file, &here, new, Calls::unlimited()).map(drop);
+    let busy = Index::open(
+        &file,
+        &file.with_extension("note"),
+        &here,
+        new,
+        Calls::unlimited(),
+    )
+    .map(drop);
     assert!(
         matches!(busy, Err(Error::Index(_))),
         "in use is no damage: {busy:?}"

@@ -15,4 +15,6 @@ mod lent;
 mod look;
 mod metadata;
 mod names;
+mod newcomer;
 mod rsync;
+mod set_back;

@@ -110,6 +110,7 @@ fn a_tree_that_was_looked_at_often_is_known_like_one_that_never_was() {
             name: "alpha",
             root: store.root.clone(),
             state: dir.path().join(format!("fresh-{round}")),
+            joins: false,
         };
         fs::create_dir(&fresh.state).unwrap();
         fresh.look();
