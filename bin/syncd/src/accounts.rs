@@ -51,6 +51,27 @@ pub fn lock(unit: &Unit) -> Result<Option<Locks>, String> {
     locked.transpose()
 }
 
+/// Numbers that several names have, if it is of account files.
+pub fn duplicates(unit: &Unit) -> Vec<String> {
+    let text = |file: &str| {
+        let mut text = Vec::new();
+        let of_it = unit.names().any(|name| name == file.as_bytes());
+        if let Some(file) = of_it
+            .then(|| File::open(unit.root.join(file)).ok())
+            .flatten()
+        {
+            // What cannot be read now is told by the next run.
+            let _ = file.take(TEXT_MAX).read_to_end(&mut text);
+        }
+        text
+    };
+    if !unit.accounts {
+        return Vec::new();
+    }
+    let found = accounts::duplicates(&text("passwd"), &text("group"));
+    found.iter().map(ToString::to_string).collect()
+}
+
 /// The file at a path, of a set of account files.
 fn which(path: &Path) -> Option<Which> {
     Which::named(path.as_bytes())

@@ -6,7 +6,7 @@ use protocol::{
     Role,
     local::{
         ctl::{CtlReply, CtlRequest},
-        status::{Detail, SetPeer},
+        status::{Detail, SetPeer, SetStatus},
     },
 };
 use std::{
@@ -1523,14 +1523,18 @@ impl Scene {
     }
 
     /// How a set of a server fares with another.
-    fn fares(&self, server: &str, with: &str) -> Option<SetPeer> {
+    fn sets(&self, server: &str) -> Option<Vec<SetStatus>> {
         let Some(CtlReply::Status(status)) = self.ask(server, &CtlRequest::Status) else {
             return None;
         };
         let Detail::Syncd(syncd) = status.detail else {
             panic!("no answer of syncd's: {:?}", status.detail);
         };
-        let peers = syncd.sets.into_iter().flat_map(|s| s.peers);
+        Some(syncd.sets)
+    }
+
+    fn fares(&self, server: &str, with: &str) -> Option<SetPeer> {
+        let peers = self.sets(server)?.into_iter().flat_map(|s| s.peers);
         peers.into_iter().find(|p| p.server.as_str() == with)
     }
 
@@ -1566,6 +1570,27 @@ fn take_away(mut sshd: Child) {
         let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
     }
     sshd.wait().unwrap();
+}
+
+#[test]
+fn a_number_that_two_users_have_is_told_as_long_as_they_have_it() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(ACCOUNTS);
+    scene.accounts("alpha", &[("ann", "a0"), ("ben", "b0")]);
+    scene.edit("alpha", "passwd", "ben:x:2000:", "ben:x:1000:");
+    let _running = scene.start_daemon("alpha");
+    let told = |notes: &[&str]| {
+        scene.wait("the notes", || {
+            let sets = scene.sets("alpha")?.into_iter();
+            let all: Vec<String> = sets.flat_map(|set| set.notes.0).collect();
+            (all == notes).then_some(())
+        });
+    };
+    told(&["duplicate uid 1000: ann and ben in passwd"]);
+    scene.edit("alpha", "passwd", "ben:x:1000:", "ben:x:2000:");
+    told(&[]);
 }
 
 #[test]
