@@ -291,7 +291,13 @@ pub fn pull<S: Read + Write>(
     if accounts::crossed(files.iter().map(|file| (&file.here, &file.there))) {
         operations.retain(|o| !files.iter().any(|file| file.path == o.path));
         match files.iter().find(|file| open(file).is_some()) {
-            Some(file) => run.put_off(&files, &format!("{} is to be decided first", file.path)),
+            Some(file) => {
+                let why = format!("not taken before {} is decided", file.path);
+                files
+                    .iter()
+                    .filter(|f| !f.is_done() && f.path != file.path)
+                    .for_each(|f| run.refuse(&f.path, &why));
+            }
             None => run.settle(files)?,
         }
     }

@@ -29,8 +29,8 @@ pub use history::History;
 pub use records::{count, may_stand};
 
 use crate::{
-    entry::{Author, Digest, Entry, Kind},
-    version::Relation,
+    entry::{Author, Digest, Entry, Kind, Node},
+    version::{Rank, Relation},
 };
 use fate::Fate;
 use std::fmt;
@@ -250,6 +250,13 @@ pub struct Pair<'a> {
     pub there: Side<'a>,
 }
 
+impl Pair<'_> {
+    fn relation(&self) -> Relation {
+        let [here, there] = [self.here, self.there].map(|side| &side.entry.vector);
+        here.relation(there)
+    }
+}
+
 /// How files of two servers are merged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct How {
@@ -306,7 +313,19 @@ pub fn settle(
     nanos: u64,
     digest: impl Fn(&[u8]) -> Digest,
 ) -> Result<Vec<Option<Settled>>, Unsettled> {
-    let all: Vec<_> = pairs.iter().map(|pair| Versions::new(pair, how)).collect();
+    // One side for all files: who was made on both must not have one's number and the other's group.
+    let concurrent = pairs
+        .iter()
+        .filter(|pair| pair.relation() == Relation::Concurrent);
+    let [here, there] = [
+        last(concurrent.clone().map(|pair| pair.here.entry)),
+        last(concurrent.map(|pair| pair.there.entry)),
+    ];
+    let stays = !how.yields && here > there;
+    let all: Vec<_> = pairs
+        .iter()
+        .map(|pair| Versions::new(pair, stays))
+        .collect();
     let fate = Fate::of(&all);
     let mut told = Names::new();
     // What is noted once of an account is noted where one would look first.
@@ -321,6 +340,11 @@ pub fn settle(
     let merged = all.iter().zip(merged);
     let settled = merged.map(|(versions, text)| version(versions, text?, author, nanos, &digest));
     Ok(settled.collect())
+}
+
+/// What decides between sides: the youngest of their versions.
+fn last<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<(&'a Rank, &'a Option<Node>)> {
+    entries.map(|entry| (&entry.rank, &entry.node)).max()
 }
 
 /// The version that has a merged text.

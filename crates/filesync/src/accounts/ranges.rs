@@ -10,11 +10,15 @@ use super::{
     records::{self, Line, Records},
     versions::Versions,
 };
+use std::collections::BTreeMap;
 
 /// useradd(8) gives ranges from here (`SUB_UID_MIN`, login.defs(5)) ...
 const FIRST: u64 = 100_000;
 /// ... to here (`SUB_UID_MAX`).
 const LAST: u64 = 600_100_000;
+
+/// A range, and the place of its line.
+type Placed<'a> = (Range<'a>, usize);
 
 #[derive(Clone, Copy)]
 struct Range<'a> {
@@ -41,24 +45,33 @@ impl<'a> Range<'a> {
         self.start < other.end() && other.start < self.end()
     }
 
-    /// The next start at which it overlaps with none of the others.
+    /// The next start at which it overlaps with none of the others, which are sorted by theirs.
     fn free(&self, others: &[Self]) -> Option<u64> {
-        let mut starts: Vec<_> = others.iter().map(Self::end).chain([FIRST]).collect();
-        starts.sort_unstable();
-        let fits = |start: &&u64| {
-            let moved = Self {
-                start: **start,
-                ..*self
-            };
-            let free = !others.iter().any(|other| moved.overlaps(other));
-            free && moved.start >= FIRST && moved.end() <= LAST + 1
+        let after = |from: u64| {
+            let start = others.iter().fold(from, |start, other| {
+                let moved = Self { start, ..*self };
+                if moved.overlaps(other) {
+                    other.end()
+                } else {
+                    start
+                }
+            });
+            (start.saturating_add(self.count) <= LAST + 1).then_some(start)
         };
-        let next = starts
-            .iter()
-            .filter(|start| **start >= self.start)
-            .find(fits);
-        next.or_else(|| starts.iter().find(fits)).copied()
+        after(self.start.max(FIRST)).or_else(|| after(FIRST))
     }
+}
+
+/// Those of different users that overlap, of ranges sorted by their start.
+fn overlapping<'a>(ranges: &[Placed<'a>]) -> Vec<(Placed<'a>, Placed<'a>)> {
+    let after = |(i, one): (usize, &Placed<'a>)| {
+        let (one, end) = (*one, one.0.end());
+        let next = ranges[i + 1..].iter().copied();
+        let near = next.take_while(move |(other, _)| other.start < end);
+        near.filter(move |(other, _)| other.owner != one.0.owner && other.overlaps(&one.0))
+            .map(move |other| (one, other))
+    };
+    ranges.iter().enumerate().flat_map(after).collect()
 }
 
 /// Moves what overlaps only since both servers' ranges are in one text.
@@ -72,55 +85,53 @@ pub(super) fn part(
         return Ok(());
     }
     let lines: Vec<_> = merged.iter().map(|m| m.line.clone()).collect();
-    let mut ranges: Vec<_> = lines.iter().map(|line| Range::read(file, line)).collect();
-    for one in 0..ranges.len() {
-        for other in 0..one {
-            let Some((a, b)) = ranges[one].zip(ranges[other]) else {
-                continue;
-            };
-            if a.owner == b.owner || !a.overlaps(&b) {
-                continue;
-            }
-            let keys = [&merged[one].key, &merged[other].key];
-            let [owner, of] = [a.owner, b.owner].map(records::shown);
-            let both = |records: &Records<'_>| keys.iter().all(|key| records.get(key).is_some());
-            let known = versions.sides.each_ref().map(|side| both(&side.records));
-            if known != [false, false] {
-                if known != [true, true] && !both(&versions.base) {
-                    notes.push(Note::Overlap(of, owner));
-                }
-                continue;
-            }
-            let [was, other_was] = keys.map(|key| versions.base.get(key).is_some());
-            let later = versions.won().records.get(keys[0]).is_some();
-            let first_moves = if was == other_was { later } else { other_was };
-            let (moves, range, stays) = if first_moves {
-                (one, a, b)
-            } else {
-                (other, b, a)
-            };
-            let [owner, of] = [range.owner, stays.owner].map(records::shown);
-
-            let others = ranges
-                .iter()
-                .enumerate()
-                .filter(|(place, _)| *place != moves);
-            let others: Vec<_> = others.filter_map(|(_, range)| *range).collect();
-            let Some(to) = range.free(&others) else {
-                return Err(Refused::NoRange { owner, of });
-            };
-            let moved = format!(":{to}:{}", range.count);
-            let end = records::ending(&lines[moves]).1;
-            merged[moves].line = [range.owner, moved.as_bytes(), end].concat();
-            merged[moves].event = None;
-            ranges[moves] = Some(Range { start: to, ..range });
-            notes.push(Note::Moved {
-                owner,
-                from: range.start,
-                to,
-                of,
-            });
+    let ranges = lines.iter().enumerate();
+    let ranges = ranges.filter_map(|(place, line)| Some((Range::read(file, line)?, place)));
+    let mut ranges: Vec<Placed<'_>> = ranges.collect();
+    ranges.sort_by_key(|(range, place)| (range.start, *place));
+    let mut moved = BTreeMap::new();
+    for (one, other) in overlapping(&ranges) {
+        if moved.contains_key(&one.1) || moved.contains_key(&other.1) {
+            continue;
         }
+        let keys = [one, other].map(|(_, place)| &merged[place].key);
+        let both = |records: &Records<'_>| keys.iter().all(|key| records.get(key).is_some());
+        let known = versions.sides.each_ref().map(|side| both(&side.records));
+        if known != [false, false] {
+            if known != [true, true] && !both(&versions.base) {
+                let [one, other] = [one, other].map(|(range, _)| records::shown(range.owner));
+                notes.push(Note::Overlap(one, other));
+            }
+            continue;
+        }
+        let later = versions.won().records.get(keys[0]).is_some();
+        let [was, other_was] = keys.map(|key| versions.base.get(key).is_some());
+        let first_moves = if was == other_was { later } else { other_was };
+        let ((range, place), (stays, _)) = if first_moves {
+            (one, other)
+        } else {
+            (other, one)
+        };
+        let [owner, of] = [range.owner, stays.owner].map(records::shown);
+
+        let there = |(_, other): &&Placed<'_>| *other != place && !moved.contains_key(other);
+        let others = ranges.iter().filter(there).map(|(other, _)| *other);
+        let mut others: Vec<_> = others.chain(moved.values().copied()).collect();
+        others.sort_by_key(|other| other.start);
+        let Some(to) = range.free(&others) else {
+            return Err(Refused::NoRange { owner, of });
+        };
+        let new = format!(":{to}:{}", range.count);
+        let end = records::ending(&lines[place]).1;
+        merged[place].line = [range.owner, new.as_bytes(), end].concat();
+        merged[place].event = None;
+        moved.insert(place, Range { start: to, ..range });
+        notes.push(Note::Moved {
+            owner,
+            from: range.start,
+            to,
+            of,
+        });
     }
     Ok(())
 }

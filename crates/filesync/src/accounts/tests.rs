@@ -1,5 +1,5 @@
 use super::*;
-use crate::{entry::Node, version::Replica};
+use crate::version::Replica;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -517,7 +517,7 @@ mod database {
         let mut later = here.clone();
         let (texts, notes) = both_ways(&here, &change(File::Subuid, "ann:", "eve:900000:10\nann:"));
         assert!(has(&texts, File::Subuid, "ben:150000") && has(&texts, File::Subuid, "ann:100000"));
-        assert_eq!(notes, [Note::Overlap("ben".into(), "ann".into())]);
+        assert_eq!(notes, [Note::Overlap("ann".into(), "ben".into())]);
         edit(&mut later, File::Subuid, "ann:", "eve:900000:10\nann:");
         let (_, notes) = settled(How::default(), &here, &later, &there).unwrap();
         assert_eq!(notes, []);

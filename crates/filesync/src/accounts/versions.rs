@@ -1,12 +1,12 @@
 //! A file as two servers have it: who removed which record, and who changed it.
 
 use super::{
-    File, How, Pair, Side,
+    File, Pair, Side,
     history::Event,
     records::{self, Key, Line, Records},
 };
 use crate::version::Relation;
-use std::{cmp::Ordering, collections::BTreeSet};
+use std::collections::BTreeSet;
 
 /// One server's version.
 pub(super) struct Version<'a> {
@@ -45,21 +45,19 @@ pub(super) struct Versions<'a> {
 }
 
 impl<'a> Versions<'a> {
-    pub(super) fn new(pair: &'a Pair<'a>, how: How) -> Self {
-        let (here, there) = (&pair.here, &pair.there);
-        let rank = |side: &Side<'a>| (&side.entry.rank, &side.entry.node);
-        let relation = here.entry.vector.relation(&there.entry.vector);
+    /// `stays`: where both changed something, this side's is taken.
+    pub(super) fn new(pair: &'a Pair<'a>, stays: bool) -> Self {
+        let sides = [&pair.here, &pair.there];
+        let relation = pair.relation();
         let stays = match relation {
             Relation::Newer | Relation::Equal => true,
             Relation::Older => false,
-            Relation::Concurrent => {
-                !how.yields && rank(here).cmp(&rank(there)) == Ordering::Greater
-            }
+            Relation::Concurrent => stays,
         };
         Self {
             file: pair.file,
             relation,
-            sides: [here, there].map(|side| Version::new(pair.file, side)),
+            sides: sides.map(|side| Version::new(pair.file, side)),
             winner: usize::from(!stays),
             base: Records::read(pair.file, pair.base),
         }

@@ -62,7 +62,7 @@ fn start() -> Texts {
     *texts.get_mut(&File::Group).unwrap() += "team:x:100:\n";
     *texts.get_mut(&File::Gshadow).unwrap() += "team:!::\n";
     for user in [0, 1] {
-        apply(&mut texts, &Edit::Add(user), 0);
+        apply(&mut texts, &Edit::Add(user), user as u64);
     }
     texts
 }
@@ -125,7 +125,7 @@ fn apply(texts: &mut Texts, edit: &Edit, now: u64) {
     let exists = |texts: &Texts, user: &usize| has(texts, File::Passwd, &name(user));
     match edit {
         Edit::Add(user) if !exists(texts, user) => {
-            let (name, id) = (name(user), 1000 + user);
+            let (name, id) = (name(user), 1000 + now);
             let ranges = [File::Subuid, File::Subgid].map(|file| next_range(&texts[&file]));
             for (file, line) in [
                 (File::Passwd, format!("{name}:x:{id}:{id}::/:/bin/sh\n")),
@@ -352,6 +352,19 @@ fn assert_whole(texts: &Texts) {
     }
 }
 
+/// Each user's own group has the number of that user's.
+fn assert_groups_fit(texts: &Texts) {
+    for user in names(texts, File::Passwd) {
+        let id = |file: File, place: usize| {
+            let mut lines = texts[&file].lines();
+            let line = lines.find(|line| owner(file, line) == Some(&user));
+            line.unwrap().split(':').nth(place).unwrap().to_owned()
+        };
+        let (gid, group) = (id(File::Passwd, 3), id(File::Group, 2));
+        assert_eq!(gid, group, "{user}: {texts:#?}");
+    }
+}
+
 /// How often each line is there.
 fn lines(text: &str) -> BTreeMap<&str, usize> {
     let mut lines = BTreeMap::new();
@@ -410,6 +423,17 @@ fn what_came_back_is_not_removed_again_by_who_knew_of_the_removal() {
     assert!(has(&servers[1].texts(), File::Subuid, "u0"));
 }
 
+#[test]
+fn a_user_made_on_two_servers_is_one_sides_in_all_files() {
+    let mut servers = servers();
+    servers[0].edit(&[Edit::Add(2)], 20);
+    servers[1].edit(&[Edit::Add(2)], 30);
+    servers[0].edit(&[Edit::Comment(2)], 40);
+    meet(&mut servers, 0, 1, 50);
+    assert_groups_fit(&servers[0].texts());
+    assert!(servers[0].texts()[&File::Group].contains("u2:x:1020:"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
@@ -421,19 +445,24 @@ proptest! {
         there in proptest::collection::vec(edit(), 0..6),
     ) {
         let mut both = servers();
-        both[0].edit(&here, 20);
-        both[1].edit(&there, 50);
+        for (server, edits) in [&here, &there].into_iter().enumerate() {
+            for (i, edit) in edits.iter().enumerate() {
+                let now = 20 + 20 * i + 10 * server;
+                both[server].edit(std::slice::from_ref(edit), now as u64);
+            }
+        }
         let before = [both[0].texts(), both[1].texts()];
         let mut mirrored = both.clone();
         let (one, other) = both.split_at_mut(1);
-        one[0].pull(&other[0], 90);
-        other[0].pull(&one[0], 90);
+        one[0].pull(&other[0], 200);
+        other[0].pull(&one[0], 200);
         let merged = one[0].texts();
         prop_assert_eq!(&merged, &other[0].texts());
         let (one, other) = mirrored.split_at_mut(1);
-        other[0].pull(&one[0], 90);
+        other[0].pull(&one[0], 200);
         prop_assert_eq!(&merged, &other[0].texts(), "merged on the other server");
         assert_whole(&merged);
+        assert_groups_fit(&merged);
         assert_nothing_lost(&start(), [&before[0], &before[1]], &merged);
     }
 
