@@ -57,7 +57,7 @@ pub(super) fn merge<'a>(
         }
         merged.push(Merged { key, line, event });
     }
-    ranges::part(versions, &mut merged, &mut notes)?;
+    ranges::part(versions, how, &mut merged, &mut notes)?;
 
     let lines: Vec<_> = merged.iter().map(|m| m.line.as_slice()).collect();
     let text = text(versions, &lines);

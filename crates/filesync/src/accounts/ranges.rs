@@ -5,7 +5,7 @@
 //! on one of the servers already were made so by somebody, and stay.
 
 use super::{
-    File, Note, Refused,
+    File, How, Note, Refused,
     merge::Merged,
     records::{self, Line, Records},
     versions::Versions,
@@ -77,6 +77,7 @@ fn overlapping<'a>(ranges: &[Placed<'a>]) -> Vec<(Placed<'a>, Placed<'a>)> {
 /// Moves what overlaps only since both servers' ranges are in one text.
 pub(super) fn part(
     versions: &Versions<'_>,
+    how: How,
     merged: &mut [Merged],
     notes: &mut Vec<Note>,
 ) -> Result<(), Refused> {
@@ -104,7 +105,13 @@ pub(super) fn part(
             }
             continue;
         }
-        let later = versions.won().records.get(keys[0]).is_some();
+        // What wins elsewhere is the younger version; where this side yields it is the one that is known.
+        let later = if how.yields {
+            &versions.sides[0]
+        } else {
+            versions.won()
+        };
+        let later = later.records.get(keys[0]).is_some();
         let [was, other_was] = keys.map(|key| versions.base.get(key).is_some());
         let first_moves = if was == other_was { later } else { other_was };
         let ((range, place), (stays, _)) = if first_moves {

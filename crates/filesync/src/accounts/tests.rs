@@ -498,6 +498,14 @@ mod database {
             of: "dora".into(),
         };
         assert_eq!(notes, [moved]);
+        // Where this side yields, its own moves.
+        let how = How {
+            yields: true,
+            ..How::default()
+        };
+        let (texts, _) = settled(how, &base(), &new("dora"), &new("carl")).unwrap();
+        assert!(has(&texts, File::Subuid, "carl:231072:65536\n"));
+        assert!(has(&texts, File::Subuid, "dora:296608:65536\n"));
         // One that both had before stays where it is.
         let mut there = without_ann();
         edit(&mut there, File::Subuid, "ben:", "carl:100000:65536\nben:");
