@@ -117,6 +117,15 @@ pub enum Note {
         /// Whose range it overlapped with.
         of: String,
     },
+    /// A range likewise, and no other of its size is free: it is not in the text.
+    LeftOut {
+        /// Whose.
+        owner: String,
+        /// Its first id.
+        from: u64,
+        /// Whose range it overlapped with.
+        of: String,
+    },
     /// These two have ranges that overlap, and had them so on one server before.
     Overlap(String, String),
 }
@@ -125,7 +134,7 @@ impl Note {
     /// Somebody's change is not in the text.
     pub fn loses(&self) -> bool {
         match self {
-            Self::Field(..) => true,
+            Self::Field(..) | Self::LeftOut { .. } => true,
             Self::RemovedAndChanged(_)
             | Self::SameNumber(..)
             | Self::Moved { .. }
@@ -164,6 +173,11 @@ impl fmt::Display for Note {
                 "{owner}'s range from {from} overlapped with {of}'s, given on the other server: it begins at {to} now; \
                  what {owner} has with the old ids must be given the new ones"
             ),
+            Self::LeftOut { owner, from, of } => write!(
+                f,
+                "{owner}'s range from {from} overlapped with {of}'s, given on the other server, and no other is free: it is \
+                 left out, and the file with it kept aside; give {owner} a smaller one"
+            ),
             Self::Overlap(one, other) => write!(
                 f,
                 "the ranges of {one} and {other} overlap: give one of them another"
@@ -177,13 +191,6 @@ impl fmt::Display for Note {
 pub enum Refused {
     /// Nobody would have user id 0.
     NoRoot,
-    /// There is no free range of subordinate ids for this one.
-    NoRange {
-        /// Whose.
-        owner: String,
-        /// Whose range it overlaps with.
-        of: String,
-    },
     /// Fewer than half the records of one of the sides would be left.
     TooFew {
         /// Records before.
@@ -197,10 +204,6 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRoot => f.write_str("nobody would have user id 0"),
-            Self::NoRange { owner, of } => write!(
-                f,
-                "the ranges of {owner} and {of} overlap, and no other is free: give one of them another"
-            ),
             Self::TooFew { before, after } => {
                 write!(f, "only {after} of {before} records would be left")
             }
@@ -277,8 +280,10 @@ pub struct Settled {
     pub text: Vec<u8>,
     /// What to look at.
     pub notes: Vec<Note>,
-    /// Where both changed the same, this server's is in it, not the other's.
-    pub stays: bool,
+    /// Not all that was changed here is in it: this server's version is to be kept aside.
+    pub here_loses: bool,
+    /// Not all that was changed there is.
+    pub there_loses: bool,
     /// Records are in it that one server had removed.
     pub restores: bool,
 }
@@ -361,6 +366,7 @@ fn version(
         history,
         known,
         restores,
+        loses: [here_loses, there_loses],
     } = merged;
     let [here, there] = versions.sides.each_ref().map(|version| version.side);
     let [winner, loser] = [versions.won(), versions.lost()].map(|version| version.side);
@@ -396,7 +402,8 @@ fn version(
         history,
         text,
         notes,
-        stays,
+        here_loses,
+        there_loses,
         restores,
     })
 }

@@ -205,8 +205,7 @@ impl<'a, S: Read + Write> Merging<'a, S> {
     /// One file, as it was settled.
     fn prepare(&mut self, both: &Both, theirs: &[u8], settled: Settled, now: u64) {
         let Both { path, here, there } = both;
-        let loses = settled.notes.iter().any(accounts::Note::loses);
-        let lost = there.node.clone().filter(|_| loses && settled.stays);
+        let lost = there.node.clone().filter(|_| settled.there_loses);
         self.aside.extend(lost.map(|node| {
             let kept = Kept {
                 path: path.clone(),
@@ -224,7 +223,7 @@ impl<'a, S: Read + Write> Merging<'a, S> {
         self.report.notes.extend(notes);
         let operation = Operation {
             path: path.clone(),
-            keep: loses && !settled.stays && settled.entry.node != here.node,
+            keep: settled.here_loses && settled.entry.node != here.node,
             was: Some(here.clone()),
             entry: settled.entry,
             source: Source::Fetch,

@@ -29,6 +29,8 @@ pub(super) struct Text {
     pub(super) known: bool,
     /// Some were removed on one side, and are there again.
     pub(super) restores: bool,
+    /// Somebody's change on each side is not in it.
+    pub(super) loses: [bool; 2],
 }
 
 /// Merges a file; `told` are the accounts of which it is noted already that they came back.
@@ -57,7 +59,9 @@ pub(super) fn merge<'a>(
         }
         merged.push(Merged { key, line, event });
     }
-    ranges::part(versions, how, &mut merged, &mut notes)?;
+    let mut loses = ranges::part(versions, how, &mut merged, &mut notes);
+    let field = |note: &Note| matches!(note, Note::Field(..));
+    loses[1 - versions.winner] |= notes.iter().any(field);
 
     let lines: Vec<_> = merged.iter().map(|m| m.line.as_slice()).collect();
     let text = text(versions, &lines);
@@ -85,6 +89,7 @@ pub(super) fn merge<'a>(
         history,
         known: merged.iter().all(|m| m.event.is_some()),
         restores,
+        loses,
     })
 }
 

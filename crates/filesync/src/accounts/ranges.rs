@@ -1,14 +1,14 @@
 //! Subordinate ids (subuid(5)): what two servers gave to different users, not knowing of each other, may overlap, and
 //! then each user's containers own the other's files.
 //!
-//! The later of two such ranges moves to the next that is free; its user has to move the files. Ranges that overlapped
-//! on one of the servers already were made so by somebody, and stay.
+//! The later of two such ranges moves to the next that is free; its user has to move the files. Where none is free it is
+//! left out. Ranges that overlapped on one of the servers already were made so by somebody, and stay.
 
 use super::{
-    File, How, Note, Refused,
+    File, How, Note,
     merge::Merged,
     records::{self, Line, Records},
-    versions::Versions,
+    versions::{Version, Versions},
 };
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ const LAST: u64 = 600_100_000;
 /// A range, and the place of its line.
 type Placed<'a> = (Range<'a>, usize);
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Range<'a> {
     owner: &'a [u8],
     start: u64,
@@ -74,23 +74,25 @@ fn overlapping<'a>(ranges: &[Placed<'a>]) -> Vec<(Placed<'a>, Placed<'a>)> {
     ranges.iter().enumerate().flat_map(after).collect()
 }
 
-/// Moves what overlaps only since both servers' ranges are in one text.
+/// Moves what overlaps only since both servers' ranges are in one text; which sides lose one that cannot be moved.
 pub(super) fn part(
     versions: &Versions<'_>,
     how: How,
-    merged: &mut [Merged],
+    merged: &mut Vec<Merged>,
     notes: &mut Vec<Note>,
-) -> Result<(), Refused> {
+) -> [bool; 2] {
     let file = versions.file;
+    let mut loses = [false, false];
     if !matches!(file, File::Subuid | File::Subgid) {
-        return Ok(());
+        return loses;
     }
     let lines: Vec<_> = merged.iter().map(|m| m.line.clone()).collect();
     let ranges = lines.iter().enumerate();
     let ranges = ranges.filter_map(|(place, line)| Some((Range::read(file, line)?, place)));
     let mut ranges: Vec<Placed<'_>> = ranges.collect();
     ranges.sort_by_key(|(range, place)| (range.start, *place));
-    let mut moved = BTreeMap::new();
+    // By their places; none: it is left out.
+    let mut moved: BTreeMap<usize, Option<Range<'_>>> = BTreeMap::new();
     for (one, other) in overlapping(&ranges) {
         if moved.contains_key(&one.1) || moved.contains_key(&other.1) {
             continue;
@@ -123,22 +125,34 @@ pub(super) fn part(
 
         let there = |(_, other): &&Placed<'_>| *other != place && !moved.contains_key(other);
         let others = ranges.iter().filter(there).map(|(other, _)| *other);
-        let mut others: Vec<_> = others.chain(moved.values().copied()).collect();
+        let mut others: Vec<_> = others.chain(moved.values().copied().flatten()).collect();
         others.sort_by_key(|other| other.start);
+        let from = range.start;
         let Some(to) = range.free(&others) else {
-            return Err(Refused::NoRange { owner, of });
+            let had = |side: &Version<'_>| side.records.get(&merged[place].key).is_some();
+            let had = versions.sides.each_ref().map(had);
+            loses = [loses[0] || had[0], loses[1] || had[1]];
+            moved.insert(place, None);
+            notes.push(Note::LeftOut { owner, from, of });
+            continue;
         };
         let new = format!(":{to}:{}", range.count);
         let end = records::ending(&lines[place]).1;
         merged[place].line = [range.owner, new.as_bytes(), end].concat();
         merged[place].event = None;
-        moved.insert(place, Range { start: to, ..range });
+        moved.insert(place, Some(Range { start: to, ..range }));
         notes.push(Note::Moved {
             owner,
-            from: range.start,
+            from,
             to,
             of,
         });
     }
-    Ok(())
+    let mut places = 0..;
+    merged.retain(|_| {
+        places
+            .next()
+            .is_none_or(|place| moved.get(&place) != Some(&None))
+    });
+    loses
 }

@@ -532,7 +532,7 @@ mod database {
     }
 
     #[test]
-    fn a_range_for_which_there_is_no_room_is_refused_and_so_is_all() {
+    fn a_range_for_which_there_is_no_room_is_left_out_and_its_file_kept_aside() {
         let full = "ben:165536:599934465";
         let mut old = base();
         edit(
@@ -551,13 +551,16 @@ mod database {
             );
             texts
         };
-        let refused = settled(How::default(), &old, &new("carl"), &new("dora"));
-        let why = Refused::NoRange {
+        let (texts, notes) = settled(How::default(), &old, &new("carl"), &new("dora")).unwrap();
+        assert!(has(&texts, File::Subuid, "dora:100000:65536\n"));
+        assert!(!has(&texts, File::Subuid, "carl"));
+        let left_out = Note::LeftOut {
             owner: "carl".into(),
+            from: 100_000,
             of: "dora".into(),
         };
-        let file = File::Subuid;
-        assert_eq!(refused.map(drop), Err(Unsettled { file, why }));
+        assert!(left_out.loses());
+        assert_eq!(notes, [left_out]);
     }
 }
 
