@@ -52,23 +52,19 @@ impl<'a> Fate<'a> {
         let other = 1 - side;
         let removed = |files: &[File]| over(all, files, |versions| versions.removed(side));
         let changed = |files: &[File]| over(all, files, |versions| versions.changed(other));
-        let has = over(all, &[File::Passwd], |versions| versions.all(side));
-        let whole = removed(&[File::Passwd]);
-        let shadow = removed(&[File::Shadow]);
-        // Without the last version that both had, what was changed there may be new there.
-        let whole: Names<'a> = whole
-            .union(&shadow)
-            .filter(|user| !has.contains(*user))
-            .copied()
-            .collect();
+        let users = |side: usize| over(all, &[File::Passwd], |versions| versions.all(side));
         let groups = removed(&GROUP);
+        // A record that was changed there may look as if it were new there: then one that was not says that it is not.
+        let mut whole = removed(&File::IN_ORDER);
+        let (own, others) = (users(side), users(other));
+        whole.retain(|user| others.contains(user) && !own.contains(user));
         let (user_changed, group_changed) = (changed(&[USER, RANGES].concat()), changed(&GROUP));
         let joined = match whole.is_empty() {
             true => Names::new(),
             false => over(all, &GROUP, |versions| versions.joined(other)),
         };
 
-        for user in removed(&USER) {
+        for user in removed(&USER).union(&whole).copied() {
             let own_group = groups.contains(user) && group_changed.contains(user);
             let all_of_it = whole.contains(user);
             let lives =

@@ -423,6 +423,21 @@ fn what_came_back_is_not_removed_again_by_who_knew_of_the_removal() {
     assert!(has(&servers[1].texts(), File::Subuid, "u0"));
 }
 
+/// What it was before it was changed came within a merge, and is in no former version here.
+#[test]
+fn a_user_who_came_within_a_merge_and_was_changed_is_not_taken_for_new() {
+    let mut servers = servers();
+    servers[1].edit(&[Edit::Add(3)], 13);
+    meet(&mut servers, 0, 1, 16);
+    servers[2].edit(&[Edit::Shell(0), Edit::Password(0)], 19);
+    meet(&mut servers, 2, 0, 22);
+    servers[2].edit(&[Edit::Password(3), Edit::Comment(3)], 25);
+    servers[0].edit(&[Edit::Remove(3)], 28);
+    meet(&mut servers, 2, 0, 31);
+    assert_whole(&servers[2].texts());
+    assert!(has(&servers[2].texts(), File::Subuid, "u3"));
+}
+
 #[test]
 fn a_user_made_on_two_servers_is_one_sides_in_all_files() {
     let mut servers = servers();
