@@ -21,7 +21,9 @@ use protocol::{
         status::Detail,
     },
 };
-use std::{io::ErrorKind, path::Path, process::ExitCode, thread, time::Duration};
+use std::{
+    collections::BTreeSet, io::ErrorKind, path::Path, process::ExitCode, thread, time::Duration,
+};
 use takeover::GateKind;
 
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -98,6 +100,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
                 if let Err(what) = crate::ssh::reach(&config, &args) {
                     report.wrong(what);
                 }
+                accounts(&config, &mut report);
             }
         }
         let running = roles(&config, &args.run_dir, &mut report);
@@ -276,6 +279,33 @@ fn macs(config: &Config, report: &mut Report) {
                 v.name,
                 config.file.display()
             )),
+        }
+    }
+}
+
+/// Numbers that several names have in the account files that are kept alike.
+fn accounts(config: &Config, report: &mut Report) {
+    for set in config.sets.iter().filter(|set| set.merge_accounts) {
+        let folders: BTreeSet<_> = set.paths.iter().filter_map(|p| p.parent()).collect();
+        for folder in folders {
+            let mut text = |name: &str| {
+                let path = folder.join(name);
+                match std::fs::read(&path) {
+                    _ if !set.paths.contains(&path) => Vec::new(),
+                    Ok(text) => text,
+                    Err(e) => {
+                        report.wrong(format!("{}: {e}", path.display()));
+                        Vec::new()
+                    }
+                }
+            };
+            let found = filesync::accounts::duplicates(&text("passwd"), &text("group"));
+            for duplicate in found {
+                report.note(format!(
+                    "set {}: {duplicate}; give one of them another, and its files with it",
+                    set.name
+                ));
+            }
         }
     }
 }

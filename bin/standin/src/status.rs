@@ -258,7 +258,15 @@ impl Picture<'_> {
         let down = self.failures.values().filter(|why| !why.is_forbidden());
         let forbidden = self.failures.values().find(|why| why.is_forbidden());
         let silent = down.chain(forbidden).map(ToString::to_string);
-        silent.chain(self.told(Weight::Remark)).collect()
+        // They may be so for good, and on purpose: nothing for a monitoring system.
+        let files = match self.answers.get(&Role::Syncd).map(|s| &s.detail) {
+            Some(Detail::Syncd(syncd)) => crate::sync::notes(syncd).collect(),
+            _ => Vec::new(),
+        };
+        silent
+            .chain(self.told(Weight::Remark))
+            .chain(files)
+            .collect()
     }
 
     /// What an operator should know, of the roles that answered; of a failover what weighs so much at least.
@@ -752,7 +760,7 @@ pub(crate) mod tests {
         RosterVersion, Term,
         local::{
             ring::{Health, HealthState},
-            status::FailedScript,
+            status::{FailedScript, SetStatus, SyncdStatus},
         },
         version::Since,
         wire::beat::Participation,
@@ -979,6 +987,31 @@ pub(crate) mod tests {
                     == ["electd", "down", "-", "-", "9"]),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_is_found_in_files_is_a_note_and_no_fault() {
+        let found = "duplicate uid 7: ann and bob in passwd";
+        let set = SetStatus {
+            name: "accounts".parse().unwrap(),
+            running: None,
+            next: None,
+            aside: 0,
+            peers: Vec::new(),
+            notes: Since(vec![found.into()]),
+        };
+        let syncd = SyncdStatus {
+            sets: vec![set],
+            ..SyncdStatus::default()
+        };
+        let answers = vec![answer(Role::Syncd, Detail::Syncd(Box::new(syncd)))];
+        let look = |p: &Picture<'_>| (p.text(), p.told(Weight::Weakness).collect::<Vec<_>>());
+        let (text, faults) = picture(answers, look);
+        assert!(
+            text.contains(&format!("note: accounts: {found}\n")),
+            "{text}"
+        );
+        assert!(!faults.concat().contains(found), "{faults:?}");
     }
 
     #[test]

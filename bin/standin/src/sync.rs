@@ -186,7 +186,20 @@ fn write_text(status: &SyncdStatus, now: u64, out: &mut String) -> std::fmt::Res
             set.name, set.aside
         )?;
     }
+    for note in notes(status) {
+        writeln!(out, "{note}")?;
+    }
     Ok(())
+}
+
+/// What to look at in the files of each set.
+pub fn notes(status: &SyncdStatus) -> impl Iterator<Item = String> {
+    let of = |set: &'_ SetStatus| {
+        let name = set.name.clone();
+        let notes = set.notes.0.clone().into_iter();
+        notes.map(move |note| format!("{name}: {note}"))
+    };
+    status.sets.iter().flat_map(of)
 }
 
 fn last(peer: &SetPeer, now: u64) -> String {
@@ -246,6 +259,7 @@ fn to_json(status: &SyncdStatus) -> Value {
             "running": s.running,
             "next": s.next,
             "kept_aside": s.aside,
+            "notes": s.notes.0,
             "servers": s.peers.iter().map(peer).collect::<Vec<_>>(),
         })
     };
@@ -263,6 +277,7 @@ mod tests {
     use protocol::{
         Term,
         local::status::{LastRun, OwedRun},
+        version::Since,
     };
 
     fn example() -> SyncdStatus {
@@ -292,6 +307,7 @@ mod tests {
                 running: None,
                 next: Some(4060),
                 aside: 1,
+                notes: Since(vec!["duplicate uid 7: ann and bob in passwd".into()]),
                 peers: vec![
                     peer("beta", last(Ok((3, 4, 1)), true), None),
                     peer("gamma", last(Err("cannot reach gamma".into()), false), debt),
@@ -310,6 +326,7 @@ mod tests {
             "for 11 min (change, tried 3 times)",
             "in 50 min",
             "www: 1 versions that lost",
+            "www: duplicate uid 7: ann and bob in passwd\n",
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
@@ -324,6 +341,8 @@ mod tests {
             (&set["name"], &set["next"], &set["kept_aside"]),
             (&json!("www"), &json!(4060), &json!(1))
         );
+        let note = "duplicate uid 7: ann and bob in passwd";
+        assert_eq!(set["notes"], json!([note]));
         assert_eq!(set["servers"][0]["last"]["given"], json!(4));
         assert_eq!(
             set["servers"][1]["last"]["error"],

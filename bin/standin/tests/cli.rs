@@ -421,6 +421,35 @@ fn check_names_what_is_wrong_here() {
 }
 
 #[test]
+fn check_names_numbers_that_two_users_or_groups_have_as_long_as_they_have_them() {
+    let place = Place::new();
+    let key = "host_key = \"ssh-ed25519 AAAAx\"\n\n[[";
+    let servers = CONFIG.replacen("\n[[", key, 3);
+    let servers = servers.replacen(key, "\n[[", 1);
+    let file = |name: &str| place.path(name).display().to_string();
+    let set = format!(
+        "[[sync]]\nname = \"accounts\"\nmerge = \"accounts\"\npath = [\"{}\", \"{}\"]\n",
+        file("passwd"),
+        file("group")
+    );
+    place.configure(&(servers + &set));
+    let user = |name: &str, id: u32| format!("{name}:x:{id}:{id}::/:/bin/sh\n");
+    let root = user("root", 0) + "# by hand\n" + &user("ann", 7);
+    fs::write(place.path("passwd"), root.clone() + &user("bob", 7)).unwrap();
+    fs::write(place.path("group"), "root:x:0:\nbig:x:6:a\nbig:x:6:b\n").unwrap();
+    let told =
+        "note   set accounts: duplicate uid 7: ann and bob in passwd; give one of them another";
+    let (_, text) = place.run("check");
+    assert!(
+        text.contains(told) && text.matches("duplicate").count() == 1,
+        "{text}"
+    );
+    fs::write(place.path("passwd"), root).unwrap();
+    let (_, text) = place.run("check");
+    assert!(!text.contains("duplicate"), "{text}");
+}
+
+#[test]
 fn without_daemons_status_and_requests_say_so() {
     let place = Place::new();
     let (code, text) = place.run("status");

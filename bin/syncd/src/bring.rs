@@ -219,7 +219,7 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use filesync::{Author, Entry, Replica};
+    use filesync::{Author, Entry, Replica, Standing};
     use protocol::{
         owner::{Owner, Present},
         wire::beat::Freshness,
@@ -267,8 +267,8 @@ mod tests {
             Ok((replica("beta"), 1, 0))
         }
 
-        fn newcomer(&mut self) -> io::Result<bool> {
-            Ok(false)
+        fn standing(&mut self) -> io::Result<Standing> {
+            Ok(Standing::default())
         }
 
         fn fresh(&self) -> Freshness {
@@ -346,7 +346,7 @@ mod tests {
             let (file, note) = (state.join("index"), state.join("note"));
             let opened = Index::open(&file, &note, &here, new, calls.clone());
             let index = opened.unwrap().index;
-            let set = Set::open(&root, &state, &index, false, calls).unwrap();
+            let set = Set::open(&root, &state, &index, store::Adopt::No, calls).unwrap();
             (set, index)
         }
 
@@ -382,7 +382,7 @@ mod tests {
                     .map_or(0, |w: &Entry| w.vector.count(&replica("beta"))),
                 held: false,
                 unit: 1,
-                newcomer: false,
+                uncertain: false,
             };
             let entry = author.change(was.as_ref(), Some(node), 7);
             let mut operations = vec![Operation {
@@ -467,7 +467,7 @@ mod tests {
             count: 0,
             held: false,
             unit: 1,
-            newcomer: false,
+            uncertain: false,
         };
         let mut beta = Beta::of(vec![noise(1, 5), noise(2, 300_000), noise(3, 2_000_000)]);
         for i in 0..1200 {

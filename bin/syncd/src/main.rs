@@ -45,11 +45,30 @@ fn command() -> Command {
         .subcommands([restore::command(), why::command(), reach::command()])
 }
 
+/// Says warnings and errors on standard error.
+struct Said;
+
+impl log::Log for Said {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        eprintln!("syncd: {}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
 fn main() -> ExitCode {
     let matches = command().get_matches();
     let Some((name, matches)) = matches.subcommand() else {
         return daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run);
     };
+    // What is of the daemon's log is said to whoever called.
+    if log::set_logger(&Said).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
     let args = Args::from_matches(matches);
     let (config, me) = match daemon::load_config(&args) {
         Ok(loaded) => loaded,

@@ -6,9 +6,7 @@ use crate::{
     fresh,
     replica::{Allowed, Local},
 };
-use filesync::{
-    Conflict, Entry, Operation, Outcome, Path, Planner, Replica, Standing, Terms, guard::Limit,
-};
+use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, Replica, Standing, Terms};
 use std::{
     fmt,
     io::{Read, Write},
@@ -20,9 +18,6 @@ use transfer::{Error, Farewell, Greeting, NOTE_MAX, NOTES_MAX, Puller, Recipes};
 /// So many pages of entries, each a megabyte on its way, are planned at once: what moved is only found among them. That
 /// is some tens of megabytes.
 const PAGES: usize = 3;
-
-/// So few removals are never too many.
-const FEW: u64 = 20;
 
 /// How large files that came or went before were cut.
 pub static RECIPES: Recipes = Recipes::new();
@@ -114,7 +109,7 @@ pub fn pull<S: Read + Write>(
 ) -> Result<Report, Error> {
     let _turn = local.turn.lock().unwrap_or_else(PoisonError::into_inner);
     let standing = local.index.standing().map_err(failed)?;
-    let terms = standing.terms(greeting.newcomer);
+    let terms = standing.terms(&greeting.standing);
     if terms == Terms::Wait {
         return Ok(Report {
             waits: true,
@@ -145,7 +140,7 @@ pub fn pull<S: Read + Write>(
                 let noted = has_all(local, greeting, standing);
                 puller.heard()?;
                 noted.map_err(failed)?;
-            } else if standing.is_newcomer() {
+            } else if standing != greeting.standing {
                 has_all(local, greeting, standing).map_err(failed)?;
             }
             let raised = fresh::raise(&local.state, &local.replica, greeting.fresh);
@@ -159,12 +154,7 @@ pub fn pull<S: Read + Write>(
 /// Notes that all the other has is here now.
 fn has_all(local: &Local, greeting: &Greeting, mut standing: Standing) -> Result<(), store::Error> {
     let (from, now) = (&greeting.replica, daemon::real_now_ns());
-    let others = local.unit.servers.iter();
-    let others: Vec<_> = others
-        .filter(|s| **s != local.replica.server)
-        .cloned()
-        .collect();
-    standing.has_all_of(&from.server, greeting.newcomer, &others);
+    standing.has_all_of(&greeting.standing);
     local.index.write(|batch| {
         batch.took(from, greeting.last, now)?;
         batch.standing(&standing)
@@ -213,10 +203,7 @@ fn take<S: Read + Write>(
         &mut report,
     )?;
     let removals = planner.removed().count() as u64;
-    let limit = Limit {
-        percent: local.unit.delete_limit,
-        least: FEW,
-    };
+    let limit = local.unit.limit();
     let live = local.index.state().map_err(failed)?.live;
     let permitted = allowed.deletes || limit.permits(removals, live) || {
         let alone = agreed::alone(local, from, planner.removed(), dry).map_err(failed)?;

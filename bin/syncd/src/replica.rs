@@ -2,7 +2,7 @@
 
 use crate::{accounts, fresh, progress::Meter, units::Unit, versions::Versions};
 use daemon::Args;
-use filesync::{Author, Digest, Path, Planner, Replica};
+use filesync::{Author, Digest, Path, Planner, Replica, Standing};
 use protocol::{
     Role, ServerName,
     local::status::{Detail, OffsetStatus},
@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
-use store::{Calls, Counts, Index, Listing, Look, Opened, Opener, Reader, Set, Summary};
+use store::{Adopt, Calls, Counts, Index, Listing, Look, Opened, Opener, Reader, Set, Summary};
 use transfer::{Changes, Files, Origin};
 
 /// What is said while another run has the unit.
@@ -45,6 +45,18 @@ pub struct Local {
     /// The other servers' clocks, as far as known.
     clocks: Vec<(ServerName, OffsetStatus)>,
     allowed: Allowed,
+    /// The index is gone afterwards.
+    _trial: Option<Trial>,
+}
+
+/// A directory for an index that nobody needs once it is known what would be done.
+struct Trial(PathBuf);
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        // What is left of it is removed the next time.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// What an operator may allow.
@@ -54,6 +66,8 @@ pub struct Allowed {
     pub deletes: bool,
     /// To take a directory that is not the one known for the set.
     pub root: bool,
+    /// Nothing: it is only to be told what would be done.
+    pub dry: bool,
 }
 
 impl Local {
@@ -78,38 +92,45 @@ impl Local {
         let state_dir = unit.state(&args.state_dir);
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
-        let incarnation = daemon::random_u64().map_err(|e| e.to_string())?;
-        let new = || Replica {
-            server: me.clone(),
-            incarnation,
-        };
         let calls = Calls::unlimited();
         let doubted = |e| doubted(&state_dir, e);
-        let file = state_dir.join("index");
-        let Opened {
-            index,
-            damaged,
-            foreign,
-            new: _,
-        } = Index::open(&file, &unit.note(&args.run_dir), here, new, calls.clone())
-            .map_err(doubted)?;
-        if let Some(file) = damaged {
-            log::error!(
-                "{}: the index could not be read and is kept as {}; what is here counts as unknown history",
-                unit.name,
-                file.display()
-            );
-        }
-        if let Some((file, why)) = foreign {
-            log::error!(
-                "{}: the index was not this server's and is kept as {}: {why}; what is here counts as unknown history",
-                unit.name,
-                file.display()
-            );
-        }
-        let (own, root) = (unit.own(), &unit.root);
-        let set =
-            Set::open_with(own, root, &state_dir, &index, allowed.root, calls).map_err(doubted)?;
+        let (file, note) = (state_dir.join("index"), unit.note(&args.run_dir));
+        let open = |index: &Index, adopt| {
+            Set::open_with(
+                unit.own(),
+                &unit.root,
+                &state_dir,
+                index,
+                adopt,
+                calls.clone(),
+            )
+        };
+        let adopt = match allowed.root {
+            true => Adopt::Yes,
+            false => Adopt::No,
+        };
+        let mut index = open_index(&unit, &file, &note, here)?;
+        let mut trial = None;
+        let set = match open(&index, adopt) {
+            Err(e) if e.is_new_history() => {
+                log::error!("{}: {e}", unit.name);
+                if allowed.dry {
+                    let folder = state_dir.join("trial");
+                    drop(Trial(folder.clone()));
+                    std::fs::create_dir(&folder).map_err(|e| e.to_string())?;
+                    trial = Some(Trial(folder.clone()));
+                    index = open_index(&unit, &folder.join("index"), &folder.join("note"), here)?;
+                    open(&index, Adopt::Try)
+                } else {
+                    index.give_up().map_err(doubted)?;
+                    drop(index);
+                    index = open_index(&unit, &file, &note, here)?;
+                    open(&index, adopt)
+                }
+            }
+            other => other,
+        };
+        let set = set.map_err(doubted)?;
         let held = holds_an_address(args, me);
         let replica = index.state().map_err(told)?.replica;
         Ok(Self {
@@ -125,6 +146,7 @@ impl Local {
             held,
             clocks: clocks(args),
             allowed,
+            _trial: trial,
         })
     }
 
@@ -143,11 +165,20 @@ impl Local {
             unit: self.skew_ns(),
             excluded: &|path, directory| self.unit.excludes(path, directory),
             may_be_empty: self.allowed.deletes || self.unit.may_be_empty(),
+            limit: self.unit.limit(),
         };
         let locks = accounts::quiet(&self.unit)?;
-        let summary =
-            store::look(&self.set, &self.index, &look).map_err(|e| doubted(&self.state, e))?;
+        let summary = store::look(&self.set, &self.index, &look);
         drop(locks);
+        if let Err(e) = &summary
+            && e.is_new_history()
+        {
+            // Whoever opens it again begins anew.
+            log::error!("{}: {e}", self.unit.name);
+            self.index.give_up().map_err(told)?;
+            return Err(BUSY.to_owned());
+        }
+        let summary = summary.map_err(|e| doubted(&self.state, e))?;
         self.summary.get_or_init(|| summary);
         let filled = self.index.state().map_err(told)?.live > 0;
         fresh::looked(&self.state, &self.replica, self.set.root(), filled)?;
@@ -224,9 +255,47 @@ impl Local {
             count,
             held: self.held,
             unit: self.skew_ns(),
-            newcomer: self.index.standing()?.is_newcomer(),
+            uncertain: false,
         })
     }
+}
+
+/// Opens the index of a unit, and tells if it is not the one that was there.
+fn open_index(
+    unit: &Unit,
+    file: &std::path::Path,
+    note: &std::path::Path,
+    here: &Present,
+) -> Result<Index, String> {
+    let incarnation = daemon::random_u64().map_err(|e| e.to_string())?;
+    let new = || Replica {
+        server: here.owner.server.clone(),
+        incarnation,
+    };
+    let opened = Index::open(file, note, here, new, Calls::unlimited());
+    let state = file.parent().unwrap_or(file);
+    let Opened {
+        index,
+        damaged,
+        foreign,
+        given_up,
+        new: _,
+    } = opened.map_err(|e| doubted(state, e))?;
+    let foreign = foreign.map(|(file, why)| (format!("was not this server's: {why}"), file));
+    let aside = [
+        damaged.map(|file| ("could not be read".to_owned(), file)),
+        foreign,
+        given_up.map(|file| ("knows nothing of what is there now".to_owned(), file)),
+    ];
+    for (why, file) in aside.into_iter().flatten() {
+        log::error!(
+            "{}: the index {why}; it is kept as {}. What is here counts as unknown history: where another server has \
+             another version, that one stays, and the one here is kept aside",
+            unit.name,
+            file.display()
+        );
+    }
+    Ok(index)
 }
 
 fn told(e: store::Error) -> String {
@@ -304,9 +373,8 @@ impl Origin for Answering<'_> {
         Ok((state.replica, state.sequence, ledger.told(other)))
     }
 
-    fn newcomer(&mut self) -> io::Result<bool> {
-        let standing = self.local.index.standing().map_err(io::Error::other)?;
-        Ok(standing.is_newcomer())
+    fn standing(&mut self) -> io::Result<Standing> {
+        self.local.index.standing().map_err(io::Error::other)
     }
 
     fn fresh(&self) -> Freshness {

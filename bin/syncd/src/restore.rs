@@ -365,7 +365,7 @@ impl Restore<'_> {
         // A single file that is gone is no directory that might not be mounted.
         let allowed = Allowed {
             deletes: self.unit.names().next().is_some(),
-            root: false,
+            ..Allowed::default()
         };
         let open = || Local::open(self.unit.clone(), &self.here, self.args, allowed);
         let local = patiently(|| open().map_err(|e| (e == BUSY, e)))?;

@@ -16,7 +16,7 @@ use filesync::{Conflict, Outcome};
 use protocol::{ServerName, owner::Present};
 use std::{
     collections::BTreeMap,
-    fmt, io,
+    fmt,
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
     sync::{Condvar, Mutex, OnceLock, PoisonError},
@@ -73,6 +73,7 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
         allowed: Allowed {
             deletes: matches.get_flag("allow-deletes"),
             root: matches.get_flag("trust-root"),
+            dry: matches.get_flag("dry-run"),
         },
         quiet: false,
         until: None,
@@ -169,6 +170,8 @@ pub fn sync(
 enum Stopped {
     /// Another run is at work on it; it may be waiting for this one.
     Busy,
+    /// The other was new and has all that is here now: what it has can be taken.
+    Joined(Farewell),
     /// The unit is of no use, here or there.
     Unit(String),
     /// The server is.
@@ -188,6 +191,7 @@ impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => f.write_str(BUSY),
+            Self::Joined(_) => f.write_str("it is new and changes while it is joined"),
             Self::Unit(why) | Self::Lost(why) => f.write_str(why),
         }
     }
@@ -314,6 +318,14 @@ impl Run<'_> {
             for (peer, outcome) in self.once(unit, &std::mem::take(&mut left)) {
                 match outcome {
                     Err(Stopped::Busy) if tries < TRIES => left.push(peer),
+                    Err(Stopped::Joined(given)) if tries < TRIES => {
+                        let Farewell { taken, kept, .. } = given;
+                        self.say(&format!(
+                            "{} with {}: it is new and joins: {taken} given, {kept} former versions kept aside there",
+                            unit.name, peer.name
+                        ));
+                        left.push(peer);
+                    }
                     Err(stopped) => {
                         let why = stopped.to_string();
                         self.complain(&format!("{} with {}: {why}", unit.name, peer.name));
@@ -406,13 +418,11 @@ impl Run<'_> {
         taken.wait();
         let given = self.give(local, &mut session);
         let given = given.map_err(|e| Stopped::of(e.to_string()))?;
-        let mut report = report;
-        if report.waits && given.left == 0 && !self.wanted.dry {
-            let asked = self.ask(local, &mut session, looked);
-            report = asked.map_err(|e| Stopped::of(e.to_string()))?;
-        }
         self.sessions.give_back(self.config, peer, session);
-        Ok((report, given))
+        match report.waits && given.left == 0 && !self.wanted.dry {
+            true => Err(Stopped::Joined(given)),
+            false => Ok((report, given)),
+        }
     }
 
     /// Takes what is newer there.
@@ -424,42 +434,31 @@ impl Run<'_> {
     ) -> Result<(Connection, Report), Stopped> {
         let session = self.sessions.lend(self.config, peer);
         let mut session = session.map_err(|why| Stopped::Lost(format!("cannot reach {why}")))?;
+        let broken = |e: Error| Stopped::of(e.to_string());
         let begun = session
             .get_mut()
             .begin(local.unit.pace.clone(), self.wanted.until);
-        begun.map_err(|e| Stopped::of(e.to_string()))?;
-        match self.ask(local, &mut session, looked) {
-            Ok(report) => Ok((session, report)),
-            Err(e) => {
-                let why = e.to_string();
-                if let Error::Refused(_) = e {
-                    self.sessions.give_back(self.config, peer, session);
-                }
-                Err(Stopped::of(why))
-            }
-        }
-    }
-
-    /// The same in a session that has begun.
-    fn ask(
-        &self,
-        local: &Local,
-        session: &mut Connection,
-        looked: &OnceLock<Result<(), String>>,
-    ) -> Result<Report, Error> {
-        let mut puller = Puller::new(&mut *session)?;
+        begun.map_err(|e| broken(e.into()))?;
+        let mut puller = Puller::new(&mut session).map_err(|e| broken(e.into()))?;
         let (cluster, name) = (&self.config.cluster.name, &local.unit.name);
-        puller.call(cluster, name, &local.replica)?;
+        puller.call(cluster, name, &local.replica).map_err(broken)?;
         if let Err(why) = looked.wait() {
-            return Err(io::Error::other(why.clone()).into());
+            return Err(Stopped::of(why.clone()));
         }
-        let greeting = puller.answer()?;
+        let greeting = match puller.answer() {
+            Err(Error::Refused(why)) => {
+                let refused = Error::Refused(why);
+                self.sessions.give_back(self.config, peer, session);
+                return Err(broken(refused));
+            }
+            other => other.map_err(broken)?,
+        };
         let Wanted { allowed, dry, .. } = *self.wanted;
         puller.stream().get_mut().patience(READING);
-        let report = pull(local, &mut puller, &greeting, allowed, dry)?;
+        let report = pull(local, &mut puller, &greeting, allowed, dry).map_err(broken)?;
         // It may have to wait for a slow disk now.
         session.get_mut().patience(PATIENCE);
-        Ok(report)
+        Ok((session, report))
     }
 
     /// Gives what is newer here.

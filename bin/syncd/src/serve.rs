@@ -13,7 +13,7 @@ use crate::{
 use clap::Command;
 use config::Config;
 use daemon::{Args, eprintln, machine};
-use filesync::{Digest, Path, Replica};
+use filesync::{Digest, Path, Replica, Standing};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -278,8 +278,8 @@ impl Origin for Asked<'_> {
         greeted.unwrap_or_else(|| Err("no set was named".into()))
     }
 
-    fn newcomer(&mut self) -> io::Result<bool> {
-        self.with(|a| a.newcomer()).unwrap_or_else(unnamed)
+    fn standing(&mut self) -> io::Result<Standing> {
+        self.with(|a| a.standing()).unwrap_or_else(unnamed)
     }
 
     fn fresh(&self) -> Freshness {

@@ -1,7 +1,7 @@
 //! `syncd` as a daemon: carries words between the plan, the threads that do its jobs, electd and the operator.
 
 use crate::{
-    conflicts,
+    accounts, conflicts,
     follow::{self, Follow},
     jobs::{self, Ground},
     sessions::Sessions,
@@ -16,8 +16,9 @@ use protocol::{
     local::{
         ctl::{CtlReply, CtlRequest},
         ring::{ElectdToSyncd, SyncdToElectd},
-        status::{Detail, LastRun, OwedRun, SetPeer, SetStatus, SyncdStatus},
+        status::{Detail, LastRun, OwedRun, SET_NOTES_MAX, SetPeer, SetStatus, SyncdStatus},
     },
+    version::Since,
     wire::beat::Freshness,
 };
 use schedule::{Done, Ended, Job, Memory, Now, Plan, Rules, SetRules};
@@ -423,6 +424,7 @@ impl Shell {
                 aside: conflicts::count(&self.boot.config, &self.boot.args, name),
                 next: self.plan.next_of(name, &daemon::sys::local_offset),
                 peers: self.peers(name),
+                notes: Since(self.set_notes(name)),
             }
         };
         SyncdStatus {
@@ -430,6 +432,15 @@ impl Shell {
             numbers: self.plan.numbers(),
             sets: self.boot.config.sets.iter().map(|s| set(&s.name)).collect(),
         }
+    }
+
+    /// What an operator should look at in the files of a set.
+    fn set_notes(&self, name: &ServerName) -> Vec<String> {
+        let (config, args) = (&self.boot.config, &self.boot.args);
+        let units = units::of(config, &args.state_dir, |set| set.name == *name);
+        let notes = units.iter().flat_map(accounts::duplicates);
+        let short = notes.map(|note| note.chars().take(REASON).collect());
+        short.take(SET_NOTES_MAX).collect()
     }
 
     fn peers(&self, set: &ServerName) -> Vec<SetPeer> {

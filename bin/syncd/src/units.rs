@@ -2,7 +2,7 @@
 
 use crate::pace::Pace;
 use config::{Config, SyncSet};
-use filesync::Path;
+use filesync::{Path, guard::Limit};
 use ignore::{
     Match,
     gitignore::{Gitignore, GitignoreBuilder},
@@ -15,6 +15,9 @@ use std::{
     path::{Path as FsPath, PathBuf},
     time::Duration,
 };
+
+/// So few removals are never too many.
+const FEW: u64 = 20;
 
 /// One directory and what of it is kept alike.
 #[derive(Clone)]
@@ -33,8 +36,6 @@ pub struct Unit {
     pub root: PathBuf,
     /// How fast its contents go; one for all units of the set.
     pub pace: Pace,
-    /// The servers that have it.
-    pub servers: Vec<ServerName>,
     /// Why nothing may be done with it now.
     pub fault: Option<String>,
     /// These files of it only.
@@ -114,6 +115,14 @@ impl Unit {
         run_dir.join("sync").join(file_of(&self.name))
     }
 
+    /// How much of what is there a run may remove, or take for edits, without being told to.
+    pub fn limit(&self) -> Limit {
+        Limit {
+            percent: self.delete_limit,
+            least: FEW,
+        }
+    }
+
     /// Where in it a path is, what is excluded, too; `Some(None)`: it is its directory.
     pub fn inner(&self, path: &FsPath) -> Option<Option<Path>> {
         let inner = path.strip_prefix(&self.root).ok()?.as_os_str().as_bytes();
@@ -164,8 +173,6 @@ fn file_of(name: &str) -> String {
 /// with a unit keeps no other one up.
 pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
-    let servers = config.servers.iter().filter(|s| !s.witness);
-    let servers: Vec<_> = servers.map(|s| s.name.clone()).collect();
     for set in &config.sets {
         let patterns = excludes(set);
         let template = Unit {
@@ -176,7 +183,6 @@ pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool
             accounts: set.merge_accounts,
             root: PathBuf::new(),
             pace: Pace::of(set.rate),
-            servers: servers.clone(),
             fault: patterns.as_ref().err().cloned(),
             only: None,
             excludes: patterns.unwrap_or_else(|_| Gitignore::empty()),

@@ -143,8 +143,9 @@ pub struct Author {
     pub held: bool,
     /// What clocks may differ by, in nanoseconds: the same constant in the whole cluster.
     pub unit: u64,
-    /// It has no history: what it comes by has been there since nobody knows when.
-    pub newcomer: bool,
+    /// It has no history, or goes on with an index that may have come back from a backup: what it comes by has been there
+    /// since nobody knows when.
+    pub uncertain: bool,
 }
 
 impl Author {
@@ -155,12 +156,12 @@ impl Author {
         vector.note(&self.replica, self.count);
         let rank = match before {
             Some(before) if node.is_none() && before.node.is_some() => Rank::of_turn(&before.rank),
-            None if self.newcomer => Rank::of_unknown(&self.replica, nanos),
+            None if self.uncertain => Rank::of_unknown(&self.replica, nanos),
             _ => Rank::of_change(
                 before.map(|b| &b.rank),
                 &self.replica,
                 nanos,
-                self.held,
+                self.held && !self.uncertain,
                 self.unit,
             ),
         };

@@ -18,7 +18,7 @@
 //! | `entry` | what is at a path, and events |
 //! | `observe` | from what is seen to events; which files must be read again |
 //! | `plan` | from two replicas' entries to operations; conflicts |
-//! | `standing` | which replica has no history and gives way |
+//! | `standing` | whose history counts, and who gives way |
 //! | `guard` | what must not be taken for removals |
 //! | `ledger` | what the others have, and which tombstones can go |
 //! | `accounts` | password files, merged record by record |

@@ -93,6 +93,15 @@ pub struct Span {
 }
 
 impl Span {
+    /// Of a look at `now` after one that began at `looked`. What an uncertain author finds is as old as it says.
+    pub fn new(author: &Author, looked: u64, now: u64) -> Self {
+        let previous = match author.uncertain {
+            true => 0,
+            false => looked,
+        };
+        Self { previous, now }
+    }
+
     /// When a change happened: a modification time is believed if it lies where it can.
     fn stamp(&self, node: Option<&Node>) -> u64 {
         let told = node.and_then(|n| u64::try_from(n.mtime).ok());
@@ -256,7 +265,7 @@ mod tests {
             count: 10,
             held: false,
             unit: 1000,
-            newcomer: false,
+            uncertain: false,
         }
     }
 

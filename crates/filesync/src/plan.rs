@@ -11,7 +11,8 @@
 //!   neither           the higher rank stays; whoever has the lower one keeps it aside and takes the other
 //! ```
 //!
-//! A replica without a history ([`Standing`](crate::Standing)) takes the other's in the last case, whatever the ranks.
+//! A replica whose history does not count ([`Standing`](crate::Standing)) takes the other's in the last case, whatever the
+//! ranks.
 //!
 //! First come files and directories to be made or changed, parents before what is in them; then files that have further
 //! names; then removals of files, so that what only moved is still there to move; then directories, the deepest first.
@@ -125,7 +126,8 @@ pub struct Conflict {
 pub struct Planner {
     /// Clocks are too far apart: a conflict waits for them.
     pub undecided: bool,
-    /// This replica has no history and the other has: the version here gives way in each conflict.
+    /// The other's history counts and this one's does not: in each conflict the version here is forgotten, once it is
+    /// kept aside.
     pub yields: bool,
     /// Seen so far.
     pub conflicts: Vec<Conflict>,
@@ -355,7 +357,14 @@ impl Planner {
         let alike = here.node == there.node;
         let mut joined = there.clone();
         joined.vector.join(&here.vector);
+        if self.yields && !alike {
+            joined.vector.clone_from(&there.vector);
+        }
         let outcome = match relation {
+            // Else what is in it could never come, and nobody would hear that it was removed.
+            Relation::Newer if self.yields && there.is_directory() && !here.is_directory() => {
+                Outcome::GaveWay
+            }
             Relation::Newer => return None,
             Relation::Equal if alike => return None,
             Relation::Equal => Outcome::Impossible,

@@ -1,21 +1,22 @@
-//! Whether a replica has a history.
+//! Whose history counts.
 //!
 //! A server that was installed anew has files that nobody wrote: what its packages brought, a fresh password file. They
-//! are younger than those of the others and mean nothing. So a replica with a new index is a *newcomer* until it has all
-//! that an established one has, or has met every other server and found none. It gives way in every conflict with an
-//! established one, which takes nothing from it before.
+//! are younger than those of the others and mean nothing. So replicas that have met share a *history*, named after one
+//! of them, and a new index is a history of its own. Where two histories meet, the one that fewer servers share gives
+//! way in every conflict and becomes part of the other; nothing is taken of it before. Two that nobody shares are equal.
 
+use crate::version::Replica;
 use protocol::ServerName;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::{cmp::Ordering, collections::BTreeSet};
 
-/// Of a replica. Kept with the index.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Standing {
-    /// What it has counts.
-    Established,
-    /// It has a new index, and has all that these newcomers have.
-    Newcomer(BTreeSet<ServerName>),
+/// The history that a replica is part of. Kept with the index, and told in a greeting.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Incarnation of the replica that it is named after; 0: of before there were any.
+    history: u64,
+    /// The servers that are known to share it.
+    shared: BTreeSet<ServerName>,
 }
 
 /// What a replica does with what another one offers.
@@ -31,37 +32,46 @@ pub enum Terms {
 
 impl Standing {
     /// Of a new index.
-    pub fn new() -> Self {
-        Self::Newcomer(BTreeSet::new())
+    pub fn new(replica: &Replica) -> Self {
+        Self {
+            history: replica.incarnation,
+            shared: BTreeSet::from([replica.server.clone()]),
+        }
     }
 
-    /// Whether it is one.
+    /// Nobody shares its history.
     pub fn is_newcomer(&self) -> bool {
-        *self != Self::Established
+        self.weight() < 2
     }
 
-    /// Towards one that is a newcomer, or is none.
-    pub fn terms(&self, other_is_newcomer: bool) -> Terms {
-        match (self.is_newcomer(), other_is_newcomer) {
-            (true, false) => Terms::Yield,
-            (false, true) => Terms::Wait,
-            (true, true) | (false, false) => Terms::Equal,
+    fn weight(&self) -> usize {
+        match self.history {
+            0 => usize::MAX,
+            _ => self.shared.len(),
         }
     }
 
-    /// After it has taken all that `from` has, of all `others` that there are.
-    pub fn has_all_of(&mut self, from: &ServerName, is_newcomer: bool, others: &[ServerName]) {
-        let Self::Newcomer(met) = self else { return };
-        met.insert(from.clone());
-        if !is_newcomer || others.iter().all(|other| met.contains(other)) {
-            *self = Self::Established;
+    /// Towards one of this standing.
+    pub fn terms(&self, other: &Self) -> Terms {
+        if self.history == other.history || self.is_newcomer() && other.is_newcomer() {
+            return Terms::Equal;
+        }
+        let (own, theirs) = (self.weight(), other.weight());
+        match own.cmp(&theirs).then(other.history.cmp(&self.history)) {
+            Ordering::Less => Terms::Yield,
+            Ordering::Equal => Terms::Equal,
+            Ordering::Greater => Terms::Wait,
         }
     }
-}
 
-impl Default for Standing {
-    fn default() -> Self {
-        Self::new()
+    /// It has all that one of this standing has.
+    pub fn has_all_of(&mut self, other: &Self) {
+        self.history = match self.terms(other) {
+            Terms::Equal => self.history.min(other.history),
+            Terms::Yield => other.history,
+            Terms::Wait => self.history,
+        };
+        self.shared.extend(other.shared.iter().cloned());
     }
 }
 
@@ -70,30 +80,60 @@ impl Default for Standing {
 mod tests {
     use super::*;
 
-    fn name(name: &str) -> ServerName {
-        name.parse().unwrap()
+    fn new(server: &str, incarnation: u64) -> Standing {
+        let server = server.parse().unwrap();
+        Standing::new(&Replica {
+            server,
+            incarnation,
+        })
+    }
+
+    /// These have met.
+    fn shared(servers: &[(&str, u64)]) -> Standing {
+        let mut all = new(servers[0].0, servers[0].1);
+        for (server, incarnation) in servers {
+            all.has_all_of(&new(server, *incarnation));
+        }
+        all
     }
 
     #[test]
-    fn one_that_has_all_of_an_established_one_is_established() {
-        let others = [name("beta"), name("gamma")];
-        let mut standing = Standing::new();
-        assert_eq!(standing.terms(false), Terms::Yield);
-        standing.has_all_of(&name("beta"), false, &others);
-        assert_eq!(standing, Standing::Established);
-        assert_eq!(standing.terms(true), Terms::Wait);
+    fn newcomers_among_themselves_are_equal_and_share_a_history_then() {
+        let (mut alpha, mut beta) = (new("alpha", 5), new("beta", 3));
+        assert_eq!(alpha.terms(&beta), Terms::Equal);
+        alpha.has_all_of(&beta);
+        assert!(!alpha.is_newcomer());
+        assert_eq!(beta.terms(&alpha), Terms::Equal);
+        beta.has_all_of(&alpha);
+        assert_eq!(alpha, beta);
     }
 
     #[test]
-    fn newcomers_among_themselves_are_none_once_all_have_met() {
-        let others = [name("beta"), name("gamma")];
-        let mut standing = Standing::new();
-        assert_eq!(standing.terms(true), Terms::Equal);
-        standing.has_all_of(&name("beta"), true, &others);
-        assert!(standing.is_newcomer(), "gamma may have a history");
-        standing.has_all_of(&name("beta"), true, &others);
-        assert!(standing.is_newcomer());
-        standing.has_all_of(&name("gamma"), true, &others);
-        assert!(!standing.is_newcomer());
+    fn one_that_is_new_gives_way_to_those_that_have_met_and_is_one_of_them_then() {
+        let old = shared(&[("alpha", 5), ("beta", 3)]);
+        let mut gamma = new("gamma", 1);
+        assert_eq!(gamma.terms(&old), Terms::Yield);
+        assert_eq!(old.terms(&gamma), Terms::Wait);
+        gamma.has_all_of(&old);
+        assert_eq!(gamma.terms(&old), Terms::Equal);
+        assert_eq!(old.terms(&gamma), Terms::Equal);
+    }
+
+    #[test]
+    fn two_that_were_installed_anew_do_not_outweigh_the_one_that_was_not() {
+        let mut gamma = shared(&[("alpha", 5), ("beta", 3)]);
+        gamma.has_all_of(&shared(&[("gamma", 9)]));
+        gamma.shared.insert("gamma".parse().unwrap());
+        let anew = shared(&[("alpha", 1), ("beta", 2)]);
+        assert_eq!(anew.terms(&gamma), Terms::Yield);
+        assert_eq!(gamma.terms(&anew), Terms::Wait);
+    }
+
+    #[test]
+    fn an_index_of_before_outweighs_a_new_one_and_is_equal_to_its_like() {
+        let before = Standing::default();
+        assert_eq!(before.terms(&Standing::default()), Terms::Equal);
+        assert_eq!(before.terms(&new("alpha", 1)), Terms::Wait);
+        assert!(!before.is_newcomer());
     }
 }

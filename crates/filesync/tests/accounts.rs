@@ -4,10 +4,13 @@
 
 use filesync::{
     Author, Digest, Entry, Kind, Node, Relation, Replica,
-    accounts::{self, File, History, How, Settled, Side},
+    accounts::{self, File, History, How, Pair, Settled, Side},
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+
+#[path = "accounts/database.rs"]
+mod database;
 
 const SERVERS: usize = 4;
 /// Users that each server has for itself.
@@ -80,10 +83,7 @@ impl Server {
         let entry = self
             .author
             .change(Some(&self.entry.clone()), Some(node(&text, now)), now);
-        self.history = self
-            .history
-            .follow(File::Shadow, &text, &entry, digest)
-            .unwrap();
+        self.history = self.history.follow(File::Shadow, &text, &entry, digest);
         (self.entry, self.text) = (entry, text);
     }
 
@@ -101,24 +101,24 @@ impl Server {
             Relation::Concurrent => {
                 let mut author = self.author.clone();
                 let (ours, theirs) = (self.side(), other.side());
-                let settled = accounts::settle(
-                    How {
-                        file: File::Shadow,
-                        base: b"",
-                        few: false,
-                    },
-                    &ours,
-                    &theirs,
-                    &mut author,
-                    now,
-                    digest,
-                );
-                let Settled {
+                let pair = Pair {
+                    file: File::Shadow,
+                    base: b"",
+                    here: ours,
+                    there: theirs,
+                };
+                let how = How::default();
+                let settled = accounts::settle(how, &[pair], &mut author, now, digest);
+                let Some(Settled {
                     entry,
                     text,
                     history,
                     notes,
-                } = settled.unwrap();
+                    ..
+                }) = settled.unwrap().remove(0)
+                else {
+                    return Vec::new();
+                };
                 assert_eq!(entry.node.as_ref().unwrap().kind, node(&text, 0).kind);
                 self.author = author;
                 (self.entry, self.text, self.history) = (entry, text, history);
@@ -146,7 +146,7 @@ impl Cluster {
             count: 0,
             held: false,
             unit: 10,
-            newcomer: false,
+            uncertain: false,
         };
         let first = author(0).change(None, Some(node(&text, 1)), 1);
         let server = |i| Server {
@@ -156,9 +156,7 @@ impl Cluster {
             },
             entry: first.clone(),
             text: text.clone(),
-            history: History::default()
-                .follow(File::Shadow, &text, &first, digest)
-                .unwrap(),
+            history: History::default().follow(File::Shadow, &text, &first, digest),
         };
         Self {
             servers: (0..SERVERS).map(server).collect(),

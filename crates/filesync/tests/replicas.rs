@@ -1,4 +1,10 @@
-//! Three and more replicas under random changes, meetings, crashes, lost indexes and clocks that jump by a year.
+//! Three and more replicas under random changes, meetings, crashes, lost indexes and clocks that jump by a year; files,
+//! indexes and both that come back from backups; servers that are installed anew; full disks; paths that cannot be
+//! looked at.
+//!
+//! What must hold: all come to the same; no value is lost that was not superseded by somebody who had seen it, or went
+//! with the only disk that had it; nothing that was superseded comes back; and whoever has no history has, once it has
+//! taken all of somebody, what that one has.
 //!
 //! Each value is written once and never again, so a lost, invented or resurrected one is seen. What happened is also
 //! kept as plain sets of events, without vectors or ranks: what is found in the end is judged by these.
@@ -8,8 +14,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use filesync::{
-    Author, Difference, Digest, Entry, Kind, Ledger, Node, Operation, Path, Planner, Replica,
-    Sight, Source, Span, Tree,
+    Author, Difference, Digest, Entry, Kind, Ledger, Node, Operation, Path, Planner, Relation,
+    Replica, Sight, Source, Span, Standing, Terms, Tree,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,16 +63,34 @@ fn node(kind: Kind, mode: u16, mtime: i64) -> Node {
     }
 }
 
+fn value(node: &Node) -> Option<Digest> {
+    match node.kind {
+        Kind::File { digest, .. } => Some(digest),
+        _ => None,
+    }
+}
+
 /// One change seen at one replica, and all that it came after.
 #[derive(Clone, Debug)]
 struct Event {
     after: BTreeSet<usize>,
     node: Option<Node>,
+    /// Of what nobody knows since when it has been there, or made of that: by rank it may lose to what it changed.
+    weak: bool,
 }
 
 #[derive(Clone)]
 struct Machine {
     author: Author,
+    /// Who keeps the index.
+    keeper: Replica,
+    standing: Standing,
+    /// How far it has got with the others.
+    taken: Ledger,
+    /// Nothing can be fetched.
+    full: bool,
+    /// What could not be looked at the last time.
+    hidden: Option<Path>,
     disk: BTreeMap<Path, Node>,
     index: BTreeMap<Path, (Entry, u64)>,
     sequence: u64,
@@ -126,6 +150,15 @@ struct Cut;
 impl Machine {
     fn new(name: &str, incarnation: u64) -> Self {
         Self {
+            keeper: Replica {
+                server: name.parse().unwrap(),
+                incarnation,
+            },
+            // They have met before.
+            standing: Standing::default(),
+            taken: Ledger::default(),
+            full: false,
+            hidden: None,
             author: Author {
                 replica: Replica {
                     server: name.parse().unwrap(),
@@ -134,7 +167,7 @@ impl Machine {
                 count: 0,
                 held: false,
                 unit: SECOND / 10,
-                newcomer: false,
+                uncertain: false,
             },
             disk: BTreeMap::new(),
             index: BTreeMap::new(),
@@ -170,17 +203,22 @@ impl Machine {
 
     fn look(&mut self, now: u64, events: &mut BTreeMap<Path, Vec<Event>>) {
         let now = self.time(now);
-        let span = Span {
-            previous: self.looked,
-            now,
-        };
-        self.looked = now;
         let known = self.index.clone().into_iter().map(|(p, (e, _))| (p, e));
+        self.author.uncertain |= self.standing.is_newcomer();
+        // What is not seen when an index is begun is new when it is seen.
+        let hidden = self.hidden.clone().filter(|_| !self.author.uncertain);
+        let is_hidden = |p: &Path| hidden.as_ref().is_some_and(|h| p == h || p.is_below(h));
         let seen = self
             .disk
             .clone()
             .into_iter()
-            .map(|(p, n)| (p, Sight::Node(n)));
+            .filter_map(|(p, n)| match &hidden {
+                Some(h) if p == *h => Some((p, Sight::Unknown)),
+                Some(h) if p.is_below(h) => None,
+                _ => Some((p, Sight::Node(n))),
+            });
+        let span = Span::new(&self.author, self.looked, now);
+        self.looked = now;
         let intents = std::mem::take(&mut self.intents);
         let intended = |p: &Path| intents.get(p).cloned();
         let changes: Vec<_> =
@@ -195,30 +233,69 @@ impl Machine {
                 if let Some(i) = all.iter().position(|e| brought && e.node == entry.node) {
                     after.extend(&all[i].after);
                     after.insert(i);
+                    all[i].weak |= entry.rank.unit == 0;
                     self.note(path, entry);
                     continue;
                 }
+                let before = self.index.get(&path).map(|(before, _)| before);
                 all.push(Event {
                     after: after.clone(),
                     node: entry.node.clone(),
+                    weak: entry.rank.unit == 0 || before.is_some_and(|b| b.rank.unit == 0),
                 });
                 after.insert(all.len() - 1);
             }
             self.note(path, entry);
         }
-        self.forgetful = false;
-        self.touched.clear();
+        self.intents = intents;
+        self.intents.retain(|p, _| is_hidden(p));
+        if hidden.is_none() {
+            self.forgetful = false;
+        }
+        self.touched.retain(is_hidden);
+        self.author.uncertain = false;
     }
 
-    fn lose_index(&mut self) {
+    fn lose_index(&mut self, incarnation: u64) {
         self.forgetful = true;
-        self.author.replica.incarnation += 1;
+        self.author.replica.incarnation = incarnation;
         self.author.count = 0;
+        self.keeper = self.author.replica.clone();
+        self.standing = Standing::new(&self.keeper);
         self.index.clear();
         self.intents.clear();
         self.ledger = Ledger::default();
+        self.taken = Ledger::default();
         self.history.clear();
         self.sequence = 0;
+    }
+
+    /// The index is what it was, and whoever goes on with it is another one.
+    fn index_of(&mut self, backup: &Self, incarnation: u64) {
+        let Self {
+            index,
+            intents,
+            ledger,
+            taken,
+            history,
+            keeper,
+            standing,
+            aside,
+            sequence,
+            ..
+        } = backup.clone();
+        (self.index, self.intents, self.history) = (index, intents, history);
+        (self.ledger, self.taken, self.aside) = (ledger, taken, aside);
+        (self.keeper, self.standing, self.sequence) = (keeper, standing, sequence);
+        (self.author.replica.incarnation, self.author.count) = (incarnation, 0);
+        self.author.uncertain = true;
+    }
+
+    /// Its files and what is kept aside.
+    fn values(&self) -> BTreeSet<Digest> {
+        let aside = self.aside.iter().map(|(_, node)| node);
+        let files = self.disk.values().chain(aside);
+        files.filter_map(value).collect()
     }
 
     /// Takes what `other` has; returns how many operations there were. `Err` if it was cut off.
@@ -231,6 +308,23 @@ impl Machine {
     ) -> Result<Pulled, Cut> {
         let mut planner = Planner::default();
         let mut pulled = Pulled::default();
+        let terms = self.standing.terms(&other.standing);
+        planner.yields = terms == Terms::Yield;
+        if terms == Terms::Wait {
+            (pulled.operations, pulled.complete) = (1, false);
+            return Ok(pulled);
+        }
+        let conflicts: BTreeSet<_> = other
+            .index
+            .iter()
+            .filter(|(path, (entry, _))| {
+                let here = self.index.get(*path);
+                here.is_some_and(|(here, _)| {
+                    here.vector.relation(&entry.vector) == Relation::Concurrent
+                })
+            })
+            .map(|(path, _)| path.clone())
+            .collect();
         let fresh = |(_, (_, sequence)): &(&Path, &(Entry, u64))| *sequence > known;
         let offered: Vec<_> = other.index.iter().filter(fresh).collect();
         for batch in offered.chunks(3) {
@@ -255,6 +349,18 @@ impl Machine {
             "{:?}",
             planner.conflicts
         );
+        if planner.yields && pulled.complete {
+            for (path, (entry, _)) in other.index.iter().filter(|(p, _)| conflicts.contains(*p)) {
+                let node = self.index.get(path).and_then(|(e, _)| e.node.as_ref());
+                let stays = entry.node.is_none() && node.is_some_and(Node::is_directory);
+                if node != entry.node.as_ref() && !stays {
+                    let (keeper, other) = (&self.keeper, &other.keeper);
+                    pulled.fault = Some(format!(
+                        "{path} of {keeper:?} did not give way to {other:?}: {node:?} and {entry:?}"
+                    ));
+                }
+            }
+        }
         Ok(pulled)
     }
 
@@ -280,10 +386,17 @@ impl Machine {
                     .get(&operation.path)
                     .cloned()
                     .unwrap_or_default();
-                self.history
-                    .entry(operation.path)
-                    .or_default()
-                    .extend(theirs);
+                let history = self.history.entry(operation.path).or_default();
+                // What gave way without a history is forgotten.
+                let forgotten = |was: &Entry| {
+                    let relation = operation.entry.vector.relation(&was.vector);
+                    relation == Relation::Concurrent
+                        || was.rank.unit == 0 && was.node != operation.entry.node
+                };
+                if operation.was.as_ref().is_some_and(forgotten) {
+                    history.clear();
+                }
+                history.extend(theirs);
             }
         }
         Ok(())
@@ -333,7 +446,7 @@ impl Machine {
                     let comes = entry.node.as_ref().filter(|n| file(n));
                     comes.is_none_or(|n| node.is_some_and(|was| was.kind == n.kind))
                 }
-                Source::Fetch => has(other, path),
+                Source::Fetch => !self.full && has(other, path),
                 Source::Copy(from) | Source::Move(from) => {
                     has(self, from) || has(other, path) || moved
                 }
@@ -365,6 +478,7 @@ struct Pulled {
     complete: bool,
     /// Something in a directory that was to go was in the way.
     reshaped: bool,
+    fault: Option<String>,
 }
 
 impl Default for Pulled {
@@ -373,6 +487,7 @@ impl Default for Pulled {
             operations: 0,
             complete: true,
             reshaped: false,
+            fault: None,
         }
     }
 }
@@ -389,6 +504,12 @@ struct World {
     superseded: BTreeSet<Digest>,
     /// See [`Pulled`].
     reshaped: bool,
+    fault: Option<String>,
+    /// Which of two histories gives way depends on who meets whom first.
+    histories: bool,
+    /// Of each machine, sometime before.
+    backups: Vec<Machine>,
+    incarnation: u64,
 }
 
 const NAMES: [&str; 8] = ["a", "b", "d", "d/x", "d/y", "d/e", "d/e/z", "f"];
@@ -398,8 +519,13 @@ impl World {
         let mut random = Random(seed);
         let count = 3 + random.index(2);
         let names = ["alpha", "beta", "gamma", "delta"];
+        let machines: Vec<_> = names[..count].iter().map(|n| Machine::new(n, 1)).collect();
         Self {
-            machines: names[..count].iter().map(|n| Machine::new(n, 1)).collect(),
+            backups: machines.clone(),
+            histories: false,
+            fault: None,
+            incarnation: 1,
+            machines,
             random,
             now: 1_700_000_000 * SECOND,
             events: BTreeMap::new(),
@@ -491,8 +617,9 @@ impl World {
         self.machines[i].look(now, events);
         self.machines[j].look(now, events);
         let other = self.machines[j].clone();
-        let replica = self.machines[i].author.replica.clone();
-        let known = other.ledger.told(&replica);
+        let replica = self.machines[i].keeper.clone();
+        let taken = self.machines[i].taken.told(&other.keeper);
+        let known = other.ledger.told(&replica).min(taken);
         let pulled = self.machines[i].pull(&other, known, now, &mut Steps(steps));
         match pulled {
             Err(Cut) => 1,
@@ -500,11 +627,16 @@ impl World {
                 operations,
                 complete,
                 reshaped,
+                fault,
             }) => {
                 self.reshaped |= reshaped;
+                self.fault = self.fault.take().or(fault);
                 if complete {
                     let ledger = &mut self.machines[j].ledger;
                     ledger.acknowledged(&replica, other.sequence, now);
+                    let here = &mut self.machines[i];
+                    here.taken.stands(&other.keeper, other.sequence, now);
+                    here.standing.has_all_of(&other.standing);
                 }
                 operations
             }
@@ -532,16 +664,67 @@ impl World {
                 let jump = i64::try_from(self.random.below(2 * YEAR as u64)).unwrap() - YEAR;
                 self.machines[i].clock = if self.random.percent(30) { 0 } else { jump };
             }
-            96 => self.machines[i].lose_index(),
-            97..99 => self.machines[i].author.held ^= true,
+            96 => self.back(i),
+            97 => self.machines[i].author.held ^= true,
+            98 => self.machines[i].full ^= true,
+            99 => {
+                let hidden = self
+                    .random
+                    .percent(50)
+                    .then(|| path(self.random.of(&NAMES)));
+                self.machines[i].hidden = hidden;
+            }
             _ => {}
         }
+    }
+
+    /// Something of a machine is lost, or comes back from a backup, or a backup is made.
+    fn back(&mut self, i: usize) {
+        self.incarnation += 1;
+        let (incarnation, backup) = (self.incarnation, self.backups[i].clone());
+        let before = self.machines[i].values();
+        let aside_before = self.machines[i].aside.clone();
+        let machine = &mut self.machines[i];
+        match self.random.below(8) {
+            0..3 => self.backups[i] = machine.clone(),
+            3 => {
+                machine.index_of(&backup, incarnation);
+                (machine.disk, machine.looked) = (backup.disk, backup.looked);
+                (machine.touched, machine.forgetful) = (backup.touched, backup.forgetful);
+            }
+            4 => machine.index_of(&backup, incarnation),
+            what => {
+                self.histories = true;
+                machine.lose_index(incarnation);
+                match what {
+                    5 => machine.disk = backup.disk,
+                    6 => machine.disk.clear(),
+                    _ => {}
+                }
+                machine.touched.clear();
+            }
+        }
+        let others = self.machines.iter().enumerate().filter(|(j, _)| *j != i);
+        let there: BTreeSet<_> = others.flat_map(|(_, m)| m.values()).collect();
+        let here = self.machines[i].values();
+        // The only disk that had it has it no more.
+        let lost = before
+            .into_iter()
+            .filter(|v| !there.contains(v) && !here.contains(v));
+        self.superseded.extend(lost);
+        // What lost is kept on one server only.
+        let aside = aside_before.difference(&self.machines[i].aside);
+        self.superseded
+            .extend(aside.filter_map(|(_, node)| value(node)));
     }
 
     /// All meet, in some order, until nobody has anything to do.
     fn settle(&mut self) -> Result<(), String> {
         let n = self.machines.len();
-        for _ in 0..12 {
+        for machine in &mut self.machines {
+            (machine.full, machine.hidden) = (false, None);
+        }
+        for _ in 0..16 {
             let mut pairs: Vec<_> = (0..n).flat_map(|i| (0..n).map(move |j| (i, j))).collect();
             pairs.retain(|(i, j)| i != j);
             let mut operations = 0;
@@ -558,6 +741,9 @@ impl World {
     }
 
     fn judge(&self) -> Result<(), String> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
         let first = &self.machines[0];
         for other in &self.machines[1..] {
             if other.disk != first.disk {
@@ -578,12 +764,8 @@ impl World {
             }
         }
         let aside: BTreeSet<_> = self.machines.iter().flat_map(|m| &m.aside).collect();
-        let digest = |node: &Node| match node.kind {
-            Kind::File { digest, .. } => Some(digest),
-            _ => None,
-        };
-        let mut there: BTreeSet<_> = first.disk.values().filter_map(digest).collect();
-        there.extend(aside.iter().filter_map(|(_, node)| digest(node)));
+        let mut there: BTreeSet<_> = first.disk.values().filter_map(value).collect();
+        there.extend(aside.iter().filter_map(|(_, node)| value(node)));
         there.extend(&self.superseded);
         for value in 1..=self.value {
             let mut bytes = [0; 32];
@@ -604,7 +786,7 @@ impl World {
                 let mut later = events
                     .iter()
                     .enumerate()
-                    .filter(|(_, e)| e.after.contains(&i));
+                    .filter(|(_, e)| e.after.contains(&i) && !e.weak);
                 !later.any(|(j, _)| told(&j))
             };
             let mut mine = events.iter().enumerate().filter(from).peekable();
@@ -646,7 +828,7 @@ fn run(seed: u64) -> Result<(), String> {
     other_order.random = Random(seed ^ 0xbeef);
     world.settle().and_then(|()| world.judge())?;
     other_order.settle().and_then(|()| other_order.judge())?;
-    let reshaped = world.reshaped || other_order.reshaped;
+    let reshaped = world.reshaped || other_order.reshaped || world.histories;
     if world.machines[0].disk != other_order.machines[0].disk && !reshaped {
         let (one, other) = (&world.machines[0].disk, &other_order.machines[0].disk);
         return Err(format!("order: {}", differing(one, other)));

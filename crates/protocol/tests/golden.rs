@@ -712,6 +712,7 @@ fn replies() -> Vec<CtlReply> {
             next: Some(1_767_236_400),
             aside: 2,
             peers: vec![peer],
+            notes: Since(vec!["duplicate uid 7: ann and bob in passwd".to_owned()]),
         }],
     };
     let details = [

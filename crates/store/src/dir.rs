@@ -5,12 +5,12 @@
 //! syncd read or write outside of it.
 
 use crate::calls::Calls;
-use filesync::{Node, Path};
+use filesync::{Node, Path, guard::Identity};
 use rustix::{
     fs::{
-        AtFlags, Dev, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fstat, fstatfs,
-        fsync, linkat, makedev, mkdirat, mknodat, open, openat2, readlinkat, renameat_with, statat,
-        symlinkat, syncfs, unlinkat,
+        AtFlags, Dev, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, StatxFlags, fstat,
+        fstatfs, fstatvfs, fsync, linkat, makedev, mkdirat, mknodat, open, openat2, readlinkat,
+        renameat_with, statat, statx, symlinkat, syncfs, unlinkat,
     },
     io::Errno,
 };
@@ -158,6 +158,19 @@ impl Dir {
         const TMPFS: u64 = 0x0102_1994;
         let kind = u64::try_from(fstatfs(&self.fd)?.f_type).unwrap_or(0);
         Ok([EXT, XFS, BTRFS, F2FS, TMPFS].contains(&kind))
+    }
+
+    /// Its change time in nanoseconds since 1970.
+    pub(crate) fn changed(&self) -> io::Result<i64> {
+        let seen = self.stat()?;
+        let seconds = i64::try_from(seen.st_ctime).unwrap_or(i64::MAX);
+        let nanos = i64::try_from(seen.st_ctime_nsec).unwrap_or(0);
+        Ok(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+    }
+
+    /// How this directory is known again.
+    pub(crate) fn identity(&self) -> io::Result<Identity> {
+        identity(&self.fd)
     }
 
     /// What is in it, sorted.
@@ -334,4 +347,31 @@ pub(crate) fn own_directory(path: &std::path::Path, calls: Arc<Calls>) -> io::Re
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(path)?;
     Dir::root(path, calls)
+}
+
+/// How a directory or a file is known again. Of some file systems the identity lasts only until they are mounted anew.
+pub(crate) fn identity(file: &impl AsFd) -> io::Result<Identity> {
+    const XFS: u64 = 0x5846_5342;
+    const OVERLAY: u64 = 0x794c_7630;
+    const TMPFS: u64 = 0x0102_1994;
+    let kind = u64::try_from(fstatfs(file)?.f_type).unwrap_or(0);
+    let seen = statx(
+        file,
+        "",
+        AtFlags::EMPTY_PATH,
+        StatxFlags::BTIME | StatxFlags::INO,
+    )?;
+    let born = (seen.stx_mask & StatxFlags::BTIME.bits() != 0).then_some(seen.stx_btime);
+    Ok(Identity {
+        filesystem: match [XFS, OVERLAY, TMPFS].contains(&kind) {
+            true => 0,
+            false => fstatvfs(file)?.f_fsid,
+        },
+        inode: seen.stx_ino,
+        born: born.map_or(0, |born| {
+            born.tv_sec
+                .saturating_mul(1_000_000_000)
+                .saturating_add(born.tv_nsec.into())
+        }),
+    })
 }

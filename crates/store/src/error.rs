@@ -38,6 +38,14 @@ impl Error {
     }
 }
 
+impl Error {
+    /// What is in the root did not come of what the index knows: there must be a new one.
+    pub fn is_new_history(&self) -> bool {
+        let new = [Doubt::Replaced, Doubt::Past];
+        matches!(self, Self::Root { doubt, .. } if new.contains(doubt))
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -51,11 +59,14 @@ impl fmt::Display for Error {
                     Doubt::Marker => "does not carry the marker that standin left there",
                     Doubt::Device => "is on another file system than before",
                     Doubt::Empty => "is empty and was not",
+                    Doubt::Replaced => "is another directory than before, restored or copied",
+                    Doubt::Past => "was set back to an older state",
                 };
-                write!(
-                    f,
-                    "\"{root}\" {doubt}: is it mounted? Nothing is taken for removed"
-                )
+                write!(f, "\"{root}\" {doubt}: ")?;
+                f.write_str(match self.is_new_history() {
+                    true => "its history is not known",
+                    false => "is it mounted? Nothing is taken for removed",
+                })
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     calls::Calls,
-    dir::own_directory,
+    dir::{identity, own_directory},
     error::{At, Error},
     life::Life,
     rows::{
@@ -10,7 +10,9 @@ use crate::{
         compare, decode, decode_row, encode, encode_row, key,
     },
 };
-use filesync::{Digest, Entry, Kind, Ledger, Path, Proof, Replica, Standing, Stat, Tree};
+use filesync::{
+    Digest, Entry, Kind, Ledger, Path, Proof, Replica, Standing, Stat, Tree, guard::Identity,
+};
 use protocol::{
     ServerName,
     owner::{Foreign, Owner, Present},
@@ -26,8 +28,18 @@ const FEW: usize = 8192;
 const OWNER: &str = "owner";
 /// Key of who makes changes, if that is not whoever keeps the index.
 const WRITER: &str = "writer";
-/// Key of whether this replica has a history; it has one if there is none.
+/// Key of the history that this replica is part of.
 const STANDING: &str = "standing";
+/// Key of the file that the index itself was.
+const FILE: &str = "file";
+/// Key of the directory that the root was.
+const IDENTITY: &str = "identity";
+/// Key of when the root was last changed, when it was last looked at.
+const CHANGED: &str = "changed";
+/// Key of why this index is of no use any more.
+const GIVEN_UP: &str = "given-up";
+/// Key of that the index may have come back from a backup and nobody has looked since.
+const UNCERTAIN: &str = "uncertain";
 /// Key of how far this replica has got with the others.
 const TAKEN: &str = "taken";
 
@@ -35,6 +47,7 @@ const TAKEN: &str = "taken";
 pub struct Index {
     db: Database,
     calls: Arc<Calls>,
+    file: Identity,
     /// Dropped, and written, after the file is closed.
     _life: Life,
 }
@@ -49,6 +62,8 @@ pub struct Opened {
     pub damaged: Option<PathBuf>,
     /// The file that was there before and is another machine's or another server's.
     pub foreign: Option<(PathBuf, Foreign)>,
+    /// The file that was there before, if what it knows is not what is in the root: see [`Index::give_up`].
+    pub given_up: Option<PathBuf>,
 }
 
 /// What a file that is there is good for.
@@ -56,6 +71,7 @@ enum Existing {
     Own(Index),
     Damaged,
     Foreign(Foreign),
+    GivenUp,
 }
 
 /// Rows in the order of paths.
@@ -78,7 +94,7 @@ impl Index {
         let folder = folder.unwrap_or(std::path::Path::new("."));
         let folder =
             own_directory(folder, Arc::clone(&calls)).at("open the directory of", &shown)?;
-        let (mut damaged, mut foreign) = (None, None);
+        let (mut damaged, mut foreign, mut given_up) = (None, None, None);
         if file.try_exists().at("find", &shown)? {
             let aside = |why| set_aside(file, why).at("set aside", &shown);
             let life = Life::of(file, note);
@@ -93,16 +109,19 @@ impl Index {
                         new: false,
                         damaged,
                         foreign,
+                        given_up,
                     });
                 }
                 Existing::Damaged => damaged = Some(aside("damaged")?),
                 Existing::Foreign(why) => foreign = Some((aside("foreign")?, why)),
+                Existing::GivenUp => given_up = Some(aside("given-up")?),
             }
         }
         let db = Builder::new().set_cache_size(CACHE).create(file)?;
         let index = Self {
             db,
             calls,
+            file: identity_of(file)?,
             _life: Life::of(file, note),
         };
         let state = State {
@@ -121,6 +140,7 @@ impl Index {
             new: true,
             damaged,
             foreign,
+            given_up,
         })
     }
 
@@ -136,6 +156,7 @@ impl Index {
             let index = Self {
                 db,
                 calls,
+                file: identity_of(file)?,
                 _life: life,
             };
             index.state()?;
@@ -152,6 +173,7 @@ impl Index {
         };
         match present.claim(stored.as_ref()) {
             Err(why) => Ok(Existing::Foreign(why)),
+            Ok(_) if index.table(STATE)?.get(GIVEN_UP)?.is_some() => Ok(Existing::GivenUp),
             Ok(owner) => {
                 if stored.as_ref() != Some(&owner) {
                     index.belong(&owner)?;
@@ -173,15 +195,18 @@ impl Index {
         Ok(tx.commit()?)
     }
 
-    /// Whatever changes from now on is this one's change. Numbers that were never given need no other one.
+    /// Whatever changes from now on is this one's change.
     fn continue_as(&self, replica: Replica) -> Result<(), Error> {
-        if self.writer()?.count == 0 {
-            return Ok(());
-        }
         self.write(|batch| {
             batch.writer = Writer { replica, count: 0 };
-            Ok(())
+            Ok(drop(batch.states.insert(UNCERTAIN, &[][..])?))
         })
+    }
+
+    /// Since when what is in the set has been there, the next look cannot tell.
+    pub(crate) fn is_uncertain(&self) -> Result<bool, Error> {
+        let came_back = self.table(STATE)?.get(UNCERTAIN)?.is_some();
+        Ok(came_back || self.standing()?.is_newcomer())
     }
 
     fn begin(&self, state: &State, owner: &Owner) -> Result<(), Error> {
@@ -195,7 +220,7 @@ impl Index {
             let mut states = tx.open_table(STATE)?;
             states.insert("state", encode(state)?.as_slice())?;
             states.insert(OWNER, encode(owner)?.as_slice())?;
-            states.insert(STANDING, encode(&Standing::new())?.as_slice())?;
+            states.insert(STANDING, encode(&Standing::new(&state.replica))?.as_slice())?;
             states.insert(TAKEN, encode(&Ledger::default())?.as_slice())?;
         }
         Ok(tx.commit()?)
@@ -224,10 +249,35 @@ impl Index {
         ledger_in(&self.table(STATE)?)
     }
 
-    /// Whether this replica has a history.
+    /// Whether its file is another one than when the set was last looked at: it came out of a backup.
+    pub(crate) fn is_restored(&self) -> Result<bool, Error> {
+        let bytes = self.table(STATE)?.get(FILE)?;
+        let file: Option<Identity> = bytes.map(|b| decode(b.value())).transpose()?;
+        Ok(file.is_some_and(|file| file != self.file))
+    }
+
+    /// The directory that the root was; not known of an old index.
+    pub(crate) fn identity(&self) -> Result<Option<Identity>, Error> {
+        let bytes = self.table(STATE)?.get(IDENTITY)?;
+        bytes.map(|bytes| decode(bytes.value())).transpose()
+    }
+
+    /// The root's change time at the last look, in nanoseconds since 1970.
+    pub(crate) fn changed(&self) -> Result<Option<i64>, Error> {
+        let bytes = self.table(STATE)?.get(CHANGED)?;
+        bytes.map(|bytes| decode(bytes.value())).transpose()
+    }
+
+    /// What is in the root came from elsewhere: of that this index knows nothing. It is set aside when it is opened again,
+    /// and a new one begins.
+    pub fn give_up(&self) -> Result<(), Error> {
+        self.write(|batch| Ok(drop(batch.states.insert(GIVEN_UP, &[][..])?)))
+    }
+
+    /// The history that this replica is part of.
     pub fn standing(&self) -> Result<Standing, Error> {
         let bytes = self.table(STATE)?.get(STANDING)?;
-        bytes.map_or(Ok(Standing::Established), |bytes| decode(bytes.value()))
+        bytes.map_or(Ok(Standing::default()), |bytes| decode(bytes.value()))
     }
 
     /// How far this replica has got with the others; none: the index was begun by a program that left that to them.
@@ -314,6 +364,7 @@ impl Index {
             let state = state_in(&states)?;
             let writer = writer_in(&states, &state)?;
             let mut batch = Batch {
+                file: &self.file,
                 state,
                 writer: writer.clone(),
                 states,
@@ -483,6 +534,13 @@ impl Tree for Reader {
     }
 }
 
+fn identity_of(file: &std::path::Path) -> Result<Identity, Error> {
+    let opened = std::fs::File::open(file);
+    opened
+        .and_then(|file| identity(&file))
+        .at("find", &file.display())
+}
+
 fn state_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<State, Error> {
     let bytes = table.get("state")?;
     decode(bytes.as_ref().map_or(&[][..], |b| b.value()))
@@ -541,6 +599,7 @@ fn set_aside(file: &std::path::Path, why: &str) -> io::Result<PathBuf> {
 
 /// Changes of an index that are made together or not at all.
 pub struct Batch<'t> {
+    file: &'t Identity,
     /// Of the set as a whole; written with the rest.
     pub state: State,
     writer: Writer,
@@ -657,7 +716,17 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Whether this replica has a history.
+    /// The root is this directory, and had this change time when it was looked at.
+    pub(crate) fn looked(&mut self, root: &Identity, changed: i64) -> Result<(), Error> {
+        for (key, identity) in [(IDENTITY, root), (FILE, self.file)] {
+            self.states.insert(key, encode(identity)?.as_slice())?;
+        }
+        self.states.remove(UNCERTAIN)?;
+        self.states.insert(CHANGED, encode(&changed)?.as_slice())?;
+        Ok(())
+    }
+
+    /// The history that this replica is part of.
     pub fn standing(&mut self, standing: &Standing) -> Result<(), Error> {
         self.states.insert(STANDING, encode(standing)?.as_slice())?;
         Ok(())

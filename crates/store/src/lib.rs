@@ -71,6 +71,6 @@ pub use filling::Filling;
 pub use index::{Batch, Index, Opened, Reader};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State, Writer};
-pub use set::{MARKER, Opener, Own, STAGE, Set, reserved as is_own};
+pub use set::{Adopt, MARKER, Opener, Own, STAGE, Set, reserved as is_own};
 pub use stage::Contents;
 pub use walk::Counts;

@@ -12,7 +12,10 @@ use crate::{
     threads,
     walk::{Counts, Step, Walk, What},
 };
-use filesync::{Author, Entry, Kind, Node, Observer, Path, Proof, Sight, Span, Stat, guard};
+use filesync::{
+    Author, Entry, Kind, Node, Observer, Path, Proof, Sight, Span, Stat,
+    guard::{self, Limit, Past},
+};
 use rustix::{fs::FileType, io::Errno};
 use std::{
     collections::BTreeMap,
@@ -41,6 +44,8 @@ pub struct Look<'a> {
     pub excluded: &'a dyn Fn(&Path, bool) -> bool,
     /// A set with nothing in it any more is one that was emptied: an operator said so.
     pub may_be_empty: bool,
+    /// More files that changed and became older were not edited but restored.
+    pub limit: Limit,
 }
 
 /// What came of it.
@@ -82,26 +87,38 @@ enum Seen {
 /// Looks at the whole set and writes what changed to the index.
 pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> {
     let mut tries = TRIES;
+    let changed = set.root.changed().at("stat", &set.name)?;
     recover(set, index)?;
     let intents: BTreeMap<_, _> = index.intents()?.into_iter().collect();
-    let mut changed = 0;
+    let mut found = 0;
     let (mut summary, unknown) = loop {
         tries -= 1;
         let state = index.state()?;
-        let once =
-            thread::scope(|scope| see_all(scope, set, index, how, &state, &intents, tries == 0))?;
+        let once = thread::scope(|scope| {
+            see_all(
+                scope,
+                set,
+                index,
+                how,
+                &state,
+                &intents,
+                changed,
+                tries == 0,
+            )
+        })?;
         match once {
-            Once::Moved(so_far) => changed += so_far,
+            Once::Moved(so_far) => found += so_far,
             Once::All(summary, unknown) => break (summary, unknown),
         }
     };
-    summary.changed += changed;
+    summary.changed += found;
     let done = intents.into_keys().filter(|path| {
         let within = |u: &Path| path == u || path.is_below(u);
         !unknown.iter().any(within)
     });
     index.write(|batch| {
         batch.state.looked = how.now;
+        batch.looked(&set.identity, changed)?;
         done.into_iter()
             .try_for_each(|path| batch.drop_intent(&path))
     })?;
@@ -124,6 +141,7 @@ fn see_all<'scope, 'env>(
     how: &Look<'_>,
     state: &State,
     intents: &BTreeMap<Path, Entry>,
+    changed: i64,
     last: bool,
 ) -> Result<Once, Error> {
     let mut walk = Walk::new(&set.root, how.excluded, signed(how.now)).at("read", &set.name)?;
@@ -144,12 +162,9 @@ fn see_all<'scope, 'env>(
         count: writer.count,
         held: how.held,
         unit: how.unit,
-        newcomer: index.standing()?.is_newcomer(),
+        uncertain: index.is_uncertain()?,
     };
-    let span = Span {
-        previous: state.looked,
-        now: how.now,
-    };
+    let span = Span::new(&author, state.looked, how.now);
     let mut sights = Sights {
         scope,
         writing: None,
@@ -162,7 +177,11 @@ fn see_all<'scope, 'env>(
         summary: Summary::default(),
         unknown: Vec::new(),
         missing: Vec::new(),
+        past: Past::default(),
     };
+    if let Some(before) = index.changed()? {
+        sights.past.changed(before, changed, signed(how.now));
+    }
     let mut hidden = Hidden {
         excluded: how.excluded,
         directory: None,
@@ -226,6 +245,21 @@ fn see_all<'scope, 'env>(
         next = walk.next(&mut rows)?;
     }
     sights.flush()?;
+    // Out of one backup with the index, nothing in it is older.
+    let limit = match set.moved {
+        true => Limit::default(),
+        false => how.limit,
+    };
+    if set.moved {
+        sights.past.missing(sights.missing.len());
+    }
+    if sights.past.is_set_back(limit, state.live) {
+        let root = set.name.clone();
+        return Err(Error::Root {
+            root,
+            doubt: guard::Doubt::Past,
+        });
+    }
     let reader = index.reader()?;
     let walked = Walked {
         set,
@@ -286,6 +320,7 @@ struct Sights<'a, 'scope, 'env, I> {
     summary: Summary,
     unknown: Vec<Path>,
     missing: Vec<Missing>,
+    past: Past,
 }
 
 impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
@@ -346,8 +381,8 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                 Some(Seen::Unread(..)) => read.next().and_then(|found| self.found(&path, found)),
                 other => other,
             };
-            let inode = known.as_ref().and_then(|row| row.proof);
-            let inode = inode.map(|proof| proof.stat.inode);
+            let before = known.as_ref().and_then(|row| row.proof);
+            let inode = before.map(|proof| proof.stat.inode);
             let known = known.as_ref().map(|row| &row.entry);
             let (entry, proof) = match (seen, known) {
                 (None, None) => continue,
@@ -358,6 +393,9 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                     continue;
                 }
                 (Some(Seen::Node(node, proof)), known) => {
+                    let before = (known.and_then(|k| k.node.as_ref()), before.as_ref());
+                    self.past
+                        .note(before, (&node, proof.as_ref()), signed(self.now));
                     (self.observer.seen(&path, known, Sight::Node(node)), proof)
                 }
                 (Some(Seen::All(stat)), _) => {

@@ -10,7 +10,7 @@ use crate::{
 };
 use filesync::{
     Path, Replica,
-    guard::{self, Root},
+    guard::{self, Doubt, Identity, Root},
 };
 use rustix::{
     fs::{Mode, RenameFlags, fchmod, fsync},
@@ -61,6 +61,17 @@ pub fn reserved(path: &Path) -> bool {
         .any(|own| first == Some(own.as_bytes()))
 }
 
+/// What is done about a root that is not the one that the index knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adopt {
+    /// Nothing is done.
+    No,
+    /// It becomes the set's: an operator said so.
+    Yes,
+    /// The same, but for what is written in it: somebody wants to know what would come of it.
+    Try,
+}
+
 /// See the module. To be opened for each run: it holds on to the file system that is mounted now.
 pub struct Set {
     /// Where everything is.
@@ -71,6 +82,10 @@ pub struct Set {
     pub(crate) name: String,
     /// As it is now.
     pub(crate) seen: Root,
+    /// As a directory.
+    pub(crate) identity: Identity,
+    /// It is another directory than the index knows.
+    pub(crate) moved: bool,
     /// A directory in which a name comes or goes has other times afterwards.
     pub(crate) tells_of_names: bool,
     /// What lost.
@@ -79,12 +94,13 @@ pub struct Set {
 
 impl Set {
     /// Opens the set at `root`, with the directory `state` for what belongs to it. Nothing is touched at a root that
-    /// is not the one that `index` knows, unless an operator said to `adopt` it; a new index knows none.
+    /// is not the one that `index` knows; a new index knows none. One that was put there from elsewhere is
+    /// [`Doubt::Replaced`](guard::Doubt::Replaced), and needs a new index.
     pub fn open(
         root: &std::path::Path,
         state: &std::path::Path,
         index: &Index,
-        adopt: bool,
+        adopt: Adopt,
         calls: Arc<Calls>,
     ) -> Result<Self, Error> {
         Self::open_with(Own::FILES, root, state, index, adopt, calls)
@@ -96,23 +112,42 @@ impl Set {
         root: &std::path::Path,
         state: &std::path::Path,
         index: &Index,
-        adopt: bool,
+        adopt: Adopt,
         calls: Arc<Calls>,
     ) -> Result<Self, Error> {
         let name = root.display().to_string();
         let dir = Dir::root(root, Arc::clone(&calls)).at("open", &name)?;
         let known = index.state()?;
         let mut seen = see(&dir, own, &name)?;
-        if let (Some(known), false) = (&known.root, adopt) {
-            guard::recognise(known, &seen, 0, 0).map_err(|doubt| Error::Root {
-                root: name.clone(),
-                doubt,
-            })?;
+        let identity = dir.identity().at("find the file system of", &name)?;
+        let (known_identity, mut moved) = (index.identity()?, false);
+        if let Some(root) = &known.root {
+            let doubt = |doubt| {
+                let root = name.clone();
+                Err(Error::Root { root, doubt })
+            };
+            moved = known_identity.is_some_and(|known| known != identity);
+            // Another device number is no other file system.
+            let root = Root {
+                device: seen.device,
+                ..root.clone()
+            };
+            match guard::recognise(&root, &seen, 0, 0) {
+                // With the index it came out of one backup, or the look will tell.
+                Ok(()) if moved && !index.is_restored()? => return doubt(Doubt::Replaced),
+                Ok(()) => {}
+                Err(_) if adopt != Adopt::No => return doubt(Doubt::Replaced),
+                Err(why) => return doubt(why),
+            }
         }
         let stage = open_stage(&dir, own).at("prepare the stage in", &name)?;
-        if known.root.is_none() || adopt {
+        if known.root.is_none() {
             seen.marker = Some(known.replica.clone());
-            write_marker(&dir, &stage, own, &known.replica).at("write the marker in", &name)?;
+            if adopt != Adopt::Try {
+                write_marker(&dir, &stage, own, &known.replica).at("write the marker in", &name)?;
+            }
+        }
+        if known.root.as_ref() != Some(&seen) {
             index.write(|batch| {
                 batch.state.root = Some(seen.clone());
                 Ok(())
@@ -129,6 +164,8 @@ impl Set {
             stage,
             name,
             seen,
+            identity,
+            moved,
             aside,
         })
     }

@@ -4,7 +4,7 @@
 //!   header length (u32, little-endian)   blob length (u32)   header   blob
 //! ```
 
-use filesync::{Digest, Path, Replica};
+use filesync::{Digest, Path, Replica, Standing};
 use protocol::{
     codec::{self, CodecError, MESSAGE_MAX},
     wire::beat::Freshness,
@@ -18,7 +18,7 @@ use std::{
 /// Version of this protocol. Whoever begins names it, and both go on in the lower one of theirs.
 pub const VERSION: u16 = 4;
 
-/// The oldest version that is spoken still: nobody tells in it whether it is a newcomer.
+/// The oldest version that is spoken still: nobody tells in it of its history.
 pub const OLDEST: u16 = 3;
 
 /// Longest blob in bytes.
@@ -197,10 +197,8 @@ pub(crate) enum Response {
     /// That was all.
     Done,
     Refused(String),
-    /// Whether it has no history; since version 4, after its greeting.
-    Standing {
-        newcomer: bool,
-    },
+    /// The history that it is part of; since version 4, after its greeting.
+    Standing(Standing),
 }
 
 /// Writes one frame; nothing is flushed.

@@ -9,7 +9,7 @@ use crate::{
     },
     recipes::Recipes,
 };
-use filesync::{Digest, Entry, Path, Replica};
+use filesync::{Digest, Entry, Path, Replica, Standing};
 use protocol::{codec, wire::beat::Freshness};
 use std::{
     collections::VecDeque,
@@ -34,8 +34,8 @@ pub struct Greeting {
     pub told: u64,
     /// How fresh what it has is; whoever takes all of it is as fresh.
     pub fresh: Freshness,
-    /// It has no history.
-    pub newcomer: bool,
+    /// The history that it is part of.
+    pub standing: Standing,
 }
 
 /// A file whose contents are wanted.
@@ -143,19 +143,19 @@ impl<S: Read + Write> Puller<S> {
         if version != self.version {
             return Err(Error::Unexpected("another version"));
         }
-        let newcomer = match self.version > OLDEST {
+        let standing = match self.version > OLDEST {
             true => match self.hear()? {
-                Response::Standing { newcomer } => newcomer,
+                Response::Standing(standing) => standing,
                 _ => return Err(Error::Unexpected("no standing")),
             },
-            false => false,
+            false => Standing::default(),
         };
         Ok(Greeting {
             replica,
             last,
             told,
             fresh,
-            newcomer,
+            standing,
         })
     }
 

@@ -9,7 +9,7 @@ use crate::{
     recipes::{CHUNKS_MAX, Recipes},
     recut::recut,
 };
-use filesync::{Digest, Entry, Path, Replica};
+use filesync::{Digest, Entry, Path, Replica, Standing};
 use protocol::{codec, wire::beat::Freshness};
 use std::{
     fs::File,
@@ -35,8 +35,8 @@ pub trait Origin {
         set: &str,
         other: &Replica,
     ) -> Result<(Replica, u64, u64), String>;
-    /// Whether it has no history, once greeted.
-    fn newcomer(&mut self) -> io::Result<bool>;
+    /// The history that it is part of, once greeted.
+    fn standing(&mut self) -> io::Result<Standing>;
     /// How fresh what is here is, once greeted.
     fn fresh(&self) -> Freshness;
     /// The entries with a sequence number above `after`, in order of path.
@@ -102,8 +102,7 @@ pub fn serve<S: Read + Write>(
                             fresh: origin.fresh(),
                         })?;
                         if version > OLDEST {
-                            let newcomer = origin.newcomer()?;
-                            answers.say(&Response::Standing { newcomer })?;
+                            answers.say(&Response::Standing(origin.standing()?))?;
                         }
                     }
                     Err(why) => {

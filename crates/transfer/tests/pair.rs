@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use filesync::{Author, Digest, Entry, Kind, Node, Path, Replica};
+use filesync::{Author, Digest, Entry, Kind, Node, Path, Replica, Standing};
 use protocol::{Term, wire::beat::Freshness};
 use std::{
     cell::Cell,
@@ -71,7 +71,7 @@ impl Memory {
             count: 0,
             held: false,
             unit: 1,
-            newcomer: false,
+            uncertain: false,
         };
         let entry = |(name, bytes): &(&str, Vec<u8>)| {
             let node = Node {
@@ -110,8 +110,8 @@ impl Origin for Memory {
         }
     }
 
-    fn newcomer(&mut self) -> io::Result<bool> {
-        Ok(true)
+    fn standing(&mut self) -> io::Result<Standing> {
+        Ok(Standing::new(&replica("beta")))
     }
 
     fn fresh(&self) -> Freshness {
@@ -419,7 +419,7 @@ fn an_older_release_is_spoken_to_in_its_version() {
         let server = scope.spawn(move || serve(&mut there, &mut Memory::new(&[]), &Recipes::new()));
         let mut puller = Puller::new(here).unwrap().speaking(OLDEST);
         let greeting = puller.greet("web", "etc", &replica("alpha")).unwrap();
-        assert!(!greeting.newcomer, "nobody could tell");
+        assert_eq!(greeting.standing, Standing::default(), "nobody could tell");
         puller.your_turn().unwrap();
         let end = server.join().unwrap();
         assert!(matches!(end, Ok(End::YourTurn(OLDEST))), "{end:?}");
@@ -427,5 +427,5 @@ fn an_older_release_is_spoken_to_in_its_version() {
     let (greeting, ..) = with(&[], |puller| {
         puller.greet("web", "etc", &replica("alpha")).unwrap()
     });
-    assert!(greeting.newcomer);
+    assert!(greeting.standing.is_newcomer());
 }

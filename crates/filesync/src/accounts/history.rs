@@ -5,7 +5,10 @@
 //! removed or changed it later. What neither has of the other was changed on both. (Almeida et al., "Scalable and
 //! Accurate Causality Tracking for Eventually Consistent Stores", 2014, call the events dots.)
 
-use super::{File, Line, Records, Refused};
+use super::{
+    File,
+    records::{Line, Records},
+};
 use crate::{
     entry::{Digest, Entry},
     version::{Replica, Vector},
@@ -14,6 +17,11 @@ use std::collections::BTreeMap;
 
 /// Longest list of replicas, names and so on that is read.
 const LONG: usize = u16::MAX as usize;
+
+/// As much of a key as is kept: a line that is no record may be longer.
+fn short(key: &[u8]) -> &[u8] {
+    &key[..key.len().min(LONG)]
+}
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,27 +57,27 @@ impl History {
         text: &[u8],
         entry: &Entry,
         digest: impl Fn(&[u8]) -> Digest,
-    ) -> Result<Self, Refused> {
-        let lines = Records::read(file, text)?.lines.into_iter();
+    ) -> Self {
+        let lines = Records::read(file, text).lines.into_iter();
         let followed = lines.map(|(key, line)| {
             let line = digest(line);
             let same =
                 |(known, event): &&(Digest, Event)| *known == line && event.is_in(&entry.vector);
-            let old = self.0.get(key).filter(same);
+            let old = self.0.get(short(&key)).filter(same);
             let event = old.map_or_else(|| Event::last(entry), |(_, event)| event.clone());
-            (key.to_vec(), (line, event))
+            (short(&key).to_vec(), (line, event))
         });
-        Ok(Self(followed.collect()))
+        Self(followed.collect())
     }
 
     /// The event that a record is from; one that is not known is as young as the version.
     pub(super) fn of(&self, key: Line<'_>, entry: &Entry) -> Event {
-        let known = self.0.get(key);
+        let known = self.0.get(short(key));
         known.map_or_else(|| Event::last(entry), |(_, event)| event.clone())
     }
 
     pub(super) fn put(&mut self, key: Line<'_>, line: Digest, event: Event) {
-        self.0.insert(key.to_vec(), (line, event));
+        self.0.insert(short(key).to_vec(), (line, event));
     }
 
     /// As it is kept and sent: the replicas, then each record with the place of its replica among them.

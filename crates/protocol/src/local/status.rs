@@ -325,6 +325,9 @@ pub struct SyncdStatus {
     pub sets: Vec<SetStatus>,
 }
 
+/// So many notes are told of a set.
+pub const SET_NOTES_MAX: usize = 16;
+
 /// One set of files. Times are in seconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetStatus {
@@ -338,6 +341,8 @@ pub struct SetStatus {
     pub aside: u64,
     /// How it fares with each other server.
     pub peers: Vec<SetPeer>,
+    /// What an operator should look at in its files, at most [`SET_NOTES_MAX`].
+    pub notes: Since<2, Vec<String>>,
 }
 
 /// How a set fares with another server.

@@ -1,6 +1,6 @@
 //! Former versions: kept once, as long as they are wanted, whatever ends a run.
 
-use crate::common::{Open, Store, later, path};
+use crate::common::{LIMIT, Open, Store, later, path};
 use std::{fs, time::Duration};
 use store::{Archive, Clock, Keep, Stored};
 
@@ -46,6 +46,7 @@ impl Kept {
                 unit: 1,
                 excluded: &|_, _| false,
                 may_be_empty: true,
+                limit: LIMIT,
             },
         )
         .unwrap();

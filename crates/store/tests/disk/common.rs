@@ -1,6 +1,8 @@
 //! Stores in directories of their own, and what the tests see of them without the crate's help.
 
-use filesync::{Author, Conflict, Node, Operation, Path, Planner, Replica, Standing, Terms};
+use filesync::{
+    Author, Conflict, Node, Operation, Path, Planner, Replica, Standing, Terms, guard::Limit,
+};
 use protocol::owner::{Mac, Machine, Owner, Present};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +20,15 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
     vec,
 };
-use store::{Applied, Calls, Contents, Error, Filling, Index, Look, Set, Summary, apply_by, look};
+use store::{
+    Adopt, Applied, Calls, Contents, Error, Filling, Index, Look, Set, Summary, apply_by, look,
+};
+
+/// What a run may take for edits.
+pub const LIMIT: Limit = Limit {
+    percent: 50,
+    least: 20,
+};
 
 /// Of whoever goes on with an index that came back.
 static INCARNATIONS: AtomicU64 = AtomicU64::new(8);
@@ -100,7 +110,7 @@ impl Store {
             server: self.name.parse().unwrap(),
             incarnation: match known {
                 true => INCARNATIONS.fetch_add(1, Ordering::Relaxed),
-                false => 7,
+                false => self.name.bytes().map(u64::from).sum(),
             },
         };
         let note = self.state.join("note");
@@ -108,11 +118,23 @@ impl Store {
     }
 
     pub fn open_with(&self, calls: Arc<Calls>) -> Result<Open, Error> {
-        let index = self.index(Arc::clone(&calls))?;
+        let mut index = self.index(Arc::clone(&calls))?;
         if !self.joins && index.standing()?.is_newcomer() {
-            index.write(|batch| batch.standing(&Standing::Established))?;
+            index.write(|batch| batch.standing(&Standing::default()))?;
         }
-        let set = Set::open(&self.root, &self.state, &index, false, calls)?;
+        let open = |index: &Index| {
+            let calls = Arc::clone(&calls);
+            Set::open(&self.root, &self.state, index, Adopt::No, calls)
+        };
+        let set = match open(&index) {
+            Err(e) if e.is_new_history() => {
+                index.give_up()?;
+                drop(index);
+                index = self.index(Arc::clone(&calls))?;
+                open(&index)?
+            }
+            other => other?,
+        };
         Ok(Open {
             set,
             index,
@@ -167,6 +189,7 @@ impl Open {
             unit: 100_000_000,
             excluded,
             may_be_empty: false,
+            limit: LIMIT,
         };
         look(&self.set, &self.index, &how)
     }
@@ -185,7 +208,7 @@ impl Open {
             count: writer.count,
             held: false,
             unit: 100_000_000,
-            newcomer: false,
+            uncertain: false,
         })
     }
 
@@ -199,11 +222,8 @@ impl Open {
         let state = self.index.state()?;
         let mut planner = Planner::default();
         let mut pulled = Pulled::default();
-        let (mut standing, newcomer) = (
-            self.index.standing()?,
-            other.index.standing()?.is_newcomer(),
-        );
-        match standing.terms(newcomer) {
+        let (mut standing, theirs) = (self.index.standing()?, other.index.standing()?);
+        match standing.terms(&theirs) {
             Terms::Equal => {}
             Terms::Yield => planner.yields = true,
             Terms::Wait => return Ok(pulled),
@@ -238,8 +258,7 @@ impl Open {
             let mut ledger = other.index.ledger()?;
             ledger.acknowledged(&state.replica, last, later());
             other.index.write(|batch| batch.ledger(&ledger))?;
-            let others = std::slice::from_ref(&from.server);
-            standing.has_all_of(&from.server, newcomer, others);
+            standing.has_all_of(&theirs);
             self.index.write(|batch| {
                 batch.took(&from, last, later())?;
                 batch.standing(&standing)

@@ -6,7 +6,7 @@
 mod deeds;
 mod judge;
 
-use crate::common::{Open, Random, Store, Tree, differing, fast, later, tree};
+use crate::common::{LIMIT, Open, Random, Store, Tree, differing, fast, later, tree};
 use deeds::{Values, firsts};
 use filesync::{Conflict, Path};
 use judge::{Round, copies_in, values_of};
@@ -102,6 +102,7 @@ fn see(open: &Open, fast: u64) -> Result<Summary, String> {
         unit: 100_000_000,
         excluded: &|_, _| false,
         may_be_empty: true,
+        limit: LIMIT,
     };
     look(&open.set, &open.index, &how).map_err(|e| e.to_string())
 }

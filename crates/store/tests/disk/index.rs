@@ -50,7 +50,7 @@ fn author(count: u64) -> Author {
         count,
         held: false,
         unit: 1,
-        newcomer: false,
+        uncertain: false,
     }
 }
 

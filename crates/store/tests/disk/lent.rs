@@ -1,6 +1,6 @@
 //! What a run itself put in place, moved or gave other metadata is not read for the sake of that.
 
-use crate::common::{Open, Store, fast, later, path};
+use crate::common::{LIMIT, Open, Store, fast, later, path};
 use filesync::{LENT, Proof, Stat};
 use std::{
     fs,
@@ -34,6 +34,7 @@ fn look_at(open: &Open, now: u64) -> Summary {
         unit: 100_000_000,
         excluded: &|_, _| false,
         may_be_empty: false,
+        limit: LIMIT,
     };
     look(&open.set, &open.index, &how).unwrap()
 }

@@ -1,12 +1,12 @@
 //! From the disk to the index.
 
-use crate::common::{Store, fast, is_root, later, path};
+use crate::common::{LIMIT, Store, fast, is_root, later, path};
 use filesync::{Kind, Node, guard::Doubt};
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
 };
-use store::{Calls, Error, Listing, Look, Set, Summary, look};
+use store::{Adopt, Calls, Error, Listing, Look, Set, Summary, look};
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -56,6 +56,7 @@ fn what_was_looked_at_while_its_times_were_young_is_read_again() {
         unit: 1,
         excluded: &|_, _| false,
         may_be_empty: false,
+        limit: LIMIT,
     };
     look(&open.set, &open.index, &how).unwrap();
     assert_eq!(look(&open.set, &open.index, &how).unwrap().counts.read, 1);
@@ -102,6 +103,7 @@ fn a_root_that_is_gone_or_empty_removes_nothing() {
         unit: 1,
         excluded: &|_, _| false,
         may_be_empty: true,
+        limit: LIMIT,
     };
     assert_eq!(
         look(&open.set, &open.index, &how).unwrap().removed,
@@ -118,9 +120,18 @@ fn another_replicas_root_is_taken_only_when_an_operator_says_so() {
     fs::write(store.at(store::MARKER), "gamma 9\n").unwrap();
     assert!(store.open_with(Calls::unlimited()).is_err());
     let index = store.index(Calls::unlimited()).unwrap();
-    Set::open(&store.root, &store.state, &index, true, Calls::unlimited()).unwrap();
+    let adopt = |index: &store::Index| {
+        let (root, state) = (&store.root, &store.state);
+        Set::open(root, state, index, Adopt::Yes, Calls::unlimited())
+    };
+    let replaced = adopt(&index).err().unwrap();
+    assert!(replaced.is_new_history(), "{replaced}");
+    index.give_up().unwrap();
     drop(index);
-    assert_eq!(store.look().changed, 0);
+    let index = store.index(Calls::unlimited()).unwrap();
+    adopt(&index).unwrap();
+    drop(index);
+    assert_eq!(store.look().changed, 1, "nothing is known of what is there");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A server comes back out of a backup: with its files and its index, or with one of the two.
 
-use crate::common::{Store, differing, fast, tree};
+use crate::common::{Open, Store, differing, fast, tree};
 use std::{fs, process::Command};
 
 struct Pair {
@@ -15,7 +15,14 @@ struct Pair {
 enum Back {
     All,
     Index,
+    /// The directory is another one.
+    Files,
+    /// They are copied over those that are there.
+    Over,
 }
+
+/// So many documents there are.
+const DOCUMENTS: u32 = 50;
 
 impl Pair {
     /// All have the same, and the first is backed up.
@@ -23,8 +30,14 @@ impl Pair {
         let dir = fast();
         let stores: Vec<_> = names
             .iter()
-            .map(|name| Store::new(dir.path(), name))
+            .map(|name| Store {
+                joins: true,
+                ..Store::new(dir.path(), name)
+            })
             .collect();
+        for i in 0..DOCUMENTS {
+            stores[0].write(&format!("document {i}"), format!("document {i}"));
+        }
         for name in ["kept", "edited", "edited there", "removed there", "both"] {
             stores[0].write(name, format!("{name}, before the backup"));
         }
@@ -35,16 +48,25 @@ impl Pair {
             backup,
         };
         pair.meet();
+        pair.meet();
         pair.copy(&pair.stores[0], &pair.backup, Back::All);
         pair
     }
 
     fn copy(&self, from: &Store, to: &Store, what: Back) {
-        let parts = [(&from.root, &to.root), (&from.state, &to.state)];
-        for (from, to) in &parts[usize::from(what == Back::Index)..] {
-            fs::remove_dir_all(to).unwrap();
-            let copied = Command::new("cp").arg("-a").args([from, to]).status();
+        let copy = |from: &std::path::Path, to: &std::path::Path| {
+            let copied = Command::new("cp").arg("-aT").args([from, to]).status();
             assert!(copied.unwrap().success());
+        };
+        if [Back::All, Back::Files].contains(&what) {
+            fs::remove_dir_all(&to.root).unwrap();
+        }
+        if what != Back::Index {
+            copy(&from.root, &to.root);
+        }
+        if [Back::All, Back::Index].contains(&what) {
+            fs::remove_dir_all(&to.state).unwrap();
+            copy(&from.state, &to.state);
         }
     }
 
@@ -65,12 +87,26 @@ impl Pair {
     }
 
     fn pull(&self, i: usize, j: usize) -> usize {
-        let (one, other) = (self.stores[i].open(), self.stores[j].open());
-        one.look().unwrap();
-        other.look().unwrap();
+        let (one, other) = (self.looked(i), self.looked(j));
         let pulled = one.pull(&other).unwrap();
         assert!(pulled.is_complete(), "{pulled:?}");
         pulled.conflicts.len()
+    }
+
+    /// Opened and looked at, anew if its history is not known.
+    fn looked(&self, i: usize) -> Open {
+        let open = self.stores[i].open();
+        match open.look() {
+            Err(e) if e.is_new_history() => open.index.give_up().unwrap(),
+            looked => {
+                looked.unwrap();
+                return open;
+            }
+        }
+        drop(open);
+        let open = self.stores[i].open();
+        open.look().unwrap();
+        open
     }
 
     fn alike(&self) {
@@ -114,6 +150,9 @@ fn life(pair: &Pair) {
     one.write("edited", "edited since");
     one.write("both", "both, here");
     one.write("made", "made since");
+    for i in 0..DOCUMENTS {
+        one.write(&format!("document {i}"), format!("document {i}, edited"));
+    }
     other.write("edited there", "edited there since");
     other.write("made there", "made there since");
     fs::remove_file(other.at("removed there")).unwrap();
@@ -189,4 +228,52 @@ fn an_index_that_was_closed_here_goes_on_as_it_was() {
     assert!(after.count > before.count);
     fs::remove_file(pair.stores[0].state.join("note")).unwrap();
     assert_ne!(writer().replica, after.replica);
+}
+
+#[test]
+fn files_out_of_a_backup_are_no_edits() {
+    for what in [Back::Files, Back::Over] {
+        let pair = Pair::new(&["alpha", "beta"]);
+        life(&pair);
+        let before = tree(&pair.stores[1].root);
+        pair.set_back(what);
+        pair.stores[0].write("both", "both, after it came back");
+        pair.stores[0].write("new", "new");
+        pair.meet();
+        pair.meet();
+        pair.alike();
+        assert_eq!(pair.read("new").as_deref(), Some("new"), "{what:?}");
+        fs::remove_file(pair.stores[0].at("new")).unwrap();
+        let now = tree(&pair.stores[0].root);
+        assert!(now == before, "{what:?}: {}", differing(&before, &now));
+        for text in [
+            "both, after it came back",
+            "edited, before the backup",
+            "document 7",
+        ] {
+            assert!(pair.has(text), "{what:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn one_file_that_somebody_put_back_is_an_edit() {
+    let pair = Pair::new(&["alpha", "beta"]);
+    life(&pair);
+    fs::remove_file(pair.stores[0].at("edited")).unwrap();
+    let (from, to) = (pair.backup.at("edited"), pair.stores[0].at("edited"));
+    assert!(
+        Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(pair.meet(), 0);
+    pair.alike();
+    assert_eq!(
+        pair.read("edited").as_deref(),
+        Some("edited, before the backup")
+    );
 }
