@@ -163,9 +163,11 @@ impl Dir {
     /// Its change time in nanoseconds since 1970.
     pub(crate) fn changed(&self) -> io::Result<i64> {
         let seen = self.stat()?;
-        let seconds = i64::try_from(seen.st_ctime).unwrap_or(i64::MAX);
         let nanos = i64::try_from(seen.st_ctime_nsec).unwrap_or(0);
-        Ok(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+        Ok(seen
+            .st_ctime
+            .saturating_mul(1_000_000_000)
+            .saturating_add(nanos))
     }
 
     /// How this directory is known again.

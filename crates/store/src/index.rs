@@ -199,7 +199,7 @@ impl Index {
     fn continue_as(&self, replica: Replica) -> Result<(), Error> {
         self.write(|batch| {
             batch.writer = Writer { replica, count: 0 };
-            Ok(drop(batch.states.insert(UNCERTAIN, &[][..])?))
+            batch.mark(UNCERTAIN)
         })
     }
 
@@ -271,7 +271,7 @@ impl Index {
     /// What is in the root came from elsewhere: of that this index knows nothing. It is set aside when it is opened again,
     /// and a new one begins.
     pub fn give_up(&self) -> Result<(), Error> {
-        self.write(|batch| Ok(drop(batch.states.insert(GIVEN_UP, &[][..])?)))
+        self.write(|batch| batch.mark(GIVEN_UP))
     }
 
     /// The history that this replica is part of.
@@ -713,6 +713,11 @@ impl Batch<'_> {
         let mut taken: Ledger = bytes.map_or_else(|| Ok(Ledger::default()), |b| decode(&b))?;
         taken.stands(from, sequence, at);
         self.states.insert(TAKEN, encode(&taken)?.as_slice())?;
+        Ok(())
+    }
+
+    fn mark(&mut self, key: &'static str) -> Result<(), Error> {
+        self.states.insert(key, &[][..])?;
         Ok(())
     }
 

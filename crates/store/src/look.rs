@@ -94,18 +94,8 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
     let (mut summary, unknown) = loop {
         tries -= 1;
         let state = index.state()?;
-        let once = thread::scope(|scope| {
-            see_all(
-                scope,
-                set,
-                index,
-                how,
-                &state,
-                &intents,
-                changed,
-                tries == 0,
-            )
-        })?;
+        let once =
+            thread::scope(|scope| see_all(scope, set, index, how, &state, &intents, tries == 0))?;
         match once {
             Once::Moved(so_far) => found += so_far,
             Once::All(summary, unknown) => break (summary, unknown),
@@ -141,7 +131,6 @@ fn see_all<'scope, 'env>(
     how: &Look<'_>,
     state: &State,
     intents: &BTreeMap<Path, Entry>,
-    changed: i64,
     last: bool,
 ) -> Result<Once, Error> {
     let mut walk = Walk::new(&set.root, how.excluded, signed(how.now)).at("read", &set.name)?;
@@ -180,6 +169,7 @@ fn see_all<'scope, 'env>(
         past: Past::default(),
     };
     if let Some(before) = index.changed()? {
+        let changed = set.root.changed().at("stat", &set.name)?;
         sights.past.changed(before, changed, signed(how.now));
     }
     let mut hidden = Hidden {
