@@ -418,9 +418,9 @@ impl Main {
     }
 
     /// A role whose socket was removed makes it anew, if it may; those without rights are restarted, one after
-    /// another.
+    /// another: first doctord, to whom a new hbd must get through at once.
     fn replace_unnamed(&mut self, run_dir: &Path, now: BootTime) {
-        for keeper in &mut self.keepers {
+        for keeper in self.keepers.iter_mut().rev() {
             if keeper.unnamed_for(run_dir, now) < UNNAMED_LIMIT
                 || self.reloads.contains(&keeper.role)
             {
