@@ -94,11 +94,11 @@ impl Past {
         if let (Some(before), Some(after)) = (before.1, after.1) {
             self.changed(before.stat.ctime, after.stat.ctime, now);
         }
-        if let (Some(before), after) = (before.0, after.0)
-            && let (Kind::File { digest: then, .. }, Kind::File { digest, .. }) =
-                (&before.kind, &after.kind)
+        if let Some(before) = before.0
+            && let Kind::File { digest: then, .. } = &before.kind
+            && let Kind::File { digest, .. } = &after.0.kind
         {
-            self.older += u64::from(then != digest && after.mtime < before.mtime);
+            self.older += u64::from(then != digest && after.0.mtime < before.mtime);
         }
     }
 
@@ -123,35 +123,11 @@ impl Past {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{entry::Digest, observe::Stat};
-    use std::collections::BTreeMap;
-
-    fn file(content: u8, mtime: i64) -> Node {
-        Node {
-            kind: Kind::File {
-                size: 1,
-                digest: Digest([content; 32]),
-            },
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime,
-            attributes: BTreeMap::new(),
-        }
-    }
+    use crate::observe::tests::{file, with_times};
 
     fn proof(ctime: i64) -> Proof {
         Proof {
-            stat: Stat {
-                size: 1,
-                mode: 0o100_644,
-                uid: 0,
-                gid: 0,
-                device: 1,
-                inode: 2,
-                mtime: 1,
-                ctime,
-            },
+            stat: with_times(1, ctime),
             at: ctime,
             lent: false,
         }

@@ -230,7 +230,7 @@ where
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         entry::{Digest, Kind},
@@ -242,7 +242,7 @@ mod tests {
         Path::try_from(text.as_bytes().to_vec()).unwrap()
     }
 
-    fn file(content: u8, mtime: i64) -> Node {
+    pub(crate) fn file(content: u8, mtime: i64) -> Node {
         Node {
             kind: Kind::File {
                 size: 1,
@@ -368,7 +368,7 @@ mod tests {
         );
     }
 
-    fn with_times(mtime: i64, ctime: i64) -> Stat {
+    pub(crate) fn with_times(mtime: i64, ctime: i64) -> Stat {
         Stat {
             size: 5,
             mode: 0o100_644,

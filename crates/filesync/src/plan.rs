@@ -212,15 +212,18 @@ impl Planner {
             let others = self.removals.values().chain(self.after.values());
             let names: BTreeSet<_> = others.filter_map(Operation::leaves).collect();
             let follows = |path: &Path| self.after.contains_key(path);
-            let late = waiting.iter().find(|(path, operation)| {
-                names.contains(path) && operation.entry.file().is_none()
+            let late = |(path, operation): &(&Path, &Operation)| {
+                names.contains(*path) && operation.entry.file().is_none()
                     || operation.joins().is_some_and(follows)
                     || path.parent().as_ref().is_some_and(follows)
-            });
-            let Some(late) = late.map(|(path, _)| path.clone()) else {
-                return;
             };
-            self.after.extend(waiting.remove_entry(&late));
+            let late = waiting.iter().filter(late).map(|(path, _)| path.clone());
+            let late: Vec<_> = late.collect();
+            if late.is_empty() {
+                return;
+            }
+            let moved = late.iter().filter_map(|path| waiting.remove_entry(path));
+            self.after.extend(moved);
         }
     }
 

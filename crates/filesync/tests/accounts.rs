@@ -43,6 +43,19 @@ fn digest(text: &[u8]) -> Digest {
     Digest(sum)
 }
 
+fn author(server: usize) -> Author {
+    Author {
+        replica: Replica {
+            server: format!("s{server}").parse().unwrap(),
+            incarnation: 1,
+        },
+        count: 0,
+        held: false,
+        unit: 10,
+        uncertain: false,
+    }
+}
+
 fn node(text: &[u8], mtime: u64) -> Node {
     Node {
         kind: Kind::File {
@@ -138,16 +151,6 @@ impl Cluster {
         // So many more that removals are never too many.
         let system = (0..20).map(|i| format!("system{i}:*:1:0:99999:7:::\n"));
         let text = system.collect::<String>().into_bytes();
-        let author = |i: usize| Author {
-            replica: Replica {
-                server: format!("s{i}").parse().unwrap(),
-                incarnation: 1,
-            },
-            count: 0,
-            held: false,
-            unit: 10,
-            uncertain: false,
-        };
         let first = author(0).change(None, Some(node(&text, 1)), 1);
         let server = |i| Server {
             author: Author {

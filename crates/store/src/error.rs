@@ -36,9 +36,7 @@ impl Error {
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Index(e) if matches!(**e, redb::Error::DatabaseAlreadyOpen))
     }
-}
 
-impl Error {
     /// What is in the root did not come of what the index knows: there must be a new one.
     pub fn is_new_history(&self) -> bool {
         let new = [Doubt::Replaced, Doubt::Past];

@@ -18,6 +18,7 @@ use protocol::{
     owner::{Foreign, Owner, Present},
 };
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table};
+use serde::{Serialize, de::DeserializeOwned};
 use std::{io, iter::Peekable, path::PathBuf, sync::Arc, time::Duration};
 
 /// Bytes of the file kept in memory.
@@ -36,9 +37,9 @@ const FILE: &str = "file";
 const IDENTITY: &str = "identity";
 /// Key of when the root was last changed, when it was last looked at.
 const CHANGED: &str = "changed";
-/// Key of why this index is of no use any more.
+/// Key of a mark: what is in the root did not come of what this index knows.
 const GIVEN_UP: &str = "given-up";
-/// Key of that the index may have come back from a backup and nobody has looked since.
+/// Key of a mark: the index may have come back from a backup, and nobody has looked since.
 const UNCERTAIN: &str = "uncertain";
 /// Key of how far this replica has got with the others.
 const TAKEN: &str = "taken";
@@ -184,8 +185,12 @@ impl Index {
     }
 
     fn owner(&self) -> Result<Option<Owner>, Error> {
-        let bytes = self.table(STATE)?.get(OWNER)?;
-        bytes.map(|bytes| decode(bytes.value())).transpose()
+        self.kept(OWNER)
+    }
+
+    /// What is kept of the set under this key.
+    fn kept<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
+        kept_in(&self.table(STATE)?, key)
     }
 
     fn belong(&self, owner: &Owner) -> Result<(), Error> {
@@ -251,21 +256,18 @@ impl Index {
 
     /// Whether its file is another one than when the set was last looked at: it came out of a backup.
     pub(crate) fn is_restored(&self) -> Result<bool, Error> {
-        let bytes = self.table(STATE)?.get(FILE)?;
-        let file: Option<Identity> = bytes.map(|b| decode(b.value())).transpose()?;
+        let file: Option<Identity> = self.kept(FILE)?;
         Ok(file.is_some_and(|file| file != self.file))
     }
 
     /// The directory that the root was; not known of an old index.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, Error> {
-        let bytes = self.table(STATE)?.get(IDENTITY)?;
-        bytes.map(|bytes| decode(bytes.value())).transpose()
+        self.kept(IDENTITY)
     }
 
     /// The root's change time at the last look, in nanoseconds since 1970.
     pub(crate) fn changed(&self) -> Result<Option<i64>, Error> {
-        let bytes = self.table(STATE)?.get(CHANGED)?;
-        bytes.map(|bytes| decode(bytes.value())).transpose()
+        self.kept(CHANGED)
     }
 
     /// What is in the root came from elsewhere: of that this index knows nothing. It is set aside when it is opened again,
@@ -276,14 +278,12 @@ impl Index {
 
     /// The history that this replica is part of.
     pub fn standing(&self) -> Result<Standing, Error> {
-        let bytes = self.table(STATE)?.get(STANDING)?;
-        bytes.map_or(Ok(Standing::default()), |bytes| decode(bytes.value()))
+        Ok(self.kept(STANDING)?.unwrap_or_default())
     }
 
     /// How far this replica has got with the others; none: the index was begun by a program that left that to them.
     pub fn taken(&self) -> Result<Option<Ledger>, Error> {
-        let bytes = self.table(STATE)?.get(TAKEN)?;
-        bytes.map(|bytes| decode(bytes.value())).transpose()
+        self.kept(TAKEN)
     }
 
     /// It as it is now, for many questions one after another.
@@ -550,17 +550,22 @@ fn writer_in(
     table: &impl ReadableTable<&'static str, &'static [u8]>,
     state: &State,
 ) -> Result<Writer, Error> {
-    let bytes = table.get(WRITER)?;
-    let own = || Writer {
+    Ok(kept_in(table, WRITER)?.unwrap_or_else(|| Writer {
         replica: state.replica.clone(),
         count: state.count,
-    };
-    bytes.map_or_else(|| Ok(own()), |bytes| decode(bytes.value()))
+    }))
 }
 
 fn ledger_in(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Ledger, Error> {
-    let bytes = table.get("ledger")?;
-    bytes.map_or(Ok(Ledger::default()), |bytes| decode(bytes.value()))
+    Ok(kept_in(table, "ledger")?.unwrap_or_default())
+}
+
+fn kept_in<T: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Option<T>, Error> {
+    let bytes = table.get(key)?;
+    bytes.map(|bytes| decode(bytes.value())).transpose()
 }
 
 /// Whether the file itself is to blame, not the machine and not another process that has it open.
@@ -709,10 +714,13 @@ impl Batch<'_> {
 
     /// This replica has taken all that `from` has up to `sequence`.
     pub fn took(&mut self, from: &Replica, sequence: u64, at: u64) -> Result<(), Error> {
-        let bytes = self.states.get(TAKEN)?.map(|bytes| bytes.value().to_vec());
-        let mut taken: Ledger = bytes.map_or_else(|| Ok(Ledger::default()), |b| decode(&b))?;
+        let mut taken: Ledger = kept_in(&self.states, TAKEN)?.unwrap_or_default();
         taken.stands(from, sequence, at);
-        self.states.insert(TAKEN, encode(&taken)?.as_slice())?;
+        self.keep(TAKEN, &taken)
+    }
+
+    fn keep(&mut self, key: &str, value: &impl Serialize) -> Result<(), Error> {
+        self.states.insert(key, encode(value)?.as_slice())?;
         Ok(())
     }
 
@@ -723,24 +731,20 @@ impl Batch<'_> {
 
     /// The root is this directory, and had this change time when it was looked at.
     pub(crate) fn looked(&mut self, root: &Identity, changed: i64) -> Result<(), Error> {
-        for (key, identity) in [(IDENTITY, root), (FILE, self.file)] {
-            self.states.insert(key, encode(identity)?.as_slice())?;
-        }
         self.states.remove(UNCERTAIN)?;
-        self.states.insert(CHANGED, encode(&changed)?.as_slice())?;
-        Ok(())
+        self.keep(IDENTITY, root)?;
+        self.keep(FILE, self.file)?;
+        self.keep(CHANGED, &changed)
     }
 
     /// The history that this replica is part of.
     pub fn standing(&mut self, standing: &Standing) -> Result<(), Error> {
-        self.states.insert(STANDING, encode(standing)?.as_slice())?;
-        Ok(())
+        self.keep(STANDING, standing)
     }
 
     /// How far the others have got.
     pub fn ledger(&mut self, ledger: &Ledger) -> Result<(), Error> {
-        self.states.insert("ledger", encode(ledger)?.as_slice())?;
-        Ok(())
+        self.keep("ledger", ledger)
     }
 
     /// Knows nothing of `path` any more.

@@ -15,7 +15,7 @@ use std::{
     io::{self, Read, Write},
 };
 
-/// Version of this protocol. Whoever begins names it, and both go on in the lower one of theirs.
+/// Version of this protocol. Whoever begins names one, and whoever answers speaks no newer one.
 pub const VERSION: u16 = 4;
 
 /// The oldest version that is spoken still: nobody tells in it of its history.

@@ -1,9 +1,9 @@
 //! All six files of several servers: accounts are made, changed and removed on each as the system's programs do it, and
 //! odd lines are written by hand. In whatever order servers meet, an account is in all files or in none.
 
-use super::{digest, node};
+use super::{author, digest, node};
 use filesync::{
-    Author, Entry, Node, Relation, Replica,
+    Author, Entry, Node, Relation,
     accounts::{self, File, History, How, Pair, Side},
 };
 use proptest::prelude::*;
@@ -283,16 +283,6 @@ impl Server {
 }
 
 fn servers() -> Vec<Server> {
-    let author = |i: usize| Author {
-        replica: Replica {
-            server: format!("s{i}").parse().unwrap(),
-            incarnation: 1,
-        },
-        count: 0,
-        held: false,
-        unit: 10,
-        uncertain: false,
-    };
     let mut first = Server {
         author: author(SERVERS),
         files: BTreeMap::new(),
