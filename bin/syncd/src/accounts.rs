@@ -148,7 +148,6 @@ pub fn pull<S: Read + Write>(
     mut planner: Planner,
     told: u64,
     allowed: Allowed,
-    dry: bool,
 ) -> Result<Report, Error> {
     let mut offered = offers(local, puller, told)?;
     if !offered.is_empty() {
@@ -206,7 +205,7 @@ pub fn pull<S: Read + Write>(
     for operation in operations {
         run.take(operation)?;
     }
-    run.finish(dry)
+    run.finish(allowed.dry)
 }
 
 /// The account files that the other has, changed after its event `after`.

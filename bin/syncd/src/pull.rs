@@ -105,7 +105,6 @@ pub fn pull<S: Read + Write>(
     puller: &mut Puller<S>,
     greeting: &Greeting,
     allowed: Allowed,
-    dry: bool,
 ) -> Result<Report, Error> {
     let _turn = local.turn.lock().unwrap_or_else(PoisonError::into_inner);
     let standing = local.index.standing().map_err(failed)?;
@@ -121,7 +120,7 @@ pub fn pull<S: Read + Write>(
     let taken = local.index.taken().map_err(failed)?;
     let taken = taken.map_or(greeting.told, |taken| taken.told(from));
     let after = greeting.told.min(taken);
-    let mut unkept = if dry {
+    let mut unkept = if allowed.dry {
         Listing::default()
     } else {
         local.keep().map_err(failed)?
@@ -129,10 +128,10 @@ pub fn pull<S: Read + Write>(
     let mut planner = local.planner(&greeting.replica.server);
     planner.yields = terms == Terms::Yield;
     let mut report = match local.unit.accounts {
-        true => accounts::pull(local, puller, planner, after, allowed, dry)?,
-        false => take(local, puller, planner, from, after, allowed, dry)?,
+        true => accounts::pull(local, puller, planner, after, allowed)?,
+        false => take(local, puller, planner, from, after, allowed)?,
     };
-    if !dry {
+    if !allowed.dry {
         unkept.join(local.keep().map_err(failed)?);
         if report.is_complete() {
             if last > after {
@@ -168,9 +167,8 @@ fn take<S: Read + Write>(
     from: &Replica,
     after: u64,
     allowed: Allowed,
-    dry: bool,
 ) -> Result<Report, Error> {
-    let mut report = Report::default();
+    let (mut report, dry) = (Report::default(), allowed.dry);
     // Where nothing is, nothing moves.
     let pages = match local.index.state().map_err(failed)?.live {
         0 => 1,

@@ -45,11 +45,11 @@ pub struct Local {
     /// The other servers' clocks, as far as known.
     clocks: Vec<(ServerName, OffsetStatus)>,
     allowed: Allowed,
-    /// The index is gone afterwards.
+    /// Index and state are gone afterwards.
     _trial: Option<Trial>,
 }
 
-/// A directory for an index that nobody needs once it is known what would be done.
+/// A directory for an index, and what belongs to it, that nobody needs once it is known what would be done.
 struct Trial(PathBuf);
 
 impl Drop for Trial {
@@ -95,15 +95,9 @@ impl Local {
         let calls = Calls::unlimited();
         let doubted = |e| doubted(&state_dir, e);
         let (file, note) = (state_dir.join("index"), unit.note(&args.run_dir));
-        let open = |index: &Index, adopt| {
-            Set::open_with(
-                unit.own(),
-                &unit.root,
-                &state_dir,
-                index,
-                adopt,
-                calls.clone(),
-            )
+        let open = |index: &Index, state: &std::path::Path, adopt| {
+            let (own, calls) = (unit.own(), calls.clone());
+            Set::open_with(own, &unit.root, state, index, adopt, calls)
         };
         let adopt = match allowed.root {
             true => Adopt::Yes,
@@ -111,7 +105,7 @@ impl Local {
         };
         let mut index = open_index(&unit, &file, &note, here)?;
         let mut trial = None;
-        let set = match open(&index, adopt) {
+        let set = match open(&index, &state_dir, adopt) {
             Err(e) if e.is_new_history() => {
                 log::error!("{}: {e}", unit.name);
                 if allowed.dry {
@@ -120,12 +114,12 @@ impl Local {
                     std::fs::create_dir(&folder).map_err(|e| e.to_string())?;
                     trial = Some(Trial(folder.clone()));
                     index = open_index(&unit, &folder.join("index"), &folder.join("note"), here)?;
-                    open(&index, Adopt::Try)
+                    open(&index, &folder, Adopt::Try)
                 } else {
                     index.give_up().map_err(doubted)?;
                     drop(index);
                     index = open_index(&unit, &file, &note, here)?;
-                    open(&index, adopt)
+                    open(&index, &state_dir, adopt)
                 }
             }
             other => other,
@@ -133,13 +127,15 @@ impl Local {
         let set = set.map_err(doubted)?;
         let held = holds_an_address(args, me);
         let replica = index.state().map_err(told)?.replica;
+        let state = trial.as_ref().map_or(&state_dir, |trial: &Trial| &trial.0);
+        let state = state.clone();
         Ok(Self {
-            versions: Versions::new(&state_dir, unit.keep, unit.accounts),
+            versions: Versions::new(&state, unit.keep, unit.accounts),
             unit,
             index,
             set,
             replica,
-            state: state_dir,
+            state,
             summary: OnceLock::new(),
             turn: Mutex::new(()),
             meter: Arc::default(),
@@ -172,6 +168,7 @@ impl Local {
         drop(locks);
         if let Err(e) = &summary
             && e.is_new_history()
+            && !self.allowed.dry
         {
             // Whoever opens it again begins anew.
             log::error!("{}: {e}", self.unit.name);
@@ -301,6 +298,9 @@ fn open_index(
 fn told(e: store::Error) -> String {
     match e.is_busy() {
         true => BUSY.to_owned(),
+        false if e.is_new_history() => {
+            format!("{e}; a run without --dry-run begins with a new index")
+        }
         false if matches!(e, store::Error::Root { .. }) => {
             format!("{e}; if all is as it should be, run syncd with --trust-root once")
         }

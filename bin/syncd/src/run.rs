@@ -69,7 +69,6 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
     let wanted = Wanted {
         sets: names("set"),
         peers: names("peer"),
-        dry: matches.get_flag("dry-run"),
         allowed: Allowed {
             deletes: matches.get_flag("allow-deletes"),
             root: matches.get_flag("trust-root"),
@@ -204,7 +203,6 @@ pub struct Wanted {
     pub sets: Vec<String>,
     /// None: all.
     pub peers: Vec<String>,
-    pub dry: bool,
     pub allowed: Allowed,
     /// Nobody reads along: it goes to the log, and what changed nothing is not told.
     pub quiet: bool,
@@ -419,7 +417,7 @@ impl Run<'_> {
         let given = self.give(local, &mut session);
         let given = given.map_err(|e| Stopped::of(e.to_string()))?;
         self.sessions.give_back(self.config, peer, session);
-        match report.waits && given.left == 0 && !self.wanted.dry {
+        match report.waits && given.left == 0 && !self.wanted.allowed.dry {
             true => Err(Stopped::Joined(given)),
             false => Ok((report, given)),
         }
@@ -453,9 +451,9 @@ impl Run<'_> {
             }
             other => other.map_err(broken)?,
         };
-        let Wanted { allowed, dry, .. } = *self.wanted;
+        let allowed = self.wanted.allowed;
         puller.stream().get_mut().patience(READING);
-        let report = pull(local, &mut puller, &greeting, allowed, dry).map_err(broken)?;
+        let report = pull(local, &mut puller, &greeting, allowed).map_err(broken)?;
         // It may have to wait for a slow disk now.
         session.get_mut().patience(PATIENCE);
         Ok((session, report))
@@ -464,7 +462,7 @@ impl Run<'_> {
     /// Gives what is newer here.
     fn give(&self, local: &Local, session: &mut Connection) -> Result<Farewell, Error> {
         let mut puller = Puller::new(&mut *session)?;
-        if self.wanted.dry {
+        if self.wanted.allowed.dry {
             puller.bye(Farewell::default())?;
             return Ok(Farewell::default());
         }

@@ -201,7 +201,7 @@ fn answer(stream: &mut Buffered<Standard>, args: &Args, client: &Client) -> Resu
         let mut puller = Puller::new(&mut *stream)?.speaking(version);
         let (cluster, name) = (&config.cluster.name, local.unit.name.clone());
         let greeting = puller.greet(cluster, &name, &local.replica)?;
-        let report = pull(&local, &mut puller, &greeting, Allowed::default(), false)?;
+        let report = pull(&local, &mut puller, &greeting, Allowed::default())?;
         tell_daemon(args, &local.unit, report.applied.done);
         puller.bye(report.farewell())?;
     }

@@ -663,6 +663,35 @@ fn neither_a_mass_of_removals_nor_a_directory_that_is_not_mounted_is_believed() 
 }
 
 #[test]
+fn a_directory_of_unknown_history_can_be_tried_and_nothing_is_noted_of_it() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "f", "monday");
+    scene.fine("alpha", &[]);
+    let kept = || {
+        let list = "find . -type f ! -name index -exec sha256sum {} + | sort; ls */";
+        let mut find = Command::new("sh");
+        let find = find
+            .args(["-c", list])
+            .current_dir(scene.at("alpha").join("state/sync"));
+        String::from_utf8(done(find).stdout).unwrap()
+    };
+    let before = kept();
+    assert!(before.contains("fresh"), "{before}");
+    fs::remove_file(scene.data("alpha").join(store::MARKER)).unwrap();
+    scene.write("alpha", "f", "of a backup");
+    let (said, code) = scene.run("alpha", &["--trust-root", "--dry-run"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("would be changed: f"), "{said}");
+    assert_eq!(kept(), before);
+    assert_eq!(scene.read("alpha", "f").unwrap(), "of a backup");
+    scene.fine("alpha", &["--trust-root"]);
+    assert_eq!(scene.read("alpha", "f").unwrap(), "monday");
+}
+
+#[test]
 fn what_is_missing_keeps_up_no_other_set_and_a_single_file_may_be_removed() {
     if !may_run() {
         return;
