@@ -6,6 +6,7 @@ mod alive;
 mod bring;
 mod conflicts;
 mod follow;
+mod foretold;
 mod fresh;
 mod jobs;
 mod locks;

@@ -1,6 +1,8 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::{accounts, fresh, progress::Meter, units::Unit, versions::Versions};
+use crate::{
+    accounts, foretold::Foretold, fresh, progress::Meter, units::Unit, versions::Versions,
+};
 use daemon::Args;
 use filesync::{Author, Digest, Path, Planner, Replica, Standing};
 use protocol::{
@@ -37,8 +39,9 @@ pub struct Local {
     pub versions: Versions,
     /// What the look at it gave.
     summary: OnceLock<Summary>,
-    /// Taken by whoever changes what is here: from one server after another.
-    pub turn: Mutex<()>,
+    /// Taken by whoever changes what is here: from one server after another. What would have been changed by now, if that
+    /// is only to be told.
+    pub turn: Mutex<Foretold>,
     /// How much is to be moved, and was.
     pub meter: Arc<Meter>,
     held: bool,
@@ -137,7 +140,7 @@ impl Local {
             replica,
             state,
             summary: OnceLock::new(),
-            turn: Mutex::new(()),
+            turn: Mutex::default(),
             meter: Arc::default(),
             held,
             clocks: clocks(args),

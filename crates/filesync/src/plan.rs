@@ -22,6 +22,8 @@
 //! the same path, what the directory has in it is kept aside if it gives way; which of the two that is may depend on
 //! who met first, and all come to the same.
 
+mod losses;
+
 use crate::{
     entry::{Author, Digest, Entry, Kind, Node},
     path::Path,
@@ -87,6 +89,14 @@ impl Operation {
         let was = self.was.as_ref().and_then(|w| w.node.as_ref());
         let file = was.and_then(Node::further_name_of);
         file.filter(|file| Some(*file) != self.joins())
+    }
+
+    /// Where that to be removed was moved to.
+    fn moved_to(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Move(to) => Some(to),
+            _ => None,
+        }
     }
 
     /// Something that is there goes.

@@ -1,6 +1,6 @@
 //! Three and more replicas under random changes, meetings, crashes, lost indexes and clocks that jump by a year; files,
-//! indexes and both that come back from backups; servers that are installed anew; full disks; paths that cannot be
-//! looked at.
+//! indexes and both that come back from backups; servers that are installed anew; full disks; removals that are refused;
+//! paths that cannot be looked at.
 //!
 //! What must hold: all come to the same; no value is lost that was not superseded by somebody who had seen it, or went
 //! with the only disk that had it; nothing that was superseded comes back; and whoever has no history has, once it has
@@ -89,6 +89,8 @@ struct Machine {
     taken: Ledger,
     /// Nothing can be fetched.
     full: bool,
+    /// Nothing that would be lost is removed.
+    strict: bool,
     /// What could not be looked at the last time.
     hidden: Option<Path>,
     disk: BTreeMap<Path, Node>,
@@ -158,6 +160,7 @@ impl Machine {
             standing: Standing::default(),
             taken: Ledger::default(),
             full: false,
+            strict: false,
             hidden: None,
             author: Author {
                 replica: Replica {
@@ -325,6 +328,7 @@ impl Machine {
             })
             .map(|(path, _)| path.clone())
             .collect();
+        let before = self.sequence;
         let fresh = |(_, (_, sequence)): &(&Path, &(Entry, u64))| *sequence > known;
         let offered: Vec<_> = other.index.iter().filter(fresh).collect();
         for batch in offered.chunks(3) {
@@ -332,6 +336,21 @@ impl Machine {
             let operations = planner.batch(self, batch.collect());
             self.carry_out(operations, other, steps, &mut pulled)?;
         }
+        if self.strict {
+            let came = self.index.iter().filter(|(_, (_, n))| *n > before);
+            let came = came.map(|(path, (entry, _))| Ok::<_, Cut>((path.clone(), entry.clone())));
+            let lost = planner.lost(self, came)?;
+            if !lost.is_empty() {
+                planner.refuse(&lost);
+                pulled.complete = false;
+            }
+            pulled.refused = lost;
+        }
+        let refused = pulled.refused.clone();
+        let stays = refused
+            .iter()
+            .map(|path| (path.clone(), self.index.get(path).cloned()));
+        let stays: Vec<_> = stays.collect();
         let operations = planner.groups(self);
         self.carry_out(operations, other, steps, &mut pulled)?;
         let operations = planner.removals();
@@ -341,6 +360,11 @@ impl Machine {
         pulled.reshaped = self.author.count != author.count;
         self.author = author;
         self.carry_out(operations, other, steps, &mut pulled)?;
+        let same =
+            |(path, row): &(Path, Option<(Entry, u64)>)| self.index.get(path) == row.as_ref();
+        if !stays.iter().all(same) {
+            pulled.fault = Some(format!("refused and done: {refused:?}"));
+        }
         assert!(
             planner
                 .conflicts
@@ -478,6 +502,8 @@ struct Pulled {
     complete: bool,
     /// Something in a directory that was to go was in the way.
     reshaped: bool,
+    /// Removals.
+    refused: BTreeSet<Path>,
     fault: Option<String>,
 }
 
@@ -487,6 +513,7 @@ impl Default for Pulled {
             operations: 0,
             complete: true,
             reshaped: false,
+            refused: BTreeSet::new(),
             fault: None,
         }
     }
@@ -628,6 +655,7 @@ impl World {
                 complete,
                 reshaped,
                 fault,
+                refused: _,
             }) => {
                 self.reshaped |= reshaped;
                 self.fault = self.fault.take().or(fault);
@@ -665,6 +693,7 @@ impl World {
                 self.machines[i].clock = if self.random.percent(30) { 0 } else { jump };
             }
             96 => self.back(i),
+            97 if self.random.percent(50) => self.machines[i].strict ^= true,
             97 => self.machines[i].author.held ^= true,
             98 => self.machines[i].full ^= true,
             99 => {
@@ -722,7 +751,7 @@ impl World {
     fn settle(&mut self) -> Result<(), String> {
         let n = self.machines.len();
         for machine in &mut self.machines {
-            (machine.full, machine.hidden) = (false, None);
+            (machine.full, machine.strict, machine.hidden) = (false, false, None);
         }
         for _ in 0..16 {
             let mut pairs: Vec<_> = (0..n).flat_map(|i| (0..n).map(move |j| (i, j))).collect();

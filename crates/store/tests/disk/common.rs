@@ -80,6 +80,8 @@ pub struct Open {
     pub together: usize,
     /// Entries planned at once.
     pub page: usize,
+    /// What would be lost is not removed.
+    pub strict: bool,
 }
 
 impl Store {
@@ -140,6 +142,7 @@ impl Store {
             index,
             together: 4096,
             page: 7,
+            strict: false,
         })
     }
 
@@ -247,6 +250,17 @@ impl Open {
             pulled.add(self, operations, &mut contents)?;
         }
         let reader = self.index.reader()?;
+        if self.strict {
+            let came = self.index.rows()?.filter_map(|item| match item {
+                Ok((path, row)) => (row.sequence > state.sequence).then_some(Ok((path, row.entry))),
+                Err(e) => Some(Err(e)),
+            });
+            let lost = planner.lost(&reader, came)?;
+            pulled.refused = lost.len();
+            if !lost.is_empty() {
+                planner.refuse(&lost);
+            }
+        }
         planner.orphans(&reader, &mut self.author()?, later());
         pulled.add(self, planner.groups(&reader), &mut contents)?;
         pulled.add(self, planner.removals(), &mut contents)?;
@@ -254,7 +268,7 @@ impl Open {
         let operations = planner.directories(&reader, &mut self.author()?, later());
         pulled.add(self, operations, &mut contents)?;
         pulled.conflicts = planner.conflicts;
-        if pulled.applied.iter().all(Applied::is_complete) {
+        if pulled.is_complete() {
             let mut ledger = other.index.ledger()?;
             ledger.acknowledged(&state.replica, last, later());
             other.index.write(|batch| batch.ledger(&ledger))?;
@@ -273,6 +287,8 @@ pub struct Pulled {
     pub operations: usize,
     pub conflicts: Vec<Conflict>,
     pub applied: Vec<Applied>,
+    /// So many removals.
+    pub refused: usize,
 }
 
 impl Pulled {
@@ -294,7 +310,7 @@ impl Pulled {
     }
 
     pub fn is_complete(&self) -> bool {
-        self.applied.iter().all(Applied::is_complete)
+        self.refused == 0 && self.applied.iter().all(Applied::is_complete)
     }
 }
 
