@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
 };
+use store::Set;
 
 /// Nothing, if it is no dry run.
 #[derive(Debug, Default)]
@@ -14,6 +15,8 @@ pub struct Foretold {
     paths: BTreeMap<Path, (Option<Entry>, Entry)>,
     /// Of files the paths that would have become further names of them, and may have become something else since.
     names: BTreeMap<Path, BTreeSet<Path>>,
+    /// Directories that would stay, and what for.
+    held: BTreeMap<Path, Path>,
 }
 
 impl Foretold {
@@ -23,6 +26,10 @@ impl Foretold {
             path, was, entry, ..
         } in operations
         {
+            let parent = path.parent().and_then(|parent| self.paths.get(&parent));
+            if entry.node.is_some() && parent.is_some_and(|(_, parent)| !parent.is_directory()) {
+                continue; // it would be put off
+            }
             if let Some(file) = further_name_of(&entry) {
                 let names = self.names.entry(file.clone()).or_default();
                 names.insert(path.clone());
@@ -46,8 +53,17 @@ impl Foretold {
         })
     }
 
+    /// Finds out which directories would stay for what is left out of the set.
+    pub fn look(&mut self, set: &Set) {
+        let gone = self.paths.iter().filter(|(_, (was, entry))| {
+            was.as_ref().is_some_and(Entry::is_directory) && entry.node.is_none()
+        });
+        let held = gone.filter_map(|(path, _)| Some((path.clone(), store::held_by(set, path)?)));
+        self.held = held.collect();
+    }
+
     /// What would come of it all: each path that would not be what it is, once.
-    pub fn changes(&self) -> impl Iterator<Item = (&Path, &'static str)> {
+    pub fn changes(&self) -> impl Iterator<Item = String> {
         self.paths.iter().filter_map(|(path, (was, entry))| {
             let was = was.as_ref().and_then(|was| was.node.as_ref());
             let what = match (was, entry.node.as_ref()) {
@@ -56,7 +72,12 @@ impl Foretold {
                 (_, None) => "removed",
                 (Some(_), Some(_)) => "changed",
             };
-            Some((path, what))
+            Some(match self.held.get(path) {
+                Some(held) => {
+                    format!("{path}: removed elsewhere and would stay here: {held} is left out")
+                }
+                None => format!("would be {what}: {path}"),
+            })
         })
     }
 

@@ -61,8 +61,18 @@ impl Report {
                 + self.refused_removals
                 + u64::from(self.waits),
             kept: self.applied.kept,
-            notes: self.notes.iter().take(NOTES_MAX).map(note).collect(),
+            notes: self.notes().take(NOTES_MAX).map(note).collect(),
         }
+    }
+
+    /// What an operator is to know, wherever the run began.
+    pub fn notes(&self) -> impl Iterator<Item = (&Path, String)> {
+        let notes = self.notes.iter().map(|(path, note)| (path, note.clone()));
+        let left = self.applied.left.first.iter();
+        notes.chain(left.map(|(path, why)| {
+            let stays = format!("removed elsewhere and stays here: {why}");
+            (path, stays)
+        }))
     }
 
     pub fn add(&mut self, applied: Applied) {
@@ -70,11 +80,12 @@ impl Report {
         self.applied.kept += applied.kept;
         self.applied.put_off.join(applied.put_off);
         self.applied.failed.join(applied.failed);
+        self.applied.left.join(applied.left);
     }
 }
 
 /// As the other may tell it.
-fn note((path, note): &(Path, String)) -> String {
+fn note((path, note): (&Path, String)) -> String {
     format!("{path}: {note}").chars().take(NOTE_MAX).collect()
 }
 
@@ -85,12 +96,13 @@ impl fmt::Display for Report {
             kept,
             put_off,
             failed,
+            left: _,
         } = &self.applied;
         write!(f, "{done} taken")?;
         let parts = [
             (self.removed, "of them removals"),
             (*kept, "former versions kept aside"),
-            (put_off.count, "put off: they were changing"),
+            (put_off.count, "put off"),
             (failed.count, "failed"),
         ];
         for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {

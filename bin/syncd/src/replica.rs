@@ -127,7 +127,8 @@ impl Local {
             }
             other => other,
         };
-        let set = set.map_err(doubted)?;
+        let mut set = set.map_err(doubted)?;
+        set.left_out = Box::new(unit.clone());
         let held = holds_an_address(args, me);
         let replica = index.state().map_err(told)?.replica;
         let state = trial.as_ref().map_or(&state_dir, |trial: &Trial| &trial.0);
@@ -179,6 +180,9 @@ impl Local {
             return Err(BUSY.to_owned());
         }
         let summary = summary.map_err(|e| doubted(&self.state, e))?;
+        if !self.allowed.dry {
+            store::clear(&self.set, &self.index, &summary).map_err(told)?;
+        }
         self.summary.get_or_init(|| summary);
         let filled = self.index.state().map_err(told)?.live > 0;
         fresh::looked(&self.state, &self.replica, self.set.root(), filled)?;

@@ -356,8 +356,8 @@ impl Run<'_> {
                 thread::sleep(Duration::from_millis(50 + random % (100 * tries)));
             }
         }
-        for (path, what) in foretold.changes() {
-            self.say(&format!("{}: would be {what}: {path}", unit.name));
+        for change in foretold.changes() {
+            self.say(&format!("{}: {change}", unit.name));
         }
         outcomes
     }
@@ -403,10 +403,9 @@ impl Run<'_> {
             (*peer, done)
         });
         let told = told.collect();
-        *foretold = local
-            .turn
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
+        let Local { turn, set, .. } = local;
+        *foretold = turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+        foretold.look(&set);
         told
     }
 
@@ -540,7 +539,7 @@ impl Run<'_> {
         self.list(&format!("{name}: not done"), &report.applied.failed);
         self.list(&format!("{name}: put off"), &report.applied.put_off);
         self.list(&format!("{name}: no former version kept"), &report.unkept);
-        for (path, note) in &report.notes {
+        for (path, note) in report.notes() {
             self.say(&format!("{name}: {path}: {note}"));
         }
         for note in notes {

@@ -15,6 +15,7 @@ use std::{
     path::{Path as FsPath, PathBuf},
     time::Duration,
 };
+use store::LeftOut;
 
 /// So few removals are never too many.
 const FEW: u64 = 20;
@@ -41,6 +42,18 @@ pub struct Unit {
     /// These files of it only.
     only: Option<BTreeSet<Vec<u8>>>,
     excludes: Gitignore,
+    perishable: Gitignore,
+}
+
+impl LeftOut for Unit {
+    fn excludes(&self, path: &Path, directory: bool) -> bool {
+        self.excludes(path, directory)
+    }
+
+    fn perishes(&self, path: &Path, directory: bool) -> bool {
+        let path = FsPath::new(OsStr::from_bytes(path.as_bytes()));
+        self.perishable.matched(path, directory).is_ignore()
+    }
 }
 
 impl Unit {
@@ -174,7 +187,9 @@ fn file_of(name: &str) -> String {
 pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
     for set in &config.sets {
-        let patterns = excludes(set);
+        let patterns = patterns(set, &set.excludes);
+        // They were read among the others.
+        let perishable = self::patterns(set, &set.perishable);
         let template = Unit {
             name: String::new(),
             delete_limit: set.delete_limit,
@@ -186,6 +201,7 @@ pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool
             fault: patterns.as_ref().err().cloned(),
             only: None,
             excludes: patterns.unwrap_or_else(|_| Gitignore::empty()),
+            perishable: perishable.unwrap_or_else(|_| Gitignore::empty()),
         };
         for mut unit in of_set(set, &template, state_dir) {
             if let Some(other) = units.iter().find(|other| other.overlaps(&unit)) {
@@ -255,9 +271,9 @@ fn kept(keep: config::Keep) -> store::Keep {
     }
 }
 
-fn excludes(set: &SyncSet) -> Result<Gitignore, String> {
+fn patterns(set: &SyncSet, lines: &[String]) -> Result<Gitignore, String> {
     let mut builder = GitignoreBuilder::new("");
-    for line in &set.excludes {
+    for line in lines {
         builder
             .add_line(None, line)
             .map_err(|e| format!("set {}: exclude \"{}\": {e}", set.name, line.escape_debug()))?;

@@ -1572,12 +1572,64 @@ fn a_dry_run_tells_and_does_nothing() {
 }
 
 #[test]
+fn a_directory_that_was_removed_stays_for_what_is_left_out_and_what_perishes_goes_with_it() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(
+        "[[sync]]\nname = \"data\"\npath = [\"DATA\"]\nexclude = [\"*.own\"]\nperishable = [\"*.o\"]\n",
+    );
+    for file in ["kept/f", "gone/f", "stays"] {
+        scene.write("alpha", file, file);
+    }
+    scene.fine("alpha", &[]);
+    for file in ["kept/x.own", "kept/x.o", "gone/x.o", "x.o"] {
+        scene.write("beta", file, file);
+    }
+    for directory in ["kept", "gone"] {
+        fs::remove_dir_all(scene.data("alpha").join(directory)).unwrap();
+    }
+    let stays = "kept: removed elsewhere and stays here: kept/x.own is left out";
+    let said = scene.fine("beta", &["--dry-run"]);
+    assert!(said.contains("would be removed: gone"), "{said}");
+    assert!(
+        said.contains(&stays.replace("and stays", "and would stay")),
+        "{said}"
+    );
+    let said = scene.fine("beta", &[]);
+    assert!(said.contains(stays), "{said}");
+    for server in SERVERS {
+        let said = scene.fine(server, &[]);
+        assert!(
+            said.contains(" 0 taken") && !said.contains(" 1 given"),
+            "{said}"
+        );
+        let told = said.contains("not kept alike: kept: was removed elsewhere and stays here");
+        assert_eq!(told, server == "beta", "{said}");
+    }
+    let is_there = |name: &str| scene.data("beta").join(name).exists();
+    assert!(is_there("kept/x.own") && is_there("kept/x.o") && is_there("x.o"));
+    assert!(!is_there("gone") && !scene.data("alpha").join("kept").exists());
+    let said = scene
+        .syncd("beta", &["why"])
+        .arg(scene.at("data").join("x.o"))
+        .output();
+    let said = String::from_utf8(said.unwrap().stdout).unwrap();
+    assert!(said.contains("perishable \"*.o\""), "{said}");
+    fs::remove_file(scene.data("beta").join("kept/x.own")).unwrap();
+    scene.fine("beta", &["--dry-run"]);
+    assert!(is_there("kept/x.o"));
+    scene.fine("beta", &[]);
+    assert!(!is_there("kept"));
+}
+
+#[test]
 fn a_dry_run_with_several_servers_tells_what_comes_of_all_of_them_together() {
     if !may_run() {
         return;
     }
     let scene = Scene::new();
-    for file in ["both", "gone", "moved", "d/e/f", "d/g", "kept/f"] {
+    for file in ["both", "gone", "moved", "d/e/f", "d/g"] {
         scene.write("alpha", file, file);
     }
     for server in SERVERS {
@@ -1591,8 +1643,6 @@ fn a_dry_run_with_several_servers_tells_what_comes_of_all_of_them_together() {
     fs::rename(beta.join("moved"), beta.join("d/moved")).unwrap();
     fs::remove_dir_all(beta.join("d/e")).unwrap();
     fs::remove_file(gamma.join("d/g")).unwrap();
-    fs::remove_dir_all(gamma.join("kept")).unwrap();
-    scene.write("beta", "kept/f", "edited");
     scene.foretold("alpha", &[], Some(0));
     scene.fine("alpha", &[]);
     scene.assert_alike();

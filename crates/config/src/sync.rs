@@ -84,6 +84,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         "name",
         "path",
         "exclude",
+        "perishable",
         "delete_limit",
         "on",
         "rate",
@@ -116,7 +117,9 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
             }
         }
     }
-    let excludes = section.texts("exclude");
+    let perishable = section.texts("perishable");
+    // What perishes is left out, too.
+    let excludes = [section.texts("exclude"), perishable.clone()].concat();
     let merge_accounts = merges_accounts(section, &texts, &excludes);
     let lines = SyncLines {
         set: section.line(),
@@ -129,6 +132,10 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         name: name?,
         paths,
         excludes: excludes
+            .into_iter()
+            .map(|t| t.into_inner().to_owned())
+            .collect(),
+        perishable: perishable
             .into_iter()
             .map(|t| t.into_inner().to_owned())
             .collect(),
@@ -192,7 +199,11 @@ fn merges_accounts(
     }
     if !excludes.is_empty() {
         let what = "a set of account files has nothing to leave out; remove it";
-        section.report("exclude", what);
+        for key in ["exclude", "perishable"] {
+            if !section.texts(key).is_empty() {
+                section.report(key, what);
+            }
+        }
     }
     true
 }

@@ -163,6 +163,15 @@ where
         Ok(())
     }
 
+    /// Nothing in this directory, which is like this, is part of the set.
+    pub(crate) fn pass(&mut self, path: &Path, stat: &Stat) {
+        self.entered.push(Entered {
+            path: Some(path.clone()),
+            inode: stat.inode,
+            ctime: stat.ctime,
+        });
+    }
+
     /// The index knows nothing of a name in the directory of the last step.
     pub(crate) fn is_new(&mut self) {
         if let Some(Level {

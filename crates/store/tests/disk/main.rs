@@ -12,6 +12,7 @@ mod faults;
 mod fresh;
 mod histories;
 mod index;
+mod leftover;
 mod lent;
 mod look;
 mod metadata;
