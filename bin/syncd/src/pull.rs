@@ -7,10 +7,13 @@ use crate::{
     fresh,
     replica::{Allowed, Local},
 };
-use filesync::{Conflict, Entry, Operation, Outcome, Path, Planner, Replica, Standing, Terms};
+use filesync::{
+    Conflict, Entry, Knowledge, Operation, Outcome, Path, Planner, Replica, Standing, Terms,
+};
 use std::{
     fmt,
     io::{Read, Write},
+    iter::Peekable,
     sync::PoisonError,
 };
 use store::{Applied, Listing, Row};
@@ -50,6 +53,12 @@ impl Report {
             && !self.waits
             && self.unkept.count == 0
             && !self.conflicts.iter().any(open)
+    }
+
+    /// See [`Planner::is_resolved`].
+    fn is_resolved(&self) -> bool {
+        let stayed = |c: &Conflict| c.outcome == Outcome::Stayed;
+        !self.conflicts.iter().any(stayed)
     }
 
     /// As it is told to the other.
@@ -132,23 +141,30 @@ pub fn pull<S: Read + Write>(
     // What one of the two does not remember any more is told again: it may have been set back.
     let taken = local.index.taken().map_err(failed)?;
     let taken = taken.map_or(greeting.told, |taken| taken.told(from));
-    let after = greeting.told.min(taken);
+    let mut after = greeting.told.min(taken);
+    // What it forgot this side may not have been told of: then it tells all that is left.
+    let told_all = greeting.knowledge.told_all(after);
+    if !told_all {
+        after = 0;
+    }
     let mut unkept = if allowed.dry {
         Listing::default()
     } else {
         local.keep().map_err(failed)?
     };
-    let mut planner = local.planner(&greeting.replica.server);
+    let mut planner = local.planner(&greeting.replica.server).map_err(failed)?;
     planner.yields = terms == Terms::Yield;
     let mut report = match local.unit.accounts {
         true => accounts::pull(local, puller, planner, after, allowed)?,
         false => {
             let foretold = &mut *turn;
+            let whole = Some(&greeting.knowledge).filter(|_| !told_all);
             Taking {
                 local,
                 from,
                 allowed,
                 foretold,
+                whole,
             }
             .take(puller, planner, after)?
         }
@@ -157,13 +173,17 @@ pub fn pull<S: Read + Write>(
     if !allowed.dry {
         unkept.join(local.keep().map_err(failed)?);
         if report.is_complete() {
-            if last > after {
+            let known = local.index.knowledge().map_err(failed)?;
+            let resolved = report.is_resolved();
+            if last > after && resolved {
                 puller.took(last)?;
-                let noted = has_all(local, greeting, standing);
+                let noted = has_all(local, greeting, standing, resolved);
                 puller.heard()?;
                 noted.map_err(failed)?;
-            } else if standing != greeting.standing {
-                has_all(local, greeting, standing).map_err(failed)?;
+            } else if standing != greeting.standing
+                || resolved && !known.events.has(&greeting.knowledge.events)
+            {
+                has_all(local, greeting, standing, resolved).map_err(failed)?;
             }
             let raised = fresh::raise(&local.state, &local.replica, greeting.fresh);
             raised.map_err(|why| Error::Io(std::io::Error::other(why)))?;
@@ -173,12 +193,20 @@ pub fn pull<S: Read + Write>(
     Ok(report)
 }
 
-/// Notes that all the other has is here now.
-fn has_all(local: &Local, greeting: &Greeting, mut standing: Standing) -> Result<(), store::Error> {
+/// Notes that all the other has is here now; as long as it has still to give way somewhere, only whose history it shares.
+fn has_all(
+    local: &Local,
+    greeting: &Greeting,
+    mut standing: Standing,
+    resolved: bool,
+) -> Result<(), store::Error> {
     let (from, now) = (&greeting.replica, daemon::real_now_ns());
     standing.has_all_of(&greeting.standing);
     local.index.write(|batch| {
-        batch.took(from, greeting.last, now)?;
+        if resolved {
+            batch.took(from, greeting.last, now)?;
+            batch.knows(&greeting.knowledge)?;
+        }
         batch.standing(&standing)
     })
 }
@@ -189,6 +217,8 @@ struct Taking<'a> {
     from: &'a Replica,
     allowed: Allowed,
     foretold: &'a mut Foretold,
+    /// The other tells all that it has, and what it does not name it may have forgotten.
+    whole: Option<&'a Knowledge>,
 }
 
 impl Taking<'_> {
@@ -206,8 +236,22 @@ impl Taking<'_> {
             _ => PAGES,
         };
         puller.ask_changes(after)?;
+        let rules = local.unit.rules();
+        let whole = self.whole.filter(|whole| whole.rules == rules);
+        let mut unnamed = match whole {
+            Some(_) => Some(local.index.rows().map_err(failed)?.peekable()),
+            None => None,
+        };
+        let own = &local.replica.server;
         let next = |puller: &mut Puller<S>, foretold: &Foretold| loop {
             let offered = puller.entries(pages)?;
+            if let (Some(rows), Some(whole)) = (&mut unnamed, whole) {
+                for (path, row) in not_among(rows, &offered).map_err(failed)? {
+                    if !local.unit.excludes(&path, row.entry.is_directory()) {
+                        planner.unnamed(path, row.entry, whole, own);
+                    }
+                }
+            }
             if offered.is_empty() {
                 return Ok(Vec::new());
             }
@@ -305,6 +349,27 @@ impl Taking<'_> {
         report.add(applied);
         bring.finish()
     }
+}
+
+/// Of rows in order of path those that are not offered, up to the last that is; if none is, the rest.
+fn not_among(
+    rows: &mut Peekable<impl Iterator<Item = Result<(Path, Row), store::Error>>>,
+    offered: &[(Path, Entry)],
+) -> Result<Vec<(Path, Row)>, store::Error> {
+    let mut others = Vec::new();
+    let last = offered.last().map(|(path, _)| path);
+    let due = |item: &Result<(Path, Row), _>| match (item, last) {
+        (Ok((path, _)), Some(last)) => path <= last,
+        (Err(_), _) | (_, None) => true,
+    };
+    while let Some(item) = rows.next_if(due) {
+        let (path, row) = item?;
+        let named = offered.binary_search_by(|(other, _)| other.cmp(&path));
+        if named.is_err() && row.entry.node.is_some() {
+            others.push((path, row));
+        }
+    }
+    Ok(others)
 }
 
 fn failed(e: store::Error) -> Error {

@@ -43,6 +43,10 @@ pub struct Unit {
     only: Option<BTreeSet<Vec<u8>>>,
     excludes: Gitignore,
     perishable: Gitignore,
+    /// The servers that keep it alike.
+    pub members: Vec<ServerName>,
+    /// The patterns, in one number.
+    patterns: u64,
 }
 
 impl LeftOut for Unit {
@@ -64,6 +68,11 @@ impl Unit {
         }
         let path = FsPath::new(OsStr::from_bytes(path.as_bytes()));
         self.excludes.matched(path, directory).is_ignore()
+    }
+
+    /// Names what is left out.
+    pub fn rules(&self) -> u64 {
+        number(&format!("{:x} {:?}", self.patterns, self.only))
     }
 
     /// What standin has in its directory.
@@ -190,8 +199,11 @@ pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool
         let patterns = patterns(set, &set.excludes);
         // They were read among the others.
         let perishable = self::patterns(set, &set.perishable);
+        let members = config.servers.iter().filter(|server| !server.witness);
         let template = Unit {
             name: String::new(),
+            members: members.map(|server| server.name.clone()).collect(),
+            patterns: number(&format!("{:?}", set.excludes)),
             delete_limit: set.delete_limit,
             max_skew: config.time.max_skew,
             keep: set.keep.map(kept),
@@ -262,6 +274,12 @@ fn of_set(set: &SyncSet, template: &Unit, state_dir: &FsPath) -> Vec<Unit> {
         files.map(|(root, (only, fault))| template.with(name(root), root, Some(only), fault)),
     );
     units
+}
+
+fn number(text: &str) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
+    u64::from_le_bytes(number)
 }
 
 fn kept(keep: config::Keep) -> store::Keep {

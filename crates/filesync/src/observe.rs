@@ -266,6 +266,7 @@ pub(crate) mod tests {
             held: false,
             unit: 1000,
             uncertain: false,
+            forgotten: None,
         }
     }
 

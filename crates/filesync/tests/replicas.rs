@@ -14,13 +14,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use filesync::{
-    Author, Difference, Digest, Entry, Kind, Ledger, Node, Operation, Path, Planner, Relation,
-    Replica, Sight, Source, Span, Standing, Terms, Tree,
+    Author, Difference, Digest, Entry, Forgotten, Kind, Knowledge, Ledger, Node, Operation, Path,
+    Planner, Relation, Replica, Sight, Source, Span, Standing, Terms, Tree,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use protocol::ServerName;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 const YEAR: i64 = 365 * 86_400 * 1_000_000_000;
 const SECOND: u64 = 1_000_000_000;
+/// Removals that are older are forgotten, and no backup of files alone is.
+const HORIZON: u64 = 30 * SECOND;
 
 /// splitmix64 (Steele et al. 2014).
 #[derive(Clone)]
@@ -95,6 +101,9 @@ struct Machine {
     hidden: Option<Path>,
     disk: BTreeMap<Path, Node>,
     index: BTreeMap<Path, (Entry, u64)>,
+    /// Since when each is in the index.
+    since: BTreeMap<Path, u64>,
+    known: Knowledge,
     sequence: u64,
     intents: BTreeMap<Path, Entry>,
     aside: BTreeSet<(Path, Node)>,
@@ -171,9 +180,12 @@ impl Machine {
                 held: false,
                 unit: SECOND / 10,
                 uncertain: false,
+                forgotten: None,
             },
             disk: BTreeMap::new(),
             index: BTreeMap::new(),
+            since: BTreeMap::new(),
+            known: Knowledge::default(),
             sequence: 0,
             intents: BTreeMap::new(),
             aside: BTreeSet::new(),
@@ -193,7 +205,39 @@ impl Machine {
     fn note(&mut self, path: Path, entry: Entry) {
         self.sequence += 1;
         self.intents.remove(&path);
+        self.since.insert(path.clone(), self.looked);
         self.index.insert(path, (entry, self.sequence));
+    }
+
+    fn knowledge(&self) -> Knowledge {
+        let mut known = self.known.clone();
+        known.events.note(&self.author.replica, self.author.count);
+        known
+    }
+
+    /// Forgets removals that these others have. How many.
+    fn forget(&mut self, others: &[ServerName], now: u64) -> usize {
+        let (now, known) = (self.time(now), self.knowledge());
+        let old = |time: u64| time.saturating_add(HORIZON) < now;
+        let may = |path: &Path, entry: &Entry, sequence: u64| {
+            let age = Duration::from_nanos(now.saturating_sub(self.since[path]));
+            entry.node.is_none()
+                && known.events.has(&entry.vector)
+                && old(entry.rank.nanos)
+                && self
+                    .ledger
+                    .may_forget(others, sequence, age, Duration::from_nanos(HORIZON))
+        };
+        let all = self.index.iter();
+        let all = all.filter(|(path, (entry, sequence))| may(path, entry, *sequence));
+        let all: Vec<_> = all.map(|(path, row)| (path.clone(), row.clone())).collect();
+        for (path, (entry, sequence)) in &all {
+            self.trace("forgets", path, entry);
+            let before = self.known.forgotten.take();
+            self.known.forgotten = Some(Forgotten::with(before, entry, *sequence));
+            self.index.remove(path);
+        }
+        all.len()
     }
 
     fn trace(&self, what: &str, path: &Path, entry: &Entry) {
@@ -208,6 +252,7 @@ impl Machine {
         let now = self.time(now);
         let known = self.index.clone().into_iter().map(|(p, (e, _))| (p, e));
         self.author.uncertain |= self.standing.is_newcomer();
+        self.author.forgotten = self.known.forgotten.clone();
         // What is not seen when an index is begun is new when it is seen.
         let hidden = self.hidden.clone().filter(|_| !self.author.uncertain);
         let is_hidden = |p: &Path| hidden.as_ref().is_some_and(|h| p == h || p.is_below(h));
@@ -266,6 +311,7 @@ impl Machine {
         self.keeper = self.author.replica.clone();
         self.standing = Standing::new(&self.keeper);
         self.index.clear();
+        self.known = Knowledge::default();
         self.intents.clear();
         self.ledger = Ledger::default();
         self.taken = Ledger::default();
@@ -285,9 +331,12 @@ impl Machine {
             standing,
             aside,
             sequence,
+            since,
             ..
         } = backup.clone();
+        self.known = backup.knowledge();
         (self.index, self.intents, self.history) = (index, intents, history);
+        self.since = since;
         (self.ledger, self.taken, self.aside) = (ledger, taken, aside);
         (self.keeper, self.standing, self.sequence) = (keeper, standing, sequence);
         (self.author.replica.incarnation, self.author.count) = (incarnation, 0);
@@ -313,6 +362,7 @@ impl Machine {
         let mut pulled = Pulled::default();
         let terms = self.standing.terms(&other.standing);
         planner.yields = terms == Terms::Yield;
+        planner.known = self.knowledge();
         if terms == Terms::Wait {
             (pulled.operations, pulled.complete) = (1, false);
             return Ok(pulled);
@@ -330,10 +380,22 @@ impl Machine {
             .collect();
         let before = self.sequence;
         let fresh = |(_, (_, sequence)): &(&Path, &(Entry, u64))| *sequence > known;
-        let offered: Vec<_> = other.index.iter().filter(fresh).collect();
+        let theirs = other.knowledge();
+        let all = !theirs.told_all(known);
+        let offered: Vec<_> = (other.index.iter().filter(|row| all || fresh(row)))
+            .map(|(path, (entry, _))| (path.clone(), entry.clone()))
+            .collect();
+        if all {
+            // Of what is not named it may have been removed.
+            for (path, (entry, _)) in &self.index {
+                if !other.index.contains_key(path) {
+                    let own = &self.author.replica.server;
+                    planner.unnamed(path.clone(), entry.clone(), &theirs, own);
+                }
+            }
+        }
         for batch in offered.chunks(3) {
-            let batch = batch.iter().map(|(p, (e, _))| ((*p).clone(), e.clone()));
-            let operations = planner.batch(self, batch.collect());
+            let operations = planner.batch(self, batch.to_vec());
             self.carry_out(operations, other, steps, &mut pulled)?;
         }
         if self.strict {
@@ -373,6 +435,7 @@ impl Machine {
             "{:?}",
             planner.conflicts
         );
+        pulled.resolved = planner.is_resolved();
         if planner.yields && pulled.complete {
             for (path, (entry, _)) in other.index.iter().filter(|(p, _)| conflicts.contains(*p)) {
                 let node = self.index.get(path).and_then(|(e, _)| e.node.as_ref());
@@ -404,7 +467,8 @@ impl Machine {
             );
             let done = self.act(&operation, other, steps)?;
             pulled.complete &= done;
-            if done {
+            let told_again = operation.was.as_ref() == Some(&operation.entry);
+            if done && !told_again {
                 let theirs = other
                     .history
                     .get(&operation.path)
@@ -504,6 +568,8 @@ struct Pulled {
     reshaped: bool,
     /// Removals.
     refused: BTreeSet<Path>,
+    /// Nothing of the other waits for it to give way.
+    resolved: bool,
     fault: Option<String>,
 }
 
@@ -514,6 +580,7 @@ impl Default for Pulled {
             complete: true,
             reshaped: false,
             refused: BTreeSet::new(),
+            resolved: true,
             fault: None,
         }
     }
@@ -534,8 +601,14 @@ struct World {
     fault: Option<String>,
     /// Which of two histories gives way depends on who meets whom first.
     histories: bool,
-    /// Of each machine, sometime before.
+    /// Of each machine, sometime before, and since when.
     backups: Vec<Machine>,
+    backed_up: Vec<u64>,
+    /// It is on no roster: nobody meets it or waits for it.
+    away: Option<usize>,
+    /// Who was: what it has is older than the horizon, and so no more than what its index says of it.
+    were_away: BTreeSet<usize>,
+    forgotten: usize,
     incarnation: u64,
 }
 
@@ -548,7 +621,11 @@ impl World {
         let names = ["alpha", "beta", "gamma", "delta"];
         let machines: Vec<_> = names[..count].iter().map(|n| Machine::new(n, 1)).collect();
         Self {
+            backed_up: vec![1_700_000_000 * SECOND; machines.len()],
             backups: machines.clone(),
+            away: None,
+            were_away: BTreeSet::new(),
+            forgotten: 0,
             histories: false,
             fault: None,
             incarnation: 1,
@@ -656,15 +733,20 @@ impl World {
                 reshaped,
                 fault,
                 refused: _,
+                resolved,
             }) => {
                 self.reshaped |= reshaped;
                 self.fault = self.fault.take().or(fault);
                 if complete {
+                    let here = &mut self.machines[i];
+                    here.standing.has_all_of(&other.standing);
+                }
+                if complete && resolved {
                     let ledger = &mut self.machines[j].ledger;
                     ledger.acknowledged(&replica, other.sequence, now);
                     let here = &mut self.machines[i];
                     here.taken.stands(&other.keeper, other.sequence, now);
-                    here.standing.has_all_of(&other.standing);
+                    here.known.join(&other.knowledge());
                 }
                 operations
             }
@@ -675,16 +757,17 @@ impl World {
         self.now += 1 + self.random.below(3 * SECOND);
         let n = self.machines.len();
         let (i, j) = (self.random.index(n), self.random.index(n));
-        match self.random.below(100) {
+        let meets = i != j && ![Some(i), Some(j)].contains(&self.away);
+        match self.random.below(108) {
             0..55 => self.edit(),
             55..65 => {
                 let (now, events) = (self.now, &mut self.events);
                 self.machines[i].look(now, events);
             }
-            65..85 if i != j => {
+            65..85 if meets => {
                 self.meet(i, j, u64::MAX);
             }
-            85..93 if i != j => {
+            85..93 if meets => {
                 let steps = self.random.below(12);
                 self.meet(i, j, steps);
             }
@@ -703,8 +786,42 @@ impl World {
                     .then(|| path(self.random.of(&NAMES)));
                 self.machines[i].hidden = hidden;
             }
+            100 | 107 => {
+                self.away = match self.away {
+                    None if n > 2 => Some(i),
+                    _ => None,
+                };
+                self.were_away.extend(self.away);
+            }
+            101..104 => self.forget(i),
+            104..107 => self.quiet(),
             _ => {}
         }
+    }
+
+    /// All that are on the roster meet, nothing happens for a long time, and some forget.
+    fn quiet(&mut self) {
+        let n = self.machines.len();
+        for (i, j) in (0..2 * n * n).map(|k| (k % n, k / n % n)) {
+            if i != j && ![Some(i), Some(j)].contains(&self.away) {
+                self.meet(i, j, u64::MAX);
+            }
+        }
+        self.now += 2 * HORIZON;
+        for i in 0..n {
+            if self.random.percent(60) {
+                self.forget(i);
+            }
+        }
+    }
+
+    /// What was removed long ago is forgotten, if all that are on the roster know of it.
+    fn forget(&mut self, i: usize) {
+        let others = (0..self.machines.len()).filter(|j| *j != i && Some(*j) != self.away);
+        let others: Vec<_> = others
+            .map(|j| self.machines[j].keeper.server.clone())
+            .collect();
+        self.forgotten += self.machines[i].forget(&others, self.now);
     }
 
     /// Something of a machine is lost, or comes back from a backup, or a backup is made.
@@ -715,18 +832,22 @@ impl World {
         let aside_before = self.machines[i].aside.clone();
         let machine = &mut self.machines[i];
         match self.random.below(8) {
-            0..3 => self.backups[i] = machine.clone(),
+            0..3 => {
+                self.backups[i] = machine.clone();
+                self.backed_up[i] = self.now;
+            }
             3 => {
                 machine.index_of(&backup, incarnation);
                 (machine.disk, machine.looked) = (backup.disk, backup.looked);
                 (machine.touched, machine.forgetful) = (backup.touched, backup.forgetful);
             }
             4 => machine.index_of(&backup, incarnation),
+            _ if self.were_away.contains(&i) => {}
             what => {
                 self.histories = true;
                 machine.lose_index(incarnation);
                 match what {
-                    5 => machine.disk = backup.disk,
+                    5 if self.now - self.backed_up[i] < HORIZON => machine.disk = backup.disk,
                     6 => machine.disk.clear(),
                     _ => {}
                 }
@@ -750,6 +871,7 @@ impl World {
     /// All meet, in some order, until nobody has anything to do.
     fn settle(&mut self) -> Result<(), String> {
         let n = self.machines.len();
+        self.away = None;
         for machine in &mut self.machines {
             (machine.full, machine.strict, machine.hidden) = (false, false, None);
         }
@@ -781,15 +903,15 @@ impl World {
                     differing(&first.disk, &other.disk)
                 ));
             }
-            let known = |m: &Machine| -> Vec<_> {
-                let known = m
-                    .index
-                    .iter()
-                    .map(|(p, (e, _))| (p.clone(), e.vector.clone()));
-                known.collect()
+            // A removal may be forgotten by one of them.
+            let paths = first.index.keys().chain(other.index.keys());
+            let agree = |path: &Path| match (first.entry(path), other.entry(path)) {
+                (Some(a), Some(b)) => a.vector == b.vector,
+                (Some(one), None) | (None, Some(one)) => one.node.is_none(),
+                (None, None) => true,
             };
-            if known(first) != known(other) {
-                return Err("convergence: vectors differ".into());
+            if let Some(path) = paths.into_iter().find(|path| !agree(path)) {
+                return Err(format!("convergence: vectors of {path} differ"));
             }
         }
         let aside: BTreeSet<_> = self.machines.iter().flat_map(|m| &m.aside).collect();
@@ -857,7 +979,8 @@ fn run(seed: u64) -> Result<(), String> {
     other_order.random = Random(seed ^ 0xbeef);
     world.settle().and_then(|()| world.judge())?;
     other_order.settle().and_then(|()| other_order.judge())?;
-    let reshaped = world.reshaped || other_order.reshaped || world.histories;
+    // So does which of a new file and one of a server that was away stays, if the removal between them was forgotten.
+    let reshaped = world.reshaped || other_order.reshaped || world.histories || world.forgotten > 0;
     if world.machines[0].disk != other_order.machines[0].disk && !reshaped {
         let (one, other) = (&world.machines[0].disk, &other_order.machines[0].disk);
         return Err(format!("order: {}", differing(one, other)));

@@ -161,6 +161,7 @@ fn see_all<'scope, 'env>(
         held: how.held,
         unit: how.unit,
         uncertain: index.is_uncertain()?,
+        forgotten: index.knowledge()?.forgotten,
     };
     let span = Span::new(&author, state.looked, how.now);
     let mut sights = Sights {

@@ -190,6 +190,7 @@ mod tests {
                 held: false,
                 unit: 1,
                 uncertain: false,
+                forgotten: None,
             };
             let mut server = Self(BTreeMap::new(), author);
             paths

@@ -212,6 +212,7 @@ impl Open {
             held: false,
             unit: 100_000_000,
             uncertain: false,
+            forgotten: None,
         })
     }
 
@@ -235,7 +236,18 @@ impl Open {
         let from = other.index.state()?;
         let (from, last) = (from.replica, from.sequence);
         let taken = self.index.taken()?.map(|taken| taken.told(&from));
-        let told = told.min(taken.unwrap_or(told));
+        let mut told = told.min(taken.unwrap_or(told));
+        let known = other.index.knowledge()?;
+        planner.known = self.index.knowledge()?;
+        if !known.told_all(told) {
+            told = 0;
+            for row in self.index.rows()? {
+                let (path, row) = row?;
+                if other.index.row(&path)?.is_none() && row.entry.node.is_some() {
+                    planner.unnamed(path, row.entry, &known, &state.replica.server);
+                }
+            }
+        }
         let mut offers = other
             .index
             .since(told)?
@@ -267,8 +279,10 @@ impl Open {
         let reader = self.index.reader()?;
         let operations = planner.directories(&reader, &mut self.author()?, later());
         pulled.add(self, operations, &mut contents)?;
+        let resolved = planner.is_resolved();
         pulled.conflicts = planner.conflicts;
-        if pulled.is_complete() {
+        if pulled.is_complete() && resolved {
+            self.index.write(|batch| batch.knows(&known))?;
             let mut ledger = other.index.ledger()?;
             ledger.acknowledged(&state.replica, last, later());
             other.index.write(|batch| batch.ledger(&ledger))?;

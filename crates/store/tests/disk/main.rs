@@ -9,6 +9,7 @@ mod converge;
 mod cuts;
 mod escape;
 mod faults;
+mod forget;
 mod fresh;
 mod histories;
 mod index;
