@@ -254,8 +254,12 @@ impl Contents for Bytes<'_> {
             return Ok(());
         };
         if let (Some(id), Some(aside)) = (self.aside.get(path), self.kept.aside) {
-            io::copy(&mut aside.contents(id)?, into)?;
-            return Ok(());
+            match aside.contents(id) {
+                Ok(mut contents) => return io::copy(&mut contents, into).map(drop),
+                // It gave way to one with the same contents, and these have been replaced since.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
         }
         let piece = |bytes: &[u8]| into.write_all(bytes);
         let read = self.kept.archive.map(|a| a.read(digest, piece)).transpose();
@@ -506,16 +510,21 @@ fn operations(
     for (path, node) in nodes {
         let was = entry(&path)?;
         let known = was.as_ref().and_then(|w| w.node.as_ref());
-        if known == Some(&node) {
+        if known.is_some_and(|known| known.is_as(&node)) {
             continue;
         }
+        // What only gave way in its owner or mode has no contents of its own.
+        let source = match known.is_some_and(|known| known.kind == node.kind) {
+            true => Source::Nothing,
+            false => Source::Fetch,
+        };
         operations.push(Operation {
             // What is in no archive is kept aside.
             keep: local.unit.keep.is_none() && known.is_some_and(|n| !n.is_directory()),
             entry: author.change(was.as_ref(), Some(node), now),
             path,
             was,
-            source: Source::Fetch,
+            source,
         });
     }
     Ok(operations)

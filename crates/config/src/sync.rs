@@ -5,6 +5,7 @@ use crate::{
     SshConfig, SyncLines, SyncSet, Triggers, raw::Section,
 };
 use protocol::ServerName;
+use schedule::Cron;
 use std::{
     collections::BTreeSet,
     path::{Component, Path, PathBuf},
@@ -89,6 +90,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         "rate",
         "keep",
         "merge",
+        "scrub",
     ]);
     section.required("name", "name = \"...\"");
     section.required("path", "path = [\"/srv/www\"]");
@@ -125,6 +127,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
     };
     let limit = section.number("delete_limit", 0..=100);
     let on = triggers(section);
+    let scrub = scrub(section);
     Some(SyncSet {
         name: name?,
         paths,
@@ -138,6 +141,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         keep: keep(section),
         merge_accounts,
         on,
+        scrub,
         rate: section.parsed("rate"),
         lines,
     })
@@ -219,6 +223,23 @@ fn triggers(section: &Section<'_>) -> Triggers {
         }
     }
     on
+}
+
+/// `scrub = "cron: 0 4 1 * *"`
+fn scrub(section: &Section<'_>) -> Option<Cron> {
+    let text = section.text("scrub")?;
+    match text.get_ref().trim().strip_prefix("cron:").map(str::parse) {
+        Some(Ok(cron)) => return Some(cron),
+        Some(Err(why)) => section.report("scrub", format!("cron: {why}")),
+        None => {
+            let what = format!(
+                "\"{}\" is no moment; write \"cron: MINUTE HOUR DAY MONTH WEEKDAY\"",
+                text.get_ref().escape_debug()
+            );
+            section.report("scrub", what);
+        }
+    }
+    None
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {
