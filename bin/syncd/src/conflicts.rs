@@ -53,12 +53,20 @@ fn list(config: &Config, args: &Args, wanted: impl Fn(&str) -> bool) -> Result<(
         for (id, kept) in aside.list(MOST).map_err(|e| e.to_string())? {
             none = false;
             println!("{}", line(&unit.root.display().to_string(), &kept));
+            let Node {
+                kind,
+                mode,
+                uid,
+                gid,
+                ..
+            } = kept.node;
             let contents = folder.join(&id);
-            if matches!(kept.node.kind, Kind::File { .. }) && contents.exists() {
-                println!("    its contents: {}", contents.display());
-            } else {
-                let Node { mode, uid, gid, .. } = kept.node;
-                println!("    mode {mode:04o}, owner {uid}, group {gid}; no contents of its own");
+            match kind {
+                Kind::File { .. } if contents.exists() => {
+                    println!("    its contents: {}", contents.display());
+                }
+                Kind::Symlink { target } => println!("    its target: {}", target.escape_ascii()),
+                _ => println!("    mode {mode:04o}, owner {uid}, group {gid}"),
             }
         }
     }

@@ -102,8 +102,10 @@ impl Span {
         Self { previous, now }
     }
 
-    /// When a change happened: a modification time is believed if it lies where it can.
+    /// When a change happened: a modification time is believed if it lies where it can. A directory's tells of something
+    /// else.
     fn stamp(&self, node: Option<&Node>) -> u64 {
+        let node = node.filter(|node| !node.is_directory());
         let told = node.and_then(|n| u64::try_from(n.mtime).ok());
         told.filter(|t| (self.previous..=self.now).contains(t))
             .unwrap_or(self.now)
