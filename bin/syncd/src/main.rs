@@ -4,6 +4,7 @@ mod accounts;
 mod agreed;
 mod alive;
 mod bring;
+mod check;
 mod conflicts;
 mod follow;
 mod fresh;
@@ -11,6 +12,7 @@ mod jobs;
 mod locks;
 mod machine;
 mod pace;
+mod places;
 mod progress;
 mod pull;
 mod reach;
@@ -42,7 +44,8 @@ fn command() -> Command {
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
         .subcommands([run::command(), serve::command(), conflicts::command()])
-        .subcommands([restore::command(), why::command(), reach::command()])
+        .subcommands([restore::command(), why::command()])
+        .subcommands([check::command(), reach::command()])
 }
 
 /// Says warnings and errors on standard error.
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         "run" => run::run(matches, &args, &config, &me),
         "conflicts" => conflicts::run(matches, &args, &config),
         "restore" => restore::run(matches, &args, &config, &me),
+        "check" => check::run(&args, &config),
         "reach" => reach::run(&config, &me),
         "why" => why::run(matches, &args, &config, &me),
         _ => serve::run(&args),

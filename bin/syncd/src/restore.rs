@@ -119,7 +119,7 @@ pub fn plain(path: &FsPath) -> Result<PathBuf, String> {
 /// The unit that a path belongs to.
 fn place(config: &Config, args: &Args, path: &FsPath) -> Result<(Unit, Option<Path>), String> {
     let path = plain(path)?;
-    let units = units::of(config, &args.state_dir, |_| true);
+    let units = units::of(config, args, |_| true);
     let place = units.into_iter().find_map(|unit| {
         let inner = unit.inner(&path)?;
         Some((unit, inner))

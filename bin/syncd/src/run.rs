@@ -152,7 +152,7 @@ pub fn sync(
     };
     let mut lost = BTreeMap::new();
     let wanted = |set: &config::SyncSet| run.wanted.set(set.name.as_str());
-    let units = units::of(config, &args.state_dir, wanted);
+    let units = units::of(config, args, wanted);
     for unit in &units {
         for (peer, outcome) in run.unit(unit, peers, &mut lost) {
             told(Ended {

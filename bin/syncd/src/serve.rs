@@ -261,7 +261,7 @@ impl Origin for Asked<'_> {
                 other.server, config.cluster.name
             ));
         }
-        let units = units::of(&config, &self.args.state_dir, |_| true);
+        let units = units::of(&config, self.args, |_| true);
         let unit = units.iter().find(|u| u.name == set).ok_or_else(|| {
             let faults = units.iter().filter_map(|u| u.fault.as_deref());
             let faults: String = faults.map(|why| format!("; {why}")).collect();

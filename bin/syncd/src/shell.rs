@@ -289,8 +289,8 @@ impl Shell {
         for set in self.boot.config.sets.iter().filter(|s| s.on.change) {
             let (config, reporter) = (Arc::clone(&self.boot.config), self.reporter.clone());
             let (name, told) = (set.name.clone(), set.name.clone());
-            let state_dir = self.boot.args.state_dir.clone();
-            let units = move || units::of(&config, &state_dir, |s| s.name == name);
+            let args = self.boot.args.clone();
+            let units = move || units::of(&config, &args, |s| s.name == name);
             let tell = move |word| reporter.tell(Report::Watch(told.clone(), word));
             match change::watch(units, tell) {
                 Ok(watch) => drop(self.watches.insert(set.name.clone(), watch)),
@@ -437,7 +437,7 @@ impl Shell {
     /// What an operator should look at in the files of a set.
     fn set_notes(&self, name: &ServerName) -> Vec<String> {
         let (config, args) = (&self.boot.config, &self.boot.args);
-        let units = units::of(config, &args.state_dir, |set| set.name == *name);
+        let units = units::of(config, args, |set| set.name == *name);
         let notes = units.iter().flat_map(accounts::duplicates);
         let short = notes.map(|note| note.chars().take(REASON).collect());
         short.take(SET_NOTES_MAX).collect()

@@ -13,7 +13,7 @@ use std::{
     fs,
     io::Read,
     net::{TcpListener, TcpStream},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -212,10 +212,12 @@ impl Scene {
 
     /// What a run on this server says, and its exit code.
     fn run(&self, server: &str, arguments: &[&str]) -> (String, Option<i32>) {
-        let output = done(
-            self.syncd(server, &[&["run"], arguments].concat())
-                .stderr(Stdio::piped()),
-        );
+        self.says(server, &[&["run"], arguments].concat())
+    }
+
+    /// What a command on this server says, and its exit code.
+    fn says(&self, server: &str, arguments: &[&str]) -> (String, Option<i32>) {
+        let output = done(self.syncd(server, arguments).stderr(Stdio::piped()));
         let said = [output.stdout, output.stderr].concat();
         (String::from_utf8(said).unwrap(), output.status.code())
     }
@@ -1470,6 +1472,86 @@ fn why_names_the_rule_and_its_line() {
     let (said, code) = why(Path::new("/etc/motd"));
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("/etc/motd is in no set"), "{said}");
+}
+
+#[test]
+fn standins_own_directories_in_a_set_are_left_out_by_whatever_name_and_it_is_said() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    // The set's directory is another mount of what this link leads to.
+    fs::create_dir(scene.data("alpha").join("standin")).unwrap();
+    symlink(scene.data("alpha").join("standin"), scene.at("alpha/state")).unwrap();
+    scene.write("alpha", "x", "1");
+    for server in SERVERS.iter().cycle().take(4) {
+        scene.fine(server, &[]);
+    }
+    assert!(scene.data("alpha").join("standin/sync").exists());
+    for other in &SERVERS[1..] {
+        assert_eq!(scene.read(other, "x").unwrap(), "1");
+        assert!(!scene.data(other).join("standin").exists());
+    }
+    let own = scene.at("data/standin/sync");
+    let (said, code) = scene.says("alpha", &["why", own.to_str().unwrap()]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("which is standin's own"), "{said}");
+    let (said, code) = scene.says("alpha", &["check"]);
+    assert_eq!(code, Some(0), "{said}");
+    let note = format!("note   set data: {} in ", scene.at("alpha/state").display());
+    assert!(said.contains(&note), "{said}");
+    // And no set in them.
+    fs::remove_file(scene.at("alpha/state")).unwrap();
+    symlink(scene.data("alpha"), scene.at("alpha/state")).unwrap();
+    for command in ["run", "check"] {
+        let (said, code) = scene.says("alpha", &[command]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("--state-dir"), "{said}");
+    }
+}
+
+#[test]
+fn a_set_in_the_directory_of_another_is_refused_by_whatever_name_unless_it_is_left_out_there() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::of(
+        "[[sync]]\nname = \"all\"\npath = [\"DATA\"]\nexclude = [\"*.tmp\", \"/passwd\"]\n\
+         [[sync]]\nname = \"www\"\npath = [\"DATAlink/www\"]\n\
+         [[sync]]\nname = \"users\"\nmerge = \"accounts\"\npath = [\"DATA/passwd\"]\n",
+    );
+    symlink("data", scene.at("datalink")).unwrap();
+    for server in SERVERS {
+        scene.write(server, "www/index", "1");
+        scene.accounts(server, &[]);
+    }
+    for command in [["run", "--peer", "beta"].as_slice(), &["check"]] {
+        let (said, code) = scene.says("alpha", command);
+        assert_eq!(code, Some(1), "{said}");
+        let www = scene.at("data/www").display().to_string();
+        let told = format!("www, which is {www}, is in ");
+        assert!(
+            said.contains(&told) && said.contains("exclude = [\"/www\"]"),
+            "{said}"
+        );
+    }
+    let (said, code) = scene.says("alpha", &["why", scene.at("data/x").to_str().unwrap()]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("not kept alike: set www: "), "{said}");
+    scene.set = "[[sync]]\nname = \"all\"\npath = [\"DATA\"]\nexclude = [\"*.tmp\", \"/www/\", \"/passwd\"]\n\
+                 [[sync]]\nname = \"www\"\npath = [\"DATAlink/www\"]\n\
+                 [[sync]]\nname = \"users\"\nmerge = \"accounts\"\npath = [\"DATA/passwd\"]\n";
+    scene.configure(scene.port(), "host.pub", "user");
+    scene.write("alpha", "www/index", "2");
+    scene.write("alpha", "x", "1");
+    scene.accounts("alpha", &[("ann", "*")]);
+    scene.fine("alpha", &[]);
+    scene.fine("beta", &[]);
+    assert_eq!(scene.read("beta", "www/index").unwrap(), "2");
+    assert_eq!(scene.read("beta", "x").unwrap(), "1");
+    assert!(scene.read("beta", "passwd").unwrap().contains("ann:"));
+    let (said, code) = scene.says("alpha", &["check"]);
+    assert_eq!(code, Some(0), "{said}");
 }
 
 #[test]
