@@ -5,7 +5,7 @@ use crate::units;
 use clap::Command;
 use config::Config;
 use daemon::{Args, println};
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 pub fn command() -> Command {
     Command::new("check")
@@ -27,6 +27,16 @@ pub fn run(args: &Args, config: &Config) -> ExitCode {
             println!(
                 "note   set {set}: {} in {root} is not kept alike: it is standin's own on this server",
                 own.display()
+            );
+        }
+    }
+    for set in &config.sets {
+        let is_link = |path: &&PathBuf| path.is_symlink() && !path.is_dir();
+        for path in set.paths.iter().filter(is_link) {
+            println!(
+                "note   set {}: {} is a symbolic link: the link is kept alike, not what it leads to",
+                set.name,
+                path.display()
             );
         }
     }

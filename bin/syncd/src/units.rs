@@ -15,6 +15,7 @@ use protocol::ServerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
+    fs::Metadata,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path as FsPath, PathBuf},
     time::Duration,
@@ -305,7 +306,20 @@ fn of_set(set: &SyncSet, template: &Unit, state_dir: &FsPath) -> Vec<Unit> {
                 let why = "is a directory, and an account file is to be merged";
                 (true, Some(format!("{} {why}", path.display())))
             }
-            Ok(found) => (found.is_dir(), None),
+            Ok(found) => match led_to(path, &found) {
+                Some(directory) => {
+                    let why = format!(
+                        "set {}: {} is a symbolic link to the directory {}, and what is in that would not be kept alike; \
+                         give the directory itself: path = [{:?}]",
+                        set.name,
+                        path.display(),
+                        directory.display(),
+                        directory
+                    );
+                    (true, Some(why))
+                }
+                None => (found.is_dir(), None),
+            },
             Err(e) => {
                 let is_directory = known(path);
                 // A single file may be removed, unless nothing is known of it, or nobody could log in without it.
@@ -335,6 +349,12 @@ fn of_set(set: &SyncSet, template: &Unit, state_dir: &FsPath) -> Vec<Unit> {
         files.map(|(root, (only, fault))| template.with(name(root), root, Some(only), fault)),
     );
     units
+}
+
+/// The directory that a symbolic link leads to.
+fn led_to(path: &FsPath, found: &Metadata) -> Option<PathBuf> {
+    let target = found.is_symlink().then(|| path.canonicalize().ok())??;
+    target.is_dir().then_some(target)
 }
 
 fn kept(keep: config::Keep) -> store::Keep {

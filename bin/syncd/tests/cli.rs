@@ -1555,6 +1555,46 @@ fn a_set_in_the_directory_of_another_is_refused_by_whatever_name_unless_it_is_le
 }
 
 #[test]
+fn a_path_that_is_a_link_to_a_directory_is_refused_with_the_directory_and_another_link_is_kept_alike()
+ {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(
+        "[[sync]]\nname = \"www\"\npath = [\"DATA/www\"]\n[[sync]]\nname = \"rest\"\npath = [\"DATA/motd\", \"DATAlink/etc\"]\n",
+    );
+    symlink("data", scene.at("datalink")).unwrap();
+    for server in SERVERS {
+        scene.write(server, "real/f", server);
+        fs::create_dir(scene.data(server).join("etc")).unwrap();
+        symlink("real", scene.data(server).join("www")).unwrap();
+        symlink("nowhere", scene.data(server).join("motd")).unwrap();
+    }
+    scene.write("alpha", "etc/f", "2");
+    let real = scene.at("data/real").display().to_string();
+    let told = format!("give the directory itself: path = [\"{real}\"]");
+    let www = scene.at("data/www");
+    let paths = [www.join("f"), www.clone()];
+    let [below, root] = paths.each_ref().map(|p| p.to_str().unwrap());
+    for command in [
+        ["run"].as_slice(),
+        &["check"],
+        &["why", below],
+        &["why", root],
+    ] {
+        let (said, code) = scene.says("alpha", command);
+        assert_eq!(code, Some(1), "{command:?}: {said}");
+        assert!(said.contains(&told), "{command:?}: {said}");
+    }
+    assert_eq!(scene.read("beta", "etc/f").unwrap(), "2");
+    assert_eq!(scene.read("beta", "real/f").unwrap(), "beta");
+    let (said, _) = scene.says("alpha", &["check"]);
+    let note = format!("{} is a symbolic link", scene.at("data/motd").display());
+    assert!(said.contains(&note), "{said}");
+    scene.fine("alpha", &["--set", "rest"]);
+}
+
+#[test]
 fn a_dry_run_tells_and_does_nothing() {
     if !may_run() {
         return;
