@@ -537,10 +537,12 @@ fn the_way_to_each_other_server_can_be_tried_before_anything_is_made_alike() {
     for other in ["beta", "gamma"] {
         assert!(said.contains(&format!("ok     {other}: ")), "{said}");
     }
-    fs::write(scene.at("gamma/authorized"), "").unwrap();
     let mut beta = scene.sshds.remove(1);
     beta.kill().unwrap();
     beta.wait().unwrap();
+    let (said, code) = reach(&scene);
+    assert_eq!(code, Some(3), "{said}");
+    fs::write(scene.at("gamma/authorized"), "").unwrap();
     let (said, code) = reach(&scene);
     assert_eq!(code, Some(1), "{said}");
     assert!(
@@ -1595,6 +1597,39 @@ fn a_path_that_is_a_link_to_a_directory_is_refused_with_the_directory_and_anothe
 }
 
 #[test]
+fn an_emptied_directory_is_believed_with_the_option_that_the_text_names() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "last", "1");
+    scene.fine("alpha", &["--peer", "beta"]);
+    fs::remove_file(scene.data("alpha").join("last")).unwrap();
+    for server in ["alpha", "beta"] {
+        let other = match server {
+            "alpha" => "beta",
+            _ => "alpha",
+        };
+        let (said, code) = scene.run(server, &["--peer", other]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            said.contains("on alpha with --allow-deletes once") && !said.contains("--trust-root"),
+            "{said}"
+        );
+    }
+    scene.fine("alpha", &["--peer", "beta", "--allow-deletes"]);
+    assert_eq!(scene.read("beta", "last"), None);
+    fs::remove_file(scene.data("alpha").join(".standin-set")).unwrap();
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("on alpha with --trust-root once") && !said.contains("--allow-deletes"),
+        "{said}"
+    );
+    scene.fine("alpha", &["--peer", "beta", "--trust-root"]);
+}
+
+#[test]
 fn a_dry_run_tells_and_does_nothing() {
     if !may_run() {
         return;
@@ -1637,6 +1672,17 @@ fn wrong_usage_is_told_with_the_mend() {
     let (said, code) = run(&path(dir.path()), &["--set", "date"]);
     assert_eq!(code, Some(2));
     assert!(said.contains("--set date: no such [[sync]]"), "{said}");
+    let witness = "[[server]]\nname = \"tie\"\naddress = \"127.0.0.9\"\nwitness = true\n";
+    let with_witness = format!("{}{witness}", path(dir.path()));
+    for (peer, why) in [
+        ("gamma", "no such [[server]]"),
+        ("alpha", "this server itself"),
+        ("tie", "a witness has no files"),
+    ] {
+        let (said, code) = run(&with_witness, &["--peer", peer]);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(&format!("--peer {peer}: {why}")), "{said}");
+    }
     let (said, code) = run(&path(&dir.path().join("missing")), &[]);
     assert_eq!(code, Some(1));
     assert!(said.contains("mkdir or touch"), "{said}");
