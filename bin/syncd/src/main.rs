@@ -4,6 +4,7 @@ mod accounts;
 mod agreed;
 mod alive;
 mod bring;
+mod channel;
 mod check;
 mod conflicts;
 mod follow;
@@ -64,6 +65,8 @@ impl log::Log for Said {
 }
 
 fn main() -> ExitCode {
+    // A file that may grow no more is an error of that file, with a cause, not the end of the process.
+    daemon::sys::ignore_file_size_signal();
     let matches = command().get_matches();
     let Some((name, matches)) = matches.subcommand() else {
         return daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run);

@@ -5,6 +5,7 @@
 
 use crate::{
     alive::{Signs, Teller},
+    channel::{Outlet, broken, ended, millis},
     pace::Pace,
 };
 use config::{Config, Server};
@@ -76,7 +77,7 @@ pub struct Ssh {
     session: Session,
     channel: Channel,
     /// The same channel's other direction.
-    teller: Arc<Mutex<Teller<Channel>>>,
+    teller: Arc<Mutex<Teller<Outlet>>>,
     socket: TcpStream,
     /// While a run goes on: `syncd serve` hears that this process does.
     signs: Option<Signs>,
@@ -124,10 +125,6 @@ fn time_left(patience: Duration, until: Option<Instant>, now: Instant) -> io::Re
     Ok(left.min(patience))
 }
 
-fn millis(time: Duration) -> u32 {
-    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
-}
-
 fn seconds(time: Duration) -> u32 {
     u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
 }
@@ -143,7 +140,10 @@ impl Read for Ssh {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.wait_at_most()?;
         let Self { pace, channel, .. } = self;
-        pace.get(buffer, |buffer| channel.read(buffer))
+        match pace.get(buffer, |buffer| channel.read(buffer)) {
+            Ok(0) if !buffer.is_empty() => Err(ended(&self.session, channel)),
+            other => other.map_err(broken),
+        }
     }
 }
 
@@ -153,7 +153,7 @@ impl Write for Ssh {
         self.pace.send(buffer, |buffer| {
             let teller = self.teller.lock();
             let mut teller = teller.unwrap_or_else(PoisonError::into_inner);
-            teller.tell(buffer)?;
+            teller.tell(buffer).map_err(broken)?;
             Ok(buffer.len())
         })
     }
@@ -248,9 +248,10 @@ fn open(
     channel
         .exec(command)
         .map_err(failed("it does not start syncd"))?;
+    let outlet = Outlet::new(&session, &channel);
     let mut connection = Buffered::new(Ssh {
         session,
-        teller: Arc::new(Mutex::new(Teller::new(channel.clone()))),
+        teller: Arc::new(Mutex::new(Teller::new(outlet))),
         channel,
         socket,
         signs: None,
@@ -276,14 +277,21 @@ fn pass_over_noise(stream: &mut impl Read) -> Result<(), String> {
         };
         match stream.read(&mut byte) {
             Ok(1) if seen.len() < NOISE_MAX => seen.extend_from_slice(&byte),
-            Ok(0) if seen.is_empty() => {
-                return Err("syncd did not start there: is it installed, and is the key its forced command's?".into());
+            Ok(0) if seen.is_empty() => return Err(not_started(&"nobody answers")),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && seen.is_empty() => {
+                return Err(not_started(&e));
             }
             Ok(_) => return Err(format!("something else than syncd answers: {}", told())),
             Err(e) => return Err(format!("{e}; it said: {}", told())),
         }
     }
     Ok(())
+}
+
+fn not_started(why: &dyn fmt::Display) -> String {
+    format!(
+        "syncd does not start there: is it installed, and is the key its forced command's? ({why})"
+    )
 }
 
 fn name(kind: HostKeyType) -> &'static str {

@@ -876,6 +876,73 @@ fn a_run_that_takes_its_time_keeps_the_other_server_and_one_that_was_stopped_doe
 }
 
 #[test]
+fn a_syncd_that_is_killed_on_the_other_server_ends_the_run_and_it_is_said_how_it_died() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.limit("standin.toml", "4MB/s");
+    for (from, to) in [("alpha", "beta"), ("beta", "alpha")] {
+        scene.noise(from, &format!("large of {from}"), 10_000_000);
+        let mut run = scene.syncd("alpha", &["run", "--peer", "beta"]);
+        let run = run
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stage = scene.data(to).join(".standin-stage");
+        scene.wait("something comes", || {
+            let files = fs::read_dir(&stage).ok()?;
+            let mut sizes = files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len()));
+            sizes.find(|size| *size > 1000)
+        });
+        let name = |id: &&u32| fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+        let there = descendants(scene.sshds[1].id());
+        let serve = there.iter().find(|id| name(id) == "syncd\n").unwrap();
+        kill(*serve);
+        let start = Instant::now();
+        let ended = run.wait_with_output().unwrap();
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            start.elapsed()
+        );
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("with beta: its syncd was killed by SIGKILL"),
+            "{said}"
+        );
+    }
+    scene.configure(scene.port(), "host.pub", "user");
+    scene.fine("alpha", &[]);
+    scene.assert_alike();
+}
+
+#[test]
+fn a_file_that_may_not_grow_as_large_is_told_and_the_rest_arrives() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.noise("beta", "large", 6_000_000);
+    scene.write("beta", "small", "1");
+    let syncd = env!("CARGO_BIN_EXE_syncd");
+    let script = format!(
+        "ulimit -f 8192; exec {syncd} run --peer beta {}",
+        scene.own("alpha").join(" ")
+    );
+    let run = done(scene.on("alpha", "sh").args(["-c", &script]));
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(run.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("large") && said.contains("File too large"),
+        "{said}"
+    );
+    assert_eq!(scene.read("alpha", "small").unwrap(), "1");
+}
+
+#[test]
 fn what_came_of_a_large_file_before_a_run_was_killed_is_gone_on_with() {
     if !may_run() {
         return;
@@ -1750,7 +1817,18 @@ impl Scene {
 
 /// An SSH server goes, with all its sessions.
 fn take_away(mut sshd: Child) {
-    let mut all = vec![sshd.id()];
+    descendants(sshd.id()).into_iter().for_each(kill);
+    sshd.wait().unwrap();
+}
+
+fn kill(id: u32) {
+    let id = nix::unistd::Pid::from_raw(id.cast_signed());
+    let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
+}
+
+/// A process with all that it has started.
+fn descendants(id: u32) -> Vec<u32> {
+    let mut all = vec![id];
     let mut next = 0;
     while let Some(id) = all.get(next) {
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
@@ -1762,11 +1840,7 @@ fn take_away(mut sshd: Child) {
         );
         next += 1;
     }
-    for id in all {
-        let id = nix::unistd::Pid::from_raw(id.cast_signed());
-        let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
-    }
-    sshd.wait().unwrap();
+    all
 }
 
 #[test]
