@@ -7,7 +7,7 @@ use std::{
     io::{self, Read, Write},
 };
 use store::{Contents, Filling, Set};
-use transfer::{Asked, Error, Puller, Recipes, Wanted, together};
+use transfer::{Asked, Error, Piece, Puller, Recipes, Wanted, together};
 
 /// Files up to this size are fetched ahead, in bytes,
 const SMALL: u64 = 256 * 1024;
@@ -124,7 +124,11 @@ impl<'a, S: Read + Write> Bring<'a, S> {
             return Ok(false);
         };
         let mut contents = vec![Vec::new(); paths.len()];
-        let part = |i: usize, _: u64, bytes: &[u8]| contents[i].extend_from_slice(bytes);
+        let part = |i: usize, piece: Piece<'_>| match piece {
+            Piece::Data(bytes) => contents[i].extend_from_slice(bytes),
+            // None of a file as small as these.
+            Piece::Hole(_) => {}
+        };
         let came = self.puller.hear_files(&asked, part)?;
         let contents = contents.into_iter().zip(came);
         let contents = contents.map(|(contents, came)| came.then_some(contents));
@@ -189,9 +193,15 @@ impl<S: Read + Write> Contents for Bring<'_, S> {
             self.meter.part(*size);
             came
         } else {
-            let part = |_: usize, _: u64, bytes: &[u8]| {
-                self.meter.part(bytes.len() as u64);
-                into.write_all(bytes)
+            let part = |_: usize, piece: Piece<'_>| match piece {
+                Piece::Data(bytes) => {
+                    self.meter.part(bytes.len() as u64);
+                    into.write_all(bytes)
+                }
+                Piece::Hole(length) => {
+                    self.meter.part(length);
+                    into.skip(length)
+                }
             };
             let came = self.puller.files(&[wanted], part);
             came.map(|came| came == [true])
@@ -456,6 +466,24 @@ mod tests {
         let (applied, bytes) = alpha.take(&new, usize::MAX);
         assert!(applied.is_complete() && alpha.has(&new), "{applied:?}");
         assert!(came + bytes < 8 * MIB, "{came}, then {bytes}");
+    }
+
+    #[test]
+    fn where_an_older_version_has_zeros_nothing_is_written() {
+        let alpha = Alpha(tempfile::tempdir().unwrap());
+        let data = noise(1, 64 << 10);
+        let old = [data.clone(), vec![0; 24 * MIB]].concat();
+        assert!(alpha.take(&old, usize::MAX).0.is_complete());
+        let blocks = |file: &std::path::Path| 512 * fs::metadata(file).unwrap().blocks();
+        let there = alpha.0.path().join("data/large");
+        assert!(blocks(&there) < 100_000);
+        let mut new = old;
+        new[12 * MIB..12 * MIB + data.len()].copy_from_slice(&noise(2, data.len()));
+        assert_eq!(alpha.take(&new, 10_000).0.failed.count, 1);
+        let left = blocks(&alpha.staged()[0]);
+        assert!((1..100_000).contains(&left), "{left}");
+        assert!(alpha.take(&new, usize::MAX).0.is_complete() && alpha.has(&new));
+        assert!(blocks(&there) < 200_000);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! | table | from | to |
 //! |---|---|---|
 //! | `versions` | path, two NULs, number | [`Version`] |
-//! | `contents` | digest of a file | how many versions have it, digests of its chunks |
+//! | `contents` | digest of a file | how many versions have it, digests of its chunks and lengths of its holes |
 //! | `chunks` | digest of a chunk | 1 if packed, its bytes |
 //! | `uses` | digest of a chunk | how often contents name it |
 //! | `state` | `state` | how far the index was read |
@@ -21,18 +21,23 @@
 //! those of the other servers. A clock that is behind makes no version older than it is.
 
 use crate::{
+    contents::{BUFFER, ZEROS},
     dir::own_directory,
     error::{At, Error, Listing},
     index::Index,
+    parts::Digester,
     rows::{self, beginning, decode, encode, key},
     set::Set,
 };
 use fastcdc::v2020::StreamCDC;
 use filesync::{Digest, Entry, Kind, Ledger, Path, Replica};
+use linux::sparse::{Part, extents};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use rustix::fs::statvfs;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, fs::File, io, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet, fs::File, io, os::unix::fs::MetadataExt, path::PathBuf, time::Duration,
+};
 
 /// Bytes of the file kept in memory.
 const CACHE: usize = 8 << 20;
@@ -54,6 +59,8 @@ const SWEEP: u64 = 86_400 * 1_000_000_000;
 const STRIDE: u64 = 2 * SWEEP;
 /// Level of zstd: it packs as fast as a disk writes.
 const LEVEL: i32 = 1;
+/// Shorter holes are part of a chunk.
+const HOLE: u64 = 1 << 20;
 /// Chunks are at most so large, in bytes; no record makes more be allocated.
 const CHUNK_MAX: usize = 4 * AVERAGE;
 
@@ -260,9 +267,10 @@ impl Archive {
         if let Some((size, digest)) = file_of(&version.entry)
             && !tables.take(&digest)?
         {
-            self.has_room(size)?;
             let file = set.read(path).map_err(|e| Failure::File(e.to_string()))?;
-            tables.fill(&file, &digest)?;
+            let taken = file.metadata().map(|m| 512 * m.blocks());
+            self.has_room(taken.map_or(size, |taken| taken.min(size)))?;
+            tables.fill(&file, size, &digest)?;
             bytes = size;
         }
         *number += 1;
@@ -333,6 +341,14 @@ impl Archive {
             return Ok(false);
         };
         for name in recipe.value().get(8..).unwrap_or_default().chunks(32) {
+            if let Some(mut length) = hole_of(name) {
+                while length > 0 {
+                    let some = usize::try_from(length).unwrap_or(BUFFER).min(BUFFER);
+                    piece(&ZEROS[..some]).at("read", "what is kept")?;
+                    length -= some as u64;
+                }
+                continue;
+            }
             let chunk = chunks
                 .get(name)?
                 .ok_or_else(|| damaged("a chunk is missing"))?;
@@ -364,6 +380,21 @@ fn file_of(entry: &Entry) -> Option<(u64, Digest)> {
         Kind::File { size, digest } => Some((size, digest)),
         _ => None,
     }
+}
+
+/// Stands for a hole of so many bytes where the digest of a chunk would stand.
+fn hole(length: u64) -> [u8; 32] {
+    let mut name = [0; 32];
+    name[24..].copy_from_slice(&length.to_le_bytes());
+    name
+}
+
+fn hole_of(name: &[u8]) -> Option<u64> {
+    let (zeros, length) = name.split_last_chunk()?;
+    zeros
+        .iter()
+        .all(|b| *b == 0)
+        .then(|| u64::from_le_bytes(*length))
 }
 
 fn damaged(what: &str) -> Error {
@@ -499,34 +530,46 @@ impl<'t> Tables<'t> {
     }
 
     /// The contents of a file, for its first version; nothing is kept of a file that is not what it should be.
-    fn fill(&mut self, file: &File, digest: &Digest) -> Result<(), Failure> {
+    fn fill(&mut self, file: &File, size: u64, digest: &Digest) -> Result<(), Failure> {
         let mut chunks = Vec::new();
-        let mut hasher = blake3::Hasher::new();
-        let stream = StreamCDC::new(file, AVERAGE / 4, AVERAGE, CHUNK_MAX);
-        let mut failed = None;
-        for chunk in stream {
-            let data = match chunk {
-                Ok(chunk) => chunk.data,
-                Err(e) => {
-                    failed = Some(io::Error::from(e).to_string());
-                    break;
-                }
-            };
-            hasher.update(&data);
-            let name = *blake3::hash(&data).as_bytes();
-            self.use_chunk(&name, &data)?;
-            chunks.extend_from_slice(&name);
-        }
-        if failed.is_none() && hasher.finalize().as_bytes() != &digest.0 {
-            failed = Some("it has changed again".into());
-        }
-        match failed {
-            None => Ok(self.put_recipe(digest, 1, &chunks)?),
-            Some(why) => {
-                self.drop_chunks(&chunks)?;
-                Err(Failure::File(why))
+        let filled = match self.cut(file, size, &mut chunks) {
+            Ok(there) if there == (size, *digest) => {
+                return Ok(self.put_recipe(digest, 1, &chunks)?);
+            }
+            Ok(_) => Failure::File("it has changed again".into()),
+            Err(failure) => failure,
+        };
+        self.drop_chunks(&chunks)?;
+        Err(filled)
+    }
+
+    /// Uses the chunks of a file of this size, and names them; what was there in the end.
+    fn cut(
+        &mut self,
+        file: &File,
+        size: u64,
+        chunks: &mut Vec<u8>,
+    ) -> Result<(u64, Digest), Failure> {
+        let unread = |e: io::Error| Failure::File(e.to_string());
+        let mut digester = Digester::new(size);
+        let length = file.metadata().map_err(unread)?.len();
+        for extent in extents(file, 0, length, HOLE) {
+            let extent = extent.map_err(unread)?;
+            if extent.hole {
+                digester.skip(extent.length());
+                chunks.extend_from_slice(&hole(extent.length()));
+                continue;
+            }
+            let part = Part::new(file, extent.from, extent.to);
+            for chunk in StreamCDC::new(part, AVERAGE / 4, AVERAGE, CHUNK_MAX) {
+                let data = chunk.map_err(|e| unread(e.into()))?.data;
+                digester.update(&data);
+                let name = *blake3::hash(&data).as_bytes();
+                self.use_chunk(&name, &data)?;
+                chunks.extend_from_slice(&name);
             }
         }
+        Ok(digester.finish())
     }
 
     fn use_chunk(&mut self, name: &[u8; 32], data: &[u8]) -> Result<(), Error> {

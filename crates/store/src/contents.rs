@@ -5,8 +5,9 @@ use crate::{
     parts::{self, Known, Zeros},
 };
 use filesync::Digest;
+use linux::sparse::{Extent, extent};
 use rustix::{
-    fs::{FallocateFlags, SeekFrom, Stat, fallocate, fstat, ftruncate, seek},
+    fs::{FallocateFlags, Stat, fallocate, fstat, ftruncate},
     io::Errno,
 };
 use std::{fs::File, io, os::unix::fs::FileExt};
@@ -15,36 +16,7 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 pub(crate) const BUFFER: usize = 128 * 1024;
 /// Holes are as fine as this.
 pub(crate) const PAGE: usize = 4096;
-static ZEROS: [u8; BUFFER] = [0; BUFFER];
-
-/// A stretch of a file, and whether there is anything in it.
-struct Extent {
-    from: u64,
-    to: u64,
-    hole: bool,
-}
-
-/// What comes at `at` in a file of `size`; a file system that knows of no holes calls all of it data.
-fn extent(file: &File, at: u64, size: u64) -> io::Result<Extent> {
-    let sought = |from| match seek(file, from) {
-        Err(Errno::NXIO) => Ok(size),
-        other => Ok::<u64, io::Error>(other?.min(size)),
-    };
-    let data = sought(SeekFrom::Data(at))?;
-    if data > at {
-        return Ok(Extent {
-            from: at,
-            to: data,
-            hole: true,
-        });
-    }
-    let to = sought(SeekFrom::Hole(at))?.max(at + 1);
-    Ok(Extent {
-        from: at,
-        to,
-        hole: false,
-    })
-}
+pub(crate) static ZEROS: [u8; BUFFER] = [0; BUFFER];
 
 /// Length of a file that is like this, and whether it has no holes.
 pub(crate) fn extents(stat: &Stat) -> (u64, bool) {

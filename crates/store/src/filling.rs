@@ -1,15 +1,15 @@
 //! A file that is given its contents: what comes in order into an empty one is known, and under way to the disk, once it
-//! is there; of what comes anywhere, large parts.
+//! is there; of what comes anywhere, large parts. Pages of zeros become holes.
 
 use crate::{
     contents,
-    parts::{self, Known},
+    parts::{self, Digester, Known},
 };
 use filesync::Digest;
 use rustix::fs::{Advice, fadvise, ftruncate};
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, Read, Write},
     num::NonZero,
     os::unix::fs::FileExt,
 };
@@ -22,7 +22,7 @@ pub struct Filling<'a> {
     file: &'a File,
     /// What the file will have, in bytes.
     size: u64,
-    hasher: blake3::Hasher,
+    digester: Digester,
     at: u64,
     begun: bool,
     in_order: bool,
@@ -36,7 +36,7 @@ impl<'a> Filling<'a> {
         Ok(Self {
             file,
             size,
-            hasher: blake3::Hasher::new(),
+            digester: Digester::new(size),
             at: 0,
             begun,
             in_order: !begun,
@@ -55,8 +55,21 @@ impl<'a> Filling<'a> {
         |at, bytes| self.put(at, bytes)
     }
 
+    /// So many zeros come next.
+    pub fn skip(&mut self, count: u64) -> io::Result<()> {
+        if !self.in_order {
+            return io::copy(&mut io::repeat(0).take(count), self).map(drop);
+        }
+        self.digester.skip(count);
+        self.at += count;
+        Ok(())
+    }
+
     fn put(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, at)?;
+        match self.begun {
+            true => self.file.write_all_at(bytes, at)?,
+            false => contents::write(self.file, at, bytes)?,
+        }
         if self.size >= parts::LARGE {
             self.known.add(at, bytes);
         }
@@ -75,11 +88,14 @@ impl<'a> Filling<'a> {
 
     /// Length and digest of all of it.
     pub(crate) fn finish(self) -> io::Result<(u64, Digest)> {
-        if !self.in_order {
-            return contents::digest_and_punch(self.file, &self.known);
+        if self.in_order {
+            ftruncate(self.file, self.at)?; // it may end in a hole
+            return Ok(self.digester.finish());
         }
-        ftruncate(self.file, self.at)?; // it may end in a hole
-        Ok((self.at, Digest(*self.hasher.finalize().as_bytes())))
+        if self.file.metadata()?.len() < self.size {
+            ftruncate(self.file, self.size)?; // likewise
+        }
+        contents::digest_and_punch(self.file, &self.known)
     }
 }
 
@@ -88,7 +104,7 @@ impl Write for Filling<'_> {
         let end = self.at + bytes.len() as u64;
         if self.in_order {
             contents::write(self.file, self.at, bytes)?;
-            self.hasher.update(bytes);
+            self.digester.update(bytes);
             self.send(self.at, end);
         } else {
             self.put(self.at, bytes)?;

@@ -1,8 +1,8 @@
 //! Digests of large files in parts: BLAKE3 is a tree, of which each processor hashes some branches, and of a file that is
-//! being written some are known before it is there.
+//! being written some are known before it is there. Parts that are only zeros are left out.
 
 use crate::{
-    contents::{self, BUFFER, PAGE},
+    contents::{self, BUFFER, PAGE, ZEROS},
     threads,
 };
 use blake3::{
@@ -10,6 +10,7 @@ use blake3::{
     hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root},
 };
 use filesync::Digest;
+use linux::sparse::extents;
 use rustix::fs::Stat;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -23,55 +24,225 @@ use std::{
 pub(crate) const LARGE: u64 = 32 << 20;
 /// of so many: a branch of the tree.
 const PART: u64 = 1 << 20;
+/// What a digest of some parts alone is derived for: it is none of BLAKE3's of any file.
+const SPARSE: &str = "standin 2026-11-30 digest of a file with parts of zeros";
 
 /// From where to where there are only zeros.
 pub(crate) type Zeros = Vec<(u64, u64)>;
 
-/// Length and digest of a large file without holes; if it was just written, with the help of what is known of it, and its
-/// pages of zeros. None if it is not such a file, or got shorter meanwhile.
+/// Length and digest of a large file; if it was just written, with the help of what is known of it, and its pages of
+/// zeros. None if it is not large, or got shorter meanwhile.
 pub(crate) fn digest(
     file: &File,
     stat: &Stat,
     written: Option<&Known>,
 ) -> io::Result<Option<(u64, Digest, Zeros)>> {
     let (size, dense) = contents::extents(stat);
-    if size < LARGE || !dense {
+    if size < LARGE {
         return Ok(None);
     }
-    let parts: Vec<_> = (0..size.div_ceil(PART)).map(|i| i * PART).collect();
-    let hashed = threads::map(
-        parts,
-        |from| -> io::Result<Option<(ChainingValue, Zeros)>> {
-            if let Some(value) = written.and_then(|known| known.of(from)) {
-                return Ok(Some((value, Zeros::new())));
+    let hash = |from| -> io::Result<Option<(Option<ChainingValue>, Zeros)>> {
+        if let Some(value) = written.and_then(|known| known.of(from)) {
+            return Ok(Some((Some(value), Zeros::new())));
+        }
+        let mut part = Hashed::at(from);
+        let (mut at, to) = (from, size.min(from + PART));
+        let mut empty = Zeros::new();
+        let mut buffer = vec![0; BUFFER];
+        while at < to {
+            let most = usize::try_from(to - at).unwrap_or(BUFFER).min(BUFFER);
+            let got = file.read_at(&mut buffer[..most], at)?;
+            if got == 0 {
+                return Ok(None);
             }
-            let mut hasher = hasher(from);
-            let (mut at, to) = (from, size.min(from + PART));
-            let mut empty = Zeros::new();
-            let mut buffer = vec![0; BUFFER];
-            while at < to {
-                let most = usize::try_from(to - at).unwrap_or(BUFFER).min(BUFFER);
-                let got = file.read_at(&mut buffer[..most], at)?;
-                if got == 0 {
-                    return Ok(None);
-                }
-                hasher.update(&buffer[..got]);
-                if written.is_some() {
-                    contents::add_zeros(&mut empty, at, &buffer[..got]);
-                }
-                at += got as u64;
+            part.update(&buffer[..got]);
+            if written.is_some() {
+                contents::add_zeros(&mut empty, at, &buffer[..got]);
             }
-            Ok(Some((hasher.finalize_non_root(), empty)))
-        },
-    );
-    let hashed: Option<Vec<_>> = hashed.into_iter().collect::<io::Result<_>>()?;
-    let Some(hashed) = hashed else {
-        return Ok(None);
+            at += got as u64;
+        }
+        Ok(Some((part.value(), empty)))
     };
-    let (values, empty): (Vec<_>, Vec<_>) = hashed.into_iter().unzip();
-    let (left, right) = values.split_at(left(values.len()));
-    let root = merge_subtrees_root(&merged(left), &merged(right), Mode::Hash);
-    Ok(Some((size, Digest(*root.as_bytes()), empty.concat())))
+    let hashed = threads::map(with_data(file, size, dense)?, |from| (from, hash(from)));
+    let (mut values, mut empty) = (Values::new(), Zeros::new());
+    for (from, hashed) in hashed {
+        let Some((value, zeros)) = hashed? else {
+            return Ok(None);
+        };
+        values.extend(value.map(|value| (from, value)));
+        empty.extend(zeros);
+    }
+    Ok(Some((size, of_parts(size, &values), empty)))
+}
+
+/// Where the parts begin that are not in a hole.
+fn with_data(file: &File, size: u64, dense: bool) -> io::Result<Vec<u64>> {
+    let mut parts = Vec::new();
+    let mut next = 0;
+    let mut add = |from: u64, to: u64| {
+        let first = next.max(from - from % PART);
+        parts.extend((first..to).step_by(PART as usize));
+        next = to.next_multiple_of(PART);
+    };
+    if dense {
+        add(0, size);
+    } else {
+        for extent in extents(file, 0, size, PART) {
+            let extent = extent?;
+            if !extent.hole {
+                add(extent.from, extent.to);
+            }
+        }
+    }
+    Ok(parts)
+}
+
+/// Parts that are not only zeros, by where they begin.
+type Values = Vec<(u64, ChainingValue)>;
+
+/// The digest of a file of so many bytes. It is that of BLAKE3, unless the file is large and some of its parts are only
+/// zeros: then it is of all others, whether there are holes or zeros that were written, and costs nothing for them.
+fn of_parts(size: u64, values: &Values) -> Digest {
+    let digest = if values.len() as u64 == size.div_ceil(PART) {
+        let values: Vec<_> = values.iter().map(|(_, value)| *value).collect();
+        let (left, right) = values.split_at(left(values.len()));
+        merge_subtrees_root(&merged(left), &merged(right), Mode::Hash)
+    } else {
+        let mut hasher = Hasher::new_derive_key(SPARSE);
+        hasher.update(&size.to_le_bytes());
+        for (from, value) in values {
+            hasher.update(&from.to_le_bytes()).update(value);
+        }
+        hasher.finalize()
+    };
+    Digest(*digest.as_bytes())
+}
+
+/// A part, as it is read or written; only zeros up to now, or hashed.
+pub(crate) enum Hashed {
+    Zeros { from: u64, count: u64 },
+    Data(Box<Hasher>),
+}
+
+impl Hashed {
+    fn at(from: u64) -> Self {
+        Self::Zeros { from, count: 0 }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        if let Self::Zeros { from, count } = self {
+            if is_zeros(bytes) {
+                *count += bytes.len() as u64;
+                return;
+            }
+            let mut hasher = Box::new(hasher(*from));
+            add_zeros(&mut hasher, *count);
+            *self = Self::Data(hasher);
+        }
+        if let Self::Data(hasher) = self {
+            hasher.update(bytes);
+        }
+    }
+
+    /// None: there are only zeros.
+    fn value(&self) -> Option<ChainingValue> {
+        match self {
+            Self::Zeros { .. } => None,
+            Self::Data(hasher) => Some(hasher.finalize_non_root()),
+        }
+    }
+}
+
+fn is_zeros(bytes: &[u8]) -> bool {
+    bytes
+        .chunks(ZEROS.len())
+        .all(|some| some == &ZEROS[..some.len()])
+}
+
+fn add_zeros(hasher: &mut Hasher, mut count: u64) {
+    while count > 0 {
+        let some = usize::try_from(count).unwrap_or(BUFFER).min(BUFFER);
+        hasher.update(&ZEROS[..some]);
+        count -= some as u64;
+    }
+}
+
+/// The digest of contents that come in order.
+pub(crate) enum Digester {
+    /// Of a file that is not large, and its length up to now.
+    Small(Box<Hasher>, u64),
+    /// Parts, the one that is not whole yet, and the length up to now.
+    Large(Values, Hashed, u64),
+}
+
+impl Digester {
+    /// Of contents of so many bytes.
+    pub(crate) fn new(size: u64) -> Self {
+        match size < LARGE {
+            true => Self::Small(Box::default(), 0),
+            false => Self::Large(Values::new(), Hashed::at(0), 0),
+        }
+    }
+
+    pub(crate) fn update(&mut self, mut bytes: &[u8]) {
+        match self {
+            Self::Small(hasher, at) => {
+                hasher.update(bytes);
+                *at += bytes.len() as u64;
+            }
+            Self::Large(values, part, at) => {
+                while !bytes.is_empty() {
+                    let room = usize::try_from(PART - *at % PART).unwrap_or(usize::MAX);
+                    let (some, rest) = bytes.split_at(bytes.len().min(room));
+                    part.update(some);
+                    *at += some.len() as u64;
+                    close(values, part, *at);
+                    bytes = rest;
+                }
+            }
+        }
+    }
+
+    /// The same for so many zeros.
+    pub(crate) fn skip(&mut self, mut count: u64) {
+        match self {
+            Self::Small(hasher, at) => {
+                add_zeros(hasher, count);
+                *at += count;
+            }
+            Self::Large(values, part, at) => {
+                while count > 0 {
+                    let some = count.min(PART - *at % PART);
+                    match part {
+                        Hashed::Zeros { count, .. } => *count += some,
+                        Hashed::Data(hasher) => add_zeros(hasher, some),
+                    }
+                    *at += some;
+                    close(values, part, *at);
+                    count -= some;
+                }
+            }
+        }
+    }
+
+    /// Length and digest.
+    pub(crate) fn finish(self) -> (u64, Digest) {
+        match self {
+            Self::Small(hasher, size) => (size, Digest(*hasher.finalize().as_bytes())),
+            Self::Large(mut values, part, size) => {
+                values.extend(part.value().map(|value| (size - size % PART, value)));
+                (size, of_parts(size, &values))
+            }
+        }
+    }
+}
+
+/// A part that ends there is whole.
+fn close(values: &mut Values, part: &mut Hashed, at: u64) {
+    if at.is_multiple_of(PART) {
+        values.extend(part.value().map(|value| (at - PART, value)));
+        *part = Hashed::at(at);
+    }
 }
 
 /// Of the part that begins there.
@@ -244,6 +415,60 @@ mod tests {
         let small = file(b"small");
         let stat = fstat(&small).unwrap();
         assert_eq!(digest(&small, &stat, None).unwrap(), None);
+    }
+
+    #[test]
+    fn parts_of_zeros_cost_nothing_and_are_the_same_as_holes_or_written() {
+        let (large, part) = (
+            usize::try_from(LARGE).unwrap(),
+            usize::try_from(PART).unwrap(),
+        );
+        let mut bytes = noise(large + 3 * part + 10);
+        bytes[part + 7..3 * part + 7].fill(0);
+        let length = bytes.len();
+        bytes[20 * part - 5..length - 20].fill(0);
+        let dense = file(&bytes);
+        let (holes, none) = (tempfile::tempfile().unwrap(), Known::default());
+        holes.set_len(length as u64).unwrap();
+        for (i, page) in bytes.chunks(PAGE).enumerate() {
+            if page.iter().any(|b| *b != 0) {
+                holes.write_all_at(page, (i * PAGE) as u64).unwrap();
+            }
+        }
+        let of = |file: &File| whole(file).unwrap();
+        let wanted = of(&dense);
+        assert_eq!(of(&holes), wanted);
+        assert_ne!(wanted, digest_of(&bytes), "not all of it is hashed");
+        assert_eq!(digest_and_punch(&dense, &none).unwrap(), wanted);
+        assert_eq!(of(&dense), wanted);
+        for step in [PAGE + 1, part, length] {
+            let (mut written, mut skipped) = (Digester::new(wanted.0), Digester::new(wanted.0));
+            for piece in bytes.chunks(step) {
+                written.update(piece);
+                match is_zeros(piece) {
+                    true => skipped.skip(piece.len() as u64),
+                    false => skipped.update(piece),
+                }
+            }
+            assert_eq!(
+                (written.finish(), skipped.finish()),
+                (wanted, wanted),
+                "{step}"
+            );
+        }
+        // One more, one less, or elsewhere is another file.
+        let other = |change: &dyn Fn(&File)| {
+            let file = file(&bytes);
+            change(&file);
+            of(&file)
+        };
+        assert_ne!(other(&|f| f.write_all_at(&[1], 21 * PART).unwrap()), wanted);
+        assert_ne!(other(&|f| f.write_all_at(&[0], 5).unwrap()), wanted);
+        assert_ne!(other(&|f| f.set_len(length as u64 - 1).unwrap()), wanted);
+        let moved = [&bytes[..part], &vec![0; part], &bytes[part..length - part]].concat();
+        assert_ne!(of(&file(&moved)), wanted);
+        let small = Digester::new(5);
+        assert_eq!(small.finish(), digest_of(b""));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use crate::frame::{BLOB_MAX, Chunk, Error, Range};
 use fastcdc::v2020::StreamCDC;
+use linux::sparse::{self, Extent, Part};
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
     io::{self, Read},
     num::NonZero,
-    os::unix::fs::FileExt,
     sync::{
         atomic::{AtomicU64, Ordering},
         mpsc::{SyncSender, sync_channel},
@@ -30,34 +30,8 @@ pub(crate) fn coarse(size: u64) -> u32 {
 /// A chunk, and where it is.
 pub(crate) type Place = (Range, Chunk);
 
-/// A part of a file, read without moving anybody's place in it.
-pub(crate) struct Part<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
-}
-
-impl<'a> Part<'a> {
-    pub(crate) fn of(file: &'a File, range: Range) -> Self {
-        Self {
-            file,
-            at: range.offset,
-            end: range.end(),
-        }
-    }
-}
-
-impl Read for Part<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-        let length = buffer.len().min(left);
-        if length == 0 {
-            return Ok(0);
-        }
-        let read = self.file.read_at(&mut buffer[..length], self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
+fn part(file: &File, range: Range) -> Part<'_> {
+    Part::new(file, range.offset, range.end())
 }
 
 /// The chunks of a part of a file, in order. `average` is a power of two from [`FINE`] to a quarter of a blob.
@@ -67,7 +41,7 @@ pub(crate) fn cut(
     average: u32,
 ) -> impl Iterator<Item = io::Result<Place>> + '_ {
     let average = average.clamp(FINE, BLOB_MAX as u32 / 4).next_power_of_two() as usize;
-    let stream = StreamCDC::new(Part::of(file, range), average / 4, average, average * 4);
+    let stream = StreamCDC::new(part(file, range), average / 4, average, average * 4);
     let mut offset = range.offset;
     stream.map(move |chunk| {
         let chunk = chunk.map_err(io::Error::from)?;
@@ -87,10 +61,58 @@ const PART: u64 = 16 << 20;
 /// With more of them, disks are no faster.
 const MOST: usize = 4;
 
-/// The same chunks, given to `each` as they are known; a large file is cut at several places at once. Where a chunk ends
-/// depends on where it begins alone: as soon as what was cut from the beginning of a part begins a chunk where one of the
-/// part before ends, the rest of the part is right.
+/// Shorter holes are cut like data.
+const HOLE: u64 = 1 << 20;
+
+/// What is in a part of a file, in order: data, and holes that are worth telling of, if `holes`.
+pub(crate) fn extents(
+    file: &File,
+    range: Range,
+    holes: bool,
+) -> impl Iterator<Item = io::Result<Extent>> + '_ {
+    let least = if holes { HOLE } else { u64::MAX };
+    sparse::extents(file, range.offset, range.end(), least)
+}
+
+/// Gives the chunks of a hole.
+pub(crate) fn hole_to(
+    hole: Range,
+    each: &mut dyn FnMut(Range, Chunk) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut at = hole.offset;
+    while at < hole.end() {
+        let chunk = Chunk::hole(hole.end() - at);
+        let length = u64::from(chunk.length);
+        each(Range { offset: at, length }, chunk)?;
+        at += length;
+    }
+    Ok(())
+}
+
+/// The same chunks, given to `each` as they are known, and those of holes if `holes`: what is behind a hole is cut as if
+/// the file began there. A large file is cut at several places at once. Where a chunk ends depends on where it begins
+/// alone: as soon as what was cut from the beginning of a part begins a chunk where one of the part before ends, the rest
+/// of the part is right.
 pub(crate) fn cut_to(
+    file: &File,
+    range: Range,
+    average: u32,
+    holes: bool,
+    each: &mut dyn FnMut(Range, Chunk) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for extent in extents(file, range, holes) {
+        let extent = extent?;
+        let range = Range::of(&extent);
+        match extent.hole {
+            true => hole_to(range, each)?,
+            false => cut_data_to(file, range, average, each)?,
+        }
+    }
+    Ok(())
+}
+
+/// The same of a part without holes.
+pub(crate) fn cut_data_to(
     file: &File,
     range: Range,
     average: u32,
@@ -180,6 +202,9 @@ fn cut_in_parts(
 pub(crate) fn name(data: &[u8]) -> Chunk {
     let mut hash = [0; 8];
     hash.copy_from_slice(&blake3::hash(data).as_bytes()[..8]);
+    if hash == Chunk::HOLE {
+        hash[0] = 1;
+    }
     Chunk {
         length: u32::try_from(data.len()).unwrap_or(u32::MAX),
         hash,
@@ -192,7 +217,7 @@ pub(crate) fn read<'b>(file: &File, range: Range, buffer: &'b mut Vec<u8>) -> io
     if buffer.len() < length {
         buffer.resize(length, 0);
     }
-    let (mut part, mut filled) = (Part::of(file, range), 0);
+    let (mut part, mut filled) = (part(file, range), 0);
     while filled < length {
         match part.read(&mut buffer[filled..length]) {
             Ok(0) => break,
@@ -235,8 +260,10 @@ pub(crate) fn places(
     average: u32,
 ) -> Result<HashMap<Chunk, Range>, Error> {
     let mut places = HashMap::new();
-    cut_to(file, range, average, &mut |range, chunk| {
-        places.insert(chunk, range);
+    cut_to(file, range, average, true, &mut |range, chunk| {
+        if !chunk.is_hole() {
+            places.insert(chunk, range);
+        }
         Ok(())
     })?;
     Ok(places)

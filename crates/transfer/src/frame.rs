@@ -5,6 +5,7 @@
 //! ```
 
 use filesync::{Digest, Path, Replica, Standing};
+use linux::sparse::Extent;
 use protocol::{
     codec::{self, CodecError, MESSAGE_MAX},
     wire::beat::Freshness,
@@ -151,6 +152,13 @@ impl Range {
         self.offset.saturating_add(self.length)
     }
 
+    pub(crate) fn of(extent: &Extent) -> Self {
+        Self {
+            offset: extent.from,
+            length: extent.length(),
+        }
+    }
+
     /// What of it is from there on.
     pub(crate) fn after(self, offset: u64) -> Self {
         let length = self.end().saturating_sub(offset);
@@ -158,11 +166,29 @@ impl Range {
     }
 }
 
-/// One chunk of a recipe. The digest of the whole file is what counts; this one only says where it may come from.
+/// One chunk of a recipe. The digest of the whole file is what counts; this one only says where it may come from. Since
+/// version 4 it may be a hole, however long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Chunk {
     pub(crate) length: u32,
     pub(crate) hash: [u8; 8],
+}
+
+impl Chunk {
+    /// What a hole has for a hash.
+    pub(crate) const HOLE: [u8; 8] = [0; 8];
+
+    /// Of a hole with so many bytes left, as much as a chunk can tell.
+    pub(crate) fn hole(left: u64) -> Self {
+        Self {
+            length: u32::try_from(left).unwrap_or(u32::MAX),
+            hash: Self::HOLE,
+        }
+    }
+
+    pub(crate) fn is_hole(&self) -> bool {
+        self.hash == Self::HOLE
+    }
 }
 
 /// What the server answers.
@@ -199,6 +225,10 @@ pub(crate) enum Response {
     Refused(String),
     /// The history that it is part of; since version 4, after its greeting.
     Standing(Standing),
+    /// Among a file's parts: so many zeros; since version 4.
+    Hole {
+        length: u64,
+    },
 }
 
 /// Writes one frame; nothing is flushed.

@@ -33,6 +33,6 @@ pub use buffered::Buffered;
 pub use chunks::CHUNKER;
 pub use former::Put;
 pub use frame::{BLOB_MAX, Error, Farewell, NOTE_MAX, NOTES_MAX, OLDEST, VERSION};
-pub use pull::{Asked, Greeting, Puller, Wanted, ping, together};
+pub use pull::{Asked, Greeting, Piece, Puller, Wanted, ping, together};
 pub use recipes::Recipes;
 pub use serve::{Changes, End, Files, Origin, serve};

@@ -49,6 +49,15 @@ pub struct Wanted<'a> {
     pub size: u64,
 }
 
+/// What comes next of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// These bytes.
+    Data(&'a [u8]),
+    /// So many zeros.
+    Hole(u64),
+}
+
 /// Asks another replica over a byte stream.
 #[derive(Debug)]
 pub struct Puller<S> {
@@ -210,13 +219,13 @@ impl<S: Read + Write> Puller<S> {
         Ok(())
     }
 
-    /// The whole contents of these files, several requests ahead: `part` gets each file's number, a place in it and
-    /// what is there. For each in turn whether it came; it may not be there any more. Whether it is what it should be
+    /// The whole contents of these files, several requests ahead: `part` gets each file's number and what comes next of
+    /// it. For each in turn whether it came; it may not be there any more. Whether it is what it should be
     /// is for the caller to see.
     pub fn files(
         &mut self,
         wanted: &[Wanted<'_>],
-        mut part: impl FnMut(usize, u64, &[u8]) -> io::Result<()>,
+        mut part: impl FnMut(usize, Piece<'_>) -> io::Result<()>,
     ) -> Result<Vec<bool>, Error> {
         let (mut came, mut rest) = (Vec::new(), wanted);
         let mut under_way = VecDeque::new();
@@ -234,9 +243,9 @@ impl<S: Read + Write> Puller<S> {
                 return Ok(came);
             };
             let before = came.len();
-            came.extend(self.hear_files(&first, |i, at, bytes| {
+            came.extend(self.hear_files(&first, |i, piece| {
                 if put.is_ok() {
-                    put = part(before + i, at, bytes);
+                    put = part(before + i, piece);
                 }
             })?);
         }
@@ -258,7 +267,7 @@ impl<S: Read + Write> Puller<S> {
     pub fn hear_files(
         &mut self,
         asked: &Asked,
-        mut part: impl FnMut(usize, u64, &[u8]),
+        mut part: impl FnMut(usize, Piece<'_>),
     ) -> Result<Vec<bool>, Error> {
         const MORE: Error = Error::Unexpected("more than the file has");
         let mut came = Vec::new();
@@ -276,26 +285,31 @@ impl<S: Read + Write> Puller<S> {
                             return Err(MORE);
                         }
                         if length.is_some() {
-                            part(came.len(), 0, contents);
+                            part(came.len(), Piece::Data(contents));
                         }
                         came.push(length.is_some());
                         rest = others;
                     }
                 }
-                Response::Bytes { length, packed } => {
-                    let (i, mut at, mut next) = (came.len(), 0, (length, packed));
+                mut next @ (Response::Bytes { .. } | Response::Hole { .. }) => {
+                    let (i, mut at) = (came.len(), 0u64);
                     loop {
-                        let plain = self.unpack(next.0 as usize, next.1)?;
-                        if at + plain.len() as u64 > *size {
-                            return Err(MORE);
-                        }
-                        part(i, at, &plain);
-                        at += plain.len() as u64;
-                        match self.hear()? {
-                            Response::Bytes { length, packed } => next = (length, packed),
+                        let plain;
+                        let (length, piece) = match next {
+                            Response::Bytes { length, packed } => {
+                                plain = self.unpack(length as usize, packed)?;
+                                (plain.len() as u64, Piece::Data(&plain))
+                            }
+                            Response::Hole { length } => (length, Piece::Hole(length)),
                             Response::Done => break,
                             _ => return Err(Error::Unexpected("no contents")),
+                        };
+                        at = at.saturating_add(length);
+                        if at > *size {
+                            return Err(MORE);
                         }
+                        part(i, piece);
+                        next = self.hear()?;
                     }
                     came.push(true);
                 }
@@ -337,6 +351,8 @@ impl<S: Read + Write> Puller<S> {
         // What is here is copied while the other cuts what comes next.
         let came = self.recipe(all, |mut part| {
             cut.extend(part.iter().map(|(_, chunk)| *chunk));
+            // Where nothing is put there will be a hole.
+            part.retain(|(_, chunk)| !chunk.is_hole());
             if let Some(begun) = begun {
                 part.retain(|(range, chunk)| {
                     let here = chunks::look(begun, *range, chunk, &mut data);
@@ -363,7 +379,8 @@ impl<S: Read + Write> Puller<S> {
             let mut new = Vec::new();
             for range in missing {
                 self.ask_recipe(wanted, range, FINE)?;
-                let came = self.recipe(range, |part| {
+                let came = self.recipe(range, |mut part| {
+                    part.retain(|(_, chunk)| !chunk.is_hole());
                     new.append(&mut former.reuse(part, put)?);
                     Ok(())
                 })?;
@@ -400,7 +417,8 @@ impl<S: Read + Write> Puller<S> {
                 Response::Chunks(chunks) => {
                     let mut part = Vec::with_capacity(chunks.len());
                     for (place, chunk) in chunks::placed(offset, chunks) {
-                        let sound = (1..=BLOB_MAX as u64).contains(&place.length);
+                        let sound = (1..=BLOB_MAX as u64).contains(&place.length)
+                            || chunk.is_hole() && place.length > 0;
                         if !sound || place.end() > range.end() {
                             return Err(Error::Unexpected("chunks beyond the file"));
                         }

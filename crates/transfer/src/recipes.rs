@@ -42,7 +42,7 @@ impl Recipes {
         let mut known = self.known();
         let place = known.iter().position(|r| r.of == (*digest, average))?;
         let chunks = known.remove(place)?.chunks;
-        let placed = chunks::placed(0, chunks);
+        let placed = chunks::placed(0, chunks).filter(|(_, chunk)| !chunk.is_hole());
         Some(placed.map(|(place, chunk)| (chunk, place)).collect())
     }
 

@@ -10,7 +10,7 @@ use crate::{
     frame::{Chunk, Error, Range},
     halves::Halves,
 };
-use std::fs::File;
+use std::{fs::File, io};
 
 /// So many chunks are compared at once at first,
 const FEW: usize = 4;
@@ -19,8 +19,36 @@ const MOST: usize = 64;
 /// So many were cut and not made up for by others that were the same: it is another file.
 const NEW: usize = 64;
 
-/// Chunks as [`chunks::cut_to`] gives them, with the help of an older version's.
+/// Chunks as [`chunks::cut_to`] gives them, with the help of an older version's. In a file with holes that is of those at
+/// the same place.
 pub(crate) fn recut(
+    file: &File,
+    range: Range,
+    average: u32,
+    holes: bool,
+    older: &[Chunk],
+    each: &mut dyn FnMut(Range, Chunk) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let extents = chunks::extents(file, range, holes).collect::<io::Result<Vec<_>>>()?;
+    let sparse = extents.len() > 1;
+    let mut older = chunks::placed(0, older.iter().copied()).peekable();
+    for extent in extents {
+        let range = Range::of(&extent);
+        let mut here = Vec::new();
+        while let Some((_, chunk)) =
+            older.next_if(|(place, _)| !sparse || place.offset < range.end())
+        {
+            here.extend(Some(chunk).filter(|chunk| !chunk.is_hole()));
+        }
+        match extent.hole {
+            true => chunks::hole_to(range, each)?,
+            false => recut_data(file, range, average, &here, each)?,
+        }
+    }
+    Ok(())
+}
+
+fn recut_data(
     file: &File,
     range: Range,
     average: u32,
@@ -29,7 +57,7 @@ pub(crate) fn recut(
 ) -> Result<(), Error> {
     let older = older.split_last().map_or(older, |(_, others)| others);
     if older.is_empty() {
-        return chunks::cut_to(file, range, average, each);
+        return chunks::cut_data_to(file, range, average, each);
     }
     let (mut at, mut next, mut much, mut left) = (range.offset, 0, FEW, NEW);
     let mut halves = Halves::default();
@@ -56,7 +84,7 @@ pub(crate) fn recut(
         let mut cut = chunks::cut(file, range.after(at), average).take(left);
         next = loop {
             let Some(one) = cut.next() else {
-                return chunks::cut_to(file, range.after(at), average, each);
+                return chunks::cut_data_to(file, range.after(at), average, each);
             };
             let (place, chunk) = one?;
             each(place, chunk)?;
@@ -117,7 +145,7 @@ mod tests {
                     chunks.push((range, chunk));
                     Ok(())
                 };
-                recut(&file, range, AVERAGE, &older, each).unwrap();
+                recut(&file, range, AVERAGE, true, &older, each).unwrap();
                 assert!(chunks == cut, "{i} {j}");
             }
         }

@@ -10,6 +10,7 @@ use crate::{
     recut::recut,
 };
 use filesync::{Digest, Entry, Path, Replica, Standing};
+use linux::sparse::Part;
 use protocol::{codec, wire::beat::Freshness};
 use std::{
     fs::File,
@@ -66,6 +67,7 @@ pub fn serve<S: Read + Write>(
         stream,
         packer: Packer::new()?,
         plain: Vec::new(),
+        holes: false,
     };
     let mut spoken = None;
     let mut changes: Option<Changes> = None;
@@ -94,6 +96,7 @@ pub fn serve<S: Read + Write>(
                 match welcome {
                     Ok((replica, last, told)) => {
                         let version = *spoken.insert(version.min(VERSION));
+                        answers.holes = version > OLDEST;
                         answers.say(&Response::Hello {
                             version,
                             replica,
@@ -133,8 +136,9 @@ pub fn serve<S: Read + Write>(
                 Some(file) if range.offset == 0 && range.length == file.metadata()?.len() => {
                     let older = known.last(&path, average).unwrap_or_default();
                     let mut all = Vec::new();
+                    let holes = answers.holes;
                     answers.recipe(|each| {
-                        recut(&file, range, average, &older, &mut |range, chunk| {
+                        recut(&file, range, average, holes, &older, &mut |range, chunk| {
                             // One too many is not kept.
                             if all.len() <= CHUNKS_MAX {
                                 all.push(chunk);
@@ -144,7 +148,10 @@ pub fn serve<S: Read + Write>(
                     })?;
                     known.keep(&path, &digest, average, all);
                 }
-                Some(file) => answers.recipe(|each| chunks::cut_to(&file, range, average, each))?,
+                Some(file) => {
+                    let holes = answers.holes;
+                    answers.recipe(|each| chunks::cut_to(&file, range, average, holes, each))?;
+                }
                 None => answers.say(&Response::Gone)?,
             },
             Request::Pieces {
@@ -192,6 +199,8 @@ struct Answers<'a, S> {
     stream: &'a mut S,
     packer: Packer,
     plain: Vec<u8>,
+    /// The other knows what a hole is.
+    holes: bool,
 }
 
 impl<S: Read + Write> Answers<'_, S> {
@@ -228,16 +237,12 @@ impl<S: Read + Write> Answers<'_, S> {
             lengths.push(match file {
                 None => None,
                 Some(file) if size > BLOB_MAX as u64 => {
-                    self.large(&file)?;
+                    self.large(&file, size)?;
                     continue;
                 }
                 Some(file) => {
                     self.plain.reserve(usize::try_from(size).unwrap_or(0));
-                    let all = Range {
-                        offset: 0,
-                        length: size,
-                    };
-                    let read = chunks::Part::of(&file, all).read_to_end(&mut self.plain)?;
+                    let read = Part::new(&file, 0, size).read_to_end(&mut self.plain)?;
                     u32::try_from(read).ok()
                 }
             });
@@ -261,20 +266,28 @@ impl<S: Read + Write> Answers<'_, S> {
     }
 
     /// In as many parts as it takes, then `Done`.
-    fn large(&mut self, file: &File) -> Result<(), Error> {
-        let mut range = Range {
-            offset: 0,
-            length: BLOB_MAX as u64,
-        };
-        while self.bytes(file, range)? {
-            range.offset += BLOB_MAX as u64;
+    fn large(&mut self, file: &File, length: u64) -> Result<(), Error> {
+        let all = Range { offset: 0, length };
+        for extent in chunks::extents(file, all, self.holes) {
+            let extent = extent?;
+            let mut range = Range::of(&extent);
+            if extent.hole {
+                let length = range.length;
+                self.say(&Response::Hole { length })?;
+                continue;
+            }
+            while range.length > 0 {
+                let length = range.length.min(BLOB_MAX as u64);
+                self.bytes(file, Range { length, ..range })?;
+                range = range.after(range.offset + length);
+            }
         }
         self.plain.clear();
         self.say(&Response::Done)
     }
 
-    /// A part of a file; false if the file ends in it or before it.
-    fn bytes(&mut self, file: &File, range: Range) -> Result<bool, Error> {
+    /// A part of a file, what there is of it.
+    fn bytes(&mut self, file: &File, range: Range) -> Result<(), Error> {
         if range.length > BLOB_MAX as u64 {
             return Err(Error::Unexpected("too much at once"));
         }
@@ -284,8 +297,7 @@ impl<S: Read + Write> Answers<'_, S> {
             length: u32::try_from(plain.len()).unwrap_or(u32::MAX),
             packed: packed.is_some(),
         };
-        frame::write(self.stream, &header, packed.unwrap_or(plain))?;
-        Ok(plain.len() == BLOB_MAX)
+        frame::write(self.stream, &header, packed.unwrap_or(plain))
     }
 
     /// Tells chunks while they are cut.

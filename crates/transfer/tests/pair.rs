@@ -8,13 +8,14 @@ use std::{
     cell::Cell,
     collections::BTreeMap,
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::unix::{fs::FileExt, net::UnixStream},
     rc::Rc,
     thread,
 };
 use transfer::{
-    Changes, End, Error, Farewell, Files, OLDEST, Origin, Puller, Recipes, Wanted, serve,
+    Changes, End, Error, Farewell, Files, OLDEST, Origin, Piece, Puller, Recipes, VERSION, Wanted,
+    serve,
 };
 
 const FRESH: Freshness = Freshness {
@@ -39,10 +40,27 @@ fn noise(seed: &str, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Pages of zeros are holes.
 fn file(bytes: &[u8]) -> File {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(bytes).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    for (i, page) in bytes.chunks(4096).enumerate() {
+        if page.iter().any(|byte| *byte != 0) {
+            file.write_all_at(page, i as u64 * 4096).unwrap();
+        }
+    }
     file
+}
+
+/// Goes on with a file.
+fn put_next(mut file: &File, piece: Piece<'_>) -> io::Result<()> {
+    match piece {
+        Piece::Data(bytes) => file.write_all(bytes),
+        Piece::Hole(length) => {
+            let end = file.seek_relative(length.cast_signed());
+            end.and_then(|()| file.set_len(file.stream_position()?))
+        }
+    }
 }
 
 fn contents(file: &File) -> Vec<u8> {
@@ -168,6 +186,15 @@ fn with<T>(
     files: &[(&str, Vec<u8>)],
     play: impl FnOnce(&mut Puller<Counted>) -> T,
 ) -> (T, Result<Option<Farewell>, Error>, usize, u64) {
+    with_version(VERSION, files, play)
+}
+
+/// The same, in this version of the protocol.
+fn with_version<T>(
+    version: u16,
+    files: &[(&str, Vec<u8>)],
+    play: impl FnOnce(&mut Puller<Counted>) -> T,
+) -> (T, Result<Option<Farewell>, Error>, usize, u64) {
     let (here, mut there) = UnixStream::pair().unwrap();
     let mut memory = Memory::new(files);
     thread::scope(|scope| {
@@ -178,7 +205,8 @@ fn with<T>(
             End::YourTurn(_) => None,
         };
         let count = Rc::new(Cell::new(0));
-        let mut puller = Puller::new(Counted(here, count.clone())).unwrap();
+        let puller = Puller::new(Counted(here, count.clone())).unwrap();
+        let mut puller = puller.speaking(version);
         let result = play(&mut puller);
         drop(puller);
         let (end, took) = server.join().unwrap();
@@ -246,7 +274,7 @@ fn files_of_every_size_come_whole_and_what_has_changed_meanwhile_is_told() {
                 size: files[i].1.len() as u64,
             })
             .collect();
-        let write = |i: usize, at, bytes: &[u8]| targets[i].write_all_at(bytes, at);
+        let write = |i: usize, piece: Piece<'_>| put_next(&targets[i], piece);
         let came = puller.files(&wanted, write).unwrap();
         puller.bye(Farewell::default()).unwrap();
         let same = targets
@@ -261,11 +289,61 @@ fn files_of_every_size_come_whole_and_what_has_changed_meanwhile_is_told() {
     assert_eq!(end.unwrap(), Some(Farewell::default()));
 }
 
+/// Data of 64 KiB here and there in a file of so many MiB.
+fn sparse(size: usize, data: &[usize]) -> Vec<u8> {
+    let mut bytes = vec![0; size << 20];
+    for at in data {
+        bytes[at << 16..(at + 1) << 16].copy_from_slice(&noise(&format!("{at}"), 1 << 16));
+    }
+    bytes
+}
+
+#[test]
+fn of_holes_is_told_how_long_they_are_to_whoever_knows_holes() {
+    let bytes = sparse(40, &[0, 99, 100, 300]);
+    for (version, version_knows_holes) in [(VERSION, true), (OLDEST, false)] {
+        let (holes, end, ..) = with_version(version, &[("a", bytes.clone())], |puller| {
+            puller.greet("web", "etc", &replica("alpha")).unwrap();
+            let wanted = [Wanted {
+                path: &path("a"),
+                digest: &digest(&bytes),
+                size: bytes.len() as u64,
+            }];
+            let (into, mut holes) = (tempfile::tempfile().unwrap(), 0);
+            let put = |_: usize, piece: Piece<'_>| {
+                holes += u64::from(matches!(piece, Piece::Hole(_)));
+                put_next(&into, piece)
+            };
+            assert_eq!(puller.files(&wanted, put).unwrap(), [true]);
+            assert!(contents(&into) == bytes);
+            puller.bye(Farewell::default()).unwrap();
+            holes
+        });
+        end.unwrap();
+        assert_eq!(holes > 0, version_knows_holes, "version {version}");
+    }
+}
+
+#[test]
+fn a_change_of_a_sparse_file_costs_no_more_than_its_data() {
+    let old = sparse(40, &[0, 99, 100, 300]);
+    for data in [
+        &[0, 99, 300, 450][..],
+        &[0, 200, 99, 100, 300],
+        &[0],
+        &[639],
+    ] {
+        let bytes = delta(&old, &sparse(40, data));
+        assert!(bytes < 80_000, "{bytes} for {data:?}");
+    }
+}
+
 /// Bytes on the wire for a file of which an older version is here.
 fn delta(old: &[u8], new: &[u8]) -> usize {
     let (same, end, bytes, _) = with(&[("big", new.to_vec())], |puller| {
         puller.greet("web", "etc", &replica("alpha")).unwrap();
         let (into, like) = (tempfile::tempfile().unwrap(), file(old));
+        into.set_len(new.len() as u64).unwrap();
         let wanted = Wanted {
             path: &path("big"),
             digest: &digest(new),
@@ -334,9 +412,13 @@ fn what_cannot_be_put_anywhere_is_told_and_not_taken_for_the_next_answer() {
             size: files[i].1.len() as u64,
         });
         for full in [0, 1, 2] {
-            let put = |i: usize, at, _: &[u8]| match i == full && at > 0 {
-                true => Err(io::ErrorKind::StorageFull.into()),
-                false => Ok(()),
+            let mut pieces = [0; 3];
+            let put = |i: usize, _: Piece<'_>| {
+                pieces[i] += 1;
+                match i == full && pieces[i] > 1 {
+                    true => Err(io::ErrorKind::StorageFull.into()),
+                    false => Ok(()),
+                }
             };
             let told = puller.files(&wanted, put).unwrap_err();
             assert!(
@@ -344,7 +426,7 @@ fn what_cannot_be_put_anywhere_is_told_and_not_taken_for_the_next_answer() {
                 "{told}"
             );
             let target = tempfile::tempfile().unwrap();
-            let put = |_: usize, at, bytes: &[u8]| target.write_all_at(bytes, at);
+            let put = |_: usize, piece: Piece<'_>| put_next(&target, piece);
             assert_eq!(puller.files(&wanted[1..2], put).unwrap(), [true]);
             assert!(contents(&target) == files[1].1);
         }

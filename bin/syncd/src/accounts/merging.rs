@@ -14,7 +14,7 @@ use std::{
     io::{self, Read, Write},
 };
 use store::{Contents, Filling, Kept};
-use transfer::{Error, Puller, Wanted};
+use transfer::{Error, Piece, Puller, Wanted};
 
 /// A file that two servers have.
 pub(super) struct Both {
@@ -109,12 +109,12 @@ impl<'a, S: Read + Write> Merging<'a, S> {
     fn fetch(&mut self, path: &Path, digest: &Digest, size: u64) -> Result<Option<Vec<u8>>, Error> {
         let wanted = Wanted { path, digest, size };
         let mut bytes = Vec::new();
-        let part = |_: usize, _: u64, part: &[u8]| {
-            if (bytes.len() + part.len()) as u64 > TEXT_MAX {
-                return Err(io::Error::other("no account file is so large"));
+        let part = |_: usize, piece: Piece<'_>| match piece {
+            Piece::Data(part) if (bytes.len() + part.len()) as u64 <= TEXT_MAX => {
+                bytes.extend_from_slice(part);
+                Ok(())
             }
-            bytes.extend_from_slice(part);
-            Ok(())
+            _ => Err(io::Error::other("no account file is so large")),
         };
         let came = self.puller.files(&[wanted], part)?;
         Ok((came == [true]).then_some(bytes))
