@@ -74,6 +74,7 @@ fn pinned(config: &Config, me: &ServerName) -> Result<String, String> {
     let pinned = pinned.ok_or_else(|| format!("{me} has no host_key in its [[server]] section"))?;
     let kind = match pinned {
         p if p.starts_with("ssh-ed25519 ") => "ed25519",
+        p if p.starts_with("ssh-rsa ") => "rsa",
         _ => "ecdsa",
     };
     match host_key(Path::new(HOST_KEYS), kind) {

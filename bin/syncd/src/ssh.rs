@@ -53,6 +53,9 @@ const SEND_CIPHERS: &str = "aes128-ctr,chacha20-poly1305@openssh.com,aes256-ctr,
 const SEND_MACS: &str =
     "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,hmac-sha2-256,hmac-sha2-512";
 
+/// How a host proves that it has an RSA key (RFC 8332); the last is for what is older.
+const RSA: &str = "rsa-sha2-512,rsa-sha2-256,ssh-rsa";
+
 /// Why a server cannot be reached.
 #[derive(Debug)]
 pub struct Unreachable {
@@ -212,8 +215,12 @@ fn open(
         .map_err(|e| e.to_string())?;
     let mut session = Session::new().map_err(failed("SSH"))?;
     session.set_timeout(millis(HANDSHAKE));
+    let algorithms = match kind {
+        "ssh-rsa" => RSA,
+        other => other,
+    };
     session
-        .method_pref(MethodType::HostKey, kind)
+        .method_pref(MethodType::HostKey, algorithms)
         .map_err(failed("the kind of the host_key"))?;
     session
         .method_pref(MethodType::CryptCs, SEND_CIPHERS)

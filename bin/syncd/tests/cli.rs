@@ -1294,6 +1294,105 @@ fn former_versions_come_back_and_spread() {
 }
 
 #[test]
+fn a_further_name_is_put_back_with_its_file_and_alone_where_it_is_its_name_no_more() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(KEPT);
+    let at = |name: &str| scene.data("alpha").join(name);
+    scene.write("alpha", "a", "one");
+    fs::hard_link(at("a"), at("b")).unwrap();
+    let run = || scene.fine("alpha", &["--peer", "beta"]);
+    run();
+    scene.write("alpha", "a", "other");
+    run();
+    let b = scene.at("data/b");
+    let b = b.to_str().unwrap();
+    let restore = |more: &[&str]| {
+        let (said, code) = scene.says("alpha", &[&["restore", b], more].concat());
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    let said = restore(&["--list"]);
+    assert!(
+        said.contains("of 3 bytes") && said.contains("of 5 bytes, by alpha, as a name of a"),
+        "{said}"
+    );
+    let copy = scene.at("copy");
+    restore(&["--to", copy.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(copy).unwrap(), "one");
+    restore(&[]);
+    assert_eq!(scene.read("alpha", "a").unwrap(), "one");
+    assert_eq!(
+        fs::metadata(at("b")).unwrap().ino(),
+        fs::metadata(at("a")).unwrap().ino()
+    );
+    scene.write("alpha", "a", "third");
+    run();
+    // Once it is removed it comes back as a file of its own.
+    fs::remove_file(at("b")).unwrap();
+    run();
+    restore(&[]);
+    assert_eq!(scene.read("alpha", "b").unwrap(), "third");
+    assert_eq!(fs::metadata(at("b")).unwrap().nlink(), 1);
+}
+
+#[test]
+fn a_host_key_of_rsa_is_believed_and_another_one_is_not() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    take_away(scene.sshds.remove(1));
+    for key in ["host", "other"] {
+        let _ = fs::remove_file(scene.at(key));
+        let mut make = Command::new("ssh-keygen");
+        make.args(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"])
+            .arg(scene.at(key));
+        assert!(done(&mut make).status.success());
+    }
+    scene.start_sshd("beta", scene.port());
+    scene.write("alpha", "file", "1");
+    scene.configure(scene.port(), "other.pub", "user");
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("it shows the key ssh-rsa AAAA") && said.contains("not the host_key"),
+        "{said}"
+    );
+    scene.configure(scene.port(), "host.pub", "user");
+    scene.fine("alpha", &["--peer", "beta"]);
+    assert_eq!(scene.read("beta", "file").unwrap(), "1");
+}
+
+#[test]
+fn a_server_that_was_renamed_here_alone_is_refused_with_the_cause_and_the_remedy() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "file", "1");
+    let text = fs::read_to_string(scene.at("standin.toml")).unwrap();
+    fs::write(
+        scene.at("renamed.toml"),
+        text.replace("\"alpha\"", "\"anna\""),
+    )
+    .unwrap();
+    let own = scene.own("alpha").join(" ");
+    let own = own
+        .replace("standin.toml", "renamed.toml")
+        .replace("--server alpha", "--server anna");
+    let mut run = scene.on("alpha", env!("CARGO_BIN_EXE_syncd"));
+    let run = done(run.args(["run", "--peer", "beta"]).args(own.split(' ')));
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(run.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("no server anna but alpha, gamma; ") && said.contains("on beta as well"),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_lost_a_conflict_comes_back() {
     if !may_run() {
         return;

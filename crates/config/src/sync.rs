@@ -17,8 +17,9 @@ use toml::Spanned;
 pub const ACCOUNT_FILES: [&str; 6] = ["passwd", "shadow", "group", "gshadow", "subuid", "subgid"];
 
 /// Kinds of keys of an SSH server that are understood.
-const KEY_TYPES: [&str; 4] = [
+const KEY_TYPES: [&str; 5] = [
     "ssh-ed25519",
+    "ssh-rsa",
     "ecdsa-sha2-nistp256",
     "ecdsa-sha2-nistp384",
     "ecdsa-sha2-nistp521",
@@ -55,8 +56,11 @@ pub(crate) fn host_key(section: &Section<'_>) -> Option<String> {
             Some(format!("{kind} {key}"))
         }
         _ => {
-            let what = "no public key of an SSH server; write the line in its \
-                        /etc/ssh/ssh_host_ed25519_key.pub";
+            let what = format!(
+                "no public key of an SSH server; write the line in its /etc/ssh/ssh_host_ed25519_key.pub, or of a key of \
+                 another kind that is known here: {}",
+                KEY_TYPES.join(", ")
+            );
             section.report("host_key", what);
             None
         }
