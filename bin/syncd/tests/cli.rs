@@ -978,6 +978,37 @@ fn what_came_of_a_large_file_before_a_run_was_killed_is_gone_on_with() {
 }
 
 #[test]
+fn a_path_that_is_too_long_is_told_and_the_exit_status_says_so() {
+    if !may_run() {
+        return;
+    }
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+    let scene = Scene::new();
+    scene.write("alpha", "file", "1");
+    let mut at = fs::File::open(scene.data("alpha")).unwrap();
+    let name = "d".repeat(240);
+    for _ in 0..18 {
+        mkdirat(&at, &name, Mode::RWXU).unwrap();
+        at = openat(&at, &name, OFlags::DIRECTORY, Mode::empty())
+            .unwrap()
+            .into();
+    }
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("has more than 4,095 bytes; shorten it"),
+        "{said}"
+    );
+    assert_eq!(scene.read("beta", "file").unwrap(), "1");
+    fs::rename(
+        scene.data("alpha").join(&name),
+        scene.data("alpha").join("d.tmp"),
+    )
+    .unwrap();
+    scene.fine("alpha", &["--peer", "beta"]);
+}
+
+#[test]
 fn runs_of_all_servers_at_once_end_alike() {
     if !may_run() {
         return;
