@@ -7,7 +7,7 @@ use protocol::{
     Role, ServerName,
     local::{
         ctl::{CtlReply, CtlRequest},
-        status::{Detail, SetPeer, SetStatus, SyncdStatus},
+        status::{Detail, LastRun, SetPeer, SetStatus, SyncdStatus},
     },
 };
 use serde_json::{Value, json};
@@ -206,6 +206,12 @@ fn last(peer: &SetPeer, now: u64) -> String {
     let Some(last) = &peer.last else {
         return "never".into();
     };
+    let before = peer.notable.0.as_ref().filter(|notable| *notable != last);
+    let before = before.map(|notable| format!("; before: {}", ended(notable, now)));
+    ended(last, now) + &before.unwrap_or_default()
+}
+
+fn ended(last: &LastRun, now: u64) -> String {
     let mut text = format!("{} ago ({}): ", ago(now, last.at), last.why);
     match &last.outcome {
         Ok((taken, given, conflicts)) => {
@@ -238,18 +244,22 @@ fn owed(peer: &SetPeer, now: u64) -> String {
 }
 
 fn to_json(status: &SyncdStatus) -> Value {
+    let run = |l: &LastRun| {
+        json!({
+            "at": l.at,
+            "why": l.why,
+            "complete": l.complete,
+            "taken": l.outcome.as_ref().ok().map(|o| o.0),
+            "given": l.outcome.as_ref().ok().map(|o| o.1),
+            "conflicts": l.outcome.as_ref().ok().map(|o| o.2),
+            "error": l.outcome.as_ref().err(),
+        })
+    };
     let peer = |p: &SetPeer| {
         json!({
             "server": p.server.as_str(),
-            "last": p.last.as_ref().map(|l| json!({
-                "at": l.at,
-                "why": l.why,
-                "complete": l.complete,
-                "taken": l.outcome.as_ref().ok().map(|o| o.0),
-                "given": l.outcome.as_ref().ok().map(|o| o.1),
-                "conflicts": l.outcome.as_ref().ok().map(|o| o.2),
-                "error": l.outcome.as_ref().err(),
-            })),
+            "last": p.last.as_ref().map(run),
+            "notable": p.notable.0.as_ref().map(run),
             "owed": p.debt.as_ref().map(|d| json!({ "since": d.since, "why": d.why, "tries": d.tries })),
         })
     };
@@ -274,15 +284,12 @@ fn to_json(status: &SyncdStatus) -> Value {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use protocol::{
-        Term,
-        local::status::{LastRun, OwedRun},
-        version::Since,
-    };
+    use protocol::{Term, local::status::OwedRun, version::Since};
 
     fn example() -> SyncdStatus {
-        let peer = |server: &str, last, debt| SetPeer {
+        let peer = |server: &str, last: Option<LastRun>, debt| SetPeer {
             server: server.parse().unwrap(),
+            notable: Since(last.clone()),
             last,
             debt,
         };
@@ -330,6 +337,27 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn what_a_run_did_is_told_until_another_one_does_something() {
+        let mut status = example();
+        let beta = &mut status.sets[0].peers[0];
+        beta.last = Some(LastRun {
+            at: 1050,
+            why: "follow".into(),
+            outcome: Ok((0, 0, 0)),
+            complete: true,
+        });
+        let text = text(&status, 1060);
+        let told = "10 s ago (follow): 0 taken, 0 given; before: 1 min ago (cron): 3 taken, 4 given, 1 conflicts  -";
+        assert!(text.contains(told), "{text}");
+        let json = to_json(&status);
+        let beta = &json["sets"][0]["servers"][0];
+        assert_eq!(
+            (&beta["last"]["given"], &beta["notable"]["given"]),
+            (&json!(0), &json!(4))
+        );
     }
 
     #[test]

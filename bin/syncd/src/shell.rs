@@ -146,7 +146,7 @@ fn remembered(boot: &Boot) -> (Memory, Option<String>) {
         (Memory::default(), Some(why))
     };
     match fs::read(&path) {
-        Ok(bytes) => match codec::decode_record(&bytes) {
+        Ok(bytes) => match Memory::decode(&bytes) {
             Ok(memory) => (memory, None),
             Err(e) => lost(e.to_string()),
         },
@@ -445,16 +445,15 @@ impl Shell {
 
     fn peers(&self, set: &ServerName) -> Vec<SetPeer> {
         let past = self.plan.past(set);
-        let last = |peer: &ServerName| {
-            let last = past?.last.get(peer)?;
+        let told = |last: &schedule::Last| {
             let counts = |d: &Done| (d.taken, d.given, d.conflicts);
             let short = |why: &String| why.chars().take(REASON).collect();
-            Some(LastRun {
+            LastRun {
                 at: last.at,
                 why: last.why.to_string(),
                 outcome: last.outcome.as_ref().map(counts).map_err(short),
                 complete: last.outcome.as_ref().is_ok_and(|d| d.complete),
-            })
+            }
         };
         let debt = |peer: &ServerName| {
             let debt = past?.debts.get(peer)?;
@@ -467,7 +466,8 @@ impl Shell {
         let peers = rules(&self.boot).peers.into_iter();
         peers
             .map(|server| SetPeer {
-                last: last(&server),
+                last: past.and_then(|p| p.last.get(&server)).map(told),
+                notable: Since(past.and_then(|p| p.notable.0.get(&server)).map(told)),
                 debt: debt(&server),
                 server,
             })

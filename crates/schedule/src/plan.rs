@@ -457,7 +457,11 @@ impl Plan {
         }
         if let Some(outcome) = outcome {
             let at = now.real;
-            past.last.insert(pair.1.clone(), Last { at, why, outcome });
+            let last = Last { at, why, outcome };
+            if last.is_notable() {
+                past.notable.0.insert(pair.1.clone(), last.clone());
+            }
+            past.last.insert(pair.1.clone(), last);
         }
         if let (true, Some(why)) = (paid, again) {
             self.owe(pair, why, now);
@@ -592,6 +596,42 @@ mod tests {
 
     fn names(list: &[ServerName]) -> Vec<&str> {
         list.iter().map(ServerName::as_str).collect()
+    }
+
+    #[test]
+    fn the_last_run_that_did_anything_is_known_until_another_one_does() {
+        let mut plan = plan();
+        let known = |plan: &Plan| {
+            let past = &plan.memory().sets[&name("data")];
+            let of = |map: &BTreeMap<ServerName, Last>| map.get(&name("beta")).cloned();
+            (of(&past.last).unwrap(), of(&past.notable.0))
+        };
+        let mut run = |second, outcome: Result<Done, String>| {
+            plan.wanted(&[name("data")], &[name("beta")], at(second));
+            let job = poll(&mut plan, at(second)).unwrap();
+            let mut ended = Ended::default();
+            ended.outcomes.insert((name("data"), name("beta")), outcome);
+            plan.ended(job.id, &ended, at(second + 1));
+            known(&plan)
+        };
+        let done = |given, complete| Done {
+            complete,
+            given,
+            ..Done::default()
+        };
+        assert_eq!(run(0, Ok(done(0, true))).1, None);
+        let notable = [
+            Ok(done(2, true)),
+            Ok(done(0, false)),
+            Err("gone".to_owned()),
+        ];
+        for (i, outcome) in (1..).zip(notable) {
+            let (last, notable) = run(i * 100, outcome);
+            assert_eq!(notable, Some(last.clone()));
+            let (trivial, notable) = run(i * 100 + 50, Ok(done(0, true)));
+            assert_eq!(notable, Some(last));
+            assert_ne!(notable, Some(trivial));
+        }
     }
 
     #[test]
