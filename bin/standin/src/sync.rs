@@ -14,14 +14,11 @@ use serde_json::{Value, json};
 use std::{
     fmt::Write as _,
     process::{self, ExitCode},
-    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// How long syncd may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// So often it is asked whether it is done.
-const STEP: Duration = Duration::from_millis(100);
 
 pub fn command() -> Command {
     let name = |id: &'static str, help: &'static str| {
@@ -92,6 +89,10 @@ fn pass_on(name: &str, matches: &ArgMatches, args: &Args) -> Result<ExitCode, Er
 
 fn status(args: &Args) -> Result<(SyncdStatus, u64), Error> {
     let reply = daemon::ctl::call(&args.run_dir, Role::Syncd, &CtlRequest::Status, TIMEOUT)?;
+    of_reply(reply)
+}
+
+fn of_reply(reply: CtlReply) -> Result<(SyncdStatus, u64), Error> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH);
     match reply {
         CtlReply::Status(status) => match status.detail {
@@ -111,34 +112,19 @@ fn now(matches: &ArgMatches, args: &Args) -> Result<ExitCode, Error> {
         sets: sets.clone(),
         peers: peers.clone(),
     };
-    if let CtlReply::No(why) = daemon::ctl::call(&args.run_dir, Role::Syncd, &request, TIMEOUT)? {
-        return Err(Error::Failed(why));
+    let done = daemon::ctl::call_until_done(&args.run_dir, Role::Syncd, &request, TIMEOUT)?;
+    let (mut status, at) = of_reply(done)?;
+    let all = |names: &[ServerName], n: &ServerName| names.is_empty() || names.contains(n);
+    status.sets.retain(|set| all(&sets, &set.name));
+    for set in &mut status.sets {
+        set.peers.retain(|p| all(&peers, &p.server));
     }
-    loop {
-        // What is asked for is owed until it was tried.
-        let (mut status, at) = status(args)?;
-        let all = |names: &[ServerName], n: &ServerName| names.is_empty() || names.contains(n);
-        status.sets.retain(|set| all(&sets, &set.name));
-        for set in &mut status.sets {
-            set.peers.retain(|p| all(&peers, &p.server));
-        }
-        let waits = |p: &SetPeer| {
-            p.debt
-                .as_ref()
-                .is_some_and(|d| d.why == "hand" && d.tries == 0)
-        };
-        let busy = |s: &SetStatus| s.running.is_some() || s.peers.iter().any(waits);
-        if status.sets.iter().any(busy) {
-            thread::sleep(STEP);
-            continue;
-        }
-        print!("{}", text(&status, at));
-        let owed = |s: &SetStatus| s.peers.iter().any(|p| p.debt.is_some());
-        return Ok(match status.sets.iter().any(owed) {
-            true => ExitCode::FAILURE,
-            false => ExitCode::SUCCESS,
-        });
-    }
+    print!("{}", text(&status, at));
+    let owed = |s: &SetStatus| s.peers.iter().any(|p| p.debt.is_some());
+    Ok(match status.sets.iter().any(owed) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
 }
 
 pub fn ago(now: u64, at: u64) -> String {

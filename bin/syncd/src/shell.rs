@@ -9,7 +9,7 @@ use crate::{
     triggers::change::{self, Watch, Word},
     units,
 };
-use daemon::{Boot, Error, Event, EventLoop, durable};
+use daemon::{Boot, ConnId, Error, Event, EventLoop, durable};
 use mio::Waker;
 use protocol::{
     Role, ServerName, Term, codec,
@@ -71,7 +71,15 @@ struct Shell {
     /// None until each unit that counts has been looked at since the start.
     fresh: Option<Freshness>,
     notes: BTreeMap<String, String>,
+    waiting: Vec<Waiting>,
     stopped: bool,
+}
+
+/// Somebody who asked for runs and waits for their end.
+struct Waiting {
+    conn: ConnId,
+    sets: Vec<ServerName>,
+    peers: Vec<ServerName>,
 }
 
 /// Until stopped.
@@ -111,6 +119,7 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         follow,
         fresh: None,
         notes: BTreeMap::new(),
+        waiting: Vec::new(),
         steer,
         stopped: false,
     };
@@ -187,6 +196,7 @@ impl Shell {
         while !self.stopped {
             self.begin();
             self.save();
+            self.tell_waiting();
             let wake = self.plan.wake(now(), &daemon::sys::local_offset);
             self.events.wait(wake, &mut events)?;
             for event in events.drain(..) {
@@ -217,6 +227,17 @@ impl Shell {
             Event::Woken => {
                 for report in self.reports.try_iter().collect::<Vec<_>>() {
                     self.report(report);
+                }
+            }
+            Event::Ctl {
+                conn,
+                request: CtlRequest::SyncNow { sets, peers },
+            } => {
+                let reply = self.wanted(&sets, &peers);
+                self.events.reply(conn, &reply);
+                if let CtlReply::Done(_) = reply {
+                    self.events.hold(conn);
+                    self.waiting.push(Waiting { conn, sets, peers });
                 }
             }
             Event::Ctl { conn, request } => {
@@ -383,7 +404,6 @@ impl Shell {
                 let notes = self.notes.values().cloned().chain(clock).collect();
                 CtlReply::Status(Box::new(self.boot.status(counters, notes, detail)))
             }
-            CtlRequest::SyncNow { sets, peers } => self.wanted(&sets, &peers),
             CtlRequest::SyncTook { set, changes } => {
                 if changes > 0 {
                     self.plan.brought(&set, now());
@@ -391,6 +411,7 @@ impl Shell {
                 self.follow.now();
                 CtlReply::Done(String::new())
             }
+            CtlRequest::SyncNow { sets, peers } => self.wanted(&sets, &peers),
             CtlRequest::Promote { .. }
             | CtlRequest::Resign
             | CtlRequest::Maintenance(_)
@@ -398,6 +419,20 @@ impl Shell {
             | CtlRequest::ServerRemove(_) => {
                 CtlReply::No("that is electd's to do, not syncd's".into())
             }
+        }
+    }
+
+    /// Whoever waits for what was tried by now hears how it went.
+    fn tell_waiting(&mut self) {
+        let plan = &self.plan;
+        let tried = |w: &mut Waiting| plan.was_tried(&w.sets, &w.peers);
+        let done: Vec<_> = self.waiting.extract_if(.., tried).collect();
+        if done.is_empty() {
+            return;
+        }
+        let reply = self.answer(CtlRequest::Status);
+        for Waiting { conn, .. } in done {
+            self.events.reply(conn, &reply);
         }
     }
 

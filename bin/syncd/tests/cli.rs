@@ -1945,6 +1945,55 @@ impl Scene {
     }
 }
 
+#[test]
+fn whoever_asks_for_a_run_hears_of_its_end_and_how_it_went_however_long_it_takes() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    scene.limit("standin.toml", "500KB/s");
+    scene.noise("alpha", "large", 6_000_000);
+    take_away(scene.sshds.pop().unwrap());
+    let running = scene.start_daemon("alpha");
+    scene.wait("the daemon", || scene.sets("alpha"));
+    let run = |peers: &[&str]| {
+        let now = CtlRequest::SyncNow {
+            sets: Vec::new(),
+            peers: peers.iter().map(|p| p.parse().unwrap()).collect(),
+        };
+        let run_dir = scene.at("alpha/run");
+        let patience = Duration::from_secs(5);
+        daemon::ctl::call_until_done(&run_dir, Role::Syncd, &now, patience)
+    };
+    let Ok(CtlReply::Status(status)) = run(&[]) else {
+        panic!("no status");
+    };
+    let Detail::Syncd(syncd) = status.detail else {
+        panic!("no answer of syncd's");
+    };
+    let fares = |with: &str| {
+        let mut peers = syncd.sets[0].peers.iter();
+        peers.find(|p| p.server.as_str() == with).unwrap()
+    };
+    let beta = fares("beta").last.as_ref().unwrap();
+    assert!(beta.complete && fares("beta").debt.is_none(), "{syncd:?}");
+    assert_eq!(fares("gamma").debt.as_ref().unwrap().tries, 1, "{syncd:?}");
+    assert!(scene.data("beta").join("large").exists());
+    assert!(matches!(run(&["delta"]), Ok(CtlReply::No(_))));
+    // It ends in the middle.
+    scene.noise("alpha", "more", 6_000_000);
+    let asked = thread::scope(|scope| {
+        let asked = scope.spawn(|| run(&["beta"]));
+        scene.wait("it runs", || scene.sets("alpha")?[0].running.clone());
+        drop(running);
+        asked.join().unwrap()
+    });
+    assert!(
+        matches!(asked, Err(daemon::ctl::CallError::BrokeOff(..))),
+        "{asked:?}"
+    );
+}
+
 /// An SSH server goes, with all its sessions.
 fn take_away(mut sshd: Child) {
     descendants(sshd.id()).into_iter().for_each(kill);
