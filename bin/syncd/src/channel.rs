@@ -39,7 +39,8 @@ impl fmt::Display for Ended {
             }
             Self::Status(status) => write!(
                 f,
-                "its syncd ended with exit status {status} before it had answered; run syncd there to see why"
+                "its syncd ended with exit status {status} before it had answered: an error there, or it heard nothing of this \
+                 server for too long; run syncd there to see"
             ),
             Self::Unknown => f.write_str("it closed the connection before it had answered"),
         }

@@ -109,11 +109,9 @@ impl Ssh {
         (self.pace, self.until, self.signs) = (Pace::default(), None, None);
     }
 
-    /// Before anything is said or heard.
-    fn wait_at_most(&self) -> io::Result<()> {
-        let most = time_left(self.patience, self.until, Instant::now())?;
-        self.session.set_timeout(millis(most));
-        Ok(())
+    /// How long, in milliseconds, what is said or heard now may take.
+    fn at_most(&self) -> io::Result<u32> {
+        time_left(self.patience, self.until, Instant::now()).map(millis)
     }
 }
 
@@ -141,21 +139,33 @@ impl Drop for Ssh {
 
 impl Read for Ssh {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.wait_at_most()?;
-        let Self { pace, channel, .. } = self;
-        match pace.get(buffer, |buffer| channel.read(buffer)) {
-            Ok(0) if !buffer.is_empty() => Err(ended(&self.session, channel)),
-            other => other.map_err(broken),
-        }
+        let most = self.at_most()?;
+        let Self {
+            pace,
+            channel,
+            session,
+            teller,
+            ..
+        } = self;
+        pace.get(buffer, |buffer| {
+            // The session has one limit for all, and whoever gives signs of life sets another one.
+            let _alone = teller.lock().unwrap_or_else(PoisonError::into_inner);
+            session.set_timeout(most);
+            match channel.read(buffer) {
+                Ok(0) if !buffer.is_empty() => Err(ended(session, channel)),
+                other => other.map_err(broken),
+            }
+        })
     }
 }
 
 impl Write for Ssh {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.wait_at_most()?;
+        let most = self.at_most()?;
         self.pace.send(buffer, |buffer| {
             let teller = self.teller.lock();
             let mut teller = teller.unwrap_or_else(PoisonError::into_inner);
+            self.session.set_timeout(most);
             teller.tell(buffer).map_err(broken)?;
             Ok(buffer.len())
         })
