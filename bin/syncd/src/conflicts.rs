@@ -4,7 +4,7 @@ use crate::units;
 use clap::{Arg, ArgMatches, Command};
 use config::Config;
 use daemon::{Args, eprintln, println};
-use filesync::Kind;
+use filesync::{Kind, Node};
 use protocol::ServerName;
 use std::{
     io::{self, ErrorKind},
@@ -53,8 +53,20 @@ fn list(config: &Config, args: &Args, wanted: impl Fn(&str) -> bool) -> Result<(
         for (id, kept) in aside.list(MOST).map_err(|e| e.to_string())? {
             none = false;
             println!("{}", line(&unit.root.display().to_string(), &kept));
-            if matches!(kept.node.kind, Kind::File { .. }) {
-                println!("    its contents: {}", folder.join(&id).display());
+            let Node {
+                kind,
+                mode,
+                uid,
+                gid,
+                ..
+            } = kept.node;
+            let contents = folder.join(&id);
+            match kind {
+                Kind::File { .. } if contents.exists() => {
+                    println!("    its contents: {}", contents.display());
+                }
+                Kind::Symlink { target } => println!("    its target: {}", target.escape_ascii()),
+                _ => println!("    mode {mode:04o}, owner {uid}, group {gid}"),
             }
         }
     }

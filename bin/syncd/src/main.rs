@@ -20,6 +20,7 @@ mod reach;
 mod replica;
 mod restore;
 mod run;
+mod scrub;
 mod serve;
 mod sessions;
 mod shell;

@@ -59,14 +59,14 @@ impl Report {
                 + self.applied.failed.count
                 + self.refused_removals
                 + u64::from(self.waits),
-            kept: self.applied.kept,
+            kept: self.applied.kept.len() as u64,
             notes: self.notes.iter().take(NOTES_MAX).map(note).collect(),
         }
     }
 
     pub fn add(&mut self, applied: Applied) {
         self.applied.done += applied.done;
-        self.applied.kept += applied.kept;
+        self.applied.kept.extend(applied.kept);
         self.applied.put_off.join(applied.put_off);
         self.applied.failed.join(applied.failed);
     }
@@ -88,7 +88,7 @@ impl fmt::Display for Report {
         write!(f, "{done} taken")?;
         let parts = [
             (self.removed, "of them removals"),
-            (*kept, "former versions kept aside"),
+            (kept.len() as u64, "former versions kept aside"),
             (put_off.count, "put off: they were changing"),
             (failed.count, "failed"),
         ];

@@ -1,6 +1,6 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::{accounts, fresh, progress::Meter, units::Unit, versions::Versions};
+use crate::{accounts, fresh, progress::Meter, units::Unit, versions::Versions, when};
 use daemon::Args;
 use filesync::{Author, Digest, Path, Planner, Replica, Standing, guard::Doubt};
 use protocol::{
@@ -16,7 +16,9 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
-use store::{Adopt, Calls, Counts, Index, Listing, Look, Opened, Opener, Reader, Set, Summary};
+use store::{
+    Adopt, Calls, Counts, Index, Listing, Look, Opened, Opener, Reader, Set, Summary, Verified,
+};
 use transfer::{Changes, Files, Origin};
 
 /// What is said while another run has the unit.
@@ -24,6 +26,9 @@ pub const BUSY: &str = "another run is at work on it";
 
 /// How long electd may take to say whether this server is master, and doctord how clocks differ.
 const ANSWER: Duration = Duration::from_millis(500);
+
+/// So many files are verified together.
+pub const VERIFIED: usize = 256;
 
 /// See the module.
 pub struct Local {
@@ -37,6 +42,7 @@ pub struct Local {
     pub versions: Versions,
     /// What the look at it gave.
     summary: OnceLock<Summary>,
+    verified: OnceLock<Verified>,
     /// Taken by whoever changes what is here: from one server after another.
     pub turn: Mutex<()>,
     /// How much is to be moved, and was.
@@ -68,6 +74,8 @@ pub struct Allowed {
     pub root: bool,
     /// Nothing: it is only to be told what would be done.
     pub dry: bool,
+    /// To read what looks as when it was last read, too.
+    pub checksum: bool,
 }
 
 impl Local {
@@ -137,6 +145,7 @@ impl Local {
             replica,
             state,
             summary: OnceLock::new(),
+            verified: OnceLock::new(),
             turn: Mutex::new(()),
             meter: Arc::default(),
             held,
@@ -144,6 +153,14 @@ impl Local {
             allowed,
             _trial: trial,
         })
+    }
+
+    /// Which modification times its file system can hold, if somebody should know and was not told yet.
+    pub fn new_limits(&self) -> Option<String> {
+        let limits = when::limits(&self.set.times);
+        let new = self.index.tell_times(&self.set.times);
+        // Else it is told once more.
+        limits.filter(|_| new.unwrap_or(true))
     }
 
     /// Keeps what is here now, before anything takes its place; what could not be kept.
@@ -155,6 +172,10 @@ impl Local {
 
     /// Finds out what changed.
     pub fn look(&self) -> Result<(), String> {
+        if self.allowed.checksum {
+            let verified = self.verify().map_err(told)?;
+            self.verified.get_or_init(|| verified);
+        }
         let look = Look {
             now: daemon::real_now_ns(),
             held: self.held,
@@ -180,6 +201,26 @@ impl Local {
         let filled = self.index.state().map_err(told)?.live > 0;
         fresh::looked(&self.state, &self.replica, self.set.root(), filled)?;
         accounts::note(self)
+    }
+
+    /// Reads all that looks as when it was last read.
+    fn verify(&self) -> Result<Verified, store::Error> {
+        let index = self.index.reader()?;
+        let mut verified = Verified::default();
+        let mut last: Option<Path> = None;
+        loop {
+            let rows = index.after(last.as_ref(), VERIFIED)?;
+            let Some((path, _)) = rows.last() else {
+                return Ok(verified);
+            };
+            last = Some(path.clone());
+            verified.join(store::verify(self.set.dir(), rows));
+        }
+    }
+
+    /// What was read though it looked as when it was last read, and what came of it.
+    pub fn verified(&self) -> Option<&Verified> {
+        self.verified.get()
     }
 
     /// What the look came by.
@@ -213,9 +254,10 @@ impl Local {
         opener: &Opener<'_>,
         path: &Path,
         digest: &Digest,
-    ) -> io::Result<Option<File>> {
+    ) -> io::Result<Option<(File, u64)>> {
         if let Some(history) = accounts::asked(self, path, digest)? {
-            return Ok(Some(history));
+            let size = history.metadata()?.len();
+            return Ok(Some((history, size)));
         }
         let row = index.row(path).map_err(io::Error::other)?;
         let file = row.and_then(|r| r.entry.file());
@@ -226,7 +268,7 @@ impl Local {
         self.meter.part(size);
         self.meter.file();
         match opener.read(path) {
-            Ok(file) => Ok(Some(file)),
+            Ok(file) => Ok(Some((file, size))),
             // It went meanwhile; the next look will tell.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),

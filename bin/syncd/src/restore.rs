@@ -152,9 +152,10 @@ struct Former {
 }
 
 impl Former {
-    fn file(&self) -> Option<&Node> {
+    /// Whether it is all that there is to it, and not whose further name it is.
+    fn is_whole(&self) -> bool {
         let node = self.node.as_ref();
-        node.filter(|node| matches!(node.kind, Kind::File { .. }))
+        node.is_some_and(|node| !matches!(node.kind, Kind::HardLink { .. }))
     }
 
     /// What people name it by.
@@ -252,7 +253,7 @@ impl<'a> Chest<'a> {
             };
             let (first, until) = (to.clone(), names.peek().map_or(u64::MAX, |next| next.at));
             let mut file = self.of(&first)?;
-            file.retain(|f| f.at < until && f.file().is_some());
+            file.retain(|f| f.at < until && f.is_whole());
             let before = file.iter().rposition(|f| f.at <= former.at);
             // What it was when this became its name, too.
             let Some(before) = before else {
@@ -291,8 +292,12 @@ impl Contents for Bytes<'_> {
             return Ok(());
         };
         if let (Some(id), Some(aside)) = (self.aside.get(path), self.kept.aside) {
-            io::copy(&mut aside.contents(id)?, into)?;
-            return Ok(());
+            match aside.contents(id) {
+                Ok(mut contents) => return io::copy(&mut contents, into).map(drop),
+                // It gave way to one with the same contents, and these have been replaced since.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
         }
         let piece = |bytes: &[u8]| into.write_all(bytes);
         let read = self.kept.archive.map(|a| a.read(digest, piece)).transpose();
@@ -565,16 +570,21 @@ fn operations(
     for (path, node) in nodes {
         let was = entry(&path)?;
         let known = was.as_ref().and_then(|w| w.node.as_ref());
-        if known == Some(&node) {
+        if known.is_some_and(|known| known.is_as(&node)) {
             continue;
         }
+        // What only gave way in its owner or mode has no contents of its own.
+        let source = match known.is_some_and(|known| known.kind == node.kind) {
+            true => Source::Nothing,
+            false => Source::Fetch,
+        };
         operations.push(Operation {
             // What is in no archive is kept aside.
             keep: local.unit.keep.is_none() && known.is_some_and(|n| !n.is_directory()),
             entry: author.change(was.as_ref(), Some(node), now),
             path,
             was,
-            source: Source::Fetch,
+            source,
         });
     }
     Ok(operations)

@@ -57,6 +57,10 @@ pub fn command() -> Command {
                 "A set's directory does not carry the marker that was left there, and that is right",
             ),
             flag(
+                "checksum",
+                "Read all files here, those that look unchanged too; what changed without a trace is told",
+            ),
+            flag(
                 "no-progress",
                 "Do not show on a terminal how far it has got",
             ),
@@ -73,6 +77,7 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
             deletes: matches.get_flag("allow-deletes"),
             root: matches.get_flag("trust-root"),
             dry: matches.get_flag("dry-run"),
+            checksum: matches.get_flag("checksum"),
         },
         quiet: false,
         until: None,
@@ -375,6 +380,14 @@ impl Run<'_> {
             Ok(local) => local,
             Err(why) => return all(&why),
         };
+        if let Some(limits) = local.new_limits() {
+            self.complain(&format!(
+                "{}: the file system of {} keeps modification times {limits}: what has others on other servers has the \
+                 nearest earlier one here",
+                unit.name,
+                unit.root.display()
+            ));
+        }
         self.wanted.board.show(&unit.name, &local.meter);
         let start = Instant::now();
         let (looked, taken) = (OnceLock::new(), Taken::new(peers.len()));
@@ -392,6 +405,12 @@ impl Run<'_> {
             ended.collect::<Vec<_>>()
         });
         let seconds = start.elapsed().as_secs_f64();
+        if let Some(verified) = local.verified() {
+            let name = &unit.name;
+            self.say(&format!("{name}: {} files verified", verified.read));
+            self.list(&format!("{name}: not verified"), &verified.unreadable);
+            self.list(&format!("{name}: ALTERED"), &verified.altered);
+        }
         let told = peers.iter().zip(ended).map(|(peer, ended)| {
             let done =
                 ended.map(|(report, given)| self.tell(&local, peer, &report, given, seconds));
@@ -500,7 +519,11 @@ impl Run<'_> {
         } = given;
         let counts = &local.counts();
         let done = Done {
-            complete: report.is_complete() && left == 0 && counts.unreadable.count == 0,
+            complete: report.is_complete()
+                && left == 0
+                && counts.unreadable.count == 0
+                && counts.busy.count == 0
+                && local.verified().is_none_or(store::Verified::is_fine),
             taken: report.applied.done,
             given: taken,
             conflicts: report.conflicts.len() as u64,
@@ -522,6 +545,10 @@ impl Run<'_> {
         self.say(&format!("{line} ({seconds:.1} s)"));
         for (what, list) in [
             ("changing, left for the next run", &counts.busy),
+            (
+                "growing, kept alike as far as it stood still",
+                &counts.growing,
+            ),
             ("cannot be read", &counts.unreadable),
             ("not kept alike", &counts.skipped),
         ] {
@@ -545,15 +572,32 @@ impl Run<'_> {
         for note in notes {
             self.say(&format!("{name} on {}: {}", peer.name, note.escape_debug()));
         }
-        for Conflict { path, outcome, .. } in &report.conflicts {
+        let aside = local.unit.state(&self.args.state_dir).join("aside");
+        for Conflict {
+            path,
+            here,
+            there,
+            outcome,
+        } in &report.conflicts
+        {
             let what = match outcome {
+                Outcome::GaveWay if here.node.is_none() => format!(
+                    "removed here and changed on another server: the version of {} comes back",
+                    peer.name
+                ),
+                Outcome::GaveWay if self.wanted.allowed.dry => {
+                    "changed here and on another server: the version here would be kept aside".into()
+                }
+                Outcome::GaveWay if !report.applied.kept.contains(path) => {
+                    "changed here and on another server: the version here stays for now, for it cannot be kept aside".into()
+                }
                 Outcome::GaveWay => format!(
-                    "changed here and on another server: the version here is kept in {}",
-                    local
-                        .unit
-                        .state(&self.args.state_dir)
-                        .join("aside")
-                        .display()
+                    "changed here and on another server: {} is kept in {}",
+                    match here.file().is_some() && here.file() == there.file() {
+                        true => "what the version here has other than contents",
+                        false => "the version here",
+                    },
+                    aside.display()
                 ),
                 Outcome::Stayed => format!(
                     "changed here and on another server: {} keeps its version aside",

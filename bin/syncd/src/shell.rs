@@ -4,6 +4,7 @@ use crate::{
     accounts, conflicts,
     follow::{self, Follow},
     jobs::{self, Ground},
+    scrub::{self, Scrub},
     sessions::Sessions,
     steer::{self, Steer},
     triggers::change::{self, Watch, Word},
@@ -12,7 +13,7 @@ use crate::{
 use daemon::{Boot, ConnId, Error, Event, EventLoop, durable};
 use mio::Waker;
 use protocol::{
-    Role, ServerName, Term, codec,
+    BootTime, Role, ServerName, Term, codec,
     local::{
         ctl::{CtlReply, CtlRequest},
         ring::{ElectdToSyncd, SyncdToElectd},
@@ -30,10 +31,13 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread,
+    time::Duration,
 };
 
 /// In `<state-dir>/sync`.
 const MEMORY: &str = "schedule";
+/// So often all is looked at where changes are told.
+const LOOK: Duration = Duration::from_secs(3600);
 /// Longest reason told in `standin sync status`, in characters.
 const REASON: usize = 300;
 
@@ -42,6 +46,8 @@ enum Report {
     Ended(u64, Ended),
     Watch(ServerName, Word),
     Fresh(Result<Freshness, String>),
+    /// What a scrub of this set found wrong.
+    Scrubbed(ServerName, Option<String>),
 }
 
 #[derive(Clone)]
@@ -68,6 +74,9 @@ struct Shell {
     reporter: Reporter,
     reports: Receiver<Report>,
     follow: Follow,
+    scrub: Option<Scrub>,
+    /// When all of what is watched is looked at next.
+    look: BootTime,
     /// None until each unit that counts has been looked at since the start.
     fresh: Option<Freshness>,
     notes: BTreeMap<String, String>,
@@ -117,6 +126,8 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         reporter,
         reports,
         follow,
+        scrub: None,
+        look: daemon::now() + LOOK,
         fresh: None,
         notes: BTreeMap::new(),
         waiting: Vec::new(),
@@ -129,6 +140,7 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         shell.plan.wanted(&[], &[], now());
     }
     shell.watch();
+    shell.scrub();
     shell.boot.ready();
     shell.serve()
 }
@@ -198,7 +210,10 @@ impl Shell {
             self.save();
             self.tell_waiting();
             let wake = self.plan.wake(now(), &daemon::sys::local_offset);
-            self.events.wait(wake, &mut events)?;
+            let look = (!self.watches.is_empty()).then_some(self.look);
+            self.events
+                .wait(wake.into_iter().chain(look).min(), &mut events)?;
+            self.look_round();
             for event in events.drain(..) {
                 self.event(event);
             }
@@ -279,7 +294,31 @@ impl Shell {
                 );
             }
             Report::Fresh(fresh) => self.found(fresh),
+            Report::Scrubbed(set, wrong) => self.note(&format!("scrub {set}"), wrong),
         }
+    }
+
+    /// Some changes are told by no event: through a name outside of the set, or on another machine.
+    fn look_round(&mut self) {
+        if self.look <= daemon::now() {
+            self.look = daemon::now() + LOOK;
+            for set in self.watches.keys() {
+                self.plan.changed(set, now());
+            }
+        }
+    }
+
+    fn scrub(&mut self) {
+        let (config, me) = (Arc::clone(&self.boot.config), self.boot.me.clone());
+        let reporter = self.reporter.clone();
+        let tell = move |set, wrong| reporter.tell(Report::Scrubbed(set, wrong));
+        self.scrub = match scrub::begin(config, me, self.boot.args.clone(), tell) {
+            Ok(scrub) => Some(scrub),
+            Err(e) => {
+                log::error!("cannot start a thread: no set is scrubbed: {e}");
+                None
+            }
+        };
     }
 
     /// Begins whatever is due.
@@ -390,6 +429,7 @@ impl Shell {
         self.plan.rules(rules(&self.boot));
         self.follow.config(Arc::clone(&self.boot.config));
         self.watch();
+        self.scrub();
         log::info!("configuration read again");
     }
 

@@ -671,6 +671,7 @@ fn hash(
         keep,
         merge_accounts,
         on,
+        scrub,
         rate,
         lines: _,
     } in sets
@@ -685,6 +686,9 @@ fn hash(
         }
         if *on != Triggers::default() {
             parts.add(format!("on {on:?}"));
+        }
+        if let Some(scrub) = scrub {
+            parts.add(format!("scrub {scrub}"));
         }
         if let Some(rate) = rate {
             parts.add(format!("rate {}", rate.0));

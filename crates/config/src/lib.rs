@@ -215,6 +215,8 @@ pub struct SyncSet {
     pub merge_accounts: bool,
     /// When it is made alike; by hand always.
     pub on: Triggers,
+    /// When all its files are read, in local time, to find what changed without a trace; none: never.
+    pub scrub: Option<Cron>,
     /// How fast its contents may go in each direction; none: as fast as they can.
     pub rate: Option<Rate>,
     /// Where it stands in the file.

@@ -5,6 +5,7 @@ use crate::{
     SshConfig, SyncLines, SyncSet, Triggers, nested, raw::Section,
 };
 use protocol::ServerName;
+use schedule::Cron;
 use std::{
     collections::BTreeSet,
     ops::Range,
@@ -103,6 +104,7 @@ fn set<'a>(section: &'a Section<'a>, names: &mut BTreeSet<ServerName>) -> Option
         "rate",
         "keep",
         "merge",
+        "scrub",
     ]);
     section.required("name", "name = \"...\"");
     section.required("path", "path = [\"/srv/www\"]");
@@ -139,6 +141,7 @@ fn set<'a>(section: &'a Section<'a>, names: &mut BTreeSet<ServerName>) -> Option
     };
     let limit = section.number("delete_limit", 0..=100);
     let on = triggers(section);
+    let scrub = scrub(section);
     let set = SyncSet {
         name: name?,
         paths: paths.iter().map(|(path, _)| path.clone()).collect(),
@@ -152,6 +155,7 @@ fn set<'a>(section: &'a Section<'a>, names: &mut BTreeSet<ServerName>) -> Option
         keep: keep(section),
         merge_accounts,
         on,
+        scrub,
         rate: section.parsed("rate"),
         lines,
     };
@@ -238,6 +242,23 @@ fn triggers(section: &Section<'_>) -> Triggers {
         }
     }
     on
+}
+
+/// `scrub = "cron: 0 4 1 * *"`
+fn scrub(section: &Section<'_>) -> Option<Cron> {
+    let text = section.text("scrub")?;
+    match text.get_ref().trim().strip_prefix("cron:").map(str::parse) {
+        Some(Ok(cron)) => return Some(cron),
+        Some(Err(why)) => section.report("scrub", format!("cron: {why}")),
+        None => {
+            let what = format!(
+                "\"{}\" is no moment; write \"cron: MINUTE HOUR DAY MONTH WEEKDAY\"",
+                text.get_ref().escape_debug()
+            );
+            section.report("scrub", what);
+        }
+    }
+    None
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {

@@ -10,6 +10,7 @@ use crate::{
     set::{Set, reserved},
     sight::{self, Found},
     threads,
+    times::Times,
     walk::{Counts, Step, Walk, What},
 };
 use filesync::{
@@ -160,6 +161,8 @@ fn see_all<'scope, 'env>(
         index,
         now: how.now,
         observer: Observer::new(|path| intents.get(path).cloned(), &mut author, span),
+        intents,
+        times: &set.times,
         open: Vec::new(),
         unread: 0,
         news: Vec::new(),
@@ -303,6 +306,8 @@ struct Sights<'a, 'scope, 'env, I> {
     index: &'env Index,
     now: u64,
     observer: Observer<'a, I>,
+    intents: &'a BTreeMap<Path, Entry>,
+    times: &'a Times,
     open: Vec<Open>,
     /// So many of them are still to be read.
     unread: usize,
@@ -336,6 +341,15 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                 let at = signed(self.now);
                 let lent = false;
                 Some(Seen::Node(node, Some(Proof { stat, at, lent })))
+            }
+            Ok(Found::Growing(node)) => {
+                counts.read += 1;
+                if let Kind::File { size, .. } = node.kind {
+                    counts
+                        .growing
+                        .add(path, format!("the first {size} bytes stood still"));
+                }
+                Some(Seen::Node(node, None))
             }
             Ok(Found::Busy) => {
                 counts.busy.add(path, "changes while it is read");
@@ -383,6 +397,9 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                     continue;
                 }
                 (Some(Seen::Node(node, proof)), known) => {
+                    let intended = self.intents.get(&path).and_then(|i| i.node.as_ref());
+                    let node = self.times.meant(node, known.and_then(|k| k.node.as_ref()));
+                    let node = self.times.meant(node, intended);
                     let before = (known.and_then(|k| k.node.as_ref()), before.as_ref());
                     self.past
                         .note(before, (&node, proof.as_ref()), signed(self.now));
@@ -397,7 +414,9 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                     (self.observer.seen(&path, known, Sight::Unknown), None)
                 }
             };
-            self.summary.changed += u64::from(entry.is_some());
+            let vector = known.map(|known| &known.vector);
+            let changed = entry.as_ref().is_some_and(|e| Some(&e.vector) != vector);
+            self.summary.changed += u64::from(changed);
             let news = match (entry, proof) {
                 (Some(entry), proof) => News::Changed(entry, proof),
                 (None, Some(proof)) => News::Proven(proof),

@@ -7,6 +7,7 @@ use crate::{
     error::{At, Error},
     index::Index,
     stage,
+    times::Times,
 };
 use filesync::{
     Path, Replica,
@@ -86,6 +87,8 @@ pub struct Set {
     pub(crate) identity: Identity,
     /// It is another directory than the index knows.
     pub(crate) moved: bool,
+    /// What modification times can be held there.
+    pub times: Times,
     /// A directory in which a name comes or goes has other times afterwards.
     pub(crate) tells_of_names: bool,
     /// What lost.
@@ -159,6 +162,7 @@ impl Set {
             .and_then(Aside::open)
             .at("open", &shown)?;
         Ok(Self {
+            times: Times::probe(&stage).at("find the file system of", &name)?,
             tells_of_names: dir.tells_of_names().at("find the file system of", &name)?,
             root: dir,
             stage,
@@ -175,6 +179,11 @@ impl Set {
         let name = root.display().to_string();
         let dir = Dir::root(root, Calls::unlimited()).at("open", &name)?;
         see(&dir, own, &name)
+    }
+
+    /// Its root.
+    pub fn dir(&self) -> &Dir {
+        &self.root
     }
 
     /// How its root looked when it was opened.
