@@ -5,8 +5,8 @@ use std::{
     cell::OnceCell,
     collections::HashMap,
     ffi::OsString,
-    fs,
-    os::unix::ffi::OsStringExt,
+    fs::{self, Metadata},
+    os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -58,6 +58,13 @@ impl Places {
         if let Ok(beneath) = other.path.strip_prefix(&directory.path) {
             return Some(beneath.to_owned());
         }
+        let beneath = self.by_mounts(directory, other)?;
+        // Mounts from one server (NFS) may be of one file system, each with its own root.
+        is_same(&directory.path.join(&beneath), &other.path).then_some(beneath)
+    }
+
+    /// The same by what is mounted where.
+    fn by_mounts(&self, directory: &Place, other: &Place) -> Option<PathBuf> {
         let ((device, mount), (other_device, other_mount)) = (directory.mount?, other.mount?);
         if device != other_device || mount == other_mount {
             return None;
@@ -74,6 +81,15 @@ impl Places {
         let path = root.join(path.strip_prefix(point).ok()?);
         Some(path.components().collect())
     }
+}
+
+/// Whether two paths are one directory, or would be: then what is above them is.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let both = a.ancestors().zip(b.ancestors());
+    let mut both = both.map(|(a, b)| (fs::metadata(a), fs::metadata(b)));
+    let first = both.find(|(a, b)| a.is_ok() || b.is_ok());
+    let same = |(a, b): (Metadata, Metadata)| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    first.is_some_and(|(a, b)| a.ok().zip(b.ok()).is_some_and(same))
 }
 
 /// proc_pid_mountinfo(5)
@@ -149,7 +165,7 @@ mod tests {
             mount: Some(((98, 0), mount)),
         };
         let places = Places(OnceCell::from(parse(text)));
-        let beneath = |a, b| places.beneath(&a, &b);
+        let beneath = |a, b| places.by_mounts(&a, &b);
         let (srv, bound) = (|| place("/srv", 36), || place("/mnt/b\\c", 40));
         assert_eq!(beneath(srv(), bound()), Some("www a".into()));
         assert_eq!(beneath(place("/srv/www a", 36), bound()), Some("".into()));
@@ -159,5 +175,33 @@ mod tests {
         );
         assert_eq!(beneath(place("/srv/x", 36), bound()), None);
         assert_eq!(beneath(srv(), place("/mnt/x", 41)), None);
+    }
+
+    #[test]
+    fn two_directories_are_not_one_whatever_the_mounts_look_like() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("a/x")).unwrap();
+        fs::create_dir_all(at("b")).unwrap();
+        let text = format!(
+            "36 35 0:50 / {} rw - nfs4 host:/a rw\n40 35 0:50 / {} rw - nfs4 host:/b rw\n",
+            at("a").display(),
+            at("b").display()
+        );
+        let places = Places(OnceCell::from(parse(text.as_bytes())));
+        let place = |name: &str, mount| Place {
+            path: at(name),
+            mount: Some(((0, 50), mount)),
+        };
+        let beneath = |b: &str| places.by_mounts(&place("a", 36), &place(b, 40));
+        assert_eq!(
+            (beneath("b"), beneath("b/x")),
+            (Some("".into()), Some("x".into()))
+        );
+        for other in ["b", "b/x", "b/y"] {
+            let beneath = places.beneath(&place("a", 36), &place(other, 40));
+            assert_eq!(beneath, None, "{other}");
+        }
+        assert!(is_same(&at("a/y/z"), &at("b/../a/y/z")));
     }
 }
