@@ -45,7 +45,7 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config) -> ExitCode {
 
 fn list(config: &Config, args: &Args, wanted: impl Fn(&str) -> bool) -> Result<(), String> {
     let mut none = true;
-    for unit in units::of(config, &args.state_dir, |set| wanted(set.name.as_str())) {
+    for unit in units::of(config, args, |set| wanted(set.name.as_str())) {
         let folder = unit.state(&args.state_dir).join("aside");
         let Some(aside) = open(&folder).map_err(|e| format!("{}: {e}", folder.display()))? else {
             continue;
@@ -109,7 +109,7 @@ fn open(folder: &std::path::Path) -> io::Result<Option<Aside>> {
 
 /// How many versions of a set are kept aside.
 pub fn count(config: &Config, args: &Args, set: &ServerName) -> u64 {
-    let units = units::of(config, &args.state_dir, |s| s.name == *set);
+    let units = units::of(config, args, |s| s.name == *set);
     let of = |unit: &units::Unit| {
         let aside = open(&unit.state(&args.state_dir).join("aside")).ok()??;
         aside.count().ok()

@@ -2,7 +2,7 @@
 
 use crate::{accounts, fresh, progress::Meter, units::Unit, versions::Versions, when};
 use daemon::Args;
-use filesync::{Author, Digest, Path, Planner, Replica, Standing};
+use filesync::{Author, Digest, Path, Planner, Replica, Standing, guard::Doubt};
 use protocol::{
     Role, ServerName,
     local::status::{Detail, OffsetStatus},
@@ -101,7 +101,7 @@ impl Local {
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
         let calls = Calls::unlimited();
-        let doubted = |e| doubted(&state_dir, e);
+        let doubted = |e| doubted(&state_dir, me, e);
         let (file, note) = (state_dir.join("index"), unit.note(&args.run_dir));
         let open = |index: &Index, state: &std::path::Path, adopt| {
             let (own, calls) = (unit.own(), calls.clone());
@@ -196,7 +196,7 @@ impl Local {
             self.index.give_up().map_err(told)?;
             return Err(BUSY.to_owned());
         }
-        let summary = summary.map_err(|e| doubted(&self.state, e))?;
+        let summary = summary.map_err(|e| doubted(&self.state, &self.replica.server, e))?;
         self.summary.get_or_init(|| summary);
         let filled = self.index.state().map_err(told)?.live > 0;
         fresh::looked(&self.state, &self.replica, self.set.root(), filled)?;
@@ -319,7 +319,7 @@ fn open_index(
         foreign,
         given_up,
         new: _,
-    } = opened.map_err(|e| doubted(state, e))?;
+    } = opened.map_err(|e| doubted(state, &here.owner.server, e))?;
     let foreign = foreign.map(|(file, why)| (format!("was not this server's: {why}"), file));
     let aside = [
         damaged.map(|file| ("could not be read".to_owned(), file)),
@@ -343,15 +343,27 @@ fn told(e: store::Error) -> String {
         false if e.is_new_history() => {
             format!("{e}; a run without --dry-run begins with a new index")
         }
-        false if matches!(e, store::Error::Root { .. }) => {
-            format!("{e}; if all is as it should be, run syncd with --trust-root once")
-        }
         false => e.to_string(),
     }
 }
 
+/// By which an operator says that a root is right as it is.
+fn remedy(e: &store::Error) -> Option<&'static str> {
+    let store::Error::Root { doubt, .. } = e else {
+        return None;
+    };
+    match doubt {
+        Doubt::Empty => Some("--allow-deletes"),
+        Doubt::Marker | Doubt::Device => Some("--trust-root"),
+        Doubt::Replaced | Doubt::Past => None,
+    }
+}
+
 /// The same of what keeps a unit from being looked at; that its root is not what it was is seen by whoever asks.
-fn doubted(state: &std::path::Path, e: store::Error) -> String {
+fn doubted(state: &std::path::Path, me: &ServerName, e: store::Error) -> String {
+    if let Some(option) = remedy(&e) {
+        return format!("{e}; if all is as it should be, run syncd on {me} with {option} once");
+    }
     let lasting = !e.is_busy() && !matches!(e, store::Error::Root { .. });
     let why = told(e);
     if lasting && let Err(e) = fresh::doubted(state, &why) {

@@ -50,11 +50,11 @@ pub fn command() -> Command {
             flag("dry-run", "Tell what would be done here, and do nothing"),
             flag(
                 "allow-deletes",
-                "Remove here whatever was removed elsewhere, however much it is",
+                "Remove here whatever was removed elsewhere, however much it is, and believe an emptied directory",
             ),
             flag(
                 "trust-root",
-                "A set's directory is on another file system than before, and that is right",
+                "A set's directory does not carry the marker that was left there, and that is right",
             ),
             flag(
                 "checksum",
@@ -86,7 +86,7 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
             false => Board::of_terminal(),
         },
     };
-    if let Err(why) = wanted.check(config) {
+    if let Err(why) = wanted.check(config, me) {
         eprintln!("syncd: {why}");
         return ExitCode::from(2);
     }
@@ -157,7 +157,7 @@ pub fn sync(
     };
     let mut lost = BTreeMap::new();
     let wanted = |set: &config::SyncSet| run.wanted.set(set.name.as_str());
-    let units = units::of(config, &args.state_dir, wanted);
+    let units = units::of(config, args, wanted);
     for unit in &units {
         for (peer, outcome) in run.unit(unit, peers, &mut lost) {
             told(Ended {
@@ -227,7 +227,7 @@ impl Wanted {
     }
 
     /// Names of nothing are wrong usage.
-    fn check(&self, config: &Config) -> Result<(), String> {
+    fn check(&self, config: &Config, me: &ServerName) -> Result<(), String> {
         let file = config.file.display();
         if config.sets.is_empty() {
             return Err(format!(
@@ -238,16 +238,19 @@ impl Wanted {
         if let Some(name) = self.sets.iter().find(set) {
             return Err(format!("--set {name}: no such [[sync]] in {file}"));
         }
-        let peer = |name: &&String| {
-            !config
-                .servers
-                .iter()
-                .any(|s| s.name.as_str() == name.as_str())
-        };
-        match self.peers.iter().find(peer) {
-            Some(name) => Err(format!("--peer {name}: no such [[server]] in {file}")),
-            None => Ok(()),
+        for name in &self.peers {
+            let server = config.servers.iter().find(|s| s.name.as_str() == name);
+            let why = match server {
+                None => format!("no such [[server]] in {file}"),
+                Some(server) if server.name == *me => {
+                    "this server itself; name another one".to_owned()
+                }
+                Some(server) if server.witness => "a witness has no files".to_owned(),
+                Some(_) => continue,
+            };
+            return Err(format!("--peer {name}: {why}"));
         }
+        Ok(())
     }
 }
 

@@ -133,7 +133,7 @@ impl Scrubber {
     fn set(&self, set: &ServerName) -> Option<String> {
         log::info!("scrub of {set} begins");
         let mut verified = Verified::default();
-        for unit in units::of(&self.config, &self.args.state_dir, |s| s.name == *set) {
+        for unit in units::of(&self.config, &self.args, |s| s.name == *set) {
             if let Err(why) = self.unit(&unit, &mut verified) {
                 let why = format!("scrub of {}: {why}", unit.name);
                 log::error!("{why}");
@@ -266,9 +266,7 @@ path = ["/nowhere"]
         for n in 0..40 {
             fs::write(data.join(n.to_string()), "contents").unwrap();
         }
-        let units = units::of(&scrubber.config, &scrubber.args.state_dir, |s| {
-            s.name == set
-        });
+        let units = units::of(&scrubber.config, &scrubber.args, |s| s.name == set);
         let here = machine::present(&scrubber.config, &scrubber.me);
         let open = || Local::open(units[0].clone(), &here, &scrubber.args, Allowed::default());
         drop(open().unwrap());

@@ -11,6 +11,7 @@ mod checked;
 pub mod error;
 pub mod key;
 mod mac;
+mod nested;
 mod rate;
 mod raw;
 mod sync;

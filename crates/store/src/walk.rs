@@ -25,7 +25,7 @@ pub struct Counts {
     pub growing: Listing,
     /// Could not be read, nor anything below them.
     pub unreadable: Listing,
-    /// Are nothing that could be kept alike: sockets, names that are too long.
+    /// Are nothing that could be kept alike: sockets.
     pub skipped: Listing,
     /// Files that were read.
     pub read: u64,
@@ -242,7 +242,8 @@ where
                         Err(_) => {
                             *all = false;
                             if let Some(directory) = &level.path {
-                                self.counts.skipped.add(directory, "too long a path in it");
+                                let why = "a path in it has more than 4,095 bytes; shorten it, or exclude the directory";
+                                self.counts.unreadable.add(directory, why);
                             }
                             continue;
                         }
