@@ -92,19 +92,21 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
     }
     let peers = config.peers(me).filter(|s| !s.witness && wanted.peer(s));
     let peers: Vec<_> = peers.collect();
-    let mut fine = true;
+    let (mut fine, mut all) = (true, true);
     let sessions = Sessions::default();
     let mut told = |ended: Ended<'_>| {
         if let Ok(done) = &ended.outcome {
             tell_daemon(args, ended.unit, done.taken);
+            all &= !done.skipped;
         }
         fine &= ended.outcome.is_ok_and(|done| done.complete);
     };
     let board = &wanted.board;
     let of_use = board.beside(|| sync(config, me, args, &wanted, &peers, &sessions, &mut told));
-    match fine && of_use {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    match (fine && of_use, all) {
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::from(3),
+        (false, _) => ExitCode::FAILURE,
     }
 }
 
@@ -120,6 +122,8 @@ pub struct Ended<'a> {
 pub struct Done {
     /// Nothing was left undone.
     pub complete: bool,
+    /// There is something here that cannot be kept alike.
+    pub skipped: bool,
     pub taken: u64,
     pub given: u64,
     pub conflicts: u64,
@@ -524,6 +528,7 @@ impl Run<'_> {
                 && counts.unreadable.count == 0
                 && counts.busy.count == 0
                 && local.verified().is_none_or(store::Verified::is_fine),
+            skipped: counts.skipped.count > 0,
             taken: report.applied.done,
             given: taken,
             conflicts: report.conflicts.len() as u64,

@@ -414,6 +414,25 @@ fn on_a_terminal_a_run_shows_how_far_it_has_got_and_nowhere_else() {
 }
 
 #[test]
+fn a_socket_has_an_exit_status_of_its_own_and_what_was_verified_is_told() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "file", "contents");
+    let socket = scene.data("alpha").join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (said, code) = scene.run("alpha", &[]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("not kept alike: socket: a socket"), "{said}");
+    assert_eq!(scene.read("beta", "file").unwrap(), "contents");
+    drop(listener);
+    fs::remove_file(socket).unwrap();
+    let said = scene.fine("alpha", &["--checksum"]);
+    assert!(said.contains("1 files verified"), "{said}");
+}
+
+#[test]
 fn contents_go_no_faster_than_the_set_may() {
     if !may_run() {
         return;

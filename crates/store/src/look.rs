@@ -356,7 +356,9 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                 Some(Seen::Unknown)
             }
             Ok(Found::Socket) => {
-                counts.skipped.add(path, "a socket");
+                counts
+                    .skipped
+                    .add(path, "a socket is of use on its machine only; exclude it");
                 None
             }
             Ok(Found::Nothing) => None,
