@@ -152,6 +152,7 @@ boot: deps boot-deps
 	PROFILE=$(PROFILE) tests/boot/run.sh --short $(BOOT)
 
 nightly: deps boot-deps build random
+	STANDIN_TESTS_SKIP_NOTHING=1 $(CARGO) test -p standin-tests --test netns -- --nightly
 	tests/boot/run.sh $(BOOT)
 
 install: build
