@@ -28,9 +28,9 @@ PROFILE ?= release
 NSPAWN = $(TARGET)/boot/nspawn
 PROGRAMS = hbd listend doctord electd syncd standin
 # What the lab needs, and what has it in Debian. keepalived is there to be compared with; an SSH server for tests of
-# syncd, and rsync for one of them; groff to read the manual as a reader does; cc, pkg-config and OpenSSL's headers to build it.
-TOOLS = ip nft keepalived cc pkg-config sshd rsync groff
-PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev openssh-server rsync groff-base
+# syncd, and rsync and mkfs.ext4 for one of them each; groff to read the manual as a reader does; cc, pkg-config and OpenSSL's headers to build it.
+TOOLS = ip nft keepalived cc pkg-config sshd rsync groff mkfs.ext4
+PACKAGES = iproute2 nftables keepalived gcc libc6-dev pkg-config libssl-dev openssh-server rsync groff-base e2fsprogs
 
 # What is fed hostile input, and by what; make test does without them.
 SUBJECTS = $(notdir $(basename $(wildcard tests/fuzz/fuzz_targets/*.rs)))
@@ -152,6 +152,7 @@ boot: deps boot-deps
 	PROFILE=$(PROFILE) tests/boot/run.sh --short $(BOOT)
 
 nightly: deps boot-deps build random
+	STANDIN_TESTS_SKIP_NOTHING=1 $(CARGO) test -p standin-tests --test netns -- --nightly
 	tests/boot/run.sh $(BOOT)
 
 install: build

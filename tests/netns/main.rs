@@ -3,7 +3,8 @@
 //! Each scenario waits for an outcome, with a deadline; none asserts how long something took (`bench` measures
 //! that), but for the best of several attempts. Each runs as a process of its own inside a lab of its own, so that nothing is left behind by any.
 //!
-//! Usage: `netns [--list] [PART OF A NAME]...`
+//! Usage: `netns [--list] [--nightly] [PART OF A NAME]...`; without a name all but those that take long, with `--nightly`
+//! these alone.
 
 mod config;
 mod disk;
@@ -147,6 +148,28 @@ tests! {
         an_ordinary_user_can_run_a_lab;
 }
 
+/// These take half a minute or more each, and repeat what shorter ones do until something gives.
+const NIGHTLY: [&str; 18] = [
+    "replayed_and_reordered_beats_change_nothing",
+    "replayed_and_damaged_signals_change_nothing",
+    "floods_of_garbage_hide_no_beat",
+    "half_open_and_slow_connections_keep_no_link_out",
+    "local_sockets_stand_garbage_and_floods",
+    "roles_find_each_other_while_their_sockets_are_attacked",
+    "strange_users_reach_no_local_socket",
+    "hanging_crashing_and_talkative_scripts_disturb_nothing",
+    "a_full_disk_and_a_dead_log_disturb_nothing",
+    "a_hundred_clients_asking_for_status_disturb_nothing",
+    "hogs_and_memory_pressure_disturb_nothing",
+    "rounds_of_restarts_cost_no_takeover",
+    "two_roles_killed_at_once_cost_no_takeover",
+    "two_hundred_virtual_servers_move",
+    "roles_killed_as_soon_as_they_run_are_always_replaced_at_once",
+    "a_main_daemon_killed_again_and_again_stops_all_in_the_end",
+    "an_electd_that_is_killed_leaves_the_gate_of_nftables_as_it_is",
+    "chaos_of_files_for_a_while",
+];
+
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     if let [option, name] = &args[..]
@@ -166,8 +189,16 @@ fn main() -> ExitCode {
         return slow::eat(bytes);
     }
     let (options, parts): (Vec<_>, Vec<_>) = args.into_iter().partition(|a| a.starts_with("--"));
-    let wanted =
-        |test: &&Test| parts.is_empty() || parts.iter().any(|p| test.name.contains(p.as_str()));
+    let unknown = |name: &&&str| !TESTS.iter().any(|test| test.name == **name);
+    if let Some(name) = NIGHTLY.iter().find(unknown) {
+        println!("no scenario is named {name}");
+        return ExitCode::FAILURE;
+    }
+    let nightly = options.iter().any(|o| o == "--nightly");
+    let wanted = |test: &&Test| match parts.is_empty() {
+        true => NIGHTLY.contains(&test.name) == nightly,
+        false => parts.iter().any(|p| test.name.contains(p.as_str())),
+    };
     if options.iter().any(|o| o == "--list") {
         TESTS
             .iter()

@@ -97,7 +97,8 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
                         Err(what) => report.wrong(what),
                     }
                 }
-                if let Err(what) = crate::ssh::reach(&config, &args) {
+                let tried = [crate::ssh::paths(&args), crate::ssh::reach(&config, &args)];
+                for what in tried.into_iter().filter_map(Result::err) {
                     report.wrong(what);
                 }
                 accounts(&config, &mut report);

@@ -74,6 +74,7 @@ fn pinned(config: &Config, me: &ServerName) -> Result<String, String> {
     let pinned = pinned.ok_or_else(|| format!("{me} has no host_key in its [[server]] section"))?;
     let kind = match pinned {
         p if p.starts_with("ssh-ed25519 ") => "ed25519",
+        p if p.starts_with("ssh-rsa ") => "rsa",
         _ => "ecdsa",
     };
     match host_key(Path::new(HOST_KEYS), kind) {
@@ -137,18 +138,32 @@ fn judge(text: &str, line: &str) -> Result<(), &'static str> {
     }
 }
 
+/// Looks at the paths of the sets, which only syncd can, and tells what is wrong with them.
+pub fn paths(args: &Args) -> Result<(), String> {
+    match syncd("check", args)? {
+        Some(0) => Ok(()),
+        _ => Err("not every path of the sets can be kept alike".into()),
+    }
+}
+
+/// The exit status of syncd, which tells in the words of `standin check`.
+fn syncd(word: &str, args: &Args) -> Result<Option<i32>, String> {
+    let syncd = crate::child::executable(Role::Syncd).map_err(|e| e.to_string())?;
+    let mut command = Command::new(&syncd);
+    command.arg(word).args(args.to_arguments());
+    let ended = command.status();
+    let ended = ended.map_err(|e| format!("cannot start {}: {e}", syncd.display()))?;
+    Ok(ended.code())
+}
+
 /// Tries the way to each other server, which only syncd can, and tells of each what came of it. Without a key there is
 /// nothing to try.
 pub fn reach(config: &Config, args: &Args) -> Result<(), String> {
     if private_key(&config.ssh.key).is_err() {
         return Ok(());
     }
-    let syncd = crate::child::executable(Role::Syncd).map_err(|e| e.to_string())?;
-    let mut command = Command::new(&syncd);
-    command.arg("reach").args(args.to_arguments());
-    let ended = command.status();
-    let ended = ended.map_err(|e| format!("cannot start {}: {e}", syncd.display()))?;
-    if ended.success() {
+    // One that does not answer at all is a note.
+    if matches!(syncd("reach", args)?, Some(0 | 3)) {
         return Ok(());
     }
     let line = line_of(&config.ssh.key)?;

@@ -7,21 +7,18 @@ use protocol::{
     Role, ServerName,
     local::{
         ctl::{CtlReply, CtlRequest},
-        status::{Detail, SetPeer, SetStatus, SyncdStatus},
+        status::{Detail, LastRun, SetPeer, SetStatus, SyncdStatus},
     },
 };
 use serde_json::{Value, json};
 use std::{
     fmt::Write as _,
     process::{self, ExitCode},
-    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// How long syncd may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// So often it is asked whether it is done.
-const STEP: Duration = Duration::from_millis(100);
 
 pub fn command() -> Command {
     let name = |id: &'static str, help: &'static str| {
@@ -92,6 +89,10 @@ fn pass_on(name: &str, matches: &ArgMatches, args: &Args) -> Result<ExitCode, Er
 
 fn status(args: &Args) -> Result<(SyncdStatus, u64), Error> {
     let reply = daemon::ctl::call(&args.run_dir, Role::Syncd, &CtlRequest::Status, TIMEOUT)?;
+    of_reply(reply)
+}
+
+fn of_reply(reply: CtlReply) -> Result<(SyncdStatus, u64), Error> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH);
     match reply {
         CtlReply::Status(status) => match status.detail {
@@ -111,34 +112,19 @@ fn now(matches: &ArgMatches, args: &Args) -> Result<ExitCode, Error> {
         sets: sets.clone(),
         peers: peers.clone(),
     };
-    if let CtlReply::No(why) = daemon::ctl::call(&args.run_dir, Role::Syncd, &request, TIMEOUT)? {
-        return Err(Error::Failed(why));
+    let done = daemon::ctl::call_until_done(&args.run_dir, Role::Syncd, &request, TIMEOUT)?;
+    let (mut status, at) = of_reply(done)?;
+    let all = |names: &[ServerName], n: &ServerName| names.is_empty() || names.contains(n);
+    status.sets.retain(|set| all(&sets, &set.name));
+    for set in &mut status.sets {
+        set.peers.retain(|p| all(&peers, &p.server));
     }
-    loop {
-        // What is asked for is owed until it was tried.
-        let (mut status, at) = status(args)?;
-        let all = |names: &[ServerName], n: &ServerName| names.is_empty() || names.contains(n);
-        status.sets.retain(|set| all(&sets, &set.name));
-        for set in &mut status.sets {
-            set.peers.retain(|p| all(&peers, &p.server));
-        }
-        let waits = |p: &SetPeer| {
-            p.debt
-                .as_ref()
-                .is_some_and(|d| d.why == "hand" && d.tries == 0)
-        };
-        let busy = |s: &SetStatus| s.running.is_some() || s.peers.iter().any(waits);
-        if status.sets.iter().any(busy) {
-            thread::sleep(STEP);
-            continue;
-        }
-        print!("{}", text(&status, at));
-        let owed = |s: &SetStatus| s.peers.iter().any(|p| p.debt.is_some());
-        return Ok(match status.sets.iter().any(owed) {
-            true => ExitCode::FAILURE,
-            false => ExitCode::SUCCESS,
-        });
-    }
+    print!("{}", text(&status, at));
+    let owed = |s: &SetStatus| s.peers.iter().any(|p| p.debt.is_some());
+    Ok(match status.sets.iter().any(owed) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
 }
 
 pub fn ago(now: u64, at: u64) -> String {
@@ -206,6 +192,12 @@ fn last(peer: &SetPeer, now: u64) -> String {
     let Some(last) = &peer.last else {
         return "never".into();
     };
+    let before = peer.notable.0.as_ref().filter(|notable| *notable != last);
+    let before = before.map(|notable| format!("; before: {}", ended(notable, now)));
+    ended(last, now) + &before.unwrap_or_default()
+}
+
+fn ended(last: &LastRun, now: u64) -> String {
     let mut text = format!("{} ago ({}): ", ago(now, last.at), last.why);
     match &last.outcome {
         Ok((taken, given, conflicts)) => {
@@ -238,18 +230,22 @@ fn owed(peer: &SetPeer, now: u64) -> String {
 }
 
 fn to_json(status: &SyncdStatus) -> Value {
+    let run = |l: &LastRun| {
+        json!({
+            "at": l.at,
+            "why": l.why,
+            "complete": l.complete,
+            "taken": l.outcome.as_ref().ok().map(|o| o.0),
+            "given": l.outcome.as_ref().ok().map(|o| o.1),
+            "conflicts": l.outcome.as_ref().ok().map(|o| o.2),
+            "error": l.outcome.as_ref().err(),
+        })
+    };
     let peer = |p: &SetPeer| {
         json!({
             "server": p.server.as_str(),
-            "last": p.last.as_ref().map(|l| json!({
-                "at": l.at,
-                "why": l.why,
-                "complete": l.complete,
-                "taken": l.outcome.as_ref().ok().map(|o| o.0),
-                "given": l.outcome.as_ref().ok().map(|o| o.1),
-                "conflicts": l.outcome.as_ref().ok().map(|o| o.2),
-                "error": l.outcome.as_ref().err(),
-            })),
+            "last": p.last.as_ref().map(run),
+            "notable": p.notable.0.as_ref().map(run),
             "owed": p.debt.as_ref().map(|d| json!({ "since": d.since, "why": d.why, "tries": d.tries })),
         })
     };
@@ -274,15 +270,12 @@ fn to_json(status: &SyncdStatus) -> Value {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use protocol::{
-        Term,
-        local::status::{LastRun, OwedRun},
-        version::Since,
-    };
+    use protocol::{Term, local::status::OwedRun, version::Since};
 
     fn example() -> SyncdStatus {
-        let peer = |server: &str, last, debt| SetPeer {
+        let peer = |server: &str, last: Option<LastRun>, debt| SetPeer {
             server: server.parse().unwrap(),
+            notable: Since(last.clone()),
             last,
             debt,
         };
@@ -330,6 +323,27 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn what_a_run_did_is_told_until_another_one_does_something() {
+        let mut status = example();
+        let beta = &mut status.sets[0].peers[0];
+        beta.last = Some(LastRun {
+            at: 1050,
+            why: "follow".into(),
+            outcome: Ok((0, 0, 0)),
+            complete: true,
+        });
+        let text = text(&status, 1060);
+        let told = "10 s ago (follow): 0 taken, 0 given; before: 1 min ago (cron): 3 taken, 4 given, 1 conflicts  -";
+        assert!(text.contains(told), "{text}");
+        let json = to_json(&status);
+        let beta = &json["sets"][0]["servers"][0];
+        assert_eq!(
+            (&beta["last"]["given"], &beta["notable"]["given"]),
+            (&json!(0), &json!(4))
+        );
     }
 
     #[test]

@@ -298,7 +298,7 @@ mod tests {
                 };
                 let mut file = tempfile::tempfile()?;
                 file.write_all(contents)?;
-                Ok(Some(file))
+                Ok(Some((file, contents.len() as u64)))
             }))
         }
 

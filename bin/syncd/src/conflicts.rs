@@ -4,7 +4,7 @@ use crate::units;
 use clap::{Arg, ArgMatches, Command};
 use config::Config;
 use daemon::{Args, eprintln, println};
-use filesync::Kind;
+use filesync::{Kind, Node};
 use protocol::ServerName;
 use std::{
     io::{self, ErrorKind},
@@ -45,7 +45,7 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config) -> ExitCode {
 
 fn list(config: &Config, args: &Args, wanted: impl Fn(&str) -> bool) -> Result<(), String> {
     let mut none = true;
-    for unit in units::of(config, &args.state_dir, |set| wanted(set.name.as_str())) {
+    for unit in units::of(config, args, |set| wanted(set.name.as_str())) {
         let folder = unit.state(&args.state_dir).join("aside");
         let Some(aside) = open(&folder).map_err(|e| format!("{}: {e}", folder.display()))? else {
             continue;
@@ -53,8 +53,20 @@ fn list(config: &Config, args: &Args, wanted: impl Fn(&str) -> bool) -> Result<(
         for (id, kept) in aside.list(MOST).map_err(|e| e.to_string())? {
             none = false;
             println!("{}", line(&unit.root.display().to_string(), &kept));
-            if matches!(kept.node.kind, Kind::File { .. }) {
-                println!("    its contents: {}", folder.join(&id).display());
+            let Node {
+                kind,
+                mode,
+                uid,
+                gid,
+                ..
+            } = kept.node;
+            let contents = folder.join(&id);
+            match kind {
+                Kind::File { .. } if contents.exists() => {
+                    println!("    its contents: {}", contents.display());
+                }
+                Kind::Symlink { target } => println!("    its target: {}", target.escape_ascii()),
+                _ => println!("    mode {mode:04o}, owner {uid}, group {gid}"),
             }
         }
     }
@@ -97,7 +109,7 @@ fn open(folder: &std::path::Path) -> io::Result<Option<Aside>> {
 
 /// How many versions of a set are kept aside.
 pub fn count(config: &Config, args: &Args, set: &ServerName) -> u64 {
-    let units = units::of(config, &args.state_dir, |s| s.name == *set);
+    let units = units::of(config, args, |s| s.name == *set);
     let of = |unit: &units::Unit| {
         let aside = open(&unit.state(&args.state_dir).join("aside")).ok()??;
         aside.count().ok()

@@ -68,6 +68,8 @@ impl Foretold {
             let was = was.as_ref().and_then(|was| was.node.as_ref());
             let what = match (was, entry.node.as_ref()) {
                 (was, now) if was == now => return None,
+                // Its time follows from what is told.
+                (Some(was), Some(now)) if was.is_as(now) => return None,
                 (None, _) => "made",
                 (_, None) => "removed",
                 (Some(_), Some(_)) => "changed",

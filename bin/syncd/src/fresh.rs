@@ -123,7 +123,7 @@ fn change(
 /// The units that count in elections.
 fn units(config: &Config, me: &ServerName, args: &Args) -> Vec<Unit> {
     let witness = config.server(me).is_some_and(|s| s.witness);
-    units::of(config, &args.state_dir, |set| set.on.election && !witness)
+    units::of(config, args, |set| set.on.election && !witness)
 }
 
 /// How fresh this server is: the least fresh of what counts, if all of it is there as it was looked at.

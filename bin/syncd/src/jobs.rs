@@ -72,7 +72,7 @@ impl Ground {
     /// Whether something was changed here, by somebody else than syncd, since it was last passed on.
     fn has_news(&self, job: &Job) -> bool {
         let wanted = |set: &config::SyncSet| job.sets.contains(&set.name);
-        let units = units::of(&self.config, &self.args.state_dir, wanted);
+        let units = units::of(&self.config, &self.args, wanted);
         let here = machine::present(&self.config, &self.me);
         let mut news = false;
         for unit in units {

@@ -4,6 +4,8 @@ mod accounts;
 mod agreed;
 mod alive;
 mod bring;
+mod channel;
+mod check;
 mod conflicts;
 mod follow;
 mod foretold;
@@ -12,12 +14,14 @@ mod jobs;
 mod locks;
 mod machine;
 mod pace;
+mod places;
 mod progress;
 mod pull;
 mod reach;
 mod replica;
 mod restore;
 mod run;
+mod scrub;
 mod serve;
 mod sessions;
 mod shell;
@@ -43,7 +47,8 @@ fn command() -> Command {
             "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
         )
         .subcommands([run::command(), serve::command(), conflicts::command()])
-        .subcommands([restore::command(), why::command(), reach::command()])
+        .subcommands([restore::command(), why::command()])
+        .subcommands([check::command(), reach::command()])
 }
 
 /// Says warnings and errors on standard error.
@@ -62,6 +67,8 @@ impl log::Log for Said {
 }
 
 fn main() -> ExitCode {
+    // A file that may grow no more is an error of that file, with a cause, not the end of the process.
+    daemon::sys::ignore_file_size_signal();
     let matches = command().get_matches();
     let Some((name, matches)) = matches.subcommand() else {
         return daemon::run_as(Role::Syncd, Args::from_matches(&matches), shell::run);
@@ -82,6 +89,7 @@ fn main() -> ExitCode {
         "run" => run::run(matches, &args, &config, &me),
         "conflicts" => conflicts::run(matches, &args, &config),
         "restore" => restore::run(matches, &args, &config, &me),
+        "check" => check::run(&args, &config),
         "reach" => reach::run(&config, &me),
         "why" => why::run(matches, &args, &config, &me),
         _ => serve::run(&args),

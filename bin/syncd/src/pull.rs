@@ -69,7 +69,7 @@ impl Report {
                 + self.applied.failed.count
                 + self.refused_removals
                 + u64::from(self.waits),
-            kept: self.applied.kept,
+            kept: self.applied.kept.len() as u64,
             notes: self.notes().take(NOTES_MAX).map(note).collect(),
         }
     }
@@ -86,7 +86,7 @@ impl Report {
 
     pub fn add(&mut self, applied: Applied) {
         self.applied.done += applied.done;
-        self.applied.kept += applied.kept;
+        self.applied.kept.extend(applied.kept);
         self.applied.put_off.join(applied.put_off);
         self.applied.failed.join(applied.failed);
         self.applied.left.join(applied.left);
@@ -110,7 +110,7 @@ impl fmt::Display for Report {
         write!(f, "{done} taken")?;
         let parts = [
             (self.removed, "of them removals"),
-            (*kept, "former versions kept aside"),
+            (kept.len() as u64, "former versions kept aside"),
             (put_off.count, "put off"),
             (failed.count, "failed"),
         ];

@@ -1,10 +1,10 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
 use crate::{
-    accounts, foretold::Foretold, fresh, progress::Meter, units::Unit, versions::Versions,
+    accounts, foretold::Foretold, fresh, progress::Meter, units::Unit, versions::Versions, when,
 };
 use daemon::Args;
-use filesync::{Author, Digest, Knowledge, Path, Planner, Replica, Standing};
+use filesync::{Author, Digest, Knowledge, Path, Planner, Replica, Standing, guard::Doubt};
 use protocol::{
     Role, ServerName,
     local::status::{Detail, OffsetStatus},
@@ -18,7 +18,9 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
-use store::{Adopt, Calls, Counts, Index, Listing, Look, Opened, Opener, Reader, Set, Summary};
+use store::{
+    Adopt, Calls, Counts, Index, Listing, Look, Opened, Opener, Reader, Set, Summary, Verified,
+};
 use transfer::{Changes, Files, Origin};
 
 /// What is said while another run has the unit.
@@ -30,6 +32,9 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// No backup of files that is put back without its index is older: what was removed longer ago, and is gone on all
 /// servers, is forgotten.
 const HORIZON: Duration = Duration::from_secs(30 * 86_400);
+
+/// So many files are verified together.
+pub const VERIFIED: usize = 256;
 
 /// See the module.
 pub struct Local {
@@ -43,6 +48,7 @@ pub struct Local {
     pub versions: Versions,
     /// What the look at it gave.
     summary: OnceLock<Summary>,
+    verified: OnceLock<Verified>,
     /// Taken by whoever changes what is here: from one server after another. What would have been changed by now, if that
     /// is only to be told.
     pub turn: Mutex<Foretold>,
@@ -75,6 +81,8 @@ pub struct Allowed {
     pub root: bool,
     /// Nothing: it is only to be told what would be done.
     pub dry: bool,
+    /// To read what looks as when it was last read, too.
+    pub checksum: bool,
 }
 
 impl Local {
@@ -100,7 +108,7 @@ impl Local {
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
         let calls = Calls::unlimited();
-        let doubted = |e| doubted(&state_dir, e);
+        let doubted = |e| doubted(&state_dir, me, e);
         let (file, note) = (state_dir.join("index"), unit.note(&args.run_dir));
         let open = |index: &Index, state: &std::path::Path, adopt| {
             let (own, calls) = (unit.own(), calls.clone());
@@ -148,6 +156,7 @@ impl Local {
             replica,
             state,
             summary: OnceLock::new(),
+            verified: OnceLock::new(),
             turn: Mutex::default(),
             meter: Arc::default(),
             held,
@@ -155,6 +164,14 @@ impl Local {
             allowed,
             _trial: trial,
         })
+    }
+
+    /// Which modification times its file system can hold, if somebody should know and was not told yet.
+    pub fn new_limits(&self) -> Option<String> {
+        let limits = when::limits(&self.set.times);
+        let new = self.index.tell_times(&self.set.times);
+        // Else it is told once more.
+        limits.filter(|_| new.unwrap_or(true))
     }
 
     /// Keeps what is here now, before anything takes its place; what could not be kept.
@@ -183,6 +200,10 @@ impl Local {
 
     /// Finds out what changed.
     pub fn look(&self) -> Result<(), String> {
+        if self.allowed.checksum {
+            let verified = self.verify().map_err(told)?;
+            self.verified.get_or_init(|| verified);
+        }
         let look = Look {
             now: daemon::real_now_ns(),
             held: self.held,
@@ -203,7 +224,7 @@ impl Local {
             self.index.give_up().map_err(told)?;
             return Err(BUSY.to_owned());
         }
-        let summary = summary.map_err(|e| doubted(&self.state, e))?;
+        let summary = summary.map_err(|e| doubted(&self.state, &self.replica.server, e))?;
         if !self.allowed.dry {
             store::clear(&self.set, &self.index, &summary).map_err(told)?;
             self.forget().map_err(told)?;
@@ -212,6 +233,26 @@ impl Local {
         let filled = self.index.state().map_err(told)?.live > 0;
         fresh::looked(&self.state, &self.replica, self.set.root(), filled)?;
         accounts::note(self)
+    }
+
+    /// Reads all that looks as when it was last read.
+    fn verify(&self) -> Result<Verified, store::Error> {
+        let index = self.index.reader()?;
+        let mut verified = Verified::default();
+        let mut last: Option<Path> = None;
+        loop {
+            let rows = index.after(last.as_ref(), VERIFIED)?;
+            let Some((path, _)) = rows.last() else {
+                return Ok(verified);
+            };
+            last = Some(path.clone());
+            verified.join(store::verify(self.set.dir(), rows));
+        }
+    }
+
+    /// What was read though it looked as when it was last read, and what came of it.
+    pub fn verified(&self) -> Option<&Verified> {
+        self.verified.get()
     }
 
     /// What the look came by.
@@ -245,9 +286,10 @@ impl Local {
         opener: &Opener<'_>,
         path: &Path,
         digest: &Digest,
-    ) -> io::Result<Option<File>> {
+    ) -> io::Result<Option<(File, u64)>> {
         if let Some(history) = accounts::asked(self, path, digest)? {
-            return Ok(Some(history));
+            let size = history.metadata()?.len();
+            return Ok(Some((history, size)));
         }
         let row = index.row(path).map_err(io::Error::other)?;
         let file = row.and_then(|r| r.entry.file());
@@ -258,7 +300,7 @@ impl Local {
         self.meter.part(size);
         self.meter.file();
         match opener.read(path) {
-            Ok(file) => Ok(Some(file)),
+            Ok(file) => Ok(Some((file, size))),
             // It went meanwhile; the next look will tell.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -311,7 +353,7 @@ fn open_index(
         foreign,
         given_up,
         new: _,
-    } = opened.map_err(|e| doubted(state, e))?;
+    } = opened.map_err(|e| doubted(state, &here.owner.server, e))?;
     let foreign = foreign.map(|(file, why)| (format!("was not this server's: {why}"), file));
     let aside = [
         damaged.map(|file| ("could not be read".to_owned(), file)),
@@ -335,15 +377,27 @@ fn told(e: store::Error) -> String {
         false if e.is_new_history() => {
             format!("{e}; a run without --dry-run begins with a new index")
         }
-        false if matches!(e, store::Error::Root { .. }) => {
-            format!("{e}; if all is as it should be, run syncd with --trust-root once")
-        }
         false => e.to_string(),
     }
 }
 
+/// By which an operator says that a root is right as it is.
+fn remedy(e: &store::Error) -> Option<&'static str> {
+    let store::Error::Root { doubt, .. } = e else {
+        return None;
+    };
+    match doubt {
+        Doubt::Empty => Some("--allow-deletes"),
+        Doubt::Marker | Doubt::Device => Some("--trust-root"),
+        Doubt::Replaced | Doubt::Past => None,
+    }
+}
+
 /// The same of what keeps a unit from being looked at; that its root is not what it was is seen by whoever asks.
-fn doubted(state: &std::path::Path, e: store::Error) -> String {
+fn doubted(state: &std::path::Path, me: &ServerName, e: store::Error) -> String {
+    if let Some(option) = remedy(&e) {
+        return format!("{e}; if all is as it should be, run syncd on {me} with {option} once");
+    }
     let lasting = !e.is_busy() && !matches!(e, store::Error::Root { .. });
     let why = told(e);
     if lasting && let Err(e) = fresh::doubted(state, &why) {

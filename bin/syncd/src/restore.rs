@@ -119,7 +119,7 @@ pub fn plain(path: &FsPath) -> Result<PathBuf, String> {
 /// The unit that a path belongs to.
 fn place(config: &Config, args: &Args, path: &FsPath) -> Result<(Unit, Option<Path>), String> {
     let path = plain(path)?;
-    let units = units::of(config, &args.state_dir, |_| true);
+    let units = units::of(config, args, |_| true);
     let place = units.into_iter().find_map(|unit| {
         let inner = unit.inner(&path)?;
         Some((unit, inner))
@@ -147,9 +147,17 @@ struct Former {
     /// By which what is kept aside is asked for.
     aside: Option<String>,
     why: String,
+    /// The path was a further name of the file there.
+    name_of: Option<Path>,
 }
 
 impl Former {
+    /// Whether it is all that there is to it, and not whose further name it is.
+    fn is_whole(&self) -> bool {
+        let node = self.node.as_ref();
+        node.is_some_and(|node| !matches!(node.kind, Kind::HardLink { .. }))
+    }
+
     /// What people name it by.
     fn id(&self) -> String {
         let what = format!("{} {:?}", self.at, self.node);
@@ -212,6 +220,7 @@ impl<'a> Chest<'a> {
                 why: format!("by {}", version.entry.rank.replica.server),
                 node: version.entry.node,
                 aside: None,
+                name_of: None,
             })
             .collect();
         for (id, kept) in self.lost.iter().filter(|(_, kept)| kept.path == *path) {
@@ -224,11 +233,40 @@ impl<'a> Chest<'a> {
                         node: Some(kept.node.clone()),
                         aside: Some(id.clone()),
                         why: kept.why.clone(),
+                        name_of: None,
                     });
                 }
             }
         }
         all.sort_by_key(|former| former.at);
+        Ok(all)
+    }
+
+    /// The same of the file that a path is or was a name of: a further name has that file's versions.
+    fn of_file(&self, path: &Path) -> Result<Vec<Former>, String> {
+        let mut all = Vec::new();
+        let mut names = self.of(path)?.into_iter().peekable();
+        while let Some(former) = names.next() {
+            let Some(Kind::HardLink { to }) = former.node.as_ref().map(|n| &n.kind) else {
+                all.push(former);
+                continue;
+            };
+            let (first, until) = (to.clone(), names.peek().map_or(u64::MAX, |next| next.at));
+            let mut file = self.of(&first)?;
+            file.retain(|f| f.at < until && f.is_whole());
+            let before = file.iter().rposition(|f| f.at <= former.at);
+            // What it was when this became its name, too.
+            let Some(before) = before else {
+                all.push(former);
+                continue;
+            };
+            all.extend(file.drain(before..).map(|version| Former {
+                at: version.at.max(former.at),
+                why: format!("{}, as a name of {first}", version.why),
+                name_of: Some(first.clone()),
+                ..version
+            }));
+        }
         Ok(all)
     }
 
@@ -254,8 +292,12 @@ impl Contents for Bytes<'_> {
             return Ok(());
         };
         if let (Some(id), Some(aside)) = (self.aside.get(path), self.kept.aside) {
-            io::copy(&mut aside.contents(id)?, into)?;
-            return Ok(());
+            match aside.contents(id) {
+                Ok(mut contents) => return io::copy(&mut contents, into).map(drop),
+                // It gave way to one with the same contents, and these have been replaced since.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
         }
         let piece = |bytes: &[u8]| into.write_all(bytes);
         let read = self.kept.archive.map(|a| a.read(digest, piece)).transpose();
@@ -326,7 +368,7 @@ impl Restore<'_> {
     }
 
     fn list(&self, path: &Path) -> Result<String, String> {
-        let all = self.with_kept(|kept| kept.of(path))?;
+        let all = self.with_kept(|kept| kept.of_file(path))?;
         if all.is_empty() {
             let mend = match self.unit.keep {
                 Some(_) => "it was never seen by a run",
@@ -339,12 +381,11 @@ impl Restore<'_> {
 
     fn export(&self, path: &Path, to: &FsPath) -> Result<String, String> {
         self.with_kept(|kept| {
-            let all = kept.of(path)?;
+            let all = kept.of_file(path)?;
             // What was seen last is what is there.
             let now = all.last().and_then(|f| f.node.clone());
-            let former = self.choose(path, all, now.as_ref())?;
+            let former = whole(self.choose(path, all, now.as_ref())?)?;
             let at = former.at;
-            let former = whole(kept, former)?;
             let Some(node) = &former.node else {
                 return Err(format!("{path} was not there at that time"));
             };
@@ -411,43 +452,66 @@ impl Restore<'_> {
         };
         let mut chosen = Vec::new();
         if let Some(path) = path {
-            let (now, all) = (there(path)?, kept.of(path)?);
+            let (mut now, all) = (there(path)?, kept.of_file(path)?);
             let directory = |node: &Node| node.is_directory();
             let was_directory = all.iter().any(|f| f.node.as_ref().is_some_and(directory));
             if !was_directory || !now.as_ref().is_none_or(directory) {
-                let former = whole(kept, self.choose(path, all, now.as_ref())?)?;
+                let first = match now.as_ref().map(|n| &n.kind) {
+                    Some(Kind::HardLink { to }) => Some(to.clone()),
+                    _ => None,
+                };
+                if let Some(first) = &first {
+                    now = there(first)?;
+                }
+                let former = whole(self.choose(path, all, now.as_ref())?)?;
                 if former.node.is_none() {
                     return Err(format!("{path} was not there at that time"));
                 }
-                chosen.push((path.clone(), former));
+                // As long as it is a name of that file, the file is put back with all its names.
+                let file = former
+                    .name_of
+                    .clone()
+                    .filter(|of| first.as_ref() == Some(of));
+                chosen.push((file.unwrap_or_else(|| path.clone()), former));
             }
         }
         if chosen.is_empty() {
             if matches!(self.wanted, Wanted::Version(_)) {
                 return Err("it is a directory: give --at, or name a file in it".into());
             }
+            let fits = |f: &Former| match &self.wanted {
+                Wanted::At(at) => f.at <= *at,
+                _ => f.node.is_some(),
+            };
             for path in path.cloned().into_iter().chain(kept.below(path)?) {
-                let mut all = kept.of(&path)?.into_iter();
-                let former = match &self.wanted {
-                    // What is there stays.
-                    Wanted::Last if there(&path)?.is_some() => None,
-                    Wanted::At(at) => all.rfind(|f| f.at <= *at),
-                    _ => all.rfind(|f| f.node.is_some()),
-                };
+                // What is there stays.
+                if matches!(self.wanted, Wanted::Last) && there(&path)?.is_some() {
+                    continue;
+                }
+                let former = kept.of(&path)?.into_iter().rfind(fits);
                 chosen.extend(former.map(|former| (path, former)));
             }
             let live = chosen.iter().filter(|c| c.1.node.is_some());
             let live: BTreeSet<_> = live.map(|c| c.0.clone()).collect();
-            let single = |former: Former| -> Result<Former, String> {
+            // A further name is a file of its own where that file is not there.
+            let single = |path: &Path, former: Former| -> Result<Former, String> {
                 match former.node.as_ref().map(|n| &n.kind) {
                     Some(Kind::HardLink { to }) if !live.contains(to) && there(to)?.is_none() => {
-                        whole(kept, former)
+                        whole(
+                            kept.of_file(path)?
+                                .into_iter()
+                                .rfind(fits)
+                                .unwrap_or(former),
+                        )
                     }
                     _ => Ok(former),
                 }
             };
             let each = chosen.into_iter();
-            let each = each.map(|(path, former)| Ok((path, single(former)?)));
+            let each = each.map(|(path, former)| {
+                let former = single(&path, former)?;
+                Ok((path, former))
+            });
             chosen = each.collect::<Result<_, String>>()?;
         }
         let (mut nodes, mut aside) = Nodes::default();
@@ -459,14 +523,14 @@ impl Restore<'_> {
     }
 }
 
-/// A further name is a file of its own where that file is not there.
-fn whole(kept: &Chest<'_>, former: Former) -> Result<Former, String> {
-    let Some(Kind::HardLink { to }) = former.node.as_ref().map(|n| &n.kind) else {
-        return Ok(former);
-    };
-    let then = kept.of(to)?.into_iter().rfind(|f| f.at <= former.at);
-    then.filter(|f| f.node.is_some())
-        .ok_or_else(|| format!("{to}, of which it was a further name, is not kept"))
+/// The version itself, if it is no further name of a file that is not kept.
+fn whole(former: Former) -> Result<Former, String> {
+    match former.node.as_ref().map(|n| &n.kind) {
+        Some(Kind::HardLink { to }) => {
+            Err(format!("{to}, of which it was a further name, is not kept"))
+        }
+        _ => Ok(former),
+    }
 }
 
 /// What shall be where, and what of it is kept aside.
@@ -506,16 +570,21 @@ fn operations(
     for (path, node) in nodes {
         let was = entry(&path)?;
         let known = was.as_ref().and_then(|w| w.node.as_ref());
-        if known == Some(&node) {
+        if known.is_some_and(|known| known.is_as(&node)) {
             continue;
         }
+        // What only gave way in its owner or mode has no contents of its own.
+        let source = match known.is_some_and(|known| known.kind == node.kind) {
+            true => Source::Nothing,
+            false => Source::Fetch,
+        };
         operations.push(Operation {
             // What is in no archive is kept aside.
             keep: local.unit.keep.is_none() && known.is_some_and(|n| !n.is_directory()),
             entry: author.change(was.as_ref(), Some(node), now),
             path,
             was,
-            source: Source::Fetch,
+            source,
         });
     }
     Ok(operations)

@@ -51,11 +51,15 @@ pub fn command() -> Command {
             flag("dry-run", "Tell what would be done here, and do nothing"),
             flag(
                 "allow-deletes",
-                "Remove here whatever was removed elsewhere, however much it is",
+                "Remove here whatever was removed elsewhere, however much it is, and believe an emptied directory",
             ),
             flag(
                 "trust-root",
-                "A set's directory is on another file system than before, and that is right",
+                "A set's directory does not carry the marker that was left there, and that is right",
+            ),
+            flag(
+                "checksum",
+                "Read all files here, those that look unchanged too; what changed without a trace is told",
             ),
             flag(
                 "no-progress",
@@ -74,6 +78,7 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
             deletes: matches.get_flag("allow-deletes"),
             root: matches.get_flag("trust-root"),
             dry: matches.get_flag("dry-run"),
+            checksum: matches.get_flag("checksum"),
         },
         quiet: false,
         until: None,
@@ -82,25 +87,27 @@ pub fn run(matches: &ArgMatches, args: &Args, config: &Config, me: &ServerName) 
             false => Board::of_terminal(),
         },
     };
-    if let Err(why) = wanted.check(config) {
+    if let Err(why) = wanted.check(config, me) {
         eprintln!("syncd: {why}");
         return ExitCode::from(2);
     }
     let peers = config.peers(me).filter(|s| !s.witness && wanted.peer(s));
     let peers: Vec<_> = peers.collect();
-    let mut fine = true;
+    let (mut fine, mut all) = (true, true);
     let sessions = Sessions::default();
     let mut told = |ended: Ended<'_>| {
         if let Ok(done) = &ended.outcome {
             tell_daemon(args, ended.unit, done.taken);
+            all &= !done.skipped;
         }
         fine &= ended.outcome.is_ok_and(|done| done.complete);
     };
     let board = &wanted.board;
     let of_use = board.beside(|| sync(config, me, args, &wanted, &peers, &sessions, &mut told));
-    match fine && of_use {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    match (fine && of_use, all) {
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::from(3),
+        (false, _) => ExitCode::FAILURE,
     }
 }
 
@@ -116,6 +123,8 @@ pub struct Ended<'a> {
 pub struct Done {
     /// Nothing was left undone.
     pub complete: bool,
+    /// There is something here that cannot be kept alike.
+    pub skipped: bool,
     pub taken: u64,
     pub given: u64,
     pub conflicts: u64,
@@ -153,7 +162,7 @@ pub fn sync(
     };
     let mut lost = BTreeMap::new();
     let wanted = |set: &config::SyncSet| run.wanted.set(set.name.as_str());
-    let units = units::of(config, &args.state_dir, wanted);
+    let units = units::of(config, args, wanted);
     for unit in &units {
         for (peer, outcome) in run.unit(unit, peers, &mut lost) {
             told(Ended {
@@ -223,7 +232,7 @@ impl Wanted {
     }
 
     /// Names of nothing are wrong usage.
-    fn check(&self, config: &Config) -> Result<(), String> {
+    fn check(&self, config: &Config, me: &ServerName) -> Result<(), String> {
         let file = config.file.display();
         if config.sets.is_empty() {
             return Err(format!(
@@ -234,16 +243,19 @@ impl Wanted {
         if let Some(name) = self.sets.iter().find(set) {
             return Err(format!("--set {name}: no such [[sync]] in {file}"));
         }
-        let peer = |name: &&String| {
-            !config
-                .servers
-                .iter()
-                .any(|s| s.name.as_str() == name.as_str())
-        };
-        match self.peers.iter().find(peer) {
-            Some(name) => Err(format!("--peer {name}: no such [[server]] in {file}")),
-            None => Ok(()),
+        for name in &self.peers {
+            let server = config.servers.iter().find(|s| s.name.as_str() == name);
+            let why = match server {
+                None => format!("no such [[server]] in {file}"),
+                Some(server) if server.name == *me => {
+                    "this server itself; name another one".to_owned()
+                }
+                Some(server) if server.witness => "a witness has no files".to_owned(),
+                Some(_) => continue,
+            };
+            return Err(format!("--peer {name}: {why}"));
         }
+        Ok(())
     }
 }
 
@@ -380,6 +392,14 @@ impl Run<'_> {
             Err(why) => return all(&why),
         };
         local.turn = Mutex::new(std::mem::take(foretold));
+        if let Some(limits) = local.new_limits() {
+            self.complain(&format!(
+                "{}: the file system of {} keeps modification times {limits}: what has others on other servers has the \
+                 nearest earlier one here",
+                unit.name,
+                unit.root.display()
+            ));
+        }
         self.wanted.board.show(&unit.name, &local.meter);
         let start = Instant::now();
         let (looked, taken) = (OnceLock::new(), Taken::new(peers.len()));
@@ -397,6 +417,12 @@ impl Run<'_> {
             ended.collect::<Vec<_>>()
         });
         let seconds = start.elapsed().as_secs_f64();
+        if let Some(verified) = local.verified() {
+            let name = &unit.name;
+            self.say(&format!("{name}: {} files verified", verified.read));
+            self.list(&format!("{name}: not verified"), &verified.unreadable);
+            self.list(&format!("{name}: ALTERED"), &verified.altered);
+        }
         let told = peers.iter().zip(ended).map(|(peer, ended)| {
             let done =
                 ended.map(|(report, given)| self.tell(&local, peer, &report, given, seconds));
@@ -509,7 +535,12 @@ impl Run<'_> {
         } = given;
         let counts = &local.counts();
         let done = Done {
-            complete: report.is_complete() && left == 0 && counts.unreadable.count == 0,
+            complete: report.is_complete()
+                && left == 0
+                && counts.unreadable.count == 0
+                && counts.busy.count == 0
+                && local.verified().is_none_or(store::Verified::is_fine),
+            skipped: counts.skipped.count > 0,
             taken: report.applied.done,
             given: taken,
             conflicts: report.conflicts.len() as u64,
@@ -531,8 +562,13 @@ impl Run<'_> {
         self.say(&format!("{line} ({seconds:.1} s)"));
         for (what, list) in [
             ("changing, left for the next run", &counts.busy),
+            (
+                "growing, kept alike as far as it stood still",
+                &counts.growing,
+            ),
             ("cannot be read", &counts.unreadable),
             ("not kept alike", &counts.skipped),
+            ("removed elsewhere and stays here", &counts.left),
         ] {
             self.list(&format!("{name}: {what}"), list);
         }
@@ -545,22 +581,37 @@ impl Run<'_> {
         for note in notes {
             self.say(&format!("{name} on {}: {}", peer.name, note.escape_debug()));
         }
-        let dry = self.wanted.allowed.dry;
-        for Conflict { path, outcome, .. } in &report.conflicts {
+        let aside = local.unit.state(&self.args.state_dir).join("aside");
+        for Conflict {
+            path,
+            here,
+            there,
+            outcome,
+        } in &report.conflicts
+        {
             let what = match outcome {
+                Outcome::GaveWay if here.node.is_none() => format!(
+                    "removed here and changed on another server: the version of {} comes back",
+                    peer.name
+                ),
+                Outcome::GaveWay if self.wanted.allowed.dry => {
+                    "changed here and on another server: the version here would be kept aside".into()
+                }
+                Outcome::GaveWay if !report.applied.kept.contains(path) => {
+                    "changed here and on another server: the version here stays for now, for it cannot be kept aside".into()
+                }
                 Outcome::GaveWay => format!(
-                    "changed here and on another server: the version here {} kept in {}",
-                    if dry { "would be" } else { "is" },
-                    local
-                        .unit
-                        .state(&self.args.state_dir)
-                        .join("aside")
-                        .display()
+                    "changed here and on another server: {} is kept in {}",
+                    match here.file().is_some() && here.file() == there.file() {
+                        true => "what the version here has other than contents",
+                        false => "the version here",
+                    },
+                    aside.display()
                 ),
                 Outcome::Stayed => format!(
                     "changed here and on another server: {} {} its version aside",
                     peer.name,
-                    if dry { "would keep" } else { "keeps" }
+                    if self.wanted.allowed.dry { "would keep" } else { "keeps" }
                 ),
                 Outcome::Undecided => {
                     "changed here and on another server, and clocks are too far apart to tell"

@@ -256,12 +256,20 @@ impl Origin for Asked<'_> {
     ) -> Result<(Replica, u64, u64), String> {
         let (config, me) = daemon::load_config(self.args).map_err(|e| e.to_string())?;
         if !config.peers(&me).any(|s| s.name == other.server) {
-            return Err(format!(
-                "{} is no other server of cluster {}",
-                other.server, config.cluster.name
-            ));
+            let others: Vec<_> = config.peers(&me).map(|s| s.name.to_string()).collect();
+            let cluster_here = &config.cluster.name;
+            return Err(match other.server == me {
+                true => format!("this is {me} as well; give one of the two another --server"),
+                false => format!(
+                    "cluster {cluster_here} has no server {} but {}; if it was renamed or added, write that into {} on \
+                     {me} as well",
+                    other.server,
+                    others.join(", "),
+                    config.file.display()
+                ),
+            });
         }
-        let units = units::of(&config, &self.args.state_dir, |_| true);
+        let units = units::of(&config, self.args, |_| true);
         let unit = units.iter().find(|u| u.name == set).ok_or_else(|| {
             let faults = units.iter().filter_map(|u| u.fault.as_deref());
             let faults: String = faults.map(|why| format!("; {why}")).collect();

@@ -4,15 +4,16 @@ use crate::{
     accounts, conflicts,
     follow::{self, Follow},
     jobs::{self, Ground},
+    scrub::{self, Scrub},
     sessions::Sessions,
     steer::{self, Steer},
     triggers::change::{self, Watch, Word},
     units,
 };
-use daemon::{Boot, Error, Event, EventLoop, durable};
+use daemon::{Boot, ConnId, Error, Event, EventLoop, durable};
 use mio::Waker;
 use protocol::{
-    Role, ServerName, Term, codec,
+    BootTime, Role, ServerName, Term, codec,
     local::{
         ctl::{CtlReply, CtlRequest},
         ring::{ElectdToSyncd, SyncdToElectd},
@@ -30,10 +31,13 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread,
+    time::Duration,
 };
 
 /// In `<state-dir>/sync`.
 const MEMORY: &str = "schedule";
+/// So often all is looked at where changes are told.
+const LOOK: Duration = Duration::from_secs(3600);
 /// Longest reason told in `standin sync status`, in characters.
 const REASON: usize = 300;
 
@@ -42,6 +46,8 @@ enum Report {
     Ended(u64, Ended),
     Watch(ServerName, Word),
     Fresh(Result<Freshness, String>),
+    /// What a scrub of this set found wrong.
+    Scrubbed(ServerName, Option<String>),
 }
 
 #[derive(Clone)]
@@ -68,10 +74,21 @@ struct Shell {
     reporter: Reporter,
     reports: Receiver<Report>,
     follow: Follow,
+    scrub: Option<Scrub>,
+    /// When all of what is watched is looked at next.
+    look: BootTime,
     /// None until each unit that counts has been looked at since the start.
     fresh: Option<Freshness>,
     notes: BTreeMap<String, String>,
+    waiting: Vec<Waiting>,
     stopped: bool,
+}
+
+/// Somebody who asked for runs and waits for their end.
+struct Waiting {
+    conn: ConnId,
+    sets: Vec<ServerName>,
+    peers: Vec<ServerName>,
 }
 
 /// Until stopped.
@@ -109,8 +126,11 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         reporter,
         reports,
         follow,
+        scrub: None,
+        look: daemon::now() + LOOK,
         fresh: None,
         notes: BTreeMap::new(),
+        waiting: Vec::new(),
         steer,
         stopped: false,
     };
@@ -120,6 +140,7 @@ pub fn run(boot: Boot) -> Result<(), Error> {
         shell.plan.wanted(&[], &[], now());
     }
     shell.watch();
+    shell.scrub();
     shell.boot.ready();
     shell.serve()
 }
@@ -146,7 +167,7 @@ fn remembered(boot: &Boot) -> (Memory, Option<String>) {
         (Memory::default(), Some(why))
     };
     match fs::read(&path) {
-        Ok(bytes) => match codec::decode_record(&bytes) {
+        Ok(bytes) => match Memory::decode(&bytes) {
             Ok(memory) => (memory, None),
             Err(e) => lost(e.to_string()),
         },
@@ -187,8 +208,12 @@ impl Shell {
         while !self.stopped {
             self.begin();
             self.save();
+            self.tell_waiting();
             let wake = self.plan.wake(now(), &daemon::sys::local_offset);
-            self.events.wait(wake, &mut events)?;
+            let look = (!self.watches.is_empty()).then_some(self.look);
+            self.events
+                .wait(wake.into_iter().chain(look).min(), &mut events)?;
+            self.look_round();
             for event in events.drain(..) {
                 self.event(event);
             }
@@ -217,6 +242,17 @@ impl Shell {
             Event::Woken => {
                 for report in self.reports.try_iter().collect::<Vec<_>>() {
                     self.report(report);
+                }
+            }
+            Event::Ctl {
+                conn,
+                request: CtlRequest::SyncNow { sets, peers },
+            } => {
+                let reply = self.wanted(&sets, &peers);
+                self.events.reply(conn, &reply);
+                if let CtlReply::Done(_) = reply {
+                    self.events.hold(conn);
+                    self.waiting.push(Waiting { conn, sets, peers });
                 }
             }
             Event::Ctl { conn, request } => {
@@ -258,7 +294,31 @@ impl Shell {
                 );
             }
             Report::Fresh(fresh) => self.found(fresh),
+            Report::Scrubbed(set, wrong) => self.note(&format!("scrub {set}"), wrong),
         }
+    }
+
+    /// Some changes are told by no event: through a name outside of the set, or on another machine.
+    fn look_round(&mut self) {
+        if self.look <= daemon::now() {
+            self.look = daemon::now() + LOOK;
+            for set in self.watches.keys() {
+                self.plan.changed(set, now());
+            }
+        }
+    }
+
+    fn scrub(&mut self) {
+        let (config, me) = (Arc::clone(&self.boot.config), self.boot.me.clone());
+        let reporter = self.reporter.clone();
+        let tell = move |set, wrong| reporter.tell(Report::Scrubbed(set, wrong));
+        self.scrub = match scrub::begin(config, me, self.boot.args.clone(), tell) {
+            Ok(scrub) => Some(scrub),
+            Err(e) => {
+                log::error!("cannot start a thread: no set is scrubbed: {e}");
+                None
+            }
+        };
     }
 
     /// Begins whatever is due.
@@ -289,8 +349,8 @@ impl Shell {
         for set in self.boot.config.sets.iter().filter(|s| s.on.change) {
             let (config, reporter) = (Arc::clone(&self.boot.config), self.reporter.clone());
             let (name, told) = (set.name.clone(), set.name.clone());
-            let state_dir = self.boot.args.state_dir.clone();
-            let units = move || units::of(&config, &state_dir, |s| s.name == name);
+            let args = self.boot.args.clone();
+            let units = move || units::of(&config, &args, |s| s.name == name);
             let tell = move |word| reporter.tell(Report::Watch(told.clone(), word));
             match change::watch(units, tell) {
                 Ok(watch) => drop(self.watches.insert(set.name.clone(), watch)),
@@ -369,6 +429,7 @@ impl Shell {
         self.plan.rules(rules(&self.boot));
         self.follow.config(Arc::clone(&self.boot.config));
         self.watch();
+        self.scrub();
         log::info!("configuration read again");
     }
 
@@ -383,7 +444,6 @@ impl Shell {
                 let notes = self.notes.values().cloned().chain(clock).collect();
                 CtlReply::Status(Box::new(self.boot.status(counters, notes, detail)))
             }
-            CtlRequest::SyncNow { sets, peers } => self.wanted(&sets, &peers),
             CtlRequest::SyncTook { set, changes } => {
                 if changes > 0 {
                     self.plan.brought(&set, now());
@@ -391,6 +451,7 @@ impl Shell {
                 self.follow.now();
                 CtlReply::Done(String::new())
             }
+            CtlRequest::SyncNow { sets, peers } => self.wanted(&sets, &peers),
             CtlRequest::Promote { .. }
             | CtlRequest::Resign
             | CtlRequest::Maintenance(_)
@@ -398,6 +459,20 @@ impl Shell {
             | CtlRequest::ServerRemove(_) => {
                 CtlReply::No("that is electd's to do, not syncd's".into())
             }
+        }
+    }
+
+    /// Whoever waits for what was tried by now hears how it went.
+    fn tell_waiting(&mut self) {
+        let plan = &self.plan;
+        let tried = |w: &mut Waiting| plan.was_tried(&w.sets, &w.peers);
+        let done: Vec<_> = self.waiting.extract_if(.., tried).collect();
+        if done.is_empty() {
+            return;
+        }
+        let reply = self.answer(CtlRequest::Status);
+        for Waiting { conn, .. } in done {
+            self.events.reply(conn, &reply);
         }
     }
 
@@ -437,7 +512,7 @@ impl Shell {
     /// What an operator should look at in the files of a set.
     fn set_notes(&self, name: &ServerName) -> Vec<String> {
         let (config, args) = (&self.boot.config, &self.boot.args);
-        let units = units::of(config, &args.state_dir, |set| set.name == *name);
+        let units = units::of(config, args, |set| set.name == *name);
         let notes = units.iter().flat_map(accounts::duplicates);
         let short = notes.map(|note| note.chars().take(REASON).collect());
         short.take(SET_NOTES_MAX).collect()
@@ -445,16 +520,15 @@ impl Shell {
 
     fn peers(&self, set: &ServerName) -> Vec<SetPeer> {
         let past = self.plan.past(set);
-        let last = |peer: &ServerName| {
-            let last = past?.last.get(peer)?;
+        let told = |last: &schedule::Last| {
             let counts = |d: &Done| (d.taken, d.given, d.conflicts);
             let short = |why: &String| why.chars().take(REASON).collect();
-            Some(LastRun {
+            LastRun {
                 at: last.at,
                 why: last.why.to_string(),
                 outcome: last.outcome.as_ref().map(counts).map_err(short),
                 complete: last.outcome.as_ref().is_ok_and(|d| d.complete),
-            })
+            }
         };
         let debt = |peer: &ServerName| {
             let debt = past?.debts.get(peer)?;
@@ -467,7 +541,8 @@ impl Shell {
         let peers = rules(&self.boot).peers.into_iter();
         peers
             .map(|server| SetPeer {
-                last: last(&server),
+                last: past.and_then(|p| p.last.get(&server)).map(told),
+                notable: Since(past.and_then(|p| p.notable.0.get(&server)).map(told)),
                 debt: debt(&server),
                 server,
             })

@@ -5,6 +5,7 @@
 
 use crate::{
     alive::{Signs, Teller},
+    channel::{Outlet, broken, ended, millis},
     pace::Pace,
 };
 use config::{Config, Server};
@@ -52,6 +53,9 @@ const SEND_CIPHERS: &str = "aes128-ctr,chacha20-poly1305@openssh.com,aes256-ctr,
 const SEND_MACS: &str =
     "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,hmac-sha2-256,hmac-sha2-512";
 
+/// How a host proves that it has an RSA key (RFC 8332); the last is for what is older.
+const RSA: &str = "rsa-sha2-512,rsa-sha2-256,ssh-rsa";
+
 /// Why a server cannot be reached.
 #[derive(Debug)]
 pub struct Unreachable {
@@ -76,7 +80,7 @@ pub struct Ssh {
     session: Session,
     channel: Channel,
     /// The same channel's other direction.
-    teller: Arc<Mutex<Teller<Channel>>>,
+    teller: Arc<Mutex<Teller<Outlet>>>,
     socket: TcpStream,
     /// While a run goes on: `syncd serve` hears that this process does.
     signs: Option<Signs>,
@@ -105,11 +109,9 @@ impl Ssh {
         (self.pace, self.until, self.signs) = (Pace::default(), None, None);
     }
 
-    /// Before anything is said or heard.
-    fn wait_at_most(&self) -> io::Result<()> {
-        let most = time_left(self.patience, self.until, Instant::now())?;
-        self.session.set_timeout(millis(most));
-        Ok(())
+    /// How long, in milliseconds, what is said or heard now may take.
+    fn at_most(&self) -> io::Result<u32> {
+        time_left(self.patience, self.until, Instant::now()).map(millis)
     }
 }
 
@@ -122,10 +124,6 @@ fn time_left(patience: Duration, until: Option<Instant>, now: Instant) -> io::Re
         return Err(io::Error::new(io::ErrorKind::TimedOut, why));
     }
     Ok(left.min(patience))
-}
-
-fn millis(time: Duration) -> u32 {
-    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
 fn seconds(time: Duration) -> u32 {
@@ -141,19 +139,34 @@ impl Drop for Ssh {
 
 impl Read for Ssh {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.wait_at_most()?;
-        let Self { pace, channel, .. } = self;
-        pace.get(buffer, |buffer| channel.read(buffer))
+        let most = self.at_most()?;
+        let Self {
+            pace,
+            channel,
+            session,
+            teller,
+            ..
+        } = self;
+        pace.get(buffer, |buffer| {
+            // The session has one limit for all, and whoever gives signs of life sets another one.
+            let _alone = teller.lock().unwrap_or_else(PoisonError::into_inner);
+            session.set_timeout(most);
+            match channel.read(buffer) {
+                Ok(0) if !buffer.is_empty() => Err(ended(session, channel)),
+                other => other.map_err(broken),
+            }
+        })
     }
 }
 
 impl Write for Ssh {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.wait_at_most()?;
+        let most = self.at_most()?;
         self.pace.send(buffer, |buffer| {
             let teller = self.teller.lock();
             let mut teller = teller.unwrap_or_else(PoisonError::into_inner);
-            teller.tell(buffer)?;
+            self.session.set_timeout(most);
+            teller.tell(buffer).map_err(broken)?;
             Ok(buffer.len())
         })
     }
@@ -212,8 +225,12 @@ fn open(
         .map_err(|e| e.to_string())?;
     let mut session = Session::new().map_err(failed("SSH"))?;
     session.set_timeout(millis(HANDSHAKE));
+    let algorithms = match kind {
+        "ssh-rsa" => RSA,
+        other => other,
+    };
     session
-        .method_pref(MethodType::HostKey, kind)
+        .method_pref(MethodType::HostKey, algorithms)
         .map_err(failed("the kind of the host_key"))?;
     session
         .method_pref(MethodType::CryptCs, SEND_CIPHERS)
@@ -248,9 +265,10 @@ fn open(
     channel
         .exec(command)
         .map_err(failed("it does not start syncd"))?;
+    let outlet = Outlet::new(&session, &channel);
     let mut connection = Buffered::new(Ssh {
         session,
-        teller: Arc::new(Mutex::new(Teller::new(channel.clone()))),
+        teller: Arc::new(Mutex::new(Teller::new(outlet))),
         channel,
         socket,
         signs: None,
@@ -276,14 +294,21 @@ fn pass_over_noise(stream: &mut impl Read) -> Result<(), String> {
         };
         match stream.read(&mut byte) {
             Ok(1) if seen.len() < NOISE_MAX => seen.extend_from_slice(&byte),
-            Ok(0) if seen.is_empty() => {
-                return Err("syncd did not start there: is it installed, and is the key its forced command's?".into());
+            Ok(0) if seen.is_empty() => return Err(not_started(&"nobody answers")),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && seen.is_empty() => {
+                return Err(not_started(&e));
             }
             Ok(_) => return Err(format!("something else than syncd answers: {}", told())),
             Err(e) => return Err(format!("{e}; it said: {}", told())),
         }
     }
     Ok(())
+}
+
+fn not_started(why: &dyn fmt::Display) -> String {
+    format!(
+        "syncd does not start there: is it installed, and is the key its forced command's? ({why})"
+    )
 }
 
 fn name(kind: HostKeyType) -> &'static str {

@@ -1,7 +1,11 @@
 //! What of a set is kept together: each directory of it, and the single files of one directory.
 
-use crate::pace::Pace;
+use crate::{
+    pace::Pace,
+    places::{Place, Places},
+};
 use config::{Config, SyncSet};
+use daemon::Args;
 use filesync::{Path, guard::Limit};
 use ignore::{
     Match,
@@ -11,7 +15,8 @@ use protocol::ServerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    os::unix::ffi::OsStrExt,
+    fs::Metadata,
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path as FsPath, PathBuf},
     time::Duration,
 };
@@ -47,6 +52,8 @@ pub struct Unit {
     pub members: Vec<ServerName>,
     /// The patterns, in one number.
     patterns: u64,
+    /// Directories of standin's own in it, and their names.
+    own: Vec<(Path, PathBuf)>,
 }
 
 impl LeftOut for Unit {
@@ -66,13 +73,31 @@ impl Unit {
         if let Some(only) = &self.only {
             return !only.contains(path.as_bytes());
         }
+        if self.own_directory(path).is_some() {
+            return true;
+        }
         let path = FsPath::new(OsStr::from_bytes(path.as_bytes()));
         self.excludes.matched(path, directory).is_ignore()
     }
 
     /// Names what is left out.
     pub fn rules(&self) -> u64 {
-        number(&format!("{:x} {:?}", self.patterns, self.only))
+        number(&format!(
+            "{:x} {:?} {:?}",
+            self.patterns, self.only, self.own
+        ))
+    }
+
+    /// The state-dir or the run-dir, if a path is that or in it: they are this server's alone.
+    pub fn own_directory(&self, path: &Path) -> Option<&FsPath> {
+        let mut own = self.own.iter();
+        let found = own.find(|(own, _)| path == own || path.is_below(own));
+        found.map(|(_, name)| name.as_path())
+    }
+
+    /// Those that are left out.
+    pub fn own_directories(&self) -> impl Iterator<Item = &FsPath> {
+        self.own.iter().map(|(_, name)| name.as_path())
     }
 
     /// What standin has in its directory.
@@ -93,7 +118,8 @@ impl Unit {
         self.set_name().parse().ok()
     }
 
-    fn set_name(&self) -> &str {
+    /// The same as it is written.
+    pub fn set_name(&self) -> &str {
         self.name.split(':').next().unwrap_or_default()
     }
 
@@ -118,13 +144,25 @@ impl Unit {
         }
     }
 
-    /// Account files have a stage of their own beside other files.
-    fn overlaps(&self, other: &Self) -> bool {
-        let apart = match (&self.only, &other.only) {
-            (Some(a), Some(b)) => self.accounts != other.accounts && a.is_disjoint(b),
-            _ => false,
+    /// Whether it has no file of another unit with the same directory: account files have a stage of their own.
+    fn is_apart(&self, other: &Self) -> bool {
+        let (accounts, rest) = match self.accounts {
+            true => (self, other),
+            false => (other, self),
         };
-        self.root == other.root && !apart
+        let left_out = |name: &[u8]| {
+            let path = Path::try_from(name.to_vec());
+            path.is_ok_and(|path| rest.excludes(&path, false))
+        };
+        self.accounts != other.accounts && accounts.names().all(left_out)
+    }
+
+    /// Whether a directory in it is no part of it.
+    fn leaves_out(&self, directory: &FsPath) -> bool {
+        let path = Path::try_from(directory.as_os_str().as_bytes().to_vec());
+        path.is_ok_and(|path| {
+            self.own_directory(&path).is_some() || self.excluded_by(&path, true).is_some()
+        })
     }
 
     /// Where what belongs to it is kept.
@@ -193,7 +231,7 @@ fn file_of(name: &str) -> String {
 
 /// The units of these sets. A path that is missing is taken for what it was, as what is kept of it tells; what is wrong
 /// with a unit keeps no other one up.
-pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool) -> Vec<Unit> {
+pub fn of(config: &Config, args: &Args, wanted: impl Fn(&SyncSet) -> bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
     for set in &config.sets {
         let patterns = patterns(set, &set.excludes);
@@ -214,23 +252,78 @@ pub fn of(config: &Config, state_dir: &FsPath, wanted: impl Fn(&SyncSet) -> bool
             only: None,
             excludes: patterns.unwrap_or_else(|_| Gitignore::empty()),
             perishable: perishable.unwrap_or_else(|_| Gitignore::empty()),
+            own: Vec::new(),
         };
-        for mut unit in of_set(set, &template, state_dir) {
-            if let Some(other) = units.iter().find(|other| other.overlaps(&unit)) {
-                let why = format!(
-                    "{} belongs to the sets {} and {}; put what is in it into one set",
-                    unit.root.display(),
-                    other.set_name(),
-                    set.name
-                );
-                unit.fault.get_or_insert(why);
-            }
-            units.push(unit);
-        }
+        units.extend(of_set(set, &template, &args.state_dir));
     }
+    let places = Places::default();
+    let found: Vec<_> = units.iter().map(|unit| places.find(&unit.root)).collect();
+    own(&mut units, &found, &places, args);
+    part(&mut units, &found, &places);
     let of_wanted = |unit: &Unit| config.sets.iter().any(|set| unit.is_of(set) && wanted(set));
     units.retain(of_wanted);
     units
+}
+
+/// Leaves out what is standin's own on this server; nothing in it can be kept alike.
+fn own(units: &mut [Unit], found: &[Place], places: &Places, args: &Args) {
+    for name in [&args.state_dir, &args.run_dir] {
+        let own = places.find(name);
+        for (unit, place) in units.iter_mut().zip(found) {
+            if places.beneath(&own, place).is_some() {
+                let why = format!(
+                    "set {}: {} is in {}, which is standin's own and differs on each server; take it out of the set, \
+                     or keep that elsewhere (--state-dir, --run-dir)",
+                    unit.set_name(),
+                    unit.root.display(),
+                    name.display()
+                );
+                unit.fault.get_or_insert(why);
+            } else if let Some(inner) = places.beneath(place, &own)
+                && unit.only.is_none()
+                && let Ok(inner) = Path::try_from(inner.into_os_string().into_vec())
+            {
+                unit.own.push((inner, name.clone()));
+            }
+        }
+    }
+}
+
+/// No file belongs to two of them, whatever the names of their directories.
+fn part(units: &mut [Unit], found: &[Place], places: &Places) {
+    for (i, place) in found.iter().enumerate() {
+        for (j, other) in found.iter().enumerate().filter(|(j, _)| *j != i) {
+            let (Some(outer), Some(inner)) = (units.get(i), units.get(j)) else {
+                continue;
+            };
+            let Some(beneath) = places.beneath(place, other) else {
+                continue;
+            };
+            let (root, set) = (inner.root.display(), inner.set_name());
+            let (outer_root, outer_set) = (outer.root.display(), outer.set_name());
+            if beneath.as_os_str().is_empty() {
+                let why = format!(
+                    "{root} belongs to the sets {outer_set} and {set}; put what is in it into one set"
+                );
+                if i < j && !outer.is_apart(inner) {
+                    units[j].fault.get_or_insert(why);
+                }
+            } else if outer.only.is_none() && !outer.leaves_out(&beneath) {
+                let by_another_name = match inner.root.starts_with(&outer.root) {
+                    true => String::new(),
+                    false => format!(", which is {},", other.path.display()),
+                };
+                let why = format!(
+                    "set {set}: {root}{by_another_name} is in {outer_root} of set {outer_set}, and no file can be kept \
+                     alike by two; leave it out there: exclude = [\"/{}\"], or take it out of one of them",
+                    beneath.display()
+                );
+                for unit in [i, j] {
+                    units[unit].fault.get_or_insert(why.clone());
+                }
+            }
+        }
+    }
 }
 
 fn of_set(set: &SyncSet, template: &Unit, state_dir: &FsPath) -> Vec<Unit> {
@@ -244,7 +337,20 @@ fn of_set(set: &SyncSet, template: &Unit, state_dir: &FsPath) -> Vec<Unit> {
                 let why = "is a directory, and an account file is to be merged";
                 (true, Some(format!("{} {why}", path.display())))
             }
-            Ok(found) => (found.is_dir(), None),
+            Ok(found) => match led_to(path, &found) {
+                Some(directory) => {
+                    let why = format!(
+                        "set {}: {} is a symbolic link to the directory {}, and what is in that would not be kept alike; \
+                         give the directory itself: path = [{:?}]",
+                        set.name,
+                        path.display(),
+                        directory.display(),
+                        directory
+                    );
+                    (true, Some(why))
+                }
+                None => (found.is_dir(), None),
+            },
             Err(e) => {
                 let is_directory = known(path);
                 // A single file may be removed, unless nothing is known of it, or nobody could log in without it.
@@ -280,6 +386,12 @@ fn number(text: &str) -> u64 {
     let mut number = [0; 8];
     number.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
     u64::from_le_bytes(number)
+}
+
+/// The directory that a symbolic link leads to.
+fn led_to(path: &FsPath, found: &Metadata) -> Option<PathBuf> {
+    let target = found.is_symlink().then(|| path.canonicalize().ok())??;
+    target.is_dir().then_some(target)
 }
 
 fn kept(keep: config::Keep) -> store::Keep {

@@ -39,10 +39,54 @@ pub fn show(nanos: u64) -> String {
     )
 }
 
+/// Which modification times a file system can hold, if that is worth a word: some since 1910 or in two centuries it cannot.
+pub fn limits(times: &store::Times) -> Option<String> {
+    const SECOND: i128 = 1_000_000_000;
+    let date = |nanos: i128| {
+        Timestamp::from_nanosecond(nanos).map_or_else(
+            |_| format!("@{}", nanos.div_euclid(SECOND)),
+            |time| time.strftime("%Y-%m-%d").to_string(),
+        )
+    };
+    const YEAR: i128 = 365 * 86_400 * SECOND;
+    let now = i128::from(daemon::real_now_ns());
+    let limits = [
+        (times.grain > 1).then(|| format!("in steps of {:?}", span(times.grain))),
+        (times.first > -60 * YEAR).then(|| format!("from {} on", date(times.first))),
+        (times.last < now + 200 * YEAR).then(|| format!("until {}", date(times.last))),
+    ];
+    let limits: Vec<_> = limits.into_iter().flatten().collect();
+    (!limits.is_empty()).then(|| limits.join(", "))
+}
+
+fn span(nanos: i128) -> std::time::Duration {
+    std::time::Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_times_that_may_come_are_worth_a_word() {
+        let second = 1_000_000_000;
+        let ext4 = store::Times {
+            grain: 1,
+            first: -(1 << 31) * second,
+            last: 15_032_385_535 * second,
+        };
+        let limited = |change: &dyn Fn(&mut store::Times)| {
+            let mut times = ext4;
+            change(&mut times);
+            limits(&times)
+        };
+        assert_eq!(limited(&|_| ()), None);
+        let ext3 = limited(&|t| (t.grain, t.last) = (second, i128::from(i32::MAX) * second));
+        assert_eq!(ext3.unwrap(), "in steps of 1s, until 2038-01-19");
+        let fat = limited(&|t| (t.grain, t.first) = (2 * second, 315_532_800 * second));
+        assert_eq!(fat.unwrap(), "in steps of 2s, from 1980-01-01 on");
+    }
 
     #[test]
     fn times_as_they_are_typed() {

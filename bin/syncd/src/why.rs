@@ -59,7 +59,7 @@ impl Why<'_> {
     /// Prints it. Whether the path is kept alike.
     fn tell(&self, path: &FsPath) -> Result<bool, String> {
         let shown = path.display();
-        let units = units::of(self.config, &self.args.state_dir, |_| true);
+        let units = units::of(self.config, self.args, |_| true);
         let unit = units.iter().find(|unit| unit.inner(path).is_some());
         let Some((unit, inner)) = unit.and_then(|unit| Some((unit, unit.inner(path)?))) else {
             println!(
@@ -81,6 +81,10 @@ impl Why<'_> {
             return Err(format!("{} is of no set", unit.name));
         };
         self.set(path, set, unit);
+        if let Some(fault) = &unit.fault {
+            println!("  not kept alike: {fault}");
+            return Ok(false);
+        }
         let Some(inner) = inner else {
             println!("  kept alike: the directory of the set");
             return Ok(true);
@@ -131,6 +135,12 @@ impl Why<'_> {
     fn left_out(&self, path: &FsPath, set: &SyncSet, unit: &Unit, inner: &Path) -> Option<String> {
         if self.config.server(self.me).is_some_and(|s| s.witness) {
             return Some(format!("{} is a witness", self.me));
+        }
+        if let Some(own) = unit.own_directory(inner) {
+            return Some(format!(
+                "it is in {}, which is standin's own on this server",
+                own.display()
+            ));
         }
         if store::is_own(inner) {
             return Some("it is standin's own".into());

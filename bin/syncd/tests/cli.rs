@@ -14,7 +14,7 @@ use std::{
     fs,
     io::Read,
     net::{TcpListener, TcpStream},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -213,10 +213,12 @@ impl Scene {
 
     /// What a run on this server says, and its exit code.
     fn run(&self, server: &str, arguments: &[&str]) -> (String, Option<i32>) {
-        let output = done(
-            self.syncd(server, &[&["run"], arguments].concat())
-                .stderr(Stdio::piped()),
-        );
+        self.says(server, &[&["run"], arguments].concat())
+    }
+
+    /// What a command on this server says, and its exit code.
+    fn says(&self, server: &str, arguments: &[&str]) -> (String, Option<i32>) {
+        let output = done(self.syncd(server, arguments).stderr(Stdio::piped()));
         let said = [output.stdout, output.stderr].concat();
         (String::from_utf8(said).unwrap(), output.status.code())
     }
@@ -456,6 +458,25 @@ fn on_a_terminal_a_run_shows_how_far_it_has_got_and_nowhere_else() {
 }
 
 #[test]
+fn a_socket_has_an_exit_status_of_its_own_and_what_was_verified_is_told() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "file", "contents");
+    let socket = scene.data("alpha").join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (said, code) = scene.run("alpha", &[]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("not kept alike: socket: a socket"), "{said}");
+    assert_eq!(scene.read("beta", "file").unwrap(), "contents");
+    drop(listener);
+    fs::remove_file(socket).unwrap();
+    let said = scene.fine("alpha", &["--checksum"]);
+    assert!(said.contains("1 files verified"), "{said}");
+}
+
+#[test]
 fn contents_go_no_faster_than_the_set_may() {
     if !may_run() {
         return;
@@ -579,10 +600,12 @@ fn the_way_to_each_other_server_can_be_tried_before_anything_is_made_alike() {
     for other in ["beta", "gamma"] {
         assert!(said.contains(&format!("ok     {other}: ")), "{said}");
     }
-    fs::write(scene.at("gamma/authorized"), "").unwrap();
     let mut beta = scene.sshds.remove(1);
     beta.kill().unwrap();
     beta.wait().unwrap();
+    let (said, code) = reach(&scene);
+    assert_eq!(code, Some(3), "{said}");
+    fs::write(scene.at("gamma/authorized"), "").unwrap();
     let (said, code) = reach(&scene);
     assert_eq!(code, Some(1), "{said}");
     assert!(
@@ -801,8 +824,8 @@ fn what_moved_is_no_removal_and_of_what_is_refused_nothing_is_done_or_told_to_ot
         said.contains("41 were removed on alpha and stay here"),
         "{said}"
     );
+    scene.foretold("gamma", &["--peer", "beta"], Some(0));
     for server in ["beta", "gamma"] {
-        scene.foretold(server, &["--peer", "beta"], Some(0));
         assert_eq!(scene.read(server, "old/f7").unwrap(), "of 3");
         assert_eq!(scene.read(server, "new/f7"), None);
         assert_eq!(scene.read(server, "lost/f7").unwrap(), "lost 7");
@@ -959,6 +982,73 @@ fn a_run_that_takes_its_time_keeps_the_other_server_and_one_that_was_stopped_doe
 }
 
 #[test]
+fn a_syncd_that_is_killed_on_the_other_server_ends_the_run_and_it_is_said_how_it_died() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.limit("standin.toml", "4MB/s");
+    for (from, to) in [("alpha", "beta"), ("beta", "alpha")] {
+        scene.noise(from, &format!("large of {from}"), 10_000_000);
+        let mut run = scene.syncd("alpha", &["run", "--peer", "beta"]);
+        let run = run
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stage = scene.data(to).join(".standin-stage");
+        scene.wait("something comes", || {
+            let files = fs::read_dir(&stage).ok()?;
+            let mut sizes = files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len()));
+            sizes.find(|size| *size > 1000)
+        });
+        let name = |id: &&u32| fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+        let there = descendants(scene.sshds[1].id());
+        let serve = there.iter().find(|id| name(id) == "syncd\n").unwrap();
+        kill(*serve);
+        let start = Instant::now();
+        let ended = run.wait_with_output().unwrap();
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            start.elapsed()
+        );
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("with beta: its syncd was killed by SIGKILL"),
+            "{said}"
+        );
+    }
+    scene.configure(scene.port(), "host.pub", "user");
+    scene.fine("alpha", &[]);
+    scene.assert_alike();
+}
+
+#[test]
+fn a_file_that_may_not_grow_as_large_is_told_and_the_rest_arrives() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.noise("beta", "large", 6_000_000);
+    scene.write("beta", "small", "1");
+    let syncd = env!("CARGO_BIN_EXE_syncd");
+    let script = format!(
+        "ulimit -f 8192; exec {syncd} run --peer beta {}",
+        scene.own("alpha").join(" ")
+    );
+    let run = done(scene.on("alpha", "sh").args(["-c", &script]));
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(run.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("large") && said.contains("File too large"),
+        "{said}"
+    );
+    assert_eq!(scene.read("alpha", "small").unwrap(), "1");
+}
+
+#[test]
 fn what_came_of_a_large_file_before_a_run_was_killed_is_gone_on_with() {
     if !may_run() {
         return;
@@ -991,6 +1081,37 @@ fn what_came_of_a_large_file_before_a_run_was_killed_is_gone_on_with() {
     assert!(parts().is_empty());
     scene.fine("gamma", &[]);
     scene.assert_alike();
+}
+
+#[test]
+fn a_path_that_is_too_long_is_told_and_the_exit_status_says_so() {
+    if !may_run() {
+        return;
+    }
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+    let scene = Scene::new();
+    scene.write("alpha", "file", "1");
+    let mut at = fs::File::open(scene.data("alpha")).unwrap();
+    let name = "d".repeat(240);
+    for _ in 0..18 {
+        mkdirat(&at, &name, Mode::RWXU).unwrap();
+        at = openat(&at, &name, OFlags::DIRECTORY, Mode::empty())
+            .unwrap()
+            .into();
+    }
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("has more than 4,095 bytes; shorten it"),
+        "{said}"
+    );
+    assert_eq!(scene.read("beta", "file").unwrap(), "1");
+    fs::rename(
+        scene.data("alpha").join(&name),
+        scene.data("alpha").join("d.tmp"),
+    )
+    .unwrap();
+    scene.fine("alpha", &["--peer", "beta"]);
 }
 
 #[test]
@@ -1310,6 +1431,105 @@ fn former_versions_come_back_and_spread() {
 }
 
 #[test]
+fn a_further_name_is_put_back_with_its_file_and_alone_where_it_is_its_name_no_more() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(KEPT);
+    let at = |name: &str| scene.data("alpha").join(name);
+    scene.write("alpha", "a", "one");
+    fs::hard_link(at("a"), at("b")).unwrap();
+    let run = || scene.fine("alpha", &["--peer", "beta"]);
+    run();
+    scene.write("alpha", "a", "other");
+    run();
+    let b = scene.at("data/b");
+    let b = b.to_str().unwrap();
+    let restore = |more: &[&str]| {
+        let (said, code) = scene.says("alpha", &[&["restore", b], more].concat());
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    let said = restore(&["--list"]);
+    assert!(
+        said.contains("of 3 bytes") && said.contains("of 5 bytes, by alpha, as a name of a"),
+        "{said}"
+    );
+    let copy = scene.at("copy");
+    restore(&["--to", copy.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(copy).unwrap(), "one");
+    restore(&[]);
+    assert_eq!(scene.read("alpha", "a").unwrap(), "one");
+    assert_eq!(
+        fs::metadata(at("b")).unwrap().ino(),
+        fs::metadata(at("a")).unwrap().ino()
+    );
+    scene.write("alpha", "a", "third");
+    run();
+    // Once it is removed it comes back as a file of its own.
+    fs::remove_file(at("b")).unwrap();
+    run();
+    restore(&[]);
+    assert_eq!(scene.read("alpha", "b").unwrap(), "third");
+    assert_eq!(fs::metadata(at("b")).unwrap().nlink(), 1);
+}
+
+#[test]
+fn a_host_key_of_rsa_is_believed_and_another_one_is_not() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    take_away(scene.sshds.remove(1));
+    for key in ["host", "other"] {
+        let _ = fs::remove_file(scene.at(key));
+        let mut make = Command::new("ssh-keygen");
+        make.args(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"])
+            .arg(scene.at(key));
+        assert!(done(&mut make).status.success());
+    }
+    scene.start_sshd("beta", scene.port());
+    scene.write("alpha", "file", "1");
+    scene.configure(scene.port(), "other.pub", "user");
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("it shows the key ssh-rsa AAAA") && said.contains("not the host_key"),
+        "{said}"
+    );
+    scene.configure(scene.port(), "host.pub", "user");
+    scene.fine("alpha", &["--peer", "beta"]);
+    assert_eq!(scene.read("beta", "file").unwrap(), "1");
+}
+
+#[test]
+fn a_server_that_was_renamed_here_alone_is_refused_with_the_cause_and_the_remedy() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "file", "1");
+    let text = fs::read_to_string(scene.at("standin.toml")).unwrap();
+    fs::write(
+        scene.at("renamed.toml"),
+        text.replace("\"alpha\"", "\"anna\""),
+    )
+    .unwrap();
+    let own = scene.own("alpha").join(" ");
+    let own = own
+        .replace("standin.toml", "renamed.toml")
+        .replace("--server alpha", "--server anna");
+    let mut run = scene.on("alpha", env!("CARGO_BIN_EXE_syncd"));
+    let run = done(run.args(["run", "--peer", "beta"]).args(own.split(' ')));
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(run.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("no server anna but alpha, gamma; ") && said.contains("on beta as well"),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_lost_a_conflict_comes_back() {
     if !may_run() {
         return;
@@ -1380,7 +1600,8 @@ fn conflicts_lists_what_lost_with_where_its_contents_are() {
         said.contains(&format!("  {}: symbolic link: ", path("link"))),
         "{said}"
     );
-    assert_eq!(said.lines().count(), 3, "{said}");
+    assert!(said.contains("    its target: alpha\n"), "{said}");
+    assert_eq!(said.lines().count(), 4, "{said}");
     let (said, code) = listed("alpha", &["--set", "date"]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("no such [[sync]]"), "{said}");
@@ -1560,6 +1781,159 @@ fn why_names_the_rule_and_its_line() {
 }
 
 #[test]
+fn standins_own_directories_in_a_set_are_left_out_by_whatever_name_and_it_is_said() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    // The set's directory is another mount of what this link leads to.
+    fs::create_dir(scene.data("alpha").join("standin")).unwrap();
+    symlink(scene.data("alpha").join("standin"), scene.at("alpha/state")).unwrap();
+    scene.write("alpha", "x", "1");
+    for server in SERVERS.iter().cycle().take(4) {
+        scene.fine(server, &[]);
+    }
+    assert!(scene.data("alpha").join("standin/sync").exists());
+    for other in &SERVERS[1..] {
+        assert_eq!(scene.read(other, "x").unwrap(), "1");
+        assert!(!scene.data(other).join("standin").exists());
+    }
+    let own = scene.at("data/standin/sync");
+    let (said, code) = scene.says("alpha", &["why", own.to_str().unwrap()]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("which is standin's own"), "{said}");
+    let (said, code) = scene.says("alpha", &["check"]);
+    assert_eq!(code, Some(0), "{said}");
+    let note = format!("note   set data: {} in ", scene.at("alpha/state").display());
+    assert!(said.contains(&note), "{said}");
+    // And no set in them.
+    fs::remove_file(scene.at("alpha/state")).unwrap();
+    symlink(scene.data("alpha"), scene.at("alpha/state")).unwrap();
+    for command in ["run", "check"] {
+        let (said, code) = scene.says("alpha", &[command]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("--state-dir"), "{said}");
+    }
+}
+
+#[test]
+fn a_set_in_the_directory_of_another_is_refused_by_whatever_name_unless_it_is_left_out_there() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::of(
+        "[[sync]]\nname = \"all\"\npath = [\"DATA\"]\nexclude = [\"*.tmp\", \"/passwd\"]\n\
+         [[sync]]\nname = \"www\"\npath = [\"DATAlink/www\"]\n\
+         [[sync]]\nname = \"users\"\nmerge = \"accounts\"\npath = [\"DATA/passwd\"]\n",
+    );
+    symlink("data", scene.at("datalink")).unwrap();
+    for server in SERVERS {
+        scene.write(server, "www/index", "1");
+        scene.accounts(server, &[]);
+    }
+    for command in [["run", "--peer", "beta"].as_slice(), &["check"]] {
+        let (said, code) = scene.says("alpha", command);
+        assert_eq!(code, Some(1), "{said}");
+        let www = scene.at("data/www").display().to_string();
+        let told = format!("www, which is {www}, is in ");
+        assert!(
+            said.contains(&told) && said.contains("exclude = [\"/www\"]"),
+            "{said}"
+        );
+    }
+    let (said, code) = scene.says("alpha", &["why", scene.at("data/x").to_str().unwrap()]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("not kept alike: set www: "), "{said}");
+    scene.set = "[[sync]]\nname = \"all\"\npath = [\"DATA\"]\nexclude = [\"*.tmp\", \"/www/\", \"/passwd\"]\n\
+                 [[sync]]\nname = \"www\"\npath = [\"DATAlink/www\"]\n\
+                 [[sync]]\nname = \"users\"\nmerge = \"accounts\"\npath = [\"DATA/passwd\"]\n";
+    scene.configure(scene.port(), "host.pub", "user");
+    scene.write("alpha", "www/index", "2");
+    scene.write("alpha", "x", "1");
+    scene.accounts("alpha", &[("ann", "*")]);
+    scene.fine("alpha", &[]);
+    scene.fine("beta", &[]);
+    assert_eq!(scene.read("beta", "www/index").unwrap(), "2");
+    assert_eq!(scene.read("beta", "x").unwrap(), "1");
+    assert!(scene.read("beta", "passwd").unwrap().contains("ann:"));
+    let (said, code) = scene.says("alpha", &["check"]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_path_that_is_a_link_to_a_directory_is_refused_with_the_directory_and_another_link_is_kept_alike()
+ {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(
+        "[[sync]]\nname = \"www\"\npath = [\"DATA/www\"]\n[[sync]]\nname = \"rest\"\npath = [\"DATA/motd\", \"DATAlink/etc\"]\n",
+    );
+    symlink("data", scene.at("datalink")).unwrap();
+    for server in SERVERS {
+        scene.write(server, "real/f", server);
+        fs::create_dir(scene.data(server).join("etc")).unwrap();
+        symlink("real", scene.data(server).join("www")).unwrap();
+        symlink("nowhere", scene.data(server).join("motd")).unwrap();
+    }
+    scene.write("alpha", "etc/f", "2");
+    let real = scene.at("data/real").display().to_string();
+    let told = format!("give the directory itself: path = [\"{real}\"]");
+    let www = scene.at("data/www");
+    let paths = [www.join("f"), www.clone()];
+    let [below, root] = paths.each_ref().map(|p| p.to_str().unwrap());
+    for command in [
+        ["run"].as_slice(),
+        &["check"],
+        &["why", below],
+        &["why", root],
+    ] {
+        let (said, code) = scene.says("alpha", command);
+        assert_eq!(code, Some(1), "{command:?}: {said}");
+        assert!(said.contains(&told), "{command:?}: {said}");
+    }
+    assert_eq!(scene.read("beta", "etc/f").unwrap(), "2");
+    assert_eq!(scene.read("beta", "real/f").unwrap(), "beta");
+    let (said, _) = scene.says("alpha", &["check"]);
+    let note = format!("{} is a symbolic link", scene.at("data/motd").display());
+    assert!(said.contains(&note), "{said}");
+    scene.fine("alpha", &["--set", "rest"]);
+}
+
+#[test]
+fn an_emptied_directory_is_believed_with_the_option_that_the_text_names() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("alpha", "last", "1");
+    scene.fine("alpha", &["--peer", "beta"]);
+    fs::remove_file(scene.data("alpha").join("last")).unwrap();
+    for server in ["alpha", "beta"] {
+        let other = match server {
+            "alpha" => "beta",
+            _ => "alpha",
+        };
+        let (said, code) = scene.run(server, &["--peer", other]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            said.contains("on alpha with --allow-deletes once") && !said.contains("--trust-root"),
+            "{said}"
+        );
+    }
+    scene.fine("alpha", &["--peer", "beta", "--allow-deletes"]);
+    assert_eq!(scene.read("beta", "last"), None);
+    fs::remove_file(scene.data("alpha").join(".standin-set")).unwrap();
+    let (said, code) = scene.run("alpha", &["--peer", "beta"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("on alpha with --trust-root once") && !said.contains("--allow-deletes"),
+        "{said}"
+    );
+    scene.fine("alpha", &["--peer", "beta", "--trust-root"]);
+}
+
+#[test]
 fn a_dry_run_tells_and_does_nothing() {
     if !may_run() {
         return;
@@ -1604,7 +1978,7 @@ fn a_directory_that_was_removed_stays_for_what_is_left_out_and_what_perishes_goe
             said.contains(" 0 taken") && !said.contains(" 1 given"),
             "{said}"
         );
-        let told = said.contains("not kept alike: kept: was removed elsewhere and stays here");
+        let told = said.contains("removed elsewhere and stays here: kept: kept/x.own is left out");
         assert_eq!(told, server == "beta", "{said}");
     }
     let is_there = |name: &str| scene.data("beta").join(name).exists();
@@ -1679,6 +2053,17 @@ fn wrong_usage_is_told_with_the_mend() {
     let (said, code) = run(&path(dir.path()), &["--set", "date"]);
     assert_eq!(code, Some(2));
     assert!(said.contains("--set date: no such [[sync]]"), "{said}");
+    let witness = "[[server]]\nname = \"tie\"\naddress = \"127.0.0.9\"\nwitness = true\n";
+    let with_witness = format!("{}{witness}", path(dir.path()));
+    for (peer, why) in [
+        ("gamma", "no such [[server]]"),
+        ("alpha", "this server itself"),
+        ("tie", "a witness has no files"),
+    ] {
+        let (said, code) = run(&with_witness, &["--peer", peer]);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(&format!("--peer {peer}: {why}")), "{said}");
+    }
     let (said, code) = run(&path(&dir.path().join("missing")), &[]);
     assert_eq!(code, Some(1));
     assert!(said.contains("mkdir or touch"), "{said}");
@@ -1744,9 +2129,69 @@ impl Scene {
     }
 }
 
+#[test]
+fn whoever_asks_for_a_run_hears_of_its_end_and_how_it_went_however_long_it_takes() {
+    if !may_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    scene.limit("standin.toml", "500KB/s");
+    scene.noise("alpha", "large", 6_000_000);
+    take_away(scene.sshds.pop().unwrap());
+    let running = scene.start_daemon("alpha");
+    scene.wait("the daemon", || scene.sets("alpha"));
+    let run = |peers: &[&str]| {
+        let now = CtlRequest::SyncNow {
+            sets: Vec::new(),
+            peers: peers.iter().map(|p| p.parse().unwrap()).collect(),
+        };
+        let run_dir = scene.at("alpha/run");
+        let patience = Duration::from_secs(5);
+        daemon::ctl::call_until_done(&run_dir, Role::Syncd, &now, patience)
+    };
+    let Ok(CtlReply::Status(status)) = run(&[]) else {
+        panic!("no status");
+    };
+    let Detail::Syncd(syncd) = status.detail else {
+        panic!("no answer of syncd's");
+    };
+    let fares = |with: &str| {
+        let mut peers = syncd.sets[0].peers.iter();
+        peers.find(|p| p.server.as_str() == with).unwrap()
+    };
+    let beta = fares("beta").last.as_ref().unwrap();
+    assert!(beta.complete && fares("beta").debt.is_none(), "{syncd:?}");
+    assert_eq!(fares("gamma").debt.as_ref().unwrap().tries, 1, "{syncd:?}");
+    assert!(scene.data("beta").join("large").exists());
+    assert!(matches!(run(&["delta"]), Ok(CtlReply::No(_))));
+    // It ends in the middle.
+    scene.noise("alpha", "more", 6_000_000);
+    let asked = thread::scope(|scope| {
+        let asked = scope.spawn(|| run(&["beta"]));
+        scene.wait("it runs", || scene.sets("alpha")?[0].running.clone());
+        drop(running);
+        asked.join().unwrap()
+    });
+    assert!(
+        matches!(asked, Err(daemon::ctl::CallError::BrokeOff(..))),
+        "{asked:?}"
+    );
+}
+
 /// An SSH server goes, with all its sessions.
 fn take_away(mut sshd: Child) {
-    let mut all = vec![sshd.id()];
+    descendants(sshd.id()).into_iter().for_each(kill);
+    sshd.wait().unwrap();
+}
+
+fn kill(id: u32) {
+    let id = nix::unistd::Pid::from_raw(id.cast_signed());
+    let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
+}
+
+/// A process with all that it has started.
+fn descendants(id: u32) -> Vec<u32> {
+    let mut all = vec![id];
     let mut next = 0;
     while let Some(id) = all.get(next) {
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
@@ -1758,11 +2203,7 @@ fn take_away(mut sshd: Child) {
         );
         next += 1;
     }
-    for id in all {
-        let id = nix::unistd::Pid::from_raw(id.cast_signed());
-        let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
-    }
-    sshd.wait().unwrap();
+    all
 }
 
 #[test]

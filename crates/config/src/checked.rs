@@ -672,6 +672,7 @@ fn hash(
         keep,
         merge_accounts,
         on,
+        scrub,
         rate,
         lines: _,
     } in sets
@@ -689,6 +690,9 @@ fn hash(
         }
         if *on != Triggers::default() {
             parts.add(format!("on {on:?}"));
+        }
+        if let Some(scrub) = scrub {
+            parts.add(format!("scrub {scrub}"));
         }
         if let Some(rate) = rate {
             parts.add(format!("rate {}", rate.0));

@@ -11,6 +11,7 @@ mod checked;
 pub mod error;
 pub mod key;
 mod mac;
+mod nested;
 mod rate;
 mod raw;
 mod sync;
@@ -216,6 +217,8 @@ pub struct SyncSet {
     pub merge_accounts: bool,
     /// When it is made alike; by hand always.
     pub on: Triggers,
+    /// When all its files are read, in local time, to find what changed without a trace; none: never.
+    pub scrub: Option<Cron>,
     /// How fast its contents may go in each direction; none: as fast as they can.
     pub rate: Option<Rate>,
     /// Where it stands in the file.

@@ -2,11 +2,13 @@
 
 use crate::{
     DELETE_LIMIT, KEEP_MAX, KEEP_VERSIONS_MAX, Keep, SSH_KEY, SSH_PORT, SSH_USER, Server,
-    SshConfig, SyncLines, SyncSet, Triggers, raw::Section,
+    SshConfig, SyncLines, SyncSet, Triggers, nested, raw::Section,
 };
 use protocol::ServerName;
+use schedule::Cron;
 use std::{
     collections::BTreeSet,
+    ops::Range,
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -16,8 +18,9 @@ use toml::Spanned;
 pub const ACCOUNT_FILES: [&str; 6] = ["passwd", "shadow", "group", "gshadow", "subuid", "subgid"];
 
 /// Kinds of keys of an SSH server that are understood.
-const KEY_TYPES: [&str; 4] = [
+const KEY_TYPES: [&str; 5] = [
     "ssh-ed25519",
+    "ssh-rsa",
     "ecdsa-sha2-nistp256",
     "ecdsa-sha2-nistp384",
     "ecdsa-sha2-nistp521",
@@ -54,8 +57,11 @@ pub(crate) fn host_key(section: &Section<'_>) -> Option<String> {
             Some(format!("{kind} {key}"))
         }
         _ => {
-            let what = "no public key of an SSH server; write the line in its \
-                        /etc/ssh/ssh_host_ed25519_key.pub";
+            let what = format!(
+                "no public key of an SSH server; write the line in its /etc/ssh/ssh_host_ed25519_key.pub, or of a key of \
+                 another kind that is known here: {}",
+                KEY_TYPES.join(", ")
+            );
             section.report("host_key", what);
             None
         }
@@ -65,7 +71,9 @@ pub(crate) fn host_key(section: &Section<'_>) -> Option<String> {
 pub(crate) fn sets(root: &Section<'_>, servers: &[Server]) -> Vec<SyncSet> {
     let mut names = BTreeSet::new();
     let sections = root.tables("sync");
-    let sets: Vec<_> = sections.iter().filter_map(|s| set(s, &mut names)).collect();
+    let read: Vec<_> = sections.iter().filter_map(|s| set(s, &mut names)).collect();
+    nested::check(&read);
+    let sets: Vec<_> = read.into_iter().map(|read| read.set).collect();
     for server in servers.iter().filter(|s| !sets.is_empty() && !s.witness) {
         if server.host_key.is_none() {
             let what = format!(
@@ -79,7 +87,14 @@ pub(crate) fn sets(root: &Section<'_>, servers: &[Server]) -> Vec<SyncSet> {
     sets
 }
 
-fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSet> {
+/// A set, and where its paths stand.
+pub(crate) struct Read<'a> {
+    pub(crate) section: &'a Section<'a>,
+    pub(crate) set: SyncSet,
+    pub(crate) paths: Vec<(PathBuf, Range<usize>)>,
+}
+
+fn set<'a>(section: &'a Section<'a>, names: &mut BTreeSet<ServerName>) -> Option<Read<'a>> {
     section.only(&[
         "name",
         "path",
@@ -90,6 +105,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         "rate",
         "keep",
         "merge",
+        "scrub",
     ]);
     section.required("name", "name = \"...\"");
     section.required("path", "path = [\"/srv/www\"]");
@@ -100,7 +116,7 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         let what = format!("a second set named \"{name}\"; give each its own name");
         section.report("name", what);
     }
-    let mut paths: Vec<PathBuf> = Vec::new();
+    let mut paths: Vec<(PathBuf, Range<usize>)> = Vec::new();
     let texts = section.texts("path");
     for text in &texts {
         match absolute(text.get_ref()) {
@@ -108,12 +124,12 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
             Ok(path) => {
                 let near = paths
                     .iter()
-                    .find(|p| path.starts_with(p) || p.starts_with(&path));
-                if let Some(other) = near {
+                    .find(|(p, _)| path.starts_with(p) || p.starts_with(&path));
+                if let Some((other, _)) = near {
                     let what = format!("{} is in this set already", other.display());
                     section.report_at(text.span(), "path", what);
                 }
-                paths.push(path);
+                paths.push((path, text.span()));
             }
         }
     }
@@ -128,9 +144,10 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
     };
     let limit = section.number("delete_limit", 0..=100);
     let on = triggers(section);
-    Some(SyncSet {
+    let scrub = scrub(section);
+    let set = SyncSet {
         name: name?,
-        paths,
+        paths: paths.iter().map(|(path, _)| path.clone()).collect(),
         excludes: excludes
             .into_iter()
             .map(|t| t.into_inner().to_owned())
@@ -145,8 +162,14 @@ fn set(section: &Section<'_>, names: &mut BTreeSet<ServerName>) -> Option<SyncSe
         keep: keep(section),
         merge_accounts,
         on,
+        scrub,
         rate: section.parsed("rate"),
         lines,
+    };
+    Some(Read {
+        section,
+        set,
+        paths,
     })
 }
 
@@ -230,6 +253,23 @@ fn triggers(section: &Section<'_>) -> Triggers {
         }
     }
     on
+}
+
+/// `scrub = "cron: 0 4 1 * *"`
+fn scrub(section: &Section<'_>) -> Option<Cron> {
+    let text = section.text("scrub")?;
+    match text.get_ref().trim().strip_prefix("cron:").map(str::parse) {
+        Some(Ok(cron)) => return Some(cron),
+        Some(Err(why)) => section.report("scrub", format!("cron: {why}")),
+        None => {
+            let what = format!(
+                "\"{}\" is no moment; write \"cron: MINUTE HOUR DAY MONTH WEEKDAY\"",
+                text.get_ref().escape_debug()
+            );
+            section.report("scrub", what);
+        }
+    }
+    None
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {

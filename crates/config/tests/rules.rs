@@ -150,6 +150,26 @@ fn every_mistake_is_named_with_line_key_and_mend() {
         ),
         (
             "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"all\"\npath = [\"/srv\"]\n[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:35: [[sync]] www path: \"/srv/www\" is in \"/srv\" of set all, line 32, and no file can be kept alike by two sets; remove it here, or, if it is a directory, leave it out there: exclude = [\"/www\"]",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\n[[sync]]\nname = \"all\"\npath = [\"/srv/\"]\nexclude = [\"/ww\", \"www/x\"]\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:32: [[sync]] www path: \"/srv/www\" is in \"/srv\" of set all, line 35, and",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"etc\"\npath = [\"/etc\"]\n[[sync]]\nname = \"users\"\nmerge = \"accounts\"\npath = [\"/etc/passwd\"]\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:36: [[sync]] users path: \"/etc/passwd\" is in \"/etc\" of set etc, line 32, and no file can be kept alike by two sets; remove it here, or leave it out there: exclude = [\"/passwd\"]",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
+            "[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\n[[sync]]\nname = \"all\"\npath = [\"/srv/www/\"]\n[[virtual_server]]\nname = \"mail\"",
+            "standin.toml:35: [[sync]] all path: set www has it already, in line 32; remove it from one of the two",
+        ),
+        (
+            "[[virtual_server]]\nname = \"mail\"",
             "[[sync]]\nname = \"www\"\npath = [\"/srv/www\"]\n[[virtual_server]]\nname = \"mail\"",
             "server: alpha has no host_key, and files are kept alike with it",
         ),
@@ -879,4 +899,27 @@ fn whether_a_virtual_server_waits_is_part_of_the_configuration_that_all_share() 
     let waits = read(&with("wait")).unwrap();
     assert_eq!(waits.virtual_servers[0].on_conflict, OnConflict::Wait);
     assert_ne!(waits.hash, plain.hash);
+}
+
+#[test]
+fn a_set_may_lie_in_the_directory_of_another_that_leaves_it_out_and_beside_its_files() {
+    let sets = |outer: &str, exclude: &str, inner: &str| {
+        let host_key = "host_key = \"ssh-ed25519 AAAAx\"\n";
+        let text = GOOD.replace("[[server]]\n", &format!("[[server]]\n{host_key}"));
+        read(&format!(
+            "{text}[[sync]]\nname = \"outer\"\npath = {outer}\nexclude = {exclude}\n\
+             [[sync]]\nname = \"inner\"\npath = {inner}\n"
+        ))
+    };
+    for (outer, exclude, inner) in [
+        ("[\"/srv\"]", "[\"/www\"]", "[\"/srv/www\"]"),
+        ("[\"/srv\"]", "[\"www/\"]", "[\"/srv/a/www\"]"),
+        ("[\"/srv\"]", "[\"w*\"]", "[\"/srv/www\"]"),
+        ("[\"/srv/www\"]", "[]", "[\"/srv/ww\", \"/srv/motd\"]"),
+        ("[\"/srv/motd\"]", "[]", "[\"/srv/www\"]"),
+    ] {
+        let read = sets(outer, exclude, inner);
+        assert!(read.is_ok(), "{outer} {exclude} {inner}: {read:?}");
+    }
+    assert!(sets("[\"/srv\"]", "[\"/ww\"]", "[\"/srv/www\"]").is_err());
 }

@@ -31,6 +31,8 @@ pub enum CallError {
     NotPermitted(Role, PathBuf),
     /// It did not answer, or not in time.
     NoAnswer(Role, PathBuf, io::Error),
+    /// It ended, or was restarted, before it was done with what it had begun.
+    BrokeOff(Role, io::Error),
     /// It speaks no version of the local protocol that this program speaks.
     Refused(Role, String),
 }
@@ -64,6 +66,10 @@ impl fmt::Display for CallError {
             Self::NoAnswer(role, path, e) => {
                 write!(f, "{role} does not answer at {}: {e}", path.display())
             }
+            Self::BrokeOff(role, _) => write!(
+                f,
+                "{role} ended, or was restarted, before it was done; its status tells more"
+            ),
             Self::Refused(role, why) => write!(f, "{role} refuses: {why}"),
         }
     }
@@ -72,7 +78,7 @@ impl fmt::Display for CallError {
 impl std::error::Error for CallError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::NoAnswer(_, _, e) => Some(e),
+            Self::NoAnswer(_, _, e) | Self::BrokeOff(_, e) => Some(e),
             Self::NotRunning(..) | Self::NotPermitted(..) | Self::Refused(..) => None,
         }
     }
@@ -91,6 +97,33 @@ pub fn call(
     request: &CtlRequest,
     timeout: Duration,
 ) -> Result<CtlReply, CallError> {
+    ask(run_dir, role, request, timeout).map(|(reply, ..)| reply)
+}
+
+/// Sends a `request` that takes its time: its answer, and whatever comes after that if it was begun.
+pub fn call_until_done(
+    run_dir: &Path,
+    role: Role,
+    request: &CtlRequest,
+    timeout: Duration,
+) -> Result<CtlReply, CallError> {
+    match ask(run_dir, role, request, timeout)? {
+        (CtlReply::Done(_), socket, version) => {
+            let done =
+                local_socket::wait_for_ever(&socket).and_then(|()| receive(&socket, version));
+            done.map_err(|e| CallError::BrokeOff(role, e))
+        }
+        (other, ..) => Ok(other),
+    }
+}
+
+/// The first answer, and what it came by.
+fn ask(
+    run_dir: &Path,
+    role: Role,
+    request: &CtlRequest,
+    timeout: Duration,
+) -> Result<(CtlReply, OwnedFd, u8), CallError> {
     let path = local_socket::path(run_dir, role);
     let failed = |e: io::Error| CallError::new(role, &path, e);
     let mut version = *version::LOCAL.end();
@@ -105,7 +138,8 @@ pub fn call(
         match receive(&socket, version).map_err(failed)? {
             HelloAnswer::Welcome => {
                 transmit(&socket, request, version).map_err(failed)?;
-                return receive(&socket, version).map_err(failed);
+                let reply = receive(&socket, version).map_err(failed)?;
+                return Ok((reply, socket, version));
             }
             other => {
                 let refused = |why| CallError::Refused(role, why);

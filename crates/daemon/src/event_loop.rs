@@ -175,9 +175,15 @@ struct Incoming {
 
 #[derive(Clone, Copy)]
 enum IncomingState {
-    Greeting { until: BootTime },
+    Greeting {
+        until: BootTime,
+    },
     Neighbour(Role, u8),
-    Operator { until: BootTime, version: u8 },
+    /// Closed if it is silent until then; none: its last answer takes its time.
+    Operator {
+        until: Option<BootTime>,
+        version: u8,
+    },
 }
 
 struct Outgoing {
@@ -434,11 +440,14 @@ impl EventLoop {
 
     /// Answers a request. The connection stays open for the next one.
     pub fn reply(&mut self, conn: ConnId, reply: &CtlReply) {
-        let Some(incoming) = self.incoming.get(&conn.0) else {
+        let Some(incoming) = self.incoming.get_mut(&conn.0) else {
             return;
         };
-        let version = match incoming.state {
-            IncomingState::Operator { version, .. } => version,
+        let version = match &mut incoming.state {
+            IncomingState::Operator { version, until } => {
+                *until = Some(clock::now() + CTL_TIMEOUT);
+                *version
+            }
             IncomingState::Neighbour(..) | IncomingState::Greeting { .. } => version::FIRST,
         };
         let sent = encode_record_as(reply, version)
@@ -446,6 +455,14 @@ impl EventLoop {
         if !matches!(sent, Ok(Sent::Yes)) {
             self.counters.add("local_unsent_reply");
             self.close(conn.0);
+        }
+    }
+
+    /// The operator waits for another answer, for as long as it takes.
+    pub fn hold(&mut self, conn: ConnId) {
+        let incoming = self.incoming.get_mut(&conn.0);
+        if let Some(IncomingState::Operator { until, .. }) = incoming.map(|i| &mut i.state) {
+            *until = None;
         }
     }
 
@@ -672,7 +689,7 @@ impl EventLoop {
     fn make_room(&mut self) -> Result<(), &'static str> {
         let worth = |i: &Incoming| match i.state {
             IncomingState::Greeting { until } => Some((0, until)),
-            IncomingState::Operator { until, .. } => Some((1, until)),
+            IncomingState::Operator { until, .. } => Some((1, until.unwrap_or(BootTime(u64::MAX)))),
             IncomingState::Neighbour(..) => None,
         };
         let worths = self
@@ -788,7 +805,7 @@ impl EventLoop {
                     return Err("local_refused_command");
                 }
                 incoming.state = IncomingState::Operator {
-                    until: clock::now() + CTL_TIMEOUT,
+                    until: Some(clock::now() + CTL_TIMEOUT),
                     version,
                 };
                 self.pending.push(Event::Ctl {
@@ -819,7 +836,7 @@ impl EventLoop {
             };
             if operator {
                 incoming.state = IncomingState::Operator {
-                    until: clock::now() + CTL_TIMEOUT,
+                    until: Some(clock::now() + CTL_TIMEOUT),
                     version,
                 };
                 HelloAnswer::Welcome
@@ -1029,7 +1046,8 @@ impl IncomingState {
     /// When the connection must be closed.
     fn due(&self) -> Option<BootTime> {
         match self {
-            Self::Greeting { until } | Self::Operator { until, .. } => Some(*until),
+            Self::Greeting { until } => Some(*until),
+            Self::Operator { until, .. } => *until,
             Self::Neighbour(..) => None,
         }
     }

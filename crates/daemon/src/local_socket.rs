@@ -125,6 +125,12 @@ pub(crate) fn dial(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Reads of a socket take as long as they take.
+pub(crate) fn wait_for_ever(socket: &OwnedFd) -> io::Result<()> {
+    let none = nix::sys::time::TimeVal::new(0, 0);
+    Ok(setsockopt(socket, sockopt::ReceiveTimeout, &none)?)
+}
+
 /// Connects; this and every later read or write of the socket takes at most `timeout`.
 pub(crate) fn dial_blocking(path: &Path, timeout: std::time::Duration) -> io::Result<OwnedFd> {
     use nix::sys::time::TimeVal;

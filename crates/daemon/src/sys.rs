@@ -144,6 +144,12 @@ pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Who writes beyond the limit of a file's size (RLIMIT_FSIZE) gets the error EFBIG, and no signal.
+pub fn ignore_file_size_signal() {
+    // SAFETY: no handler is installed, and no memory touched; it cannot fail for a signal that may be ignored.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Sends the Unix signal number `signal` to the process behind `pidfd`.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let none = std::ptr::null::<libc::siginfo_t>();

@@ -392,7 +392,7 @@ fn version(
         if text == loser.text {
             node.mtime = lost.mtime;
         } else if text != winner.text {
-            node.mtime = i64::try_from(nanos).unwrap_or(i64::MAX);
+            node.mtime = nanos.into();
         }
         author.merge(here.entry, there.entry, node, nanos)
     };

@@ -36,7 +36,7 @@ pub enum Kind {
         /// Where it points, as it stands there.
         target: Vec<u8>,
     },
-    /// A further name of a file in the same set, the one first in order of those that name it.
+    /// A further name of what is at another path of the same set and no directory: the first in order of its names.
     HardLink {
         /// That name.
         to: Path,
@@ -65,9 +65,8 @@ pub struct Node {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Modification time in nanoseconds since 1970; 0 for what has none of its own or whose time follows from
-    /// something else: directories and further names.
-    pub mtime: i64,
+    /// Modification time in nanoseconds since 1970; 0 for further names, and for directories of which it is not known.
+    pub mtime: i128,
     /// Extended attributes, ACLs (`system.posix_acl_*`) and capabilities among them, as the kernel gives them.
     pub attributes: BTreeMap<Vec<u8>, Vec<u8>>,
 }
@@ -93,12 +92,23 @@ impl Node {
             )
     }
 
+    /// The same; a directory's time may be another, for it follows from what comes and goes there.
+    pub fn is_as(&self, other: &Self) -> bool {
+        (self.mtime == other.mtime || self.is_directory()) && self.says_the_same(other)
+    }
+
+    /// Whether its time is later; any is later than one that is not known.
+    pub fn is_later(&self, other: &Self) -> bool {
+        let time = |node: &Self| (node.mtime != 0, node.mtime);
+        time(self) > time(other)
+    }
+
     /// Whether it is a directory.
     pub fn is_directory(&self) -> bool {
         self.kind == Kind::Directory
     }
 
-    /// The file of which it is a further name, if it is one.
+    /// The path of which it is a further name, if it is one.
     pub fn further_name_of(&self) -> Option<&Path> {
         match &self.kind {
             Kind::HardLink { to } => Some(to),

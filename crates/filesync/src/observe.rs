@@ -102,8 +102,10 @@ impl Span {
         Self { previous, now }
     }
 
-    /// When a change happened: a modification time is believed if it lies where it can.
+    /// When a change happened: a modification time is believed if it lies where it can. A directory's tells of something
+    /// else.
     fn stamp(&self, node: Option<&Node>) -> u64 {
+        let node = node.filter(|node| !node.is_directory());
         let told = node.and_then(|n| u64::try_from(n.mtime).ok());
         told.filter(|t| (self.previous..=self.now).contains(t))
             .unwrap_or(self.now)
@@ -157,11 +159,24 @@ where
     }
 
     fn change(&mut self, path: &Path, known: Option<&Entry>, node: Option<Node>) -> Option<Entry> {
-        if known.and_then(|k| k.node.as_ref()) == node.as_ref() {
+        let was = known.and_then(|k| k.node.as_ref());
+        if was == node.as_ref() {
             return None;
         }
-        if let Some(intended) = (self.intended)(path).filter(|i| i.node == node) {
+        let alike = |other: &Option<Node>| match (other, &node) {
+            (Some(other), Some(node)) => other.is_as(node),
+            (other, node) => other == node,
+        };
+        if let Some(intended) = (self.intended)(path).filter(|i| alike(&i.node)) {
             return Some(intended);
+        }
+        // What came or went in a directory is told, and is nobody's change of it.
+        if let (Some(known), Some(was), Some(now)) = (known, was, &node)
+            && was.is_as(now)
+            && now.is_later(was)
+        {
+            let known = known.clone();
+            return Some(Entry { node, ..known });
         }
         let at = self.span.stamp(node.as_ref());
         Some(self.author.change(known, node, at))
@@ -242,7 +257,7 @@ pub(crate) mod tests {
         Path::try_from(text.as_bytes().to_vec()).unwrap()
     }
 
-    pub(crate) fn file(content: u8, mtime: i64) -> Node {
+    pub(crate) fn file(content: u8, mtime: i128) -> Node {
         Node {
             kind: Kind::File {
                 size: 1,
@@ -380,6 +395,30 @@ pub(crate) mod tests {
             mtime,
             ctime,
         }
+    }
+
+    #[test]
+    fn what_came_or_went_in_a_directory_is_nobodys_change_unless_its_time_was_set_back() {
+        let directory = |mode, mtime| Node {
+            kind: Kind::Directory,
+            mode,
+            ..file(1, mtime)
+        };
+        let known = author().change(None, Some(directory(0o755, 5)), 6);
+        let seen = |node: Node| {
+            let mut author = author();
+            let mut observer = Observer::new(|_| None, &mut author, SPAN);
+            let seen = observer.seen(&path("d"), Some(&known), Sight::Node(node.clone()));
+            seen.map(|entry| {
+                assert_eq!(entry.node, Some(node));
+                entry.vector == known.vector && entry.rank == known.rank
+            })
+        };
+        assert_eq!(seen(directory(0o755, 5)), None);
+        assert_eq!(seen(directory(0o755, 6)), Some(true));
+        assert_eq!(seen(directory(0o755, 4)), Some(false), "somebody set it");
+        assert_eq!(seen(directory(0o700, 6)), Some(false));
+        assert_eq!(seen(file(1, 6)), Some(false));
     }
 
     #[test]

@@ -81,6 +81,16 @@ impl Operation {
         self.was.as_ref().and_then(|w| w.node.as_ref()) == self.entry.node.as_ref()
     }
 
+    /// What is there stays the same kind of thing, with all its further names.
+    pub fn goes_on(&self) -> bool {
+        let kind = |entry: &'_ Entry| entry.node.as_ref().map(|node| node.kind.clone());
+        match (self.was.as_ref().and_then(kind), kind(&self.entry)) {
+            (Some(Kind::Symlink { .. }), Some(Kind::Symlink { .. })) => true,
+            (Some(was @ (Kind::Fifo | Kind::Device { .. })), Some(now)) => was == now,
+            (_, now) => matches!(now, Some(Kind::File { .. })),
+        }
+    }
+
     /// The file of which this will be a further name.
     fn joins(&self) -> Option<&Path> {
         self.entry.node.as_ref().and_then(Node::further_name_of)
@@ -224,7 +234,7 @@ impl Planner {
         let planned = |name: &Path| going.contains_key(name);
         let mut found = Vec::new();
         for (path, operation) in &going {
-            let ends = operation.entry.file().is_none() && operation.joins().is_none();
+            let ends = !operation.goes_on() && operation.joins().is_none();
             if let Some(was) = operation.was.as_ref().filter(|_| ends) {
                 found.extend(orphans(tree, path, was, planned, author, nanos));
             }
@@ -240,14 +250,14 @@ impl Planner {
         self.ordered(tree, waiting)
     }
 
-    /// What becomes something else than a file cannot take further names along: those that go must be gone before.
+    /// What becomes something else cannot take further names along: those that go must be gone before.
     fn put_late(&mut self, waiting: &mut BTreeMap<Path, Operation>) {
         loop {
             let others = self.removals.values().chain(self.after.values());
             let names: BTreeSet<_> = others.filter_map(Operation::leaves).collect();
             let follows = |path: &Path| self.after.contains_key(path);
             let late = |(path, operation): &(&Path, &Operation)| {
-                names.contains(*path) && operation.entry.file().is_none()
+                names.contains(*path) && !operation.goes_on()
                     || operation.joins().is_some_and(follows)
                     || path.parent().as_ref().is_some_and(follows)
             };
@@ -401,7 +411,10 @@ impl Planner {
             };
         };
         let relation = here.vector.relation(&there.vector);
-        let alike = here.node == there.node;
+        let (alike, later) = match (&here.node, &there.node) {
+            (Some(here), Some(there)) => (here.is_as(there), there.is_later(here)),
+            (here, there) => (here == there, false),
+        };
         let mut joined = there.clone();
         joined.vector.join(&here.vector);
         if self.yields && !alike {
@@ -413,11 +426,16 @@ impl Planner {
                 Outcome::GaveWay
             }
             Relation::Newer => return None,
+            // Something came or went there in the directory.
+            Relation::Equal if alike && later => return operation(Some(here), there, false),
             Relation::Equal if alike => return None,
             Relation::Equal => Outcome::Impossible,
             Relation::Older => return operation(Some(here), there, false),
             Relation::Concurrent if alike => {
                 joined.rank = joined.rank.max(here.rank.clone());
+                if !later {
+                    joined.node.clone_from(&here.node);
+                }
                 return operation(Some(here), joined, false);
             }
             Relation::Concurrent if self.yields => Outcome::GaveWay,
@@ -440,7 +458,7 @@ impl Planner {
                 outcome,
             });
         }
-        let keep = !same && here.node.is_some() && !here.is_directory();
+        let keep = !same && here.node.is_some();
         match outcome {
             Outcome::GaveWay => operation(Some(here), joined, keep),
             // The other may have heard of the removal, and forgotten it: it is told again.

@@ -66,7 +66,7 @@ fn node(text: &[u8], mtime: u64) -> Node {
         mode: 0o600,
         uid: 0,
         gid: 42,
-        mtime: mtime as i64,
+        mtime: mtime.into(),
         attributes: BTreeMap::new(),
     }
 }

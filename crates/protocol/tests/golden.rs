@@ -702,6 +702,12 @@ fn replies() -> Vec<CtlReply> {
             why: "change".to_owned(),
             tries: 2,
         }),
+        notable: Since(Some(LastRun {
+            at: 1_767_225_000,
+            why: "hand".to_owned(),
+            outcome: Err("not reached".to_owned()),
+            complete: false,
+        })),
     };
     let syncd = SyncdStatus {
         freshness: (Term(5), 17),

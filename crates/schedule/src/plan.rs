@@ -217,21 +217,35 @@ impl Plan {
 
     /// Somebody asks for these sets and servers; none: all.
     pub fn wanted(&mut self, sets: &[ServerName], peers: &[ServerName], now: Now) {
-        let all =
-            |names: &[ServerName], name: &ServerName| names.is_empty() || names.contains(name);
-        let pairs: Vec<Pair> = self
-            .rules
-            .sets
-            .iter()
-            .filter(|s| all(sets, &s.name))
-            .flat_map(|s| {
-                let peers = self.rules.peers.iter().filter(|p| all(peers, p));
-                peers.map(|p| (s.name.clone(), p.clone()))
-            })
-            .collect();
-        for pair in pairs {
+        for pair in self.pairs(sets, peers) {
             self.owe(pair, Why::Hand, now);
         }
+    }
+
+    /// Whether all that was asked for was tried, and what came of it passed on.
+    pub fn was_tried(&self, sets: &[ServerName], peers: &[ServerName]) -> bool {
+        let tried = |(set, peer): &Pair| {
+            let debt = self.memory.sets.get(set).and_then(|p| p.debts.get(peer));
+            let owed = debt.is_some_and(|d| d.why >= Why::Hand && d.tries == 0);
+            let at_work = |j: &Job| {
+                let asked = matches!(j.why, Why::Follow | Why::Hand | Why::Election);
+                asked && j.sets.contains(set) && j.peers.contains(peer)
+            };
+            !owed && !self.running.iter().any(at_work)
+        };
+        self.pairs(sets, peers).iter().all(tried)
+    }
+
+    /// These sets with these servers; none: all.
+    fn pairs(&self, sets: &[ServerName], peers: &[ServerName]) -> Vec<Pair> {
+        let all =
+            |names: &[ServerName], name: &ServerName| names.is_empty() || names.contains(name);
+        let sets = self.rules.sets.iter().filter(|s| all(sets, &s.name));
+        let pairs = sets.flat_map(|s| {
+            let peers = self.rules.peers.iter().filter(|p| all(peers, p));
+            peers.map(|p| (s.name.clone(), p.clone()))
+        });
+        pairs.collect()
     }
 
     /// In which term this server numbers runs.
@@ -457,7 +471,11 @@ impl Plan {
         }
         if let Some(outcome) = outcome {
             let at = now.real;
-            past.last.insert(pair.1.clone(), Last { at, why, outcome });
+            let last = Last { at, why, outcome };
+            if last.is_notable() {
+                past.notable.0.insert(pair.1.clone(), last.clone());
+            }
+            past.last.insert(pair.1.clone(), last);
         }
         if let (true, Some(why)) = (paid, again) {
             self.owe(pair, why, now);
@@ -592,6 +610,66 @@ mod tests {
 
     fn names(list: &[ServerName]) -> Vec<&str> {
         list.iter().map(ServerName::as_str).collect()
+    }
+
+    #[test]
+    fn what_was_asked_for_was_tried_when_it_ended_well_or_not_and_was_passed_on() {
+        let mut plan = plan();
+        let (data, beta) = ([name("data")], [name("beta")]);
+        assert!(plan.was_tried(&data, &[]));
+        plan.wanted(&data, &[], at(0));
+        assert!(!plan.was_tried(&data, &[]));
+        let job = poll(&mut plan, at(0)).unwrap();
+        assert!(!plan.was_tried(&[], &[]) && plan.was_tried(&[name("mail")], &[]));
+        // Asked for once more while it is at work.
+        plan.wanted(&data, &beta, at(1));
+        plan.ended(job.id, &well(&job, &[("gamma", 1)]), at(2));
+        assert!(!plan.was_tried(&data, &beta));
+        let again = poll(&mut plan, at(2)).unwrap();
+        plan.ended(again.id, &failed(&again, "beta"), at(3));
+        assert!(plan.was_tried(&data, &beta));
+        while let Some(job) = poll(&mut plan, at(3)) {
+            assert_eq!(job.why, Why::Follow);
+            assert!(!plan.was_tried(&data, &job.peers));
+            plan.ended(job.id, &well(&job, &[]), at(3));
+        }
+        assert!(plan.was_tried(&[], &[]));
+    }
+
+    #[test]
+    fn the_last_run_that_did_anything_is_known_until_another_one_does() {
+        let mut plan = plan();
+        let known = |plan: &Plan| {
+            let past = &plan.memory().sets[&name("data")];
+            let of = |map: &BTreeMap<ServerName, Last>| map.get(&name("beta")).cloned();
+            (of(&past.last).unwrap(), of(&past.notable.0))
+        };
+        let mut run = |second, outcome: Result<Done, String>| {
+            plan.wanted(&[name("data")], &[name("beta")], at(second));
+            let job = poll(&mut plan, at(second)).unwrap();
+            let mut ended = Ended::default();
+            ended.outcomes.insert((name("data"), name("beta")), outcome);
+            plan.ended(job.id, &ended, at(second + 1));
+            known(&plan)
+        };
+        let done = |given, complete| Done {
+            complete,
+            given,
+            ..Done::default()
+        };
+        assert_eq!(run(0, Ok(done(0, true))).1, None);
+        let notable = [
+            Ok(done(2, true)),
+            Ok(done(0, false)),
+            Err("gone".to_owned()),
+        ];
+        for (i, outcome) in (1..).zip(notable) {
+            let (last, notable) = run(i * 100, outcome);
+            assert_eq!(notable, Some(last.clone()));
+            let (trivial, notable) = run(i * 100 + 50, Ok(done(0, true)));
+            assert_eq!(notable, Some(last));
+            assert_ne!(notable, Some(trivial));
+        }
     }
 
     #[test]

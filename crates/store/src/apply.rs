@@ -15,6 +15,7 @@
 //! barrier is waited for, those before are renamed and those after it checked and staged: that they are still right is
 //! seen once more at the rename.
 
+mod given_times;
 mod place;
 mod ready;
 
@@ -31,7 +32,13 @@ use crate::{
 };
 use filesync::{Entry, Kind, Node, Operation, Path, Proof, Stat};
 use rustix::io::Errno;
-use std::{collections::BTreeSet, io, rc::Rc, sync::Arc, thread, vec};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    rc::Rc,
+    sync::Arc,
+    thread, vec,
+};
 
 /// So many operations have one barrier,
 const TOGETHER: usize = 4096;
@@ -47,8 +54,8 @@ const STAGED: usize = 256;
 pub struct Applied {
     /// Done.
     pub done: u64,
-    /// Losers kept aside.
-    pub kept: u64,
+    /// Where losers were kept aside.
+    pub kept: BTreeSet<Path>,
     /// What was not any more what the operation was made for; it will be offered again.
     pub put_off: Listing,
     /// What the system did not allow.
@@ -166,6 +173,8 @@ struct Run<'a> {
     contents: &'a mut dyn Contents,
     now: u64,
     applied: Applied,
+    /// Directories in which something came or went, and the times that they are to have in the end.
+    times: BTreeMap<Path, Option<i128>>,
     /// Done on the disk and not in the index.
     done: Vec<Done>,
     /// Something was written since the last barrier.
@@ -207,6 +216,7 @@ pub fn apply_by(
         contents,
         now,
         applied,
+        times: BTreeMap::new(),
         done: Vec::new(),
         dirty: false,
     };
@@ -222,6 +232,7 @@ pub fn apply_by(
         intended = staged;
         staged = next;
     }
+    run.give_times();
     let done = std::mem::take(&mut run.done);
     run.barrier(done, &[], |_| ())?;
     Ok(run.applied)
@@ -347,8 +358,8 @@ impl Run<'_> {
             return Ok(Some(stat));
         }
         match sight::see(&dir, name).at("read", path)? {
-            Found::Node(node, stat) if node == *known => Ok(Some(stat)),
-            Found::Busy => Err(Refusal::PutOff("it changes while it is read")),
+            Found::Node(node, stat) if self.set.times.is(&node, known) => Ok(Some(stat)),
+            Found::Busy | Found::Growing(_) => Err(Refusal::PutOff("it changes while it is read")),
             Found::Node(..) | Found::Socket | Found::Nothing => Err(otherwise),
         }
     }

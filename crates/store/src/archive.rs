@@ -30,7 +30,7 @@ use crate::{
     set::Set,
 };
 use fastcdc::v2020::StreamCDC;
-use filesync::{Digest, Entry, Kind, Ledger, Path, Replica};
+use filesync::{Digest, Entry, Kind, Ledger, Node, Path, Replica};
 use linux::sparse::{Part, extents};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use rustix::fs::statvfs;
@@ -258,7 +258,7 @@ impl Archive {
     ) -> Result<Option<u64>, Failure> {
         let last = tables.of(path)?.pop();
         match &last {
-            Some((_, last)) if last.entry == version.entry => return Ok(None),
+            Some((_, last)) if is_same(&last.entry, &version.entry) => return Ok(None),
             // What was never here needs no grave.
             None if version.entry.node.is_none() => return Ok(None),
             _ => {}
@@ -373,6 +373,12 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Archive(error)
     }
+}
+
+/// Whether it is the same version; of a directory, whatever came and went in it.
+fn is_same(last: &Entry, entry: &Entry) -> bool {
+    let alike = |last: &Node| entry.node.as_ref().is_some_and(|node| last.is_as(node));
+    last == entry || last.vector == entry.vector && last.node.as_ref().is_some_and(alike)
 }
 
 fn file_of(entry: &Entry) -> Option<(u64, Digest)> {
@@ -552,7 +558,8 @@ impl<'t> Tables<'t> {
     ) -> Result<(u64, Digest), Failure> {
         let unread = |e: io::Error| Failure::File(e.to_string());
         let mut digester = Digester::new(size);
-        let length = file.metadata().map_err(unread)?.len();
+        // It may have grown.
+        let length = file.metadata().map_err(unread)?.len().min(size);
         for extent in extents(file, 0, length, HOLE) {
             let extent = extent.map_err(unread)?;
             if extent.hole {

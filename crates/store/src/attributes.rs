@@ -3,13 +3,14 @@
 use crate::{
     calls::Calls,
     dir::{Dir, Name},
+    times::stamps,
 };
 use filesync::Node;
 use rustix::{
     fs::{
-        AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
-        fchmod, fchown, fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, futimens, lgetxattr,
-        llistxattr, lremovexattr, lsetxattr, utimensat,
+        AtFlags, Gid, Mode, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr,
+        flistxattr, fremovexattr, fsetxattr, fstat, futimens, lgetxattr, llistxattr, lremovexattr,
+        lsetxattr, utimensat,
     },
     io::Errno,
 };
@@ -31,7 +32,8 @@ fn carried(name: &[u8]) -> bool {
         b"system.posix_acl_access",
         b"system.posix_acl_default",
     ];
-    name.starts_with(b"user.") || single.contains(&name)
+    let all: [&[u8]; 2] = [b"user.", b"trusted."];
+    all.iter().any(|start| name.starts_with(start)) || single.contains(&name)
 }
 
 /// Calls again with more room until it is enough.
@@ -123,33 +125,22 @@ pub(crate) fn read(fd: impl AsFd) -> io::Result<Attributes> {
     Holder::Open(fd.as_fd()).read()
 }
 
-/// The same of a pipe or a device.
+/// The same of what cannot be opened without consequences.
 pub(crate) fn read_unopened(dir: &Dir, name: Name) -> io::Result<Attributes> {
     match Holder::closed(dir, name).read() {
         // Not to be taken for a removal.
-        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.stat_of(name)?.is_some() => Err(
-            io::Error::other("the attributes of a pipe or device cannot be read without /proc"),
-        ),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.stat_of(name)?.is_some() => {
+            Err(io::Error::other(
+                "the attributes of a pipe, device or symbolic link cannot be read without /proc",
+            ))
+        }
         other => other,
     }
 }
 
-fn times(mtime: i64) -> Timestamps {
-    const SECOND: i64 = 1_000_000_000;
-    Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: mtime.div_euclid(SECOND),
-            tv_nsec: mtime.rem_euclid(SECOND) as _,
-        },
-    }
-}
-
 /// Gives an open file or directory all that `node` has. The order matters: a new owner takes set-user-id bits and
-/// capabilities away, and all of it changes the times.
+/// capabilities away, and all of it changes the times. A directory gets its time when nothing
+/// comes or goes in it any more.
 pub(crate) fn give(fd: impl AsFd, node: &Node, calls: &Calls) -> io::Result<()> {
     let fd = fd.as_fd();
     let stat = fstat(fd)?;
@@ -173,7 +164,7 @@ pub(crate) fn give(fd: impl AsFd, node: &Node, calls: &Calls) -> io::Result<()> 
 /// Gives an open file its time alone.
 pub(crate) fn give_time(fd: impl AsFd, node: &Node, calls: &Calls) -> io::Result<()> {
     calls.one("utimens")?;
-    Ok(futimens(fd, &times(node.mtime))?)
+    Ok(futimens(fd, &stamps(node.mtime))?)
 }
 
 /// Gives what cannot be opened without consequences what `node` has: a symbolic link, a pipe, a device.
@@ -194,9 +185,9 @@ pub(crate) fn give_unopened(dir: &Dir, name: Name, node: &Node) -> io::Result<()
             Mode::from_raw_mode(node.mode.into()),
             AtFlags::empty(),
         )?;
-        Holder::closed(dir, name).give(&node.attributes, calls)?;
     }
+    Holder::closed(dir, name).give(&node.attributes, calls)?;
     calls.one("utimens")?;
-    utimensat(dir, bytes, &times(node.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
+    utimensat(dir, bytes, &stamps(node.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
 }

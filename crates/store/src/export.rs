@@ -5,6 +5,7 @@ use crate::{
     dir::{Dir, Name},
     error::{At, Error},
     stage::{self, Contents},
+    times::Times,
 };
 use filesync::{Node, Path};
 use rustix::fs::RenameFlags;
@@ -24,7 +25,7 @@ pub fn export(
         let folder = to.parent().filter(|f| !f.as_os_str().is_empty());
         let folder = folder.unwrap_or(std::path::Path::new("."));
         let dir = Dir::root(folder, Calls::unlimited())?;
-        let temp = stage::make(&dir, path, node, None, contents)?;
+        let temp = stage::make(&dir, &Times::ALL, path, node, None, contents)?;
         let placed = dir
             .sync_all()
             .and_then(|()| dir.rename(temp.name(), &dir, name, RenameFlags::NOREPLACE));

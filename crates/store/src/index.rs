@@ -9,6 +9,7 @@ use crate::{
         self, DIGESTS, INTENTS, LINKS, PATHS, Row, SEQUENCES, STATE, State, Writer, beginning,
         compare, decode, decode_row, encode, encode_row, key,
     },
+    times::Times,
 };
 use filesync::{
     Digest, Entry, Forgotten, Kind, Knowledge, Ledger, Path, Proof, Replica, Standing, Stat, Tree,
@@ -36,6 +37,8 @@ const STANDING: &str = "standing";
 const FILE: &str = "file";
 /// Key of the directory that the root was.
 const IDENTITY: &str = "identity";
+/// Key of which modification times the root's file system can hold.
+const TIMES: &str = "times";
 /// Key of when the root was last changed, when it was last looked at.
 const CHANGED: &str = "changed";
 /// Key of a mark: what is in the root did not come of what this index knows.
@@ -272,6 +275,15 @@ impl Index {
     /// The directory that the root was; not known of an old index.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, Error> {
         self.kept(IDENTITY)
+    }
+
+    /// Notes that somebody was told which modification times the root's file system can hold; whether it is news.
+    pub fn tell_times(&self, times: &Times) -> Result<bool, Error> {
+        let news = self.kept::<Times>(TIMES)?.as_ref() != Some(times);
+        if news {
+            self.write(|batch| batch.keep(TIMES, times))?;
+        }
+        Ok(news)
     }
 
     /// The root's change time at the last look, in nanoseconds since 1970.
@@ -533,6 +545,17 @@ impl Reader {
     pub fn row(&self, path: &Path) -> Result<Option<Row>, Error> {
         let bytes = self.paths.get(key(path).as_slice())?;
         bytes.map(|bytes| decode_row(bytes.value())).transpose()
+    }
+
+    /// The next paths after this one, at most so many, in order.
+    pub fn after(&self, path: Option<&Path>, most: usize) -> Result<Vec<(Path, Row)>, Error> {
+        let from = path.map_or(Vec::new(), |path| rows::pair(&key(path), &[0]));
+        let rows = self.paths.range(from.as_slice()..)?.take(most);
+        rows.map(|item| {
+            let (key, row) = item?;
+            Ok((rows::path(key.value())?, decode_row(row.value())?))
+        })
+        .collect()
     }
 
     /// The further names of a file.

@@ -17,7 +17,9 @@
 //! | `attributes` | owner, mode, extended attributes and times |
 //! | `sight` | what is at a name |
 //! | `walk` | what is in a set, in order |
+//! | `verify` | whether contents changed without a trace |
 //! | `threads` | work for all processors |
+//! | `times` | which modification times a file system can hold |
 //! | `rows` | how the index is laid out in its file |
 //! | `index` | what is known of each path, and of the set |
 //! | `life` | whether an index came back from a backup |
@@ -60,6 +62,8 @@ mod set;
 mod sight;
 mod stage;
 mod threads;
+mod times;
+mod verify;
 mod walk;
 
 pub use apply::{Applied, apply, apply_by};
@@ -76,4 +80,6 @@ pub use look::{Look, Summary, look};
 pub use rows::{Row, State, Writer};
 pub use set::{Adopt, MARKER, Opener, Own, STAGE, Set, reserved as is_own};
 pub use stage::Contents;
+pub use times::Times;
+pub use verify::{Verified, verify};
 pub use walk::Counts;

@@ -11,6 +11,7 @@ use crate::{
     set::{Set, reserved},
     sight::{self, Found},
     threads,
+    times::Times,
     walk::{Counts, Step, Walk, What},
 };
 use filesync::{
@@ -170,6 +171,8 @@ fn see_all<'scope, 'env>(
         index,
         now: how.now,
         observer: Observer::new(|path| intents.get(path).cloned(), &mut author, span),
+        intents,
+        times: &set.times,
         open: Vec::new(),
         unread: 0,
         news: Vec::new(),
@@ -326,6 +329,8 @@ struct Sights<'a, 'scope, 'env, I> {
     index: &'env Index,
     now: u64,
     observer: Observer<'a, I>,
+    intents: &'a BTreeMap<Path, Entry>,
+    times: &'a Times,
     open: Vec<Open>,
     /// So many of them are still to be read.
     unread: usize,
@@ -360,12 +365,23 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                 let lent = false;
                 Some(Seen::Node(node, Some(Proof { stat, at, lent })))
             }
+            Ok(Found::Growing(node)) => {
+                counts.read += 1;
+                if let Kind::File { size, .. } = node.kind {
+                    counts
+                        .growing
+                        .add(path, format!("the first {size} bytes stood still"));
+                }
+                Some(Seen::Node(node, None))
+            }
             Ok(Found::Busy) => {
                 counts.busy.add(path, "changes while it is read");
                 Some(Seen::Unknown)
             }
             Ok(Found::Socket) => {
-                counts.skipped.add(path, "a socket");
+                counts
+                    .skipped
+                    .add(path, "a socket is of use on its machine only; exclude it");
                 None
             }
             Ok(Found::Nothing) => None,
@@ -393,8 +409,8 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
         match leftovers.holder(path, &directory)? {
             Some(Held::Here(_)) => return Ok(false),
             Some(Held::Left(held)) => {
-                let why = format!("was removed elsewhere and stays here: {held} is left out");
-                self.summary.counts.skipped.add(path, why);
+                let why = format!("{held} is left out");
+                self.summary.counts.left.add(path, why);
             }
             None if leftover::is_certain(&directory).at("stat", path)? => {
                 self.summary.released.push(path.clone());
@@ -433,6 +449,9 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                     continue;
                 }
                 (Some(Seen::Node(node, proof)), known) => {
+                    let intended = self.intents.get(&path).and_then(|i| i.node.as_ref());
+                    let node = self.times.meant(node, known.and_then(|k| k.node.as_ref()));
+                    let node = self.times.meant(node, intended);
                     let before = (known.and_then(|k| k.node.as_ref()), before.as_ref());
                     self.past
                         .note(before, (&node, proof.as_ref()), signed(self.now));
@@ -447,7 +466,9 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                     (self.observer.seen(&path, known, Sight::Unknown), None)
                 }
             };
-            self.summary.changed += u64::from(entry.is_some());
+            let vector = known.map(|known| &known.vector);
+            let changed = entry.as_ref().is_some_and(|e| Some(&e.vector) != vector);
+            self.summary.changed += u64::from(changed);
             let news = match (entry, proof) {
                 (Some(entry), proof) => News::Changed(entry, proof),
                 (None, Some(proof)) => News::Proven(proof),

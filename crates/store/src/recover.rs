@@ -45,7 +45,7 @@ fn follow(set: &Set, path: &Path, to: &Path, next: &Node, old: &Node) -> io::Res
     let Some(here) = node_at(set, path)? else {
         return Ok(());
     };
-    if there != *next || here != *old {
+    if !set.times.is(&there, next) || !set.times.is(&here, old) {
         return Ok(());
     }
     let (from, name) = set.root.place(to)?;
@@ -63,12 +63,13 @@ fn finish(set: &Set, path: &Path, known: &Node, node: &Node) -> io::Result<()> {
     let Some(now) = node_at(set, path)? else {
         return Ok(());
     };
-    let either = |value: &dyn Fn(&Node) -> i64| [value(known), value(node)].contains(&value(&now));
+    let either = |value: &dyn Fn(&Node) -> i128| [value(known), value(node)].contains(&value(&now));
+    let held = |n: &Node| set.times.held(n.mtime);
     // A new owner takes them away.
     let less = now.mode & !known.mode == 0 && known.mode & !now.mode & !0o6000 == 0;
     let mixed = now.kind == node.kind
         && (less || either(&|n| n.mode.into()))
-        && either(&|n| n.mtime)
+        && (now.is_directory() || either(&held))
         && either(&|n| n.uid.into())
         && either(&|n| n.gid.into())
         && now.attributes.iter().all(|(name, value)| {
@@ -76,7 +77,7 @@ fn finish(set: &Set, path: &Path, known: &Node, node: &Node) -> io::Result<()> {
                 .iter()
                 .any(|n| n.attributes.get(name) == Some(value))
         });
-    if !mixed || now == *known || now == *node {
+    if !mixed || set.times.is(&now, known) || set.times.is(&now, node) {
         return Ok(());
     }
     let (dir, name) = set.root.place(path)?;
@@ -89,6 +90,6 @@ fn node_at(set: &Set, path: &Path) -> io::Result<Option<Node>> {
     };
     Ok(match sight::see(&dir, name)? {
         Found::Node(node, _) => Some(node),
-        Found::Busy | Found::Socket | Found::Nothing => None,
+        Found::Busy | Found::Growing(_) | Found::Socket | Found::Nothing => None,
     })
 }

@@ -8,6 +8,7 @@ use crate::{
     index::Index,
     leftover::{self, LeftOut},
     stage,
+    times::Times,
 };
 use filesync::{
     Path, Replica,
@@ -87,6 +88,8 @@ pub struct Set {
     pub(crate) identity: Identity,
     /// It is another directory than the index knows.
     pub(crate) moved: bool,
+    /// What modification times can be held there.
+    pub times: Times,
     /// A directory in which a name comes or goes has other times afterwards.
     pub(crate) tells_of_names: bool,
     /// What lost.
@@ -162,6 +165,7 @@ impl Set {
             .and_then(Aside::open)
             .at("open", &shown)?;
         Ok(Self {
+            times: Times::probe(&stage).at("find the file system of", &name)?,
             tells_of_names: dir.tells_of_names().at("find the file system of", &name)?,
             root: dir,
             stage,
@@ -179,6 +183,11 @@ impl Set {
         let name = root.display().to_string();
         let dir = Dir::root(root, Calls::unlimited()).at("open", &name)?;
         see(&dir, own, &name)
+    }
+
+    /// Its root.
+    pub fn dir(&self) -> &Dir {
+        &self.root
     }
 
     /// How its root looked when it was opened.

@@ -3,6 +3,7 @@
 use crate::{
     attributes, contents,
     dir::{Dir, Name},
+    times,
 };
 use filesync::{Kind, Node, Path, Stat};
 use rustix::fs::{FileType, major, minor};
@@ -17,6 +18,8 @@ pub(crate) enum Found {
     Node(Node, Stat),
     /// It changes all the time.
     Busy,
+    /// It grows all the time; this is what of it stood still for a moment.
+    Growing(Node),
     /// A socket: of no use to anybody else.
     Socket,
     /// Nothing.
@@ -42,14 +45,17 @@ pub(crate) fn stat(raw: &rustix::fs::Stat) -> Stat {
 }
 
 /// Puts together what was found.
-pub(crate) fn node(kind: Kind, stat: &Stat, attributes: BTreeMap<Vec<u8>, Vec<u8>>) -> Node {
-    let own_time = kind != Kind::Directory;
+pub(crate) fn node(
+    kind: Kind,
+    raw: &rustix::fs::Stat,
+    attributes: BTreeMap<Vec<u8>, Vec<u8>>,
+) -> Node {
     Node {
         kind,
-        mode: (stat.mode & 0o7777) as u16,
-        uid: stat.uid,
-        gid: stat.gid,
-        mtime: if own_time { stat.mtime } else { 0 },
+        mode: (raw.st_mode & 0o7777) as u16,
+        uid: raw.st_uid,
+        gid: raw.st_gid,
+        mtime: times::of(raw),
         attributes,
     }
 }
@@ -64,30 +70,41 @@ pub(crate) fn see(dir: &Dir, name: Name) -> io::Result<Found> {
     Ok(Found::Busy)
 }
 
-/// The same of a file that was just like this.
+/// The same of a file that was just like this, and may grow.
 pub(crate) fn see_file(dir: &Dir, name: Name, before: Stat) -> io::Result<Found> {
-    match file(dir, name, before) {
+    match file(dir, name, before.inode, true) {
         Ok(Some(found)) => Ok(found),
         // Whatever went wrong goes wrong again, if it is not that something else is there.
         Ok(None) | Err(_) => see(dir, name),
     }
 }
 
-/// None: it changes.
-fn file(dir: &Dir, name: Name, before: Stat) -> io::Result<Option<Found>> {
+/// None: it changes. If it only gets longer and `may_grow`, what was there at first is read twice: whatever is the same
+/// both times was all there in between.
+fn file(dir: &Dir, name: Name, inode: u64, may_grow: bool) -> io::Result<Option<Found>> {
     let (file, raw) = dir.open_and_stat(name)?;
-    if stat(&raw) != before {
+    if raw.st_ino != inode {
         return Ok(None);
     }
+    let before = stat(&raw);
     let (size, digest) = contents::digest_as(&file, &raw)?;
     let attributes = attributes::read(&file)?;
+    let node = node(Kind::File { size, digest }, &raw, attributes);
     // This tells of the file as well: it is still that one, and whoever writes to it moves its times.
-    let after = dir.stat_of(name)?;
-    if after.is_none_or(|after| stat(&after) != before) {
+    let Some(after) = dir.stat_of(name)?.map(|after| stat(&after)) else {
         return Ok(None);
+    };
+    if after == before {
+        return Ok(Some(Found::Node(node, before)));
     }
-    let node = node(Kind::File { size, digest }, &before, attributes);
-    Ok(Some(Found::Node(node, before)))
+    let longer = Stat {
+        size: after.size.max(before.size + 1),
+        mtime: after.mtime,
+        ctime: after.ctime,
+        ..before
+    };
+    let grew = may_grow && after == longer && contents::digest_as(&file, &raw)? == (size, digest);
+    Ok(grew.then_some(Found::Growing(node)))
 }
 
 fn see_once(dir: &Dir, name: Name) -> io::Result<Option<Found>> {
@@ -97,11 +114,12 @@ fn see_once(dir: &Dir, name: Name) -> io::Result<Option<Found>> {
     let before = stat(&raw);
     let (kind, attributes) = match FileType::from_raw_mode(raw.st_mode) {
         FileType::Socket => return Ok(Some(Found::Socket)),
-        FileType::RegularFile => return file(dir, name, before),
+        FileType::RegularFile => return file(dir, name, before.inode, false),
         FileType::Directory => (Kind::Directory, attributes::read(&dir.child(name)?)?),
         FileType::Symlink => {
             let target = dir.target(name)?;
-            (Kind::Symlink { target }, BTreeMap::new())
+            let attributes = attributes::read_unopened(dir, name)?;
+            (Kind::Symlink { target }, attributes)
         }
         FileType::Fifo => (Kind::Fifo, attributes::read_unopened(dir, name)?),
         kind @ (FileType::BlockDevice | FileType::CharacterDevice) => {
@@ -125,7 +143,7 @@ fn see_once(dir: &Dir, name: Name) -> io::Result<Option<Found>> {
     if after.is_none_or(|after| own(stat(&after)) != own(before)) {
         return Ok(None);
     }
-    Ok(Some(Found::Node(node(kind, &before, attributes), before)))
+    Ok(Some(Found::Node(node(kind, &raw, attributes), before)))
 }
 
 /// A further name of the file at `to`. Whatever else the file has is told at its first name.

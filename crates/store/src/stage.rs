@@ -6,6 +6,7 @@ use crate::{
     filling::Filling,
     parts::Known,
     sight::{self, Found},
+    times::Times,
 };
 use filesync::{Digest, Kind, Node, Operation, Path};
 use rustix::fs::{FileType, RenameFlags, fstat, ftruncate};
@@ -156,9 +157,10 @@ fn is_of_use(error: &(dyn std::error::Error + 'static)) -> bool {
     !spoilt && error.source().is_none_or(is_of_use)
 }
 
-/// Makes `node` ready, with contents from a file here, if there is one, or else from `contents`.
+/// Makes `node` ready, with contents from a file here, if there is one, or else from `contents`; `times` can be held.
 pub(crate) fn make(
     stage: &Dir,
+    times: &Times,
     path: &Path,
     node: &Node,
     local: Option<File>,
@@ -175,7 +177,7 @@ pub(crate) fn make(
         Some((temp, file)) => (temp, Some(file)),
         None => (Temp::new()?, None),
     };
-    match fill(stage, &temp, path, node, begun, local, contents) {
+    match fill(stage, times, &temp, path, node, begun, local, contents) {
         Ok(()) => Ok(temp),
         Err(e) => {
             let came = || matches!(stage.stat_of(temp.name()), Ok(Some(s)) if s.st_size > 0);
@@ -194,8 +196,10 @@ fn wrong(what: &'static str) -> io::Error {
 const LESS: fn() -> io::Error = || wrong("the file system cannot hold all that it has");
 const OTHER: fn() -> io::Error = || wrong("other contents came than were announced");
 
+#[allow(clippy::too_many_arguments)]
 fn fill(
     stage: &Dir,
+    times: &Times,
     temp: &Temp,
     path: &Path,
     node: &Node,
@@ -204,7 +208,7 @@ fn fill(
     contents: &mut dyn Contents,
 ) -> io::Result<()> {
     let Kind::File { size, digest } = node.kind else {
-        return make_other(stage, temp.name(), node);
+        return make_other(stage, times, temp.name(), node);
     };
     let wanted = (size, digest);
     let file = match begun {
@@ -230,15 +234,18 @@ fn fill(
         }
     }
     attributes::give(&file, node, stage.calls())?;
-    is_now(node, &made(&file, node)?)
+    is_now(times, node, &made(&file, node)?)
 }
 
-fn is_now(node: &Node, made: &Node) -> io::Result<()> {
-    if made == node { Ok(()) } else { Err(LESS()) }
+fn is_now(times: &Times, node: &Node, made: &Node) -> io::Result<()> {
+    match times.is(made, node) {
+        true => Ok(()),
+        false => Err(LESS()),
+    }
 }
 
 /// Makes ready what is no file, under this name.
-pub(crate) fn make_other(dir: &Dir, name: Name, node: &Node) -> io::Result<()> {
+pub(crate) fn make_other(dir: &Dir, times: &Times, name: Name, node: &Node) -> io::Result<()> {
     match &node.kind {
         Kind::File { .. } | Kind::HardLink { .. } => {
             return Err(io::Error::other("a further name of no file"));
@@ -257,23 +264,28 @@ pub(crate) fn make_other(dir: &Dir, name: Name, node: &Node) -> io::Result<()> {
         false => attributes::give_unopened(dir, name, node)?,
     }
     match sight::see(dir, name)? {
-        Found::Node(made, _) => is_now(node, &made),
+        Found::Node(made, _) => is_now(times, node, &made),
         _ => Err(io::Error::other("it is gone from the stage")),
     }
 }
 
 /// What a staged file has become.
 fn made(file: &File, node: &Node) -> io::Result<Node> {
-    let stat = sight::stat(&fstat(file)?);
     Ok(sight::node(
         node.kind.clone(),
-        &stat,
+        &fstat(file)?,
         attributes::read(file)?,
     ))
 }
 
 /// Makes a file ready whose contents are these, under this name, in as few calls as it takes.
-pub(crate) fn make_small(dir: &Dir, name: Name, node: &Node, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn make_small(
+    dir: &Dir,
+    times: &Times,
+    name: Name,
+    node: &Node,
+    bytes: &[u8],
+) -> io::Result<()> {
     let (size, digest) = contents::digest_of(bytes);
     if node.kind != (Kind::File { size, digest }) {
         return Err(OTHER());
@@ -285,9 +297,9 @@ pub(crate) fn make_small(dir: &Dir, name: Name, node: &Node, bytes: &[u8]) -> io
     }
     // Most files have nothing that a new one has not.
     attributes::give_time(&file, node, dir.calls())?;
-    if made(&file, node)? != *node {
+    if !times.is(&made(&file, node)?, node) {
         attributes::give(&file, node, dir.calls())?;
-        is_now(node, &made(&file, node)?)?;
+        is_now(times, node, &made(&file, node)?)?;
     }
     Ok(())
 }

@@ -21,10 +21,14 @@ use std::{collections::HashMap, io, sync::Arc, vec};
 pub struct Counts {
     /// Changed while they were read.
     pub busy: Listing,
+    /// Grew while they were read, and count for what was there at first.
+    pub growing: Listing,
     /// Could not be read, nor anything below them.
     pub unreadable: Listing,
-    /// Are nothing that could be kept alike: sockets, names that are too long.
+    /// Are nothing that could be kept alike: sockets.
     pub skipped: Listing,
+    /// Directories that were removed elsewhere and stay for what is left out of the set.
+    pub left: Listing,
     /// Files that were read.
     pub read: u64,
     /// Directories whose names were read.
@@ -35,8 +39,10 @@ impl Counts {
     /// With those of another.
     pub(crate) fn join(&mut self, other: Self) {
         self.busy.join(other.busy);
+        self.growing.join(other.growing);
         self.unreadable.join(other.unreadable);
         self.skipped.join(other.skipped);
+        self.left.join(other.left);
         self.read += other.read;
         self.listed += other.listed;
     }
@@ -94,7 +100,7 @@ enum Names {
 pub(crate) struct Walk<X> {
     excluded: X,
     levels: Vec<Level>,
-    /// First name of each file that has several.
+    /// First name of whatever has several.
     links: HashMap<(u64, u64), Path>,
     device: u64,
     /// The time of the look.
@@ -214,7 +220,7 @@ where
         if stat.device != self.device {
             return Err(io::Error::other("another file system is mounted there"));
         }
-        if kind == FileType::RegularFile && raw.st_nlink > 1 {
+        if !matches!(kind, FileType::Directory | FileType::Socket) && raw.st_nlink > 1 {
             match self.links.get(&(stat.device, stat.inode)) {
                 Some(first) => return Ok(Some(What::Further(first.clone()))),
                 None => {
@@ -248,7 +254,8 @@ where
                         Err(_) => {
                             *all = false;
                             if let Some(directory) = &level.path {
-                                self.counts.skipped.add(directory, "too long a path in it");
+                                let why = "a path in it has more than 4,095 bytes; shorten it, or exclude the directory";
+                                self.counts.unreadable.add(directory, why);
                             }
                             continue;
                         }
@@ -283,14 +290,13 @@ where
     }
 }
 
-/// What is at this name, if that is all: no directory, no file of several names. What fails here is told when the path
+/// What is at this name, if that is all: no directory, nothing of several names. What fails here is told when the path
 /// is looked at.
 fn alone(dir: &Dir, name: Name, device: u64) -> Option<Stat> {
     let raw = dir.stat_of(name).ok()??;
     let alone = match FileType::from_raw_mode(raw.st_mode) {
         FileType::Directory => false,
-        FileType::RegularFile => raw.st_nlink == 1,
-        _ => true,
+        _ => raw.st_nlink == 1,
     };
     (alone && raw.st_dev == device).then(|| sight::stat(&raw))
 }

@@ -9,7 +9,7 @@ use crate::{
     recipes::{CHUNKS_MAX, Recipes},
     recut::recut,
 };
-use filesync::{Digest, Entry, Knowledge, Path, Replica, Standing};
+use filesync::{Digest, Entry, Knowledge, Node, Path, Replica, Standing};
 use linux::sparse::Part;
 use protocol::{codec, wire::beat::Freshness};
 use std::{
@@ -23,8 +23,9 @@ const CHUNKS: usize = 64;
 /// Entries in order of path.
 pub type Changes = Box<dyn Iterator<Item = io::Result<(Path, Entry)>>>;
 
-/// Files, each if it has the contents that were asked for by what is known of it.
-pub type Files<'a> = Box<dyn Iterator<Item = io::Result<Option<File>>> + 'a>;
+/// Files, each if it has the contents that were asked for by what is known of it, and how many bytes these are: it may
+/// have grown.
+pub type Files<'a> = Box<dyn Iterator<Item = io::Result<Option<(File, u64)>>> + 'a>;
 
 /// What a server of contents has.
 pub trait Origin {
@@ -71,7 +72,7 @@ pub fn serve<S: Read + Write>(
         stream,
         packer: Packer::new()?,
         plain: Vec::new(),
-        holes: false,
+        newer: false,
     };
     let mut spoken = None;
     let mut changes: Option<Changes> = None;
@@ -100,7 +101,7 @@ pub fn serve<S: Read + Write>(
                 match welcome {
                     Ok((replica, last, told)) => {
                         let version = *spoken.insert(version.min(VERSION));
-                        answers.holes = version > OLDEST;
+                        answers.newer = version > OLDEST;
                         answers.say(&Response::Hello {
                             version,
                             replica,
@@ -138,10 +139,10 @@ pub fn serve<S: Read + Write>(
                 range,
                 average,
             } => match one(origin, path.clone(), digest)? {
-                Some(file) if range.offset == 0 && range.length == file.metadata()?.len() => {
+                Some((file, size)) if range.offset == 0 && range.length == size => {
                     let older = known.last(&path, average).unwrap_or_default();
                     let mut all = Vec::new();
-                    let holes = answers.holes;
+                    let holes = answers.newer;
                     answers.recipe(|each| {
                         recut(&file, range, average, holes, &older, &mut |range, chunk| {
                             // One too many is not kept.
@@ -153,8 +154,8 @@ pub fn serve<S: Read + Write>(
                     })?;
                     known.keep(&path, &digest, average, all);
                 }
-                Some(file) => {
-                    let holes = answers.holes;
+                Some((file, _)) => {
+                    let holes = answers.newer;
                     answers.recipe(|each| chunks::cut_to(&file, range, average, holes, each))?;
                 }
                 None => answers.say(&Response::Gone)?,
@@ -166,7 +167,7 @@ pub fn serve<S: Read + Write>(
             } => {
                 within(ranges.len())?;
                 match one(origin, path, digest)? {
-                    Some(file) => {
+                    Some((file, _)) => {
                         for range in ranges {
                             answers.bytes(&file, range)?;
                         }
@@ -186,8 +187,16 @@ pub fn serve<S: Read + Write>(
     }
 }
 
+/// As version 3 knows it: directories have no times, and no time is after 2262.
+fn without_later(node: &mut Node) {
+    node.mtime = match node.is_directory() {
+        true => 0,
+        false => node.mtime.clamp(i64::MIN.into(), i64::MAX.into()),
+    };
+}
+
 /// One file alone.
-fn one(origin: &mut impl Origin, path: Path, digest: Digest) -> io::Result<Option<File>> {
+fn one(origin: &mut impl Origin, path: Path, digest: Digest) -> io::Result<Option<(File, u64)>> {
     let wanted = [(path, digest)];
     let mut files = origin.open(&wanted);
     files.next().unwrap_or(Ok(None))
@@ -204,8 +213,8 @@ struct Answers<'a, S> {
     stream: &'a mut S,
     packer: Packer,
     plain: Vec<u8>,
-    /// The other knows what a hole is.
-    holes: bool,
+    /// The other speaks a version after the oldest: it knows holes, and times of directories.
+    newer: bool,
 }
 
 impl<S: Read + Write> Answers<'_, S> {
@@ -219,7 +228,11 @@ impl<S: Read + Write> Answers<'_, S> {
         while blob.len() < BLOB_MAX - codec::RECORD_MAX - 4
             && let Some(entry) = changes.next()
         {
-            let record = codec::encode_record(&entry?)?;
+            let (path, mut entry) = entry?;
+            if let Some(node) = entry.node.as_mut().filter(|_| !self.newer) {
+                without_later(node);
+            }
+            let record = codec::encode_record(&(path, entry))?;
             let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
             blob.extend_from_slice(&length.to_le_bytes());
             blob.extend_from_slice(&record);
@@ -233,19 +246,17 @@ impl<S: Read + Write> Answers<'_, S> {
         self.plain.clear();
         for file in origin.open(files) {
             let file = file?;
-            let size = file
-                .as_ref()
-                .map_or(Ok(0), |f| f.metadata().map(|m| m.len()))?;
+            let size = file.as_ref().map_or(0, |(_, size)| *size);
             if size > (BLOB_MAX - self.plain.len()) as u64 {
                 self.together(&mut lengths)?;
             }
             lengths.push(match file {
                 None => None,
-                Some(file) if size > BLOB_MAX as u64 => {
+                Some((file, size)) if size > BLOB_MAX as u64 => {
                     self.large(&file, size)?;
                     continue;
                 }
-                Some(file) => {
+                Some((file, size)) => {
                     self.plain.reserve(usize::try_from(size).unwrap_or(0));
                     let read = Part::new(&file, 0, size).read_to_end(&mut self.plain)?;
                     u32::try_from(read).ok()
@@ -273,7 +284,7 @@ impl<S: Read + Write> Answers<'_, S> {
     /// In as many parts as it takes, then `Done`.
     fn large(&mut self, file: &File, length: u64) -> Result<(), Error> {
         let all = Range { offset: 0, length };
-        for extent in chunks::extents(file, all, self.holes) {
+        for extent in chunks::extents(file, all, self.newer) {
             let extent = extent?;
             let mut range = Range::of(&extent);
             if extent.hole {

@@ -23,6 +23,9 @@ const FRESH: Freshness = Freshness {
     run: 3,
 };
 
+/// A modification time in the year 2300.
+const LATE: i128 = 10_413_792_000_000_000_005;
+
 fn path(text: &str) -> Path {
     Path::try_from(text.as_bytes().to_vec()).unwrap()
 }
@@ -93,15 +96,19 @@ impl Memory {
             forgotten: None,
         };
         let entry = |(name, bytes): &(&str, Vec<u8>)| {
-            let node = Node {
-                kind: Kind::File {
+            let kind = match *name {
+                "directory" => Kind::Directory,
+                _ => Kind::File {
                     size: bytes.len() as u64,
                     digest: digest(bytes),
                 },
+            };
+            let node = Node {
+                kind,
                 mode: 0o644,
                 uid: 0,
                 gid: 0,
-                mtime: 0,
+                mtime: LATE,
                 attributes: BTreeMap::new(),
             };
             (
@@ -149,7 +156,9 @@ impl Origin for Memory {
         Box::new(wanted.iter().map(|(path, wanted)| {
             let known = self.files.get(path);
             let known = known.filter(|(bytes, _)| digest(bytes) == *wanted);
-            Ok(known.map(|(bytes, _)| file(bytes)))
+            // It has grown since.
+            let grown = |bytes: &Vec<u8>| [bytes, &b"more"[..]].concat();
+            Ok(known.map(|(bytes, _)| (file(&grown(bytes)), bytes.len() as u64)))
         }))
     }
 
@@ -499,10 +508,16 @@ fn garbage_ends_the_conversation_and_nothing_else() {
 fn an_older_release_is_spoken_to_in_its_version() {
     let (here, mut there) = UnixStream::pair().unwrap();
     thread::scope(|scope| {
-        let server = scope.spawn(move || serve(&mut there, &mut Memory::new(&[]), &Recipes::new()));
+        let files = [("directory", Vec::new()), ("file", Vec::new())];
+        let mut memory = Memory::new(&files);
+        let server = scope.spawn(move || serve(&mut there, &mut memory, &Recipes::new()));
         let mut puller = Puller::new(here).unwrap().speaking(OLDEST);
         let greeting = puller.greet("web", "etc", &replica("alpha")).unwrap();
         assert_eq!(greeting.standing, Standing::default(), "nobody could tell");
+        puller.ask_changes(0).unwrap();
+        let times = puller.entries(1).unwrap().into_iter();
+        let times = times.map(|(_, entry)| entry.node.unwrap().mtime);
+        assert_eq!(times.collect::<Vec<_>>(), [0, i64::MAX.into()]);
         puller.your_turn().unwrap();
         let end = server.join().unwrap();
         assert!(matches!(end, Ok(End::YourTurn(OLDEST))), "{end:?}");

@@ -346,7 +346,7 @@ impl<'a, S: Read + Write> Merging<'a, S> {
         }
         for (kept, text) in &self.aside {
             local.set.aside.keep_text(kept, text).map_err(failed)?;
-            report.applied.kept += 1;
+            report.applied.kept.insert(kept.path.clone());
         }
         let histories = Histories::of(local);
         for Ready {

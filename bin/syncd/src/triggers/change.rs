@@ -280,8 +280,13 @@ mod tests {
         let config = config::parse(&text, Path::new("standin.toml")).unwrap();
         let (tell, words) = mpsc::sync_channel(0);
         let tell = move |word| drop(tell.send(word));
-        let state_dir = dir.path().join("state");
-        let units = move || crate::units::of(&config, &state_dir, |_| true);
+        let args = daemon::Args {
+            config: config.file.clone(),
+            run_dir: dir.path().join("run"),
+            state_dir: dir.path().join("state"),
+            server: None,
+        };
+        let units = move || crate::units::of(&config, &args, |_| true);
         let _watch = watch(units, tell).unwrap();
         assert!(matches!(word(&words), Word::Trouble(None)));
         // It waits to say that all counts as changed, and reads nothing meanwhile.

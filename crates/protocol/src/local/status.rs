@@ -354,6 +354,8 @@ pub struct SetPeer {
     pub last: Option<LastRun>,
     /// What is owed to it.
     pub debt: Option<OwedRun>,
+    /// The last run that did anything, or left anything undone.
+    pub notable: Since<2, Option<LastRun>>,
 }
 
 /// A run that has ended.

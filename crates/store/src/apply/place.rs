@@ -30,6 +30,7 @@ impl Run<'_> {
         } = ready;
         let path = &operation.path;
         let before = self.still_linked(&operation)?.or(before);
+        self.touch(&operation, &action, &links)?;
         self.dirty |= !matches!(action, Action::Note);
         let directory = |e: &Entry| e.is_directory();
         if directory(&operation.entry) || operation.was.as_ref().is_some_and(directory) {
@@ -115,6 +116,7 @@ impl Run<'_> {
                 }
             }
         }
+        self.keep_time(&operation);
         Ok((operation.entry, proof))
     }
 
@@ -160,11 +162,9 @@ impl Run<'_> {
             .at("stat", to)?
             .map(|raw| sight::stat(&raw))
         {
-            Some(stat) if is_kind(&stat, FileType::RegularFile) => {}
+            Some(stat) if !is_kind(&stat, FileType::Directory) => {}
             _ => {
-                return Err(Refusal::PutOff(
-                    "the file that it is a name of is not there",
-                ));
+                return Err(Refusal::PutOff("what it is a name of is not there"));
             }
         }
         dir.link(name, &self.set.stage, temp.name())
@@ -333,7 +333,7 @@ impl Run<'_> {
             mode: (now.mode & !0o7777) | u32::from(node.mode),
             uid: node.uid,
             gid: node.gid,
-            mtime: node.mtime,
+            mtime: i64::try_from(self.set.times.held(node.mtime)).unwrap_or(i64::MAX),
             ctime: after.ctime,
             ..now
         };

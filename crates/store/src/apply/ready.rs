@@ -7,7 +7,7 @@ use crate::{
     aside::Kept,
     dir::{Dir, Name},
     error::{At, Error},
-    set::reserved,
+    set::{Set, reserved},
     sight::{self, Found},
     stage::{self, Temp},
     threads,
@@ -45,9 +45,9 @@ impl Run<'_> {
             if count == 0 {
                 break;
             }
-            let stage = &self.set.stage;
+            let set = self.set;
             let staged = threads::map(checked, |mut one| {
-                let made = make_small(stage, &mut one);
+                let made = make_small(set, &mut one);
                 (one, made)
             });
             for (one, made) in staged {
@@ -122,7 +122,7 @@ impl Run<'_> {
             Some(node) => match self.movable(&operation, node, before)? {
                 Some((from, stat)) => Action::Move(from, stat),
                 None => {
-                    if matches!(node.kind, Kind::File { .. }) {
+                    if operation.goes_on() {
                         links = self.links(path)?;
                     }
                     self.dirty = true;
@@ -160,13 +160,14 @@ impl Run<'_> {
         node: &Node,
         within: Option<Arc<Dir>>,
     ) -> Result<Action, Error> {
-        let (path, stage) = (&operation.path, &self.set.stage);
+        let (path, stage, times) = (&operation.path, &self.set.stage, &self.set.times);
         let new = operation.was.as_ref().is_none_or(|w| w.node.is_none());
         if node.is_directory() && new {
             let (action, dir) = match within {
                 Some(dir) => {
                     let name = Name::last(path);
-                    let made = stage::make_other(&dir, name, node).and_then(|()| dir.child(name));
+                    let made =
+                        stage::make_other(&dir, times, name, node).and_then(|()| dir.child(name));
                     if made.is_err() {
                         self.discard(&dir, path);
                     }
@@ -174,7 +175,7 @@ impl Run<'_> {
                 }
                 None => {
                     let temp = Temp::tree().at("name", path)?;
-                    let made = stage::make_other(stage, temp.name(), node);
+                    let made = stage::make_other(stage, times, temp.name(), node);
                     let made = made.and_then(|()| stage.child(temp.name()));
                     if made.is_err() {
                         let _ = temp.discard(stage); // the next run sweeps
@@ -196,7 +197,7 @@ impl Run<'_> {
         Ok(match small {
             Some(bytes) => Action::Make(bytes, within),
             None => {
-                let temp = stage::make(stage, path, node, local, self.contents);
+                let temp = stage::make(stage, times, path, node, local, self.contents);
                 Action::Put(temp.at("make ready", path)?)
             }
         })
@@ -209,11 +210,14 @@ impl Run<'_> {
         let Found::Node(node, _) = sight::see(&dir, name).at("read", path)? else {
             return Err(Refusal::PutOff("it changes while it is kept aside"));
         };
+        let winner = &operation.entry;
         let file = match node.kind {
-            Kind::File { .. } => Some(dir.open(name).at("open", path)?),
+            // What only gave way in its owner or mode has no contents of its own.
+            Kind::File { size, digest } if winner.file() != Some((size, digest)) => {
+                Some(dir.open(name).at("open", path)?)
+            }
             _ => None,
         };
-        let winner = &operation.entry;
         let what = if winner.node.is_some() {
             "a version"
         } else {
@@ -227,7 +231,7 @@ impl Run<'_> {
             why,
         };
         self.set.aside.keep(&kept, file.as_ref())?;
-        self.applied.kept += 1;
+        self.applied.kept.insert(path.clone());
         Ok(())
     }
 
@@ -278,19 +282,20 @@ impl Run<'_> {
 }
 
 /// A small file whose contents came.
-fn make_small(stage: &Dir, one: &mut Ready) -> Result<(), Error> {
+fn make_small(set: &Set, one: &mut Ready) -> Result<(), Error> {
+    let (stage, times) = (&set.stage, &set.times);
     let path = &one.operation.path;
     let (Action::Make(bytes, within), Some(node)) = (&one.action, &one.operation.entry.node) else {
         return Ok(());
     };
     one.action = match within {
         Some(dir) => {
-            stage::make_small(dir, Name::last(path), node, bytes).at("make ready", path)?;
+            stage::make_small(dir, times, Name::last(path), node, bytes).at("make ready", path)?;
             Action::Within
         }
         None => {
             let temp = Temp::new().at("name", path)?;
-            let made = stage::make_small(stage, temp.name(), node, bytes);
+            let made = stage::make_small(stage, times, temp.name(), node, bytes);
             if made.is_err() {
                 let _ = temp.discard(stage); // the next run sweeps
             }

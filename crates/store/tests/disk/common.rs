@@ -404,8 +404,10 @@ pub fn tree(root: &std::path::Path) -> Tree {
             }
             let meta = fs::symlink_metadata(&at).unwrap();
             let kind = meta.file_type();
-            let contents = if kind.is_file() {
+            if !kind.is_dir() {
                 inodes.entry(meta.ino()).or_default().insert(name.clone());
+            }
+            let contents = if kind.is_file() {
                 fs::read(&at).unwrap()
             } else if kind.is_symlink() {
                 fs::read_link(&at).unwrap().into_os_string().into_vec()
@@ -423,11 +425,7 @@ pub fn tree(root: &std::path::Path) -> Tree {
                     (0, 0)
                 },
                 contents,
-                attributes: if kind.is_symlink() {
-                    BTreeMap::new()
-                } else {
-                    attributes(&at)
-                },
+                attributes: attributes(&at),
                 names: BTreeSet::new(),
             };
             if kind.is_dir() {
@@ -442,6 +440,18 @@ pub fn tree(root: &std::path::Path) -> Tree {
         }
     }
     all
+}
+
+/// Modification times of all directories beneath a directory.
+pub fn folder_times(root: &std::path::Path) -> BTreeMap<PathBuf, (i64, i64)> {
+    let folders = tree(root)
+        .into_iter()
+        .filter(|(_, seen)| seen.mode & 0o170_000 == 0o040_000);
+    let time = |(name, _): (PathBuf, Seen)| {
+        let meta = fs::symlink_metadata(root.join(&name)).unwrap();
+        (name, (meta.mtime(), meta.mtime_nsec()))
+    };
+    folders.map(time).collect()
 }
 
 fn attributes(at: &std::path::Path) -> BTreeMap<Vec<u8>, Vec<u8>> {

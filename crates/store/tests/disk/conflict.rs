@@ -44,6 +44,39 @@ fn the_loser_of_a_conflict_is_kept_once_with_all_it_had() {
     assert_eq!(open.set.aside.list(0).unwrap(), []);
 }
 
+#[test]
+fn where_only_owner_or_mode_gave_way_no_contents_are_kept_and_all_that_was_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = pair(dir.path());
+    for store in [&alpha, &beta] {
+        fs::create_dir(store.at("d")).unwrap();
+    }
+    alpha.look();
+    beta.look();
+    beta.open().pull(&alpha.open()).unwrap();
+    alpha.open().pull(&beta.open()).unwrap();
+    let mode = |store: &Store, name: &str, mode| {
+        fs::set_permissions(store.at(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (store, own) in [(&alpha, 0o600), (&beta, 0o640)] {
+        mode(store, "a", own);
+        mode(store, "d", own | 0o100);
+        store.look();
+    }
+    let pulled = alpha.open().pull(&beta.open()).unwrap();
+    assert_eq!((pulled.conflicts.len(), pulled.is_complete()), (2, true));
+    assert_eq!(tree(&alpha.root), tree(&beta.root));
+    let open = alpha.open();
+    let kept = open.set.aside.list(10).unwrap();
+    let modes: std::collections::BTreeSet<_> =
+        kept.iter().map(|(_, kept)| kept.node.mode).collect();
+    assert_eq!(modes, [0o600, 0o700].into());
+    for (id, _) in &kept {
+        let contents = open.set.aside.contents(id).map(drop);
+        assert_eq!(contents.unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    }
+}
+
 /// Does to beta what alpha has, with something happening between plan and act.
 fn meanwhile(alpha: &Store, beta: &Store, happens: impl FnOnce()) -> Applied {
     alpha.look();

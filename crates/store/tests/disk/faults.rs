@@ -1,6 +1,6 @@
 //! What the system does not allow leaves every file as it was.
 
-use crate::common::{Store, is_root, later, path, tree};
+use crate::common::{Store, folder_times, is_root, later, path, tree};
 use filesync::{Node, Path};
 use nix::{
     mount::{MsFlags, mount},
@@ -9,6 +9,8 @@ use nix::{
 use std::{
     fs,
     io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    process::Command,
 };
 use store::{Applied, Contents, apply};
 
@@ -97,6 +99,65 @@ fn on_a_full_disk_what_has_no_room_stays_and_the_rest_goes_on() {
         let applied = offer(&alpha, &open, &mut { NEW });
         assert!(applied.is_complete() && applied.done == 1, "{applied:?}");
         assert_eq!(tree(&alpha.root), tree(&beta.root));
+    });
+}
+
+#[test]
+fn a_file_system_of_whole_seconds_holds_what_it_can_and_nobody_else_loses_by_it() {
+    with_mount(|dir| {
+        let (alpha, beta) = (Store::new(dir, "alpha"), Store::new(dir, "beta"));
+        let image = dir.join("image");
+        fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+        let done = |name: &str, arguments: &[&std::ffi::OsStr]| {
+            let output = Command::new(name).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{name}: {output:?}");
+        };
+        let small_inodes = ["-q", "-F", "-I", "128"].map(std::ffi::OsStr::new);
+        done(
+            "mkfs.ext4",
+            &[&small_inodes[..], &[image.as_os_str()]].concat(),
+        );
+        done(
+            "mount",
+            &[
+                "-o".as_ref(),
+                "loop".as_ref(),
+                image.as_ref(),
+                beta.root.as_ref(),
+            ],
+        );
+        fs::remove_dir(beta.at("lost+found")).unwrap();
+        fs::create_dir(alpha.at("d")).unwrap();
+        alpha.write("d/far", "");
+        std::os::unix::fs::symlink("x", alpha.at("link")).unwrap();
+        alpha.write("now", "1");
+        let far = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1 << 32);
+        let file = fs::File::options()
+            .write(true)
+            .open(alpha.at("d/far"))
+            .unwrap();
+        file.set_modified(far).unwrap();
+        alpha.look();
+        beta.look();
+        assert!(beta.open().pull(&alpha.open()).unwrap().is_complete());
+        let before = (tree(&alpha.root), folder_times(&alpha.root));
+        for _ in 0..2 {
+            assert_eq!((alpha.look().changed, beta.look().changed), (0, 0));
+            for (here, there) in [(&alpha, &beta), (&beta, &alpha)] {
+                let pulled = here.open().pull(&there.open()).unwrap();
+                assert!(pulled.is_complete());
+            }
+        }
+        fs::set_permissions(beta.at("now"), fs::Permissions::from_mode(0o604)).unwrap();
+        assert_eq!(beta.look().changed, 1);
+        alpha.open().pull(&beta.open()).unwrap();
+        let (mut now, times) = (tree(&alpha.root), folder_times(&alpha.root));
+        now.get_mut(std::path::Path::new("now")).unwrap().mode |= 0o40;
+        assert_eq!((now, times), before);
+        fs::write(beta.at("now"), "another").unwrap();
+        assert_eq!(beta.look().changed, 1);
+        alpha.open().pull(&beta.open()).unwrap();
+        assert_eq!(fs::read(alpha.at("now")).unwrap(), b"another");
     });
 }
 

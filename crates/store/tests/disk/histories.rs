@@ -6,9 +6,9 @@
 mod deeds;
 mod judge;
 
-use crate::common::{LIMIT, Open, Random, Store, Tree, differing, fast, later, tree};
+use crate::common::{LIMIT, Open, Random, Store, Tree, differing, fast, folder_times, later, tree};
 use deeds::{Values, firsts};
-use filesync::{Conflict, Path};
+use filesync::{Conflict, Kind, Path};
 use judge::{Round, copies_in, values_of};
 use std::{collections::BTreeSet, io::Read, path::PathBuf};
 use store::{Look, Summary, look};
@@ -31,6 +31,7 @@ impl Users {
     /// Somebody on a server does something.
     fn work(&mut self, i: usize) {
         let before = tree(&self.roots[i]);
+        let times = folder_times(&self.roots[i]);
         let Self {
             random,
             spare,
@@ -59,6 +60,12 @@ impl Users {
         }
         self.round.made.extend(has.difference(&had).cloned());
         self.round.touch(i, &before, &after);
+        // Somebody set it back, or moved an older directory there.
+        let now = folder_times(&self.roots[i]);
+        let older = times
+            .into_iter()
+            .filter(|(path, then)| now.get(path).is_some_and(|t| t < then));
+        self.round.touched[i].extend(older.map(|(path, _)| path));
     }
 
     /// Each of them has names of its own, or all have all.
@@ -202,9 +209,14 @@ impl World {
 
     fn alike(&self) -> Result<(), String> {
         let trees = self.trees();
-        match trees.iter().find(|t| **t != trees[0]) {
-            None => Ok(()),
-            Some(other) => Err(format!("not the same: {}", differing(&trees[0], other))),
+        if let Some(other) = trees.iter().find(|t| **t != trees[0]) {
+            return Err(format!("not the same: {}", differing(&trees[0], other)));
+        }
+        let times = self.users.roots.iter().map(|root| folder_times(root));
+        let times: Vec<_> = times.collect();
+        match times.iter().any(|t| *t != times[0]) {
+            true => Err(format!("other times of directories: {times:?}")),
+            false => Ok(()),
         }
     }
 
@@ -227,8 +239,10 @@ impl World {
             return Ok(());
         }
         for (i, id, _) in self.kept() {
-            let mut bytes = Vec::new();
-            if let Ok(mut file) = self.opens[i].set.aside.contents(&id) {
+            let (mut bytes, aside) = (Vec::new(), &self.opens[i].set.aside);
+            if let Kind::Symlink { target } = aside.kept(&id).unwrap().node.kind {
+                bytes = target;
+            } else if let Ok(mut file) = aside.contents(&id) {
                 file.read_to_end(&mut bytes).unwrap();
             }
             if missing.remove(&bytes) {

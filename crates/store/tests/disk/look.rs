@@ -4,7 +4,9 @@ use crate::common::{LIMIT, Store, fast, is_root, later, path};
 use filesync::{Kind, Node, guard::Doubt};
 use std::{
     fs,
+    io::Write,
     os::unix::fs::{MetadataExt, PermissionsExt},
+    sync::atomic::{AtomicBool, Ordering},
 };
 use store::{Adopt, Calls, Error, Listing, Look, Set, Summary, look};
 
@@ -16,6 +18,101 @@ fn store() -> (tempfile::TempDir, Store) {
 
 fn names(listing: &Listing) -> Vec<String> {
     listing.first.iter().map(|(p, _)| p.to_string()).collect()
+}
+
+#[test]
+fn a_file_that_only_grows_counts_for_what_stood_still() {
+    let (_dir, store) = store();
+    store.write("log", "");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut log = fs::File::options()
+                .append(true)
+                .open(store.at("log"))
+                .unwrap();
+            for line in 0..5_000_000 {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                writeln!(log, "line {line}").unwrap();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        let mut growing = 0;
+        while growing < 3 && !over.load(Ordering::Relaxed) {
+            let counts = store.look().counts;
+            assert_eq!(counts.busy.count, 0, "{counts:?}");
+            growing += counts.growing.count;
+            let open = store.open();
+            let Kind::File { size, digest } = open.known()["log"].kind else {
+                panic!("no file");
+            };
+            let mut there = fs::read(store.at("log")).unwrap();
+            there.truncate(usize::try_from(size).unwrap());
+            assert_eq!(blake3::hash(&there).as_bytes(), &digest.0);
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(growing > 0);
+    });
+}
+
+#[test]
+fn contents_that_change_without_a_trace_are_told_and_are_nobodys_change() {
+    let (_dir, store) = store();
+    for name in ["rotten", "sound", "changed"] {
+        store.write(name, name);
+    }
+    store.look();
+    let open = store.open();
+    let mut row = open.index.row(&path("rotten")).unwrap().unwrap();
+    let file = fs::metadata(store.at("rotten")).unwrap();
+    // As if it had been this when it was read: nothing but what is in it is another.
+    let other = filesync::Digest([7; 32]);
+    let node = row.entry.node.as_mut().unwrap();
+    node.kind = Kind::File {
+        size: file.len(),
+        digest: other,
+    };
+    let write =
+        |batch: &mut store::Batch<'_>| batch.note(&path("rotten"), &row.entry, row.proof, later());
+    open.index.write(write).unwrap();
+    store.write("changed", "since then");
+    let verify = || {
+        let rows = open.index.reader().unwrap().after(None, 10).unwrap();
+        store::verify(open.set.dir(), rows)
+    };
+    let verified = verify();
+    assert_eq!(verified.read, 2, "what changed is the next look's");
+    assert_eq!(names(&verified.altered), ["rotten"]);
+    assert!(!verified.is_fine());
+    assert_eq!(open.look().unwrap().changed, 1);
+    assert_eq!(
+        open.known()["rotten"].kind,
+        row.entry.node.as_ref().unwrap().kind
+    );
+    // Somebody says that it is right.
+    fs::File::options()
+        .write(true)
+        .open(store.at("rotten"))
+        .unwrap()
+        .set_modified(std::time::SystemTime::now())
+        .unwrap();
+    assert_eq!(open.look().unwrap().changed, 1);
+    assert!(verify().is_fine());
+    let reader = open.index.reader().unwrap();
+    let all: Vec<_> = reader
+        .after(None, 10)
+        .unwrap()
+        .into_iter()
+        .map(|(path, _)| path)
+        .collect();
+    assert_eq!(all, ["changed", "rotten", "sound"].map(path));
+    assert_eq!(
+        reader.after(Some(&path("changed")), 1).unwrap()[0].0,
+        path("rotten")
+    );
+    assert_eq!(reader.after(Some(&path("sound")), 1).unwrap(), []);
 }
 
 #[test]

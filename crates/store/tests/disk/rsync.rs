@@ -2,10 +2,13 @@
 //! makes the same of it.
 
 use crate::{
-    common::{Random, Store, differing, fast, is_root, tree},
+    common::{Random, Store, differing, fast, folder_times, is_root, tree},
     metadata::{acl, own, set},
 };
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, makedev, mknodat, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat,
+    utimensat,
+};
 use std::{
     ffi::OsStr,
     fs::{self, Permissions},
@@ -77,6 +80,10 @@ fn dress(at: &Path, random: &mut Random) {
     if kind.is_file() && random.below(4) == 0 {
         set(at, "security.capability", &CAPABILITY);
     }
+    if random.below(4) == 0 {
+        let value = random.below(1 << 50).to_le_bytes();
+        lsetxattr(at, "trusted.note", &value, XattrFlags::empty()).unwrap();
+    }
     let time = Timespec {
         tv_sec: random.below(2_000_000_000) as i64,
         tv_nsec: random.below(1_000_000_000) as _,
@@ -98,7 +105,7 @@ fn change(root: &Path, random: &mut Random) {
                 .filter(|p| wanted(&fs::symlink_metadata(p).unwrap().file_type()))
                 .collect()
         };
-        let (mut folders, files) = (of(fs::FileType::is_dir), of(fs::FileType::is_file));
+        let (mut folders, files) = (of(fs::FileType::is_dir), of(|kind| !kind.is_dir()));
         folders.push(root.to_owned());
         let folder = &folders[random.below(folders.len() as u64) as usize];
         let at = folder.join(OsStr::from_bytes(&name(random)));
@@ -156,6 +163,11 @@ fn random_trees_arrive_as_rsync_brings_them() {
             };
             let all = sent.keys().chain(ours.keys());
             assert!(all.clone().all(fine), "{what}: {}", differing(&ours, &sent));
+            assert_eq!(
+                folder_times(&beta.root),
+                folder_times(&alpha.root),
+                "{what}"
+            );
             for path in ours.keys() {
                 let (ours, theirs) = (beta.root.join(path), brought.join(path));
                 let blocks = |at: &Path| fs::symlink_metadata(at).unwrap().blocks();

@@ -12,7 +12,6 @@ use protocol::{
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    thread,
     time::Duration,
 };
 
@@ -166,32 +165,21 @@ fn warm(scene: &Scene) -> Result<Command, String> {
 
 /// Has the daemon make all alike, and returns when that is done.
 pub fn now(run_dir: &Path) -> Result<(), String> {
-    let call = |request: &CtlRequest| {
-        let patience = Duration::from_secs(10);
-        ctl::call(run_dir, Role::Syncd, request, patience).map_err(|e| e.to_string())
-    };
     let all = CtlRequest::SyncNow {
         sets: Vec::new(),
         peers: Vec::new(),
     };
-    call(&all)?;
-    loop {
-        let CtlReply::Status(status) = call(&CtlRequest::Status)? else {
-            return Err("no status".into());
-        };
-        let Detail::Syncd(syncd) = status.detail else {
-            return Err("no status of syncd".into());
-        };
-        let mut peers = syncd.sets.iter().flat_map(|s| &s.peers);
-        if let Some(owed) = peers.find(|p| p.debt.as_ref().is_some_and(|d| d.tries > 0)) {
-            return Err(format!("{owed:?}"));
-        }
-        let busy = |s: &protocol::local::status::SetStatus| {
-            s.running.is_some() || s.peers.iter().any(|p| p.debt.is_some())
-        };
-        if !syncd.sets.iter().any(busy) {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(1));
+    let patience = Duration::from_secs(10);
+    let done = ctl::call_until_done(run_dir, Role::Syncd, &all, patience);
+    let CtlReply::Status(status) = done.map_err(|e| e.to_string())? else {
+        return Err("no status".into());
+    };
+    let Detail::Syncd(syncd) = status.detail else {
+        return Err("no status of syncd".into());
+    };
+    let mut peers = syncd.sets.iter().flat_map(|s| &s.peers);
+    match peers.find(|p| p.debt.is_some()) {
+        Some(owed) => Err(format!("{owed:?}")),
+        None => Ok(()),
     }
 }

@@ -71,23 +71,18 @@ fn item(root: &Path, path: &str, firsts: &mut HashMap<u64, String>) -> io::Resul
         "symlink" => Some(fs::read_link(&at)?.to_string_lossy().into_owned()),
         _ => None,
     };
-    let mtime = match kind {
-        "directory" => (0, 0),
-        _ => (found.mtime(), found.mtime_nsec()),
-    };
-    // Further names are kept together for files only (syncd(8)): of links and pipes each is kept alike by itself.
     let first = match kind {
-        "file" => firsts
+        "directory" => path.to_owned(),
+        _ => firsts
             .entry(found.ino())
             .or_insert_with(|| path.to_owned())
             .clone(),
-        _ => path.to_owned(),
     };
     Ok(Item {
         kind,
         mode: found.mode() & 0o7777,
         owner: (found.uid(), found.gid()),
-        mtime,
+        mtime: (found.mtime(), found.mtime_nsec()),
         contents,
         target,
         first,

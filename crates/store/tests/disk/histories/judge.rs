@@ -38,7 +38,7 @@ pub fn values_of(tree: &Tree) -> BTreeSet<Vec<u8>> {
 pub struct Round {
     base: Tree,
     /// What changed on each server.
-    touched: Vec<BTreeSet<PathBuf>>,
+    pub touched: Vec<BTreeSet<PathBuf>>,
     /// What was written.
     pub made: BTreeSet<Vec<u8>>,
 }
