@@ -102,7 +102,7 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
             thread::scope(|scope| see_all(scope, set, index, how, &state, &intents, tries == 0))?;
         match once {
             Once::Moved(so_far) => found += so_far,
-            Once::All(summary, unknown) => break (summary, unknown),
+            Once::All(summary, unknown) => break (*summary, unknown),
         }
     };
     summary.changed += found;
@@ -124,7 +124,7 @@ enum Once {
     /// Something was moved behind its back: nothing counts as removed. So many changes were found.
     Moved(u64),
     /// And what of it is not known.
-    All(Summary, Vec<Path>),
+    All(Box<Summary>, Vec<Path>),
 }
 
 /// Walks once; the `last` time what was moved counts as not known.
@@ -305,7 +305,7 @@ fn see_all<'scope, 'env>(
         ..
     } = sights;
     summary.counts.join(walk.counts);
-    Ok(Once::All(summary, unknown))
+    Ok(Once::All(Box::new(summary), unknown))
 }
 
 /// The time as a proof has it.
