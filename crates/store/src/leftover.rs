@@ -88,11 +88,12 @@ impl Leftovers<'_> {
             let Some(stat) = directory.stat_of(name).at("stat", &inner)? else {
                 continue;
             };
-            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            let is_directory = kind == FileType::Directory;
             if self.set.left_out.perishes(&inner, is_directory) {
                 continue;
             }
-            if self.set.left_out.excludes(&inner, is_directory) {
+            if kind == FileType::Socket || self.set.left_out.excludes(&inner, is_directory) {
                 left.get_or_insert(inner);
                 continue;
             }
@@ -191,11 +192,12 @@ pub fn held_by(set: &Set, path: &Path) -> Option<Path> {
     names.iter().find_map(|name| {
         let inner = walk::join(Some(path), name).ok()?;
         let stat = directory.stat_of(Name::last(&inner)).ok()??;
-        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let is_directory = kind == FileType::Directory;
         if set.left_out.perishes(&inner, is_directory) {
             return None;
         }
-        match set.left_out.excludes(&inner, is_directory) {
+        match kind == FileType::Socket || set.left_out.excludes(&inner, is_directory) {
             true => Some(inner),
             false => is_directory.then(|| held_by(set, &inner)).flatten(),
         }

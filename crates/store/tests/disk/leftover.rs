@@ -174,3 +174,17 @@ fn a_directory_that_was_left_is_so_after_another_removal_of_it_was_heard_of() {
     assert!(pulled.is_complete() && pulled.operations > 0, "{pulled:?}");
     assert_eq!(look(&beta).changed, 0);
 }
+
+#[test]
+fn a_socket_holds_a_directory_like_what_is_left_out() {
+    let (_dir, alpha, beta) = removed(&[]);
+    let socket = std::os::unix::net::UnixListener::bind(beta.at("d/socket")).unwrap();
+    assert_eq!(held_by(&open(&beta).set, &path("d")), Some(path("d/socket")));
+    let pulled = pass(&alpha, &beta);
+    assert!(pulled.is_complete(), "{pulled:?}");
+    assert_settled(&alpha, &beta);
+    drop(socket);
+    fs::remove_file(beta.at("d/socket")).unwrap();
+    assert_settled(&alpha, &beta);
+    assert!(!beta.at("d").exists());
+}
