@@ -179,7 +179,10 @@ fn a_directory_that_was_left_is_so_after_another_removal_of_it_was_heard_of() {
 fn a_socket_holds_a_directory_like_what_is_left_out() {
     let (_dir, alpha, beta) = removed(&[]);
     let socket = std::os::unix::net::UnixListener::bind(beta.at("d/socket")).unwrap();
-    assert_eq!(held_by(&open(&beta).set, &path("d")), Some(path("d/socket")));
+    assert_eq!(
+        held_by(&open(&beta).set, &path("d")),
+        Some(path("d/socket"))
+    );
     let pulled = pass(&alpha, &beta);
     assert!(pulled.is_complete(), "{pulled:?}");
     assert_settled(&alpha, &beta);
