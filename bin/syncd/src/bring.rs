@@ -393,6 +393,7 @@ mod tests {
                 held: false,
                 unit: 1,
                 uncertain: false,
+                forgotten: None,
             };
             let entry = author.change(was.as_ref(), Some(node), 7);
             let mut operations = vec![Operation {
@@ -496,6 +497,7 @@ mod tests {
             held: false,
             unit: 1,
             uncertain: false,
+            forgotten: None,
         };
         let mut beta = Beta::of(vec![noise(1, 5), noise(2, 300_000), noise(3, 2_000_000)]);
         for i in 0..1200 {

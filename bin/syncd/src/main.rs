@@ -8,6 +8,7 @@ mod channel;
 mod check;
 mod conflicts;
 mod follow;
+mod foretold;
 mod fresh;
 mod jobs;
 mod locks;

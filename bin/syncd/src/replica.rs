@@ -1,8 +1,10 @@
 //! One unit as this server has it: index, directory, and what another server may ask of it.
 
-use crate::{accounts, fresh, progress::Meter, units::Unit, versions::Versions, when};
+use crate::{
+    accounts, foretold::Foretold, fresh, progress::Meter, units::Unit, versions::Versions, when,
+};
 use daemon::Args;
-use filesync::{Author, Digest, Path, Planner, Replica, Standing, guard::Doubt};
+use filesync::{Author, Digest, Knowledge, Path, Planner, Replica, Standing, guard::Doubt};
 use protocol::{
     Role, ServerName,
     local::status::{Detail, OffsetStatus},
@@ -27,6 +29,10 @@ pub const BUSY: &str = "another run is at work on it";
 /// How long electd may take to say whether this server is master, and doctord how clocks differ.
 const ANSWER: Duration = Duration::from_millis(500);
 
+/// No backup of files that is put back without its index is older: what was removed longer ago, and is gone on all
+/// servers, is forgotten.
+const HORIZON: Duration = Duration::from_secs(30 * 86_400);
+
 /// So many files are verified together.
 pub const VERIFIED: usize = 256;
 
@@ -43,8 +49,9 @@ pub struct Local {
     /// What the look at it gave.
     summary: OnceLock<Summary>,
     verified: OnceLock<Verified>,
-    /// Taken by whoever changes what is here: from one server after another.
-    pub turn: Mutex<()>,
+    /// Taken by whoever changes what is here: from one server after another. What would have been changed by now, if that
+    /// is only to be told.
+    pub turn: Mutex<Foretold>,
     /// How much is to be moved, and was.
     pub meter: Arc<Meter>,
     held: bool,
@@ -132,7 +139,11 @@ impl Local {
             }
             other => other,
         };
-        let set = set.map_err(doubted)?;
+        let mut set = set.map_err(doubted)?;
+        set.left_out = Box::new(unit.clone());
+        if !allowed.dry {
+            index.abide(unit.rules()).map_err(doubted)?;
+        }
         let held = holds_an_address(args, me);
         let replica = index.state().map_err(told)?.replica;
         let state = trial.as_ref().map_or(&state_dir, |trial: &Trial| &trial.0);
@@ -146,7 +157,7 @@ impl Local {
             state,
             summary: OnceLock::new(),
             verified: OnceLock::new(),
-            turn: Mutex::new(()),
+            turn: Mutex::default(),
             meter: Arc::default(),
             held,
             clocks: clocks(args),
@@ -165,9 +176,26 @@ impl Local {
 
     /// Keeps what is here now, before anything takes its place; what could not be kept.
     pub fn keep(&self) -> Result<Listing, store::Error> {
+        self.versions.keep(&self.set, &self.index, self.agrees())
+    }
+
+    /// No other server's clock is known to be elsewhere.
+    fn agrees(&self) -> bool {
         let apart = |(_, offset): &(_, _)| is_apart(offset, self.skew_ns());
-        let agrees = !self.clocks.iter().any(apart);
-        self.versions.keep(&self.set, &self.index, agrees)
+        !self.clocks.iter().any(apart)
+    }
+
+    /// Forgets removals of which all servers know.
+    fn forget(&self) -> Result<(), store::Error> {
+        // Which record of an account was removed is known by them for ever.
+        if self.unit.accounts || !self.agrees() {
+            return Ok(());
+        }
+        let others = self.unit.members.iter();
+        let others = others.filter(|server| **server != self.replica.server);
+        let others: Vec<_> = others.cloned().collect();
+        let now = daemon::real_now_ns();
+        self.index.forget(&others, now, HORIZON).map(drop)
     }
 
     /// Finds out what changed.
@@ -197,6 +225,10 @@ impl Local {
             return Err(BUSY.to_owned());
         }
         let summary = summary.map_err(|e| doubted(&self.state, &self.replica.server, e))?;
+        if !self.allowed.dry {
+            store::clear(&self.set, &self.index, &summary).map_err(told)?;
+            self.forget().map_err(told)?;
+        }
         self.summary.get_or_init(|| summary);
         let filled = self.index.state().map_err(told)?.live > 0;
         fresh::looked(&self.state, &self.replica, self.set.root(), filled)?;
@@ -280,10 +312,11 @@ impl Local {
     }
 
     /// A plan for what this server offers. If its clock may be too far off, no modification time decides.
-    pub fn planner(&self, other: &ServerName) -> Planner {
+    pub fn planner(&self, other: &ServerName) -> Result<Planner, store::Error> {
         let mut planner = Planner::default();
         planner.undecided = may_be_apart(&self.clocks, other, self.skew_ns());
-        planner
+        planner.known = self.index.knowledge()?;
+        Ok(planner)
     }
 
     /// Who makes changes here now.
@@ -295,6 +328,7 @@ impl Local {
             held: self.held,
             unit: self.skew_ns(),
             uncertain: false,
+            forgotten: None,
         })
     }
 }
@@ -429,6 +463,10 @@ impl Origin for Answering<'_> {
 
     fn standing(&mut self) -> io::Result<Standing> {
         self.local.index.standing().map_err(io::Error::other)
+    }
+
+    fn knowledge(&mut self) -> io::Result<Knowledge> {
+        self.local.index.knowledge().map_err(io::Error::other)
     }
 
     fn fresh(&self) -> Freshness {

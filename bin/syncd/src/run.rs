@@ -1,6 +1,7 @@
 //! `syncd run`: makes files alike now, with all other servers that can be reached, for people and for cron.
 
 use crate::{
+    foretold::Foretold,
     progress::Board,
     pull::{RECIPES, Report, pull},
     replica::{Allowed, Answering, BUSY, Local},
@@ -305,6 +306,7 @@ impl Run<'_> {
         let mut outcomes: Outcomes<'p> = Vec::new();
         let mut left = Vec::new();
         let mut before = BTreeMap::new();
+        let mut foretold = Foretold::default();
         for peer in peers {
             match lost.get(peer.name.as_str()) {
                 Some(why) => outcomes.push((*peer, Err(why.clone()))),
@@ -325,7 +327,7 @@ impl Run<'_> {
             }
             let earlier = outcomes.len();
             let mut took = false;
-            for (peer, outcome) in self.once(unit, &std::mem::take(&mut left)) {
+            for (peer, outcome) in self.once(unit, &std::mem::take(&mut left), &mut foretold) {
                 match outcome {
                     Err(Stopped::Busy) if tries < TRIES => left.push(peer),
                     Err(Stopped::Joined(given)) if tries < TRIES => {
@@ -366,6 +368,9 @@ impl Run<'_> {
                 thread::sleep(Duration::from_millis(50 + random % (100 * tries)));
             }
         }
+        for change in foretold.changes() {
+            self.say(&format!("{}: {change}", unit.name));
+        }
         outcomes
     }
 
@@ -375,15 +380,18 @@ impl Run<'_> {
         &self,
         unit: &Unit,
         peers: &[&'p Server],
+        foretold: &mut Foretold,
     ) -> Vec<(&'p Server, Result<Done, Stopped>)> {
         let all = |why: &str| {
             let stopped = |peer: &&'p Server| (*peer, Err(Stopped::of(why.to_owned())));
             peers.iter().map(stopped).collect()
         };
-        let local = match Local::prepare(unit.clone(), &self.here, self.args, self.wanted.allowed) {
+        let local = Local::prepare(unit.clone(), &self.here, self.args, self.wanted.allowed);
+        let mut local = match local {
             Ok(local) => local,
             Err(why) => return all(&why),
         };
+        local.turn = Mutex::new(std::mem::take(foretold));
         if let Some(limits) = local.new_limits() {
             self.complain(&format!(
                 "{}: the file system of {} keeps modification times {limits}: what has others on other servers has the \
@@ -420,7 +428,11 @@ impl Run<'_> {
                 ended.map(|(report, given)| self.tell(&local, peer, &report, given, seconds));
             (*peer, done)
         });
-        told.collect()
+        let told = told.collect();
+        let Local { turn, set, .. } = local;
+        *foretold = turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+        foretold.look(&set);
+        told
     }
 
     /// One unit with one server.
@@ -556,22 +568,14 @@ impl Run<'_> {
             ),
             ("cannot be read", &counts.unreadable),
             ("not kept alike", &counts.skipped),
+            ("removed elsewhere and stays here", &counts.left),
         ] {
             self.list(&format!("{name}: {what}"), list);
-        }
-        for operation in &report.planned {
-            let what = match (&operation.was, &operation.entry.node) {
-                _ if operation.is_note() => continue,
-                (_, None) => "would be removed",
-                (Some(was), Some(_)) if was.node.is_some() => "would be changed",
-                (_, Some(_)) => "would be made",
-            };
-            self.say(&format!("{name}: {what}: {}", operation.path));
         }
         self.list(&format!("{name}: not done"), &report.applied.failed);
         self.list(&format!("{name}: put off"), &report.applied.put_off);
         self.list(&format!("{name}: no former version kept"), &report.unkept);
-        for (path, note) in &report.notes {
+        for (path, note) in report.notes() {
             self.say(&format!("{name}: {path}: {note}"));
         }
         for note in notes {
@@ -605,8 +609,9 @@ impl Run<'_> {
                     aside.display()
                 ),
                 Outcome::Stayed => format!(
-                    "changed here and on another server: {} keeps its version aside",
-                    peer.name
+                    "changed here and on another server: {} {} its version aside",
+                    peer.name,
+                    if self.wanted.allowed.dry { "would keep" } else { "keeps" }
                 ),
                 Outcome::Undecided => {
                     "changed here and on another server, and clocks are too far apart to tell"

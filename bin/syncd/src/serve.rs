@@ -13,7 +13,7 @@ use crate::{
 use clap::Command;
 use config::Config;
 use daemon::{Args, eprintln, machine};
-use filesync::{Digest, Path, Replica, Standing};
+use filesync::{Digest, Knowledge, Path, Replica, Standing};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -288,6 +288,10 @@ impl Origin for Asked<'_> {
 
     fn standing(&mut self) -> io::Result<Standing> {
         self.with(|a| a.standing()).unwrap_or_else(unnamed)
+    }
+
+    fn knowledge(&mut self) -> io::Result<Knowledge> {
+        self.with(|a| a.knowledge()).unwrap_or_else(unnamed)
     }
 
     fn fresh(&self) -> Freshness {

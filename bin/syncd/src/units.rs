@@ -20,6 +20,7 @@ use std::{
     path::{Path as FsPath, PathBuf},
     time::Duration,
 };
+use store::LeftOut;
 
 /// So few removals are never too many.
 const FEW: u64 = 20;
@@ -46,8 +47,24 @@ pub struct Unit {
     /// These files of it only.
     only: Option<BTreeSet<Vec<u8>>>,
     excludes: Gitignore,
+    perishable: Gitignore,
+    /// The servers that keep it alike.
+    pub members: Vec<ServerName>,
+    /// The patterns, in one number.
+    patterns: u64,
     /// Directories of standin's own in it, and their names.
     own: Vec<(Path, PathBuf)>,
+}
+
+impl LeftOut for Unit {
+    fn excludes(&self, path: &Path, directory: bool) -> bool {
+        self.excludes(path, directory)
+    }
+
+    fn perishes(&self, path: &Path, directory: bool) -> bool {
+        let path = FsPath::new(OsStr::from_bytes(path.as_bytes()));
+        self.perishable.matched(path, directory).is_ignore()
+    }
 }
 
 impl Unit {
@@ -61,6 +78,14 @@ impl Unit {
         }
         let path = FsPath::new(OsStr::from_bytes(path.as_bytes()));
         self.excludes.matched(path, directory).is_ignore()
+    }
+
+    /// Names what is left out.
+    pub fn rules(&self) -> u64 {
+        number(&format!(
+            "{:x} {:?} {:?}",
+            self.patterns, self.only, self.own
+        ))
     }
 
     /// The state-dir or the run-dir, if a path is that or in it: they are this server's alone.
@@ -209,9 +234,14 @@ fn file_of(name: &str) -> String {
 pub fn of(config: &Config, args: &Args, wanted: impl Fn(&SyncSet) -> bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
     for set in &config.sets {
-        let patterns = excludes(set);
+        let patterns = patterns(set, &set.excludes);
+        // They were read among the others.
+        let perishable = self::patterns(set, &set.perishable);
+        let members = config.servers.iter().filter(|server| !server.witness);
         let template = Unit {
             name: String::new(),
+            members: members.map(|server| server.name.clone()).collect(),
+            patterns: number(&format!("{:?}", set.excludes)),
             delete_limit: set.delete_limit,
             max_skew: config.time.max_skew,
             keep: set.keep.map(kept),
@@ -221,6 +251,7 @@ pub fn of(config: &Config, args: &Args, wanted: impl Fn(&SyncSet) -> bool) -> Ve
             fault: patterns.as_ref().err().cloned(),
             only: None,
             excludes: patterns.unwrap_or_else(|_| Gitignore::empty()),
+            perishable: perishable.unwrap_or_else(|_| Gitignore::empty()),
             own: Vec::new(),
         };
         units.extend(of_set(set, &template, &args.state_dir));
@@ -351,6 +382,12 @@ fn of_set(set: &SyncSet, template: &Unit, state_dir: &FsPath) -> Vec<Unit> {
     units
 }
 
+fn number(text: &str) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
+    u64::from_le_bytes(number)
+}
+
 /// The directory that a symbolic link leads to.
 fn led_to(path: &FsPath, found: &Metadata) -> Option<PathBuf> {
     let target = found.is_symlink().then(|| path.canonicalize().ok())??;
@@ -364,9 +401,9 @@ fn kept(keep: config::Keep) -> store::Keep {
     }
 }
 
-fn excludes(set: &SyncSet) -> Result<Gitignore, String> {
+fn patterns(set: &SyncSet, lines: &[String]) -> Result<Gitignore, String> {
     let mut builder = GitignoreBuilder::new("");
-    for line in &set.excludes {
+    for line in lines {
         builder
             .add_line(None, line)
             .map_err(|e| format!("set {}: exclude \"{}\": {e}", set.name, line.escape_debug()))?;

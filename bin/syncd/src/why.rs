@@ -148,11 +148,16 @@ impl Why<'_> {
         let there = std::fs::symlink_metadata(path).ok();
         let directory = there.as_ref().is_some_and(std::fs::Metadata::is_dir);
         if let Some((what, pattern)) = unit.excluded_by(inner, directory) {
-            let line = set.excludes.iter().position(|line| *line == pattern);
-            let line = line.and_then(|i| set.lines.excludes.get(i));
+            let index = set.excludes.iter().position(|line| *line == pattern);
+            let line = index.and_then(|i| set.lines.excludes.get(i));
+            let own = set.excludes.len().saturating_sub(set.perishable.len());
+            let key = match index.is_some_and(|i| i >= own) {
+                true => "perishable",
+                false => "exclude",
+            };
             let line = line.map_or_else(String::new, |line| format!(", {}", self.line(*line)));
             return Some(format!(
-                "exclude \"{}\"{line}, matches {what}",
+                "{key} \"{}\"{line}, matches {what}",
                 pattern.escape_debug()
             ));
         }

@@ -10,6 +10,7 @@ use protocol::{
     },
 };
 use std::{
+    collections::BTreeMap,
     fs,
     io::Read,
     net::{TcpListener, TcpStream},
@@ -299,6 +300,49 @@ impl Scene {
         );
         let lines = output.stdout.split(|b| *b == b'\n');
         lines.map(|l| l.escape_ascii().to_string()).collect()
+    }
+
+    /// A run, and a dry run before it that tells the same, and does nothing.
+    fn foretold(&self, server: &str, arguments: &[&str], code: Option<i32>) -> String {
+        let names = |tree: Vec<String>| -> BTreeMap<String, String> {
+            let lines = tree.into_iter().filter_map(|line| {
+                let (name, rest) = line.split_once(' ')?;
+                Some((name.to_owned(), rest.to_owned()))
+            });
+            lines.collect()
+        };
+        let before = names(self.tree(server));
+        let (dry, _) = self.run(server, &[arguments, &["--dry-run"]].concat());
+        assert_eq!(names(self.tree(server)), before);
+        let (said, ended) = self.run(server, arguments);
+        assert_eq!(ended, code, "{said}");
+        let after = names(self.tree(server));
+        let mut did: Vec<_> = before
+            .keys()
+            .chain(after.keys())
+            .filter_map(|name| match (before.get(name), after.get(name)) {
+                (Some(was), Some(is)) if was == is => None,
+                (Some(_), Some(_)) => Some(format!("changed: {name}")),
+                (None, _) => Some(format!("made: {name}")),
+                (_, None) => Some(format!("removed: {name}")),
+            })
+            .collect();
+        let told = dry
+            .lines()
+            .filter_map(|line| line.split_once(": would be "));
+        let mut told: Vec<_> = told.map(|(_, what)| what.to_owned()).collect();
+        did.sort();
+        did.dedup();
+        told.sort();
+        assert_eq!(told, did, "{dry}\n{said}");
+        let stays = |said: &str| said.lines().filter(|l| l.contains("stay here")).count();
+        assert_eq!(stays(&dry), stays(&said), "{dry}\n{said}");
+        said
+    }
+
+    fn assert_moved(&self, server: &str) {
+        assert_eq!(self.read(server, "new/f7").unwrap(), "of 3");
+        assert_eq!(self.tree(server), self.tree("alpha"));
     }
 
     fn assert_alike(&self) {
@@ -749,6 +793,49 @@ fn what_is_missing_keeps_up_no_other_set_and_a_single_file_may_be_removed() {
     assert_eq!(scene.read("beta", "a/h").unwrap(), "new");
     scene.fine("gamma", &[]);
     assert!(SERVERS.iter().all(|s| scene.read(s, "motd").is_none()));
+}
+
+#[test]
+fn what_moved_is_no_removal_and_of_what_is_refused_nothing_is_done_or_told_to_others() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    for i in 0..40 {
+        scene.write("alpha", &format!("old/f{i}"), &format!("of {}", i / 2));
+        scene.write("alpha", &format!("lost/f{i}"), &format!("lost {i}"));
+    }
+    let data = scene.data("alpha");
+    fs::hard_link(data.join("old/f1"), data.join("old/name")).unwrap();
+    std::os::unix::fs::symlink("f1", data.join("old/link")).unwrap();
+    for server in SERVERS {
+        scene.fine(server, &[]);
+    }
+    fs::rename(data.join("old"), data.join("new")).unwrap();
+    scene.foretold("beta", &["--peer", "alpha"], Some(0));
+    scene.assert_moved("beta");
+    scene.foretold("gamma", &["--peer", "beta"], Some(0));
+    scene.assert_moved("gamma");
+    // The same with a loss beside it.
+    fs::rename(data.join("new"), data.join("old")).unwrap();
+    fs::remove_dir_all(data.join("lost")).unwrap();
+    let said = scene.foretold("beta", &["--peer", "alpha"], Some(1));
+    assert!(
+        said.contains("41 were removed on alpha and stay here"),
+        "{said}"
+    );
+    scene.foretold("gamma", &["--peer", "beta"], Some(0));
+    for server in ["beta", "gamma"] {
+        assert_eq!(scene.read(server, "old/f7").unwrap(), "of 3");
+        assert_eq!(scene.read(server, "new/f7"), None);
+        assert_eq!(scene.read(server, "lost/f7").unwrap(), "lost 7");
+    }
+    let said = scene.foretold("gamma", &["--peer", "alpha"], Some(1));
+    assert!(said.contains("41 were removed on alpha"), "{said}");
+    for server in ["beta", "gamma"] {
+        scene.foretold(server, &["--peer", "alpha", "--allow-deletes"], Some(0));
+    }
+    scene.assert_alike();
 }
 
 #[test]
@@ -1856,6 +1943,83 @@ fn a_dry_run_tells_and_does_nothing() {
     let said = scene.fine("beta", &["--peer", "alpha", "--dry-run"]);
     assert!(said.contains("would be made: new"), "{said}");
     assert_eq!(scene.read("beta", "new"), None);
+}
+
+#[test]
+fn a_directory_that_was_removed_stays_for_what_is_left_out_and_what_perishes_goes_with_it() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::of(
+        "[[sync]]\nname = \"data\"\npath = [\"DATA\"]\nexclude = [\"*.own\"]\nperishable = [\"*.o\"]\n",
+    );
+    for file in ["kept/f", "gone/f", "stays"] {
+        scene.write("alpha", file, file);
+    }
+    scene.fine("alpha", &[]);
+    for file in ["kept/x.own", "kept/x.o", "gone/x.o", "x.o"] {
+        scene.write("beta", file, file);
+    }
+    for directory in ["kept", "gone"] {
+        fs::remove_dir_all(scene.data("alpha").join(directory)).unwrap();
+    }
+    let stays = "kept: removed elsewhere and stays here: kept/x.own is left out";
+    let said = scene.fine("beta", &["--dry-run"]);
+    assert!(said.contains("would be removed: gone"), "{said}");
+    assert!(
+        said.contains(&stays.replace("and stays", "and would stay")),
+        "{said}"
+    );
+    let said = scene.fine("beta", &[]);
+    assert!(said.contains(stays), "{said}");
+    for server in SERVERS {
+        let said = scene.fine(server, &[]);
+        assert!(
+            said.contains(" 0 taken") && !said.contains(" 1 given"),
+            "{said}"
+        );
+        let told = said.contains("removed elsewhere and stays here: kept: kept/x.own is left out");
+        assert_eq!(told, server == "beta", "{said}");
+    }
+    let is_there = |name: &str| scene.data("beta").join(name).exists();
+    assert!(is_there("kept/x.own") && is_there("kept/x.o") && is_there("x.o"));
+    assert!(!is_there("gone") && !scene.data("alpha").join("kept").exists());
+    let said = scene
+        .syncd("beta", &["why"])
+        .arg(scene.at("data").join("x.o"))
+        .output();
+    let said = String::from_utf8(said.unwrap().stdout).unwrap();
+    assert!(said.contains("perishable \"*.o\""), "{said}");
+    fs::remove_file(scene.data("beta").join("kept/x.own")).unwrap();
+    scene.fine("beta", &["--dry-run"]);
+    assert!(is_there("kept/x.o"));
+    scene.fine("beta", &[]);
+    assert!(!is_there("kept"));
+}
+
+#[test]
+fn a_dry_run_with_several_servers_tells_what_comes_of_all_of_them_together() {
+    if !may_run() {
+        return;
+    }
+    let scene = Scene::new();
+    for file in ["both", "gone", "moved", "d/e/f", "d/g"] {
+        scene.write("alpha", file, file);
+    }
+    for server in SERVERS {
+        scene.fine(server, &[]);
+    }
+    let [beta, gamma] = ["beta", "gamma"].map(|server| scene.data(server));
+    scene.write("beta", "both", "of beta");
+    scene.write("gamma", "both", "of gamma");
+    scene.write("gamma", "new/x", "x");
+    fs::remove_file(beta.join("gone")).unwrap();
+    fs::rename(beta.join("moved"), beta.join("d/moved")).unwrap();
+    fs::remove_dir_all(beta.join("d/e")).unwrap();
+    fs::remove_file(gamma.join("d/g")).unwrap();
+    scene.foretold("alpha", &[], Some(0));
+    scene.fine("alpha", &[]);
+    scene.assert_alike();
 }
 
 #[test]

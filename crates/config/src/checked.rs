@@ -667,6 +667,7 @@ fn hash(
         name,
         paths,
         excludes,
+        perishable,
         delete_limit,
         keep,
         merge_accounts,
@@ -678,6 +679,9 @@ fn hash(
     {
         parts.add(format!("set {name} {paths:?} {excludes:?} {delete_limit}"));
         // As before these keys were known, where they are not used.
+        if !perishable.is_empty() {
+            parts.add(format!("perishable {perishable:?}"));
+        }
         if let Some(keep) = keep {
             parts.add(format!("keep {keep:?}"));
         }

@@ -205,8 +205,10 @@ pub struct SyncSet {
     pub name: ServerName,
     /// Files, and directories with all that is in them; absolute.
     pub paths: Vec<PathBuf>,
-    /// What in them is left out, in the manner of gitignore(5).
+    /// What in them is left out, in the manner of gitignore(5), with what perishes.
     pub excludes: Vec<String>,
+    /// What of that goes with a directory that was removed elsewhere.
+    pub perishable: Vec<String>,
     /// How much of a path a run may remove without being told to, in percent.
     pub delete_limit: u8,
     /// Which former versions are kept.

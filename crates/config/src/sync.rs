@@ -99,6 +99,7 @@ fn set<'a>(section: &'a Section<'a>, names: &mut BTreeSet<ServerName>) -> Option
         "name",
         "path",
         "exclude",
+        "perishable",
         "delete_limit",
         "on",
         "rate",
@@ -132,7 +133,9 @@ fn set<'a>(section: &'a Section<'a>, names: &mut BTreeSet<ServerName>) -> Option
             }
         }
     }
-    let excludes = section.texts("exclude");
+    let perishable = section.texts("perishable");
+    // What perishes is left out, too.
+    let excludes = [section.texts("exclude"), perishable.clone()].concat();
     let merge_accounts = merges_accounts(section, &texts, &excludes);
     let lines = SyncLines {
         set: section.line(),
@@ -146,6 +149,10 @@ fn set<'a>(section: &'a Section<'a>, names: &mut BTreeSet<ServerName>) -> Option
         name: name?,
         paths: paths.iter().map(|(path, _)| path.clone()).collect(),
         excludes: excludes
+            .into_iter()
+            .map(|t| t.into_inner().to_owned())
+            .collect(),
+        perishable: perishable
             .into_iter()
             .map(|t| t.into_inner().to_owned())
             .collect(),
@@ -215,7 +222,11 @@ fn merges_accounts(
     }
     if !excludes.is_empty() {
         let what = "a set of account files has nothing to leave out; remove it";
-        section.report("exclude", what);
+        for key in ["exclude", "perishable"] {
+            if !section.texts(key).is_empty() {
+                section.report(key, what);
+            }
+        }
     }
     true
 }

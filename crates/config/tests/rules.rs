@@ -811,6 +811,7 @@ fn the_example_sets_are_good_and_have_every_key() {
         "path",
         "on",
         "exclude",
+        "perishable",
         "delete_limit",
         "rate",
         "keep",
@@ -830,7 +831,7 @@ fn what_is_kept_and_merged_is_read_with_the_lines_it_stands_in() {
     let key = "host_key = \"ssh-ed25519 AAAA\"\n";
     let text = GOOD.replace("priority = 100\n", key);
     let text = text.replace("\"192.0.2.12\"]\n", &format!("\"192.0.2.12\"]\n{key}"));
-    let sync = "[[sync]]\nname = \"www\"\npath = [\n\"/srv/www\",\n\"/etc/motd\"]\nexclude = [\"*.tmp\",\n\"/cache/\"]\nkeep = \"30d\"\n\
+    let sync = "[[sync]]\nname = \"www\"\npath = [\n\"/srv/www\",\n\"/etc/motd\"]\nexclude = [\"*.tmp\",\n\"/cache/\"]\nperishable = [\"*.o\"]\nkeep = \"30d\"\n\
                 [[sync]]\nname = \"accounts\"\npath = [\"/etc/passwd\"]\nmerge = \"accounts\"\nkeep = 7\n";
     let plain = read(&(text.clone() + sync)).unwrap();
     let [www, accounts] = &plain.sets[..] else {
@@ -845,7 +846,13 @@ fn what_is_kept_and_merged_is_read_with_the_lines_it_stands_in() {
     let first = text.lines().count() + 1;
     assert_eq!(www.lines.set, first);
     assert_eq!(www.lines.paths, [first + 3, first + 4]);
-    assert_eq!(www.lines.excludes, [first + 5, first + 6]);
+    assert_eq!(www.lines.excludes, [first + 5, first + 6, first + 7]);
+    assert_eq!(www.excludes, ["*.tmp", "/cache/", "*.o"]);
+    assert_eq!(www.perishable, ["*.o"]);
+    let lasting = sync
+        .replace("exclude = [", "exclude = [\"*.o\",")
+        .replace("perishable = [\"*.o\"]\n", "");
+    assert_ne!(plain.hash, read(&(text.clone() + &lasting)).unwrap().hash);
     let other = read(&(text.clone() + &sync.replace("30d", "31d"))).unwrap();
     assert_ne!(plain.hash, other.hash, "it must be the same on all servers");
     let moved = read(&(text + "\n\n" + sync)).unwrap();

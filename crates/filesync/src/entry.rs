@@ -1,6 +1,7 @@
 //! What is at a path, and since which version.
 
 use crate::{
+    knowledge::Forgotten,
     path::Path,
     version::{Rank, Replica, Vector},
 };
@@ -156,19 +157,28 @@ pub struct Author {
     /// It has no history, or goes on with an index that may have come back from a backup: what it comes by has been there
     /// since nobody knows when.
     pub uncertain: bool,
+    /// Removals that nobody here remembers: what is new comes after them.
+    pub forgotten: Option<Forgotten>,
 }
 
 impl Author {
     /// A new event: `before` is this now, since `nanos`.
     pub fn change(&mut self, before: Option<&Entry>, node: Option<Node>, nanos: u64) -> Entry {
         self.count += 1;
-        let mut vector = before.map(|b| b.vector.clone()).unwrap_or_default();
+        let forgotten = self.forgotten.as_ref().filter(|_| !self.uncertain);
+        let mut vector = match (before, forgotten) {
+            (Some(before), _) => before.vector.clone(),
+            (None, Some(forgotten)) => forgotten.events.clone(),
+            (None, None) => Vector::default(),
+        };
         vector.note(&self.replica, self.count);
-        let rank = match before {
-            Some(before) if node.is_none() && before.node.is_some() => Rank::of_turn(&before.rank),
-            None if self.uncertain => Rank::of_unknown(&self.replica, nanos),
+        let rank = match (before, forgotten) {
+            (Some(before), _) if node.is_none() && before.node.is_some() => {
+                Rank::of_turn(&before.rank)
+            }
+            (None, _) if self.uncertain => Rank::of_unknown(&self.replica, nanos),
             _ => Rank::of_change(
-                before.map(|b| &b.rank),
+                before.map(|b| &b.rank).or(forgotten.map(|f| &f.rank)),
                 &self.replica,
                 nanos,
                 self.held && !self.uncertain,

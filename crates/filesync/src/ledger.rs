@@ -43,6 +43,14 @@ impl Ledger {
             .map_or(0, |p| p.sequence)
     }
 
+    /// When that was, in nanoseconds since 1970.
+    pub fn when(&self, replica: &Replica) -> Option<u64> {
+        let known = self.0.get(&replica.server);
+        known
+            .filter(|p| p.incarnation == replica.incarnation)
+            .map(|p| p.at)
+    }
+
     /// Up to where each of the others has all.
     pub fn sequences(&self) -> impl Iterator<Item = u64> {
         self.0.values().map(|p| p.sequence)

@@ -21,6 +21,7 @@
 //! | `standing` | whose history counts, and who gives way |
 //! | `guard` | what must not be taken for removals |
 //! | `ledger` | what the others have, and which tombstones can go |
+//! | `knowledge` | what a replica has heard of altogether, and what of that it forgot |
 //! | `accounts` | password files, merged record by record |
 //!
 //! It opens nothing, reads no clock and draws nothing: the same inputs give the same operations. It moves no contents
@@ -32,6 +33,7 @@
 pub mod accounts;
 mod entry;
 pub mod guard;
+mod knowledge;
 mod ledger;
 mod observe;
 mod path;
@@ -40,6 +42,7 @@ mod standing;
 mod version;
 
 pub use entry::{Author, Digest, Entry, Kind, Node};
+pub use knowledge::{Forgotten, Knowledge};
 pub use ledger::{Debt, Ledger};
 pub use observe::{Difference, LENT, Observer, Proof, RACY, Sight, Span, Stat};
 pub use path::{BadPath, NAME_MAX, PATH_MAX, Path};

@@ -281,6 +281,7 @@ pub(crate) mod tests {
             held: false,
             unit: 1000,
             uncertain: false,
+            forgotten: None,
         }
     }
 

@@ -22,11 +22,15 @@
 //! the same path, what the directory has in it is kept aside if it gives way; which of the two that is may depend on
 //! who met first, and all come to the same.
 
+mod losses;
+
 use crate::{
     entry::{Author, Digest, Entry, Kind, Node},
+    knowledge::Knowledge,
     path::Path,
     version::Relation,
 };
+use protocol::ServerName;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a replica knows of its own set: its index.
@@ -99,6 +103,14 @@ impl Operation {
         file.filter(|file| Some(*file) != self.joins())
     }
 
+    /// Where that to be removed was moved to.
+    fn moved_to(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Move(to) => Some(to),
+            _ => None,
+        }
+    }
+
     /// Something that is there goes.
     pub fn removes(&self) -> bool {
         self.entry.node.is_none() && !self.is_note()
@@ -139,6 +151,8 @@ pub struct Planner {
     /// The other's history counts and this one's does not: in each conflict the version here is forgotten, once it is
     /// kept aside.
     pub yields: bool,
+    /// What is known here.
+    pub known: Knowledge,
     /// Seen so far.
     pub conflicts: Vec<Conflict>,
     groups: BTreeMap<Path, Operation>,
@@ -178,6 +192,26 @@ impl Planner {
         placed
             .map(|operation| self.place(tree, operation))
             .collect()
+    }
+
+    /// The other has told all that it knows and does not name this path, of which `here` is known: it goes if the other has
+    /// forgotten its removal. What this server made may have lost to something else there before: that is kept aside.
+    pub fn unnamed(&mut self, path: Path, here: Entry, there: &Knowledge, own: &ServerName) {
+        let Some(entry) = there.removal(&here) else {
+            return;
+        };
+        let all = match here.is_directory() {
+            true => &mut self.directories,
+            false => &mut self.removals,
+        };
+        let operation = Operation {
+            path: path.clone(),
+            keep: !here.is_directory() && here.rank.replica.server == *own,
+            was: Some(here),
+            entry,
+            source: Source::Nothing,
+        };
+        all.insert(path, operation);
     }
 
     /// It is a file with further names, or must come after one.
@@ -274,6 +308,13 @@ impl Planner {
             .collect()
     }
 
+    /// Nothing of the other lost to what is here. Else it has still to keep that aside, and until then it counts as neither
+    /// taken nor known: nothing may be built on its having given way.
+    pub fn is_resolved(&self) -> bool {
+        let stayed = |c: &Conflict| c.outcome == Outcome::Stayed;
+        !self.conflicts.iter().any(stayed)
+    }
+
     /// The files and directories that the run would remove.
     pub fn removed(&self) -> impl Iterator<Item = &Operation> {
         let directories = self.directories.values().filter(|o| o.removes());
@@ -364,7 +405,10 @@ impl Planner {
             })
         };
         let Some(here) = tree.entry(&path) else {
-            return operation(None, there, false);
+            return match self.known.forgot(&there) {
+                true => None,
+                false => operation(None, there, false),
+            };
         };
         let relation = here.vector.relation(&there.vector);
         let (alike, later) = match (&here.node, &there.node) {
@@ -415,9 +459,12 @@ impl Planner {
             });
         }
         let keep = !same && here.node.is_some();
-        (outcome == Outcome::GaveWay)
-            .then(|| operation(Some(here), joined, keep))
-            .flatten()
+        match outcome {
+            Outcome::GaveWay => operation(Some(here), joined, keep),
+            // The other may have heard of the removal, and forgotten it: it is told again.
+            Outcome::Stayed if here.node.is_none() => operation(Some(here.clone()), here, false),
+            _ => None,
+        }
     }
 
     /// Where contents come from.

@@ -53,8 +53,11 @@ impl Vector {
         self.0.get(replica).copied().unwrap_or(0)
     }
 
-    /// With this event, too.
+    /// With this event, too; 0 is none.
     pub fn note(&mut self, replica: &Replica, count: u64) {
+        if count == 0 {
+            return;
+        }
         let known = self.0.entry(replica.clone()).or_default();
         *known = count.max(*known);
     }
@@ -64,6 +67,11 @@ impl Vector {
         for (replica, count) in &other.0 {
             self.note(replica, *count);
         }
+    }
+
+    /// Whether it has all events of the other.
+    pub fn has(&self, other: &Self) -> bool {
+        matches!(self.relation(other), Relation::Equal | Relation::Newer)
     }
 
     /// How it stands to the other.

@@ -53,6 +53,7 @@ fn author(server: usize) -> Author {
         held: false,
         unit: 10,
         uncertain: false,
+        forgotten: None,
     }
 }
 

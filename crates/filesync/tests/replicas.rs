@@ -1,6 +1,6 @@
 //! Three and more replicas under random changes, meetings, crashes, lost indexes and clocks that jump by a year; files,
-//! indexes and both that come back from backups; servers that are installed anew; full disks; paths that cannot be
-//! looked at.
+//! indexes and both that come back from backups; servers that are installed anew; full disks; removals that are refused;
+//! paths that cannot be looked at.
 //!
 //! What must hold: all come to the same; no value is lost that was not superseded by somebody who had seen it, or went
 //! with the only disk that had it; nothing that was superseded comes back; and whoever has no history has, once it has
@@ -14,13 +14,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use filesync::{
-    Author, Difference, Digest, Entry, Kind, Ledger, Node, Operation, Path, Planner, Relation,
-    Replica, Sight, Source, Span, Standing, Terms, Tree,
+    Author, Difference, Digest, Entry, Forgotten, Kind, Knowledge, Ledger, Node, Operation, Path,
+    Planner, Relation, Replica, Sight, Source, Span, Standing, Terms, Tree,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use protocol::ServerName;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 const YEAR: i64 = 365 * 86_400 * 1_000_000_000;
 const SECOND: u64 = 1_000_000_000;
+/// Removals that are older are forgotten, and no backup of files alone is.
+const HORIZON: u64 = 30 * SECOND;
 
 /// splitmix64 (Steele et al. 2014).
 #[derive(Clone)]
@@ -89,10 +95,15 @@ struct Machine {
     taken: Ledger,
     /// Nothing can be fetched.
     full: bool,
+    /// Nothing that would be lost is removed.
+    strict: bool,
     /// What could not be looked at the last time.
     hidden: Option<Path>,
     disk: BTreeMap<Path, Node>,
     index: BTreeMap<Path, (Entry, u64)>,
+    /// Since when each is in the index.
+    since: BTreeMap<Path, u64>,
+    known: Knowledge,
     sequence: u64,
     intents: BTreeMap<Path, Entry>,
     aside: BTreeSet<(Path, Node)>,
@@ -158,6 +169,7 @@ impl Machine {
             standing: Standing::default(),
             taken: Ledger::default(),
             full: false,
+            strict: false,
             hidden: None,
             author: Author {
                 replica: Replica {
@@ -168,9 +180,12 @@ impl Machine {
                 held: false,
                 unit: SECOND / 10,
                 uncertain: false,
+                forgotten: None,
             },
             disk: BTreeMap::new(),
             index: BTreeMap::new(),
+            since: BTreeMap::new(),
+            known: Knowledge::default(),
             sequence: 0,
             intents: BTreeMap::new(),
             aside: BTreeSet::new(),
@@ -190,7 +205,39 @@ impl Machine {
     fn note(&mut self, path: Path, entry: Entry) {
         self.sequence += 1;
         self.intents.remove(&path);
+        self.since.insert(path.clone(), self.looked);
         self.index.insert(path, (entry, self.sequence));
+    }
+
+    fn knowledge(&self) -> Knowledge {
+        let mut known = self.known.clone();
+        known.events.note(&self.author.replica, self.author.count);
+        known
+    }
+
+    /// Forgets removals that these others have. How many.
+    fn forget(&mut self, others: &[ServerName], now: u64) -> usize {
+        let (now, known) = (self.time(now), self.knowledge());
+        let old = |time: u64| time.saturating_add(HORIZON) < now;
+        let may = |path: &Path, entry: &Entry, sequence: u64| {
+            let age = Duration::from_nanos(now.saturating_sub(self.since[path]));
+            entry.node.is_none()
+                && known.events.has(&entry.vector)
+                && old(entry.rank.nanos)
+                && self
+                    .ledger
+                    .may_forget(others, sequence, age, Duration::from_nanos(HORIZON))
+        };
+        let all = self.index.iter();
+        let all = all.filter(|(path, (entry, sequence))| may(path, entry, *sequence));
+        let all: Vec<_> = all.map(|(path, row)| (path.clone(), row.clone())).collect();
+        for (path, (entry, sequence)) in &all {
+            self.trace("forgets", path, entry);
+            let before = self.known.forgotten.take();
+            self.known.forgotten = Some(Forgotten::with(before, entry, *sequence));
+            self.index.remove(path);
+        }
+        all.len()
     }
 
     fn trace(&self, what: &str, path: &Path, entry: &Entry) {
@@ -205,6 +252,7 @@ impl Machine {
         let now = self.time(now);
         let known = self.index.clone().into_iter().map(|(p, (e, _))| (p, e));
         self.author.uncertain |= self.standing.is_newcomer();
+        self.author.forgotten = self.known.forgotten.clone();
         // What is not seen when an index is begun is new when it is seen.
         let hidden = self.hidden.clone().filter(|_| !self.author.uncertain);
         let is_hidden = |p: &Path| hidden.as_ref().is_some_and(|h| p == h || p.is_below(h));
@@ -263,6 +311,7 @@ impl Machine {
         self.keeper = self.author.replica.clone();
         self.standing = Standing::new(&self.keeper);
         self.index.clear();
+        self.known = Knowledge::default();
         self.intents.clear();
         self.ledger = Ledger::default();
         self.taken = Ledger::default();
@@ -282,9 +331,12 @@ impl Machine {
             standing,
             aside,
             sequence,
+            since,
             ..
         } = backup.clone();
+        self.known = backup.knowledge();
         (self.index, self.intents, self.history) = (index, intents, history);
+        self.since = since;
         (self.ledger, self.taken, self.aside) = (ledger, taken, aside);
         (self.keeper, self.standing, self.sequence) = (keeper, standing, sequence);
         (self.author.replica.incarnation, self.author.count) = (incarnation, 0);
@@ -310,6 +362,7 @@ impl Machine {
         let mut pulled = Pulled::default();
         let terms = self.standing.terms(&other.standing);
         planner.yields = terms == Terms::Yield;
+        planner.known = self.knowledge();
         if terms == Terms::Wait {
             (pulled.operations, pulled.complete) = (1, false);
             return Ok(pulled);
@@ -325,13 +378,41 @@ impl Machine {
             })
             .map(|(path, _)| path.clone())
             .collect();
+        let before = self.sequence;
         let fresh = |(_, (_, sequence)): &(&Path, &(Entry, u64))| *sequence > known;
-        let offered: Vec<_> = other.index.iter().filter(fresh).collect();
+        let theirs = other.knowledge();
+        let all = !theirs.told_all(known);
+        let offered: Vec<_> = (other.index.iter().filter(|row| all || fresh(row)))
+            .map(|(path, (entry, _))| (path.clone(), entry.clone()))
+            .collect();
+        if all {
+            // Of what is not named it may have been removed.
+            for (path, (entry, _)) in &self.index {
+                if !other.index.contains_key(path) {
+                    let own = &self.author.replica.server;
+                    planner.unnamed(path.clone(), entry.clone(), &theirs, own);
+                }
+            }
+        }
         for batch in offered.chunks(3) {
-            let batch = batch.iter().map(|(p, (e, _))| ((*p).clone(), e.clone()));
-            let operations = planner.batch(self, batch.collect());
+            let operations = planner.batch(self, batch.to_vec());
             self.carry_out(operations, other, steps, &mut pulled)?;
         }
+        if self.strict {
+            let came = self.index.iter().filter(|(_, (_, n))| *n > before);
+            let came = came.map(|(path, (entry, _))| Ok::<_, Cut>((path.clone(), entry.clone())));
+            let lost = planner.lost(self, came)?;
+            if !lost.is_empty() {
+                planner.refuse(&lost);
+                pulled.complete = false;
+            }
+            pulled.refused = lost;
+        }
+        let refused = pulled.refused.clone();
+        let stays = refused
+            .iter()
+            .map(|path| (path.clone(), self.index.get(path).cloned()));
+        let stays: Vec<_> = stays.collect();
         let operations = planner.groups(self);
         self.carry_out(operations, other, steps, &mut pulled)?;
         let operations = planner.removals();
@@ -341,6 +422,11 @@ impl Machine {
         pulled.reshaped = self.author.count != author.count;
         self.author = author;
         self.carry_out(operations, other, steps, &mut pulled)?;
+        let same =
+            |(path, row): &(Path, Option<(Entry, u64)>)| self.index.get(path) == row.as_ref();
+        if !stays.iter().all(same) {
+            pulled.fault = Some(format!("refused and done: {refused:?}"));
+        }
         assert!(
             planner
                 .conflicts
@@ -349,11 +435,16 @@ impl Machine {
             "{:?}",
             planner.conflicts
         );
+        pulled.resolved = planner.is_resolved();
         if planner.yields && pulled.complete {
             for (path, (entry, _)) in other.index.iter().filter(|(p, _)| conflicts.contains(*p)) {
                 let node = self.index.get(path).and_then(|(e, _)| e.node.as_ref());
                 let stays = entry.node.is_none() && node.is_some_and(Node::is_directory);
-                if node != entry.node.as_ref() && !stays {
+                let alike = match (node, &entry.node) {
+                    (Some(node), Some(other)) => node.is_as(other),
+                    (node, other) => node == other.as_ref(),
+                };
+                if !alike && !stays {
                     let (keeper, other) = (&self.keeper, &other.keeper);
                     pulled.fault = Some(format!(
                         "{path} of {keeper:?} did not give way to {other:?}: {node:?} and {entry:?}"
@@ -380,7 +471,8 @@ impl Machine {
             );
             let done = self.act(&operation, other, steps)?;
             pulled.complete &= done;
-            if done {
+            let told_again = operation.was.as_ref() == Some(&operation.entry);
+            if done && !told_again {
                 let theirs = other
                     .history
                     .get(&operation.path)
@@ -478,6 +570,10 @@ struct Pulled {
     complete: bool,
     /// Something in a directory that was to go was in the way.
     reshaped: bool,
+    /// Removals.
+    refused: BTreeSet<Path>,
+    /// Nothing of the other waits for it to give way.
+    resolved: bool,
     fault: Option<String>,
 }
 
@@ -487,6 +583,8 @@ impl Default for Pulled {
             operations: 0,
             complete: true,
             reshaped: false,
+            refused: BTreeSet::new(),
+            resolved: true,
             fault: None,
         }
     }
@@ -507,8 +605,14 @@ struct World {
     fault: Option<String>,
     /// Which of two histories gives way depends on who meets whom first.
     histories: bool,
-    /// Of each machine, sometime before.
+    /// Of each machine, sometime before, and since when.
     backups: Vec<Machine>,
+    backed_up: Vec<u64>,
+    /// It is on no roster: nobody meets it or waits for it.
+    away: Option<usize>,
+    /// Who was: what it has is older than the horizon, and so no more than what its index says of it.
+    were_away: BTreeSet<usize>,
+    forgotten: usize,
     incarnation: u64,
 }
 
@@ -521,7 +625,11 @@ impl World {
         let names = ["alpha", "beta", "gamma", "delta"];
         let machines: Vec<_> = names[..count].iter().map(|n| Machine::new(n, 1)).collect();
         Self {
+            backed_up: vec![1_700_000_000 * SECOND; machines.len()],
             backups: machines.clone(),
+            away: None,
+            were_away: BTreeSet::new(),
+            forgotten: 0,
             histories: false,
             fault: None,
             incarnation: 1,
@@ -638,15 +746,21 @@ impl World {
                 complete,
                 reshaped,
                 fault,
+                refused: _,
+                resolved,
             }) => {
                 self.reshaped |= reshaped;
                 self.fault = self.fault.take().or(fault);
                 if complete {
+                    let here = &mut self.machines[i];
+                    here.standing.has_all_of(&other.standing);
+                }
+                if complete && resolved {
                     let ledger = &mut self.machines[j].ledger;
                     ledger.acknowledged(&replica, other.sequence, now);
                     let here = &mut self.machines[i];
                     here.taken.stands(&other.keeper, other.sequence, now);
-                    here.standing.has_all_of(&other.standing);
+                    here.known.join(&other.knowledge());
                 }
                 operations
             }
@@ -657,16 +771,17 @@ impl World {
         self.now += 1 + self.random.below(3 * SECOND);
         let n = self.machines.len();
         let (i, j) = (self.random.index(n), self.random.index(n));
-        match self.random.below(100) {
+        let meets = i != j && ![Some(i), Some(j)].contains(&self.away);
+        match self.random.below(108) {
             0..55 => self.edit(),
             55..65 => {
                 let (now, events) = (self.now, &mut self.events);
                 self.machines[i].look(now, events);
             }
-            65..85 if i != j => {
+            65..85 if meets => {
                 self.meet(i, j, u64::MAX);
             }
-            85..93 if i != j => {
+            85..93 if meets => {
                 let steps = self.random.below(12);
                 self.meet(i, j, steps);
             }
@@ -675,6 +790,7 @@ impl World {
                 self.machines[i].clock = if self.random.percent(30) { 0 } else { jump };
             }
             96 => self.back(i),
+            97 if self.random.percent(50) => self.machines[i].strict ^= true,
             97 => self.machines[i].author.held ^= true,
             98 => self.machines[i].full ^= true,
             99 => {
@@ -684,8 +800,42 @@ impl World {
                     .then(|| path(self.random.of(&NAMES)));
                 self.machines[i].hidden = hidden;
             }
+            100 | 107 => {
+                self.away = match self.away {
+                    None if n > 2 => Some(i),
+                    _ => None,
+                };
+                self.were_away.extend(self.away);
+            }
+            101..104 => self.forget(i),
+            104..107 => self.quiet(),
             _ => {}
         }
+    }
+
+    /// All that are on the roster meet, nothing happens for a long time, and some forget.
+    fn quiet(&mut self) {
+        let n = self.machines.len();
+        for (i, j) in (0..2 * n * n).map(|k| (k % n, k / n % n)) {
+            if i != j && ![Some(i), Some(j)].contains(&self.away) {
+                self.meet(i, j, u64::MAX);
+            }
+        }
+        self.now += 2 * HORIZON;
+        for i in 0..n {
+            if self.random.percent(60) {
+                self.forget(i);
+            }
+        }
+    }
+
+    /// What was removed long ago is forgotten, if all that are on the roster know of it.
+    fn forget(&mut self, i: usize) {
+        let others = (0..self.machines.len()).filter(|j| *j != i && Some(*j) != self.away);
+        let others: Vec<_> = others
+            .map(|j| self.machines[j].keeper.server.clone())
+            .collect();
+        self.forgotten += self.machines[i].forget(&others, self.now);
     }
 
     /// Something of a machine is lost, or comes back from a backup, or a backup is made.
@@ -696,18 +846,22 @@ impl World {
         let aside_before = self.machines[i].aside.clone();
         let machine = &mut self.machines[i];
         match self.random.below(8) {
-            0..3 => self.backups[i] = machine.clone(),
+            0..3 => {
+                self.backups[i] = machine.clone();
+                self.backed_up[i] = self.now;
+            }
             3 => {
                 machine.index_of(&backup, incarnation);
                 (machine.disk, machine.looked) = (backup.disk, backup.looked);
                 (machine.touched, machine.forgetful) = (backup.touched, backup.forgetful);
             }
             4 => machine.index_of(&backup, incarnation),
+            _ if self.were_away.contains(&i) => {}
             what => {
                 self.histories = true;
                 machine.lose_index(incarnation);
                 match what {
-                    5 => machine.disk = backup.disk,
+                    5 if self.now - self.backed_up[i] < HORIZON => machine.disk = backup.disk,
                     6 => machine.disk.clear(),
                     _ => {}
                 }
@@ -731,8 +885,9 @@ impl World {
     /// All meet, in some order, until nobody has anything to do.
     fn settle(&mut self) -> Result<(), String> {
         let n = self.machines.len();
+        self.away = None;
         for machine in &mut self.machines {
-            (machine.full, machine.hidden) = (false, None);
+            (machine.full, machine.strict, machine.hidden) = (false, false, None);
         }
         for _ in 0..16 {
             let mut pairs: Vec<_> = (0..n).flat_map(|i| (0..n).map(move |j| (i, j))).collect();
@@ -762,15 +917,15 @@ impl World {
                     differing(&first.disk, &other.disk)
                 ));
             }
-            let known = |m: &Machine| -> Vec<_> {
-                let known = m
-                    .index
-                    .iter()
-                    .map(|(p, (e, _))| (p.clone(), e.vector.clone()));
-                known.collect()
+            // A removal may be forgotten by one of them.
+            let paths = first.index.keys().chain(other.index.keys());
+            let agree = |path: &Path| match (first.entry(path), other.entry(path)) {
+                (Some(a), Some(b)) => a.vector == b.vector,
+                (Some(one), None) | (None, Some(one)) => one.node.is_none(),
+                (None, None) => true,
             };
-            if known(first) != known(other) {
-                return Err("convergence: vectors differ".into());
+            if let Some(path) = paths.into_iter().find(|path| !agree(path)) {
+                return Err(format!("convergence: vectors of {path} differ"));
             }
         }
         let aside: BTreeSet<_> = self.machines.iter().flat_map(|m| &m.aside).collect();
@@ -838,7 +993,8 @@ fn run(seed: u64) -> Result<(), String> {
     other_order.random = Random(seed ^ 0xbeef);
     world.settle().and_then(|()| world.judge())?;
     other_order.settle().and_then(|()| other_order.judge())?;
-    let reshaped = world.reshaped || other_order.reshaped || world.histories;
+    // So does which of a new file and one of a server that was away stays, if the removal between them was forgotten.
+    let reshaped = world.reshaped || other_order.reshaped || world.histories || world.forgotten > 0;
     // What came and went in a directory is nobody's change: its time may be that of another server's.
     let untimed = |world: &World| {
         let mut disk = world.machines[0].disk.clone();

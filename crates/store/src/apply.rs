@@ -23,6 +23,7 @@ use crate::{
     dir::{Dir, Name, Places, is_no_way},
     error::{At, Error, Listing},
     index::{Batch, Index, Reader},
+    leftover,
     look::signed,
     rows::Row,
     set::Set,
@@ -59,6 +60,8 @@ pub struct Applied {
     pub put_off: Listing,
     /// What the system did not allow.
     pub failed: Listing,
+    /// Directories that are removed and stay for what is left out of the set.
+    pub left: Listing,
 }
 
 impl Applied {
@@ -71,6 +74,8 @@ impl Applied {
 /// Why an operation is not carried out.
 enum Refusal {
     PutOff(&'static str),
+    /// This is in the directory that is to go.
+    Held(Path),
     Failed(Error),
 }
 
@@ -157,6 +162,8 @@ struct Run<'a> {
     places: Places,
     /// New directories that are just made ready, each in the one before it.
     fresh: Vec<(Path, Arc<Dir>)>,
+    /// Directories that were left over, and of which the index does not know yet.
+    left: BTreeSet<Path>,
     /// New directories that do not come, nor what was made ready in them.
     lost: Vec<Path>,
     /// Still to be made ready,
@@ -202,6 +209,7 @@ pub fn apply_by(
         reader: index.reader()?,
         places: Places::default(),
         fresh: Vec::new(),
+        left: BTreeSet::new(),
         lost: Vec::new(),
         operations: operations.into_iter(),
         over: false,
@@ -244,6 +252,10 @@ impl Run<'_> {
     fn refuse(&mut self, path: &Path, refusal: Refusal) {
         match refusal {
             Refusal::PutOff(why) => self.applied.put_off.add(path, why),
+            Refusal::Held(by) => {
+                let why = format!("{by} is in it");
+                self.applied.put_off.add(path, why);
+            }
             Refusal::Failed(error) => self.applied.failed.add(path, error),
         }
     }
@@ -327,6 +339,7 @@ impl Run<'_> {
         let (known, stat) = match (known, stat) {
             (None, None) => return Ok(None),
             (Some(_), None) if moved => return Ok(None),
+            (None, Some(stat)) if self.is_left(row, &dir, name)? => return Ok(Some(stat)),
             (Some(known), Some(stat)) => (known, stat),
             (None, Some(_)) | (Some(_), None) => return Err(otherwise),
         };
@@ -348,6 +361,16 @@ impl Run<'_> {
             Found::Node(node, stat) if self.set.times.is(&node, known) => Ok(Some(stat)),
             Found::Busy | Found::Growing(_) => Err(Refusal::PutOff("it changes while it is read")),
             Found::Node(..) | Found::Socket | Found::Nothing => Err(otherwise),
+        }
+    }
+
+    /// Whether the directory at a path was left over by an earlier run.
+    fn is_left(&self, row: Option<&Row>, dir: &Dir, name: Name) -> Result<bool, Refusal> {
+        match (row, dir.child(name)) {
+            (Some(row), Ok(directory)) => {
+                Ok(leftover::is_left(row, &directory).at("stat", self.set.name.as_str())?)
+            }
+            _ => Ok(false),
         }
     }
 

@@ -12,7 +12,8 @@ use crate::{
     times::Times,
 };
 use filesync::{
-    Digest, Entry, Kind, Ledger, Path, Proof, Replica, Standing, Stat, Tree, guard::Identity,
+    Digest, Entry, Forgotten, Kind, Knowledge, Ledger, Path, Proof, Replica, Standing, Stat, Tree,
+    guard::Identity,
 };
 use protocol::{
     ServerName,
@@ -46,6 +47,12 @@ const GIVEN_UP: &str = "given-up";
 const UNCERTAIN: &str = "uncertain";
 /// Key of how far this replica has got with the others.
 const TAKEN: &str = "taken";
+/// Key of what this replica has heard of, but for its last own events.
+const KNOWN: &str = "known";
+/// Key of when it was last looked for removals to forget.
+const SWEPT: &str = "swept";
+/// So often that is done at most.
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// See the module.
 pub struct Index {
@@ -205,7 +212,9 @@ impl Index {
 
     /// Whatever changes from now on is this one's change.
     fn continue_as(&self, replica: Replica) -> Result<(), Error> {
+        let known = self.knowledge()?;
         self.write(|batch| {
+            batch.keep(KNOWN, &known)?;
             batch.writer = Writer { replica, count: 0 };
             batch.mark(UNCERTAIN)
         })
@@ -296,6 +305,35 @@ impl Index {
     /// How far this replica has got with the others; none: the index was begun by a program that left that to them.
     pub fn taken(&self) -> Result<Option<Ledger>, Error> {
         self.kept(TAKEN)
+    }
+
+    /// What this replica has heard of.
+    pub fn knowledge(&self) -> Result<Knowledge, Error> {
+        let Writer { replica, count } = self.writer()?;
+        let mut known: Knowledge = self.kept(KNOWN)?.unwrap_or_default();
+        known.events.note(&replica, count);
+        Ok(known)
+    }
+
+    /// By these `rules` something is left out of the set from now on. By others nothing is known of what was left out
+    /// before, and all is to be told again.
+    pub fn abide(&self, rules: u64) -> Result<(), Error> {
+        let known: Option<Knowledge> = self.kept(KNOWN)?;
+        if known.as_ref().is_some_and(|known| known.rules == rules) {
+            return Ok(());
+        }
+        self.write(|batch| {
+            if known.is_some() {
+                batch.keep(TAKEN, &Ledger::default())?;
+            }
+            let forgotten = known.and_then(|known| known.forgotten);
+            let known = Knowledge {
+                forgotten,
+                rules,
+                ..Knowledge::default()
+            };
+            batch.keep(KNOWN, &known)
+        })
     }
 
     /// It as it is now, for many questions one after another.
@@ -401,26 +439,44 @@ impl Index {
         Ok(done)
     }
 
-    /// Forgets tombstones that all `others` have and that are older than any backup. Returns how many.
+    /// Forgets removals that all `others` have and that are older than any backup; looks for them once a day at most.
+    /// Returns how many. Nobody may have been told of this index by whoever has it open now.
     pub fn forget(&self, others: &[ServerName], now: u64, horizon: Duration) -> Result<u64, Error> {
-        let ledger = self.ledger()?;
+        let age = |time: u64| Duration::from_nanos(now.saturating_sub(time));
+        let swept: Option<u64> = self.kept(SWEPT)?;
+        if swept.is_some_and(|swept| swept <= now && age(swept) < DAY) {
+            return Ok(0);
+        }
+        self.write(|batch| batch.keep(SWEPT, &now))?;
+        let (ledger, known) = (self.ledger()?, self.knowledge()?);
+        let may = |row: &Row| {
+            // A directory that was left over is known by its tombstone. One of a clock that was ahead waits for the others.
+            row.entry.node.is_none()
+                && row.proof.is_none()
+                && age(row.entry.rank.nanos) > horizon
+                && known.events.has(&row.entry.vector)
+                && ledger.may_forget(others, row.sequence, age(row.at), horizon)
+        };
         let mut count = 0;
-        let mut rows = self.rows()?.filter_map(|item| match item {
-            Ok((path, row)) => {
-                let age = Duration::from_nanos(now.saturating_sub(row.at));
-                let may = row.entry.node.is_none()
-                    && ledger.may_forget(others, row.sequence, age, horizon);
-                may.then_some(Ok(path))
-            }
-            Err(e) => Some(Err(e)),
+        let mut rows = self.rows()?.filter(|item| match item {
+            Ok((_, row)) => may(row),
+            Err(_) => true,
         });
         loop {
-            let paths: Vec<_> = rows.by_ref().take(FEW).collect::<Result<_, _>>()?;
-            if paths.is_empty() {
+            let rows: Vec<_> = rows.by_ref().take(FEW).collect::<Result<_, _>>()?;
+            if rows.is_empty() {
                 return Ok(count);
             }
-            count += paths.len() as u64;
-            self.write(|batch| paths.iter().try_for_each(|path| batch.forget(path)))?;
+            count += rows.len() as u64;
+            self.write(|batch| {
+                let mut known: Knowledge = kept_in(&batch.states, KNOWN)?.unwrap_or_default();
+                for (path, row) in &rows {
+                    let before = known.forgotten.take();
+                    known.forgotten = Some(Forgotten::with(before, &row.entry, row.sequence));
+                    batch.forget(path)?;
+                }
+                batch.keep(KNOWN, &known)
+            })?;
         }
     }
 }
@@ -740,6 +796,13 @@ impl Batch<'_> {
         let mut taken: Ledger = kept_in(&self.states, TAKEN)?.unwrap_or_default();
         taken.stands(from, sequence, at);
         self.keep(TAKEN, &taken)
+    }
+
+    /// All that one that knows this has is here.
+    pub fn knows(&mut self, other: &Knowledge) -> Result<(), Error> {
+        let mut known: Knowledge = kept_in(&self.states, KNOWN)?.unwrap_or_default();
+        known.join(other);
+        self.keep(KNOWN, &known)
     }
 
     fn keep(&mut self, key: &str, value: &impl Serialize) -> Result<(), Error> {

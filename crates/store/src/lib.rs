@@ -32,6 +32,7 @@
 //! | `stage` | a file made ready out of sight |
 //! | `filling` | its contents, as they come |
 //! | `parts` | digests of large files, by all processors |
+//! | `leftover` | directories that were removed elsewhere and hold what is no part of the set |
 //! | `apply` | operations staged, carried out and brought to the index together |
 //! | `apply/ready` | operations checked, and what they bring made ready |
 //! | `apply/place` | the one rename that carries an operation out |
@@ -51,6 +52,7 @@ mod error;
 mod export;
 mod filling;
 mod index;
+mod leftover;
 mod life;
 mod look;
 mod parts;
@@ -73,6 +75,7 @@ pub use error::{Error, Listing};
 pub use export::export;
 pub use filling::Filling;
 pub use index::{Batch, Index, Opened, Reader};
+pub use leftover::{LeftOut, clear, held_by};
 pub use look::{Look, Summary, look};
 pub use rows::{Row, State, Writer};
 pub use set::{Adopt, MARKER, Opener, Own, STAGE, Set, reserved as is_own};

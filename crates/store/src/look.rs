@@ -5,6 +5,7 @@ use crate::{
     dir::{Dir, Name},
     error::{At, Error},
     index::{Index, Reader},
+    leftover::{self, Held, Leftovers},
     recover::recover,
     rows::{self, Row, State},
     set::{Set, reserved},
@@ -19,7 +20,7 @@ use filesync::{
 };
 use rustix::{fs::FileType, io::Errno};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::Arc,
     thread::{self, Scope, ScopedJoinHandle},
@@ -58,6 +59,8 @@ pub struct Summary {
     pub removed: u64,
     /// What could not be told.
     pub counts: Counts,
+    /// Directories that were removed elsewhere, and that nothing holds here any more: see [`clear`](crate::clear).
+    pub released: Vec<Path>,
 }
 
 /// What is to be written of a path.
@@ -99,7 +102,7 @@ pub fn look(set: &Set, index: &Index, how: &Look<'_>) -> Result<Summary, Error> 
             thread::scope(|scope| see_all(scope, set, index, how, &state, &intents, tries == 0))?;
         match once {
             Once::Moved(so_far) => found += so_far,
-            Once::All(summary, unknown) => break (summary, unknown),
+            Once::All(summary, unknown) => break (*summary, unknown),
         }
     };
     summary.changed += found;
@@ -121,7 +124,7 @@ enum Once {
     /// Something was moved behind its back: nothing counts as removed. So many changes were found.
     Moved(u64),
     /// And what of it is not known.
-    All(Summary, Vec<Path>),
+    All(Box<Summary>, Vec<Path>),
 }
 
 /// Walks once; the `last` time what was moved counts as not known.
@@ -136,6 +139,12 @@ fn see_all<'scope, 'env>(
 ) -> Result<Once, Error> {
     let mut walk = Walk::new(&set.root, how.excluded, signed(how.now)).at("read", &set.name)?;
     let mut rows = index.cursor()?;
+    let reader = index.reader()?;
+    let leftovers = Leftovers {
+        set,
+        index: &reader,
+        new: &BTreeSet::new(),
+    };
     let mut next = walk.next(&mut rows)?;
     let root = state.root.as_ref().unwrap_or(&set.seen);
     match guard::recognise(root, &set.seen, state.live, u64::from(next.is_some())) {
@@ -153,6 +162,7 @@ fn see_all<'scope, 'env>(
         held: how.held,
         unit: how.unit,
         uncertain: index.is_uncertain()?,
+        forgotten: index.knowledge()?.forgotten,
     };
     let span = Span::new(&author, state.looked, how.now);
     let mut sights = Sights {
@@ -202,7 +212,20 @@ fn see_all<'scope, 'env>(
         if bytes.is_none() {
             walk.is_new();
         }
-        let proof = bytes.map(rows::proof).transpose()?.and_then(|(p, _)| p);
+        let mut proof = bytes.map(rows::proof).transpose()?.and_then(|(p, _)| p);
+        if let (What::Here(dir, stat), Some(row)) = (&what, bytes)
+            && is_directory(stat)
+            && proof.is_some()
+            && !rows::has_all(row)
+            && rows::decode_row(row)?.entry.node.is_none()
+        {
+            if sights.is_left(&leftovers, &path, dir)? {
+                walk.pass(&path, stat);
+                next = walk.next(&mut rows)?;
+                continue;
+            }
+            proof = None;
+        }
         let mut proven = match &what {
             What::Here(_, stat) => proof.is_some_and(|p| p.serves(stat, signed(how.now))),
             _ => false,
@@ -282,7 +305,7 @@ fn see_all<'scope, 'env>(
         ..
     } = sights;
     summary.counts.join(walk.counts);
-    Ok(Once::All(summary, unknown))
+    Ok(Once::All(Box::new(summary), unknown))
 }
 
 /// The time as a proof has it.
@@ -368,6 +391,33 @@ impl<I: Fn(&Path) -> Option<Entry>> Sights<'_, '_, '_, I> {
                 Some(Seen::Unknown)
             }
         }
+    }
+
+    /// Whether a directory that is there counts as removed, for nothing in it is part of the set.
+    fn is_left(
+        &mut self,
+        leftovers: &Leftovers<'_>,
+        path: &Path,
+        parent: &Dir,
+    ) -> Result<bool, Error> {
+        let Ok(directory) = parent.child(Name::last(path)) else {
+            return Ok(false); // whoever looks at it tells why
+        };
+        if !leftovers.has(path, &directory)? {
+            return Ok(false);
+        }
+        match leftovers.holder(path, &directory)? {
+            Some(Held::Here(_)) => return Ok(false),
+            Some(Held::Left(held)) => {
+                let why = format!("{held} is left out");
+                self.summary.counts.left.add(path, why);
+            }
+            None if leftover::is_certain(&directory).at("stat", path)? => {
+                self.summary.released.push(path.clone());
+            }
+            None => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Reads what is unread, and finds out what changed.

@@ -6,6 +6,7 @@ use crate::{
     dir::{Dir, Name, Places, own_directory},
     error::{At, Error},
     index::Index,
+    leftover::{self, LeftOut},
     stage,
     times::Times,
 };
@@ -93,6 +94,8 @@ pub struct Set {
     pub(crate) tells_of_names: bool,
     /// What lost.
     pub aside: Aside,
+    /// What in it is no part of the set. A look is told that, too.
+    pub left_out: Box<dyn LeftOut>,
 }
 
 impl Set {
@@ -171,6 +174,7 @@ impl Set {
             identity,
             moved,
             aside,
+            left_out: Box::new(leftover::Nothing),
         })
     }
 

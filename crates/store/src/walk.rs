@@ -27,6 +27,8 @@ pub struct Counts {
     pub unreadable: Listing,
     /// Are nothing that could be kept alike: sockets.
     pub skipped: Listing,
+    /// Directories that were removed elsewhere and stay for what is left out of the set.
+    pub left: Listing,
     /// Files that were read.
     pub read: u64,
     /// Directories whose names were read.
@@ -40,6 +42,7 @@ impl Counts {
         self.growing.join(other.growing);
         self.unreadable.join(other.unreadable);
         self.skipped.join(other.skipped);
+        self.left.join(other.left);
         self.read += other.read;
         self.listed += other.listed;
     }
@@ -164,6 +167,15 @@ where
             names,
         });
         Ok(())
+    }
+
+    /// Nothing in this directory, which is like this, is part of the set.
+    pub(crate) fn pass(&mut self, path: &Path, stat: &Stat) {
+        self.entered.push(Entered {
+            path: Some(path.clone()),
+            inode: stat.inode,
+            ctime: stat.ctime,
+        });
     }
 
     /// The index knows nothing of a name in the directory of the last step.

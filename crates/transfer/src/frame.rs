@@ -4,7 +4,7 @@
 //!   header length (u32, little-endian)   blob length (u32)   header   blob
 //! ```
 
-use filesync::{Digest, Path, Replica, Standing};
+use filesync::{Digest, Knowledge, Path, Replica, Standing};
 use linux::sparse::Extent;
 use protocol::{
     codec::{self, CodecError, MESSAGE_MAX},
@@ -223,8 +223,8 @@ pub(crate) enum Response {
     /// That was all.
     Done,
     Refused(String),
-    /// The history that it is part of; since version 4, after its greeting.
-    Standing(Standing),
+    /// The history that it is part of, and what it has heard of; since version 4, after its greeting.
+    Standing(Standing, Knowledge),
     /// Among a file's parts: so many zeros; since version 4.
     Hole {
         length: u64,

@@ -9,7 +9,7 @@ use crate::{
     },
     recipes::Recipes,
 };
-use filesync::{Digest, Entry, Path, Replica, Standing};
+use filesync::{Digest, Entry, Knowledge, Path, Replica, Standing};
 use protocol::{codec, wire::beat::Freshness};
 use std::{
     collections::VecDeque,
@@ -36,6 +36,8 @@ pub struct Greeting {
     pub fresh: Freshness,
     /// The history that it is part of.
     pub standing: Standing,
+    /// What it has heard of.
+    pub knowledge: Knowledge,
 }
 
 /// A file whose contents are wanted.
@@ -152,12 +154,12 @@ impl<S: Read + Write> Puller<S> {
         if version != self.version {
             return Err(Error::Unexpected("another version"));
         }
-        let standing = match self.version > OLDEST {
+        let (standing, knowledge) = match self.version > OLDEST {
             true => match self.hear()? {
-                Response::Standing(standing) => standing,
+                Response::Standing(standing, knowledge) => (standing, knowledge),
                 _ => return Err(Error::Unexpected("no standing")),
             },
-            false => Standing::default(),
+            false => Default::default(),
         };
         Ok(Greeting {
             replica,
@@ -165,6 +167,7 @@ impl<S: Read + Write> Puller<S> {
             told,
             fresh,
             standing,
+            knowledge,
         })
     }
 

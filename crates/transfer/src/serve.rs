@@ -9,7 +9,7 @@ use crate::{
     recipes::{CHUNKS_MAX, Recipes},
     recut::recut,
 };
-use filesync::{Digest, Entry, Node, Path, Replica, Standing};
+use filesync::{Digest, Entry, Knowledge, Node, Path, Replica, Standing};
 use linux::sparse::Part;
 use protocol::{codec, wire::beat::Freshness};
 use std::{
@@ -39,6 +39,10 @@ pub trait Origin {
     ) -> Result<(Replica, u64, u64), String>;
     /// The history that it is part of, once greeted.
     fn standing(&mut self) -> io::Result<Standing>;
+    /// What it has heard of, once greeted.
+    fn knowledge(&mut self) -> io::Result<Knowledge> {
+        Ok(Knowledge::default())
+    }
     /// How fresh what is here is, once greeted.
     fn fresh(&self) -> Freshness;
     /// The entries with a sequence number above `after`, in order of path.
@@ -106,7 +110,8 @@ pub fn serve<S: Read + Write>(
                             fresh: origin.fresh(),
                         })?;
                         if version > OLDEST {
-                            answers.say(&Response::Standing(origin.standing()?))?;
+                            let standing = origin.standing()?;
+                            answers.say(&Response::Standing(standing, origin.knowledge()?))?;
                         }
                     }
                     Err(why) => {

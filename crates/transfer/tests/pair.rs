@@ -93,6 +93,7 @@ impl Memory {
             held: false,
             unit: 1,
             uncertain: false,
+            forgotten: None,
         };
         let entry = |(name, bytes): &(&str, Vec<u8>)| {
             let kind = match *name {

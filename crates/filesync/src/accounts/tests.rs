@@ -77,6 +77,7 @@ fn settled(
         held: false,
         unit: 1,
         uncertain: false,
+        forgotten: None,
     };
     let [mut first, mut here_by, mut there_by] = ["a", "b", "c"].map(author);
     let mut versions = Vec::new();

@@ -5,6 +5,7 @@ use crate::{
     attributes,
     dir::{Dir, Name, is_no_way},
     error::At,
+    leftover::{Held, Leftovers},
     look::signed,
     sight,
     stage::Temp,
@@ -37,7 +38,13 @@ impl Run<'_> {
         }
         let mut proof = None;
         match &action {
-            Action::Note | Action::Make(..) => {}
+            Action::Note => {
+                // It may be there still, for what is left out.
+                if operation.entry.node.is_none() {
+                    proof = self.reader.row(path)?.and_then(|row| row.proof);
+                }
+            }
+            Action::Make(..) => {}
             Action::Within => {
                 if self.lost.iter().any(|lost| path.is_below(lost)) {
                     return Err(NO_DIRECTORY);
@@ -53,7 +60,7 @@ impl Run<'_> {
                     }
                     false => before,
                 };
-                self.remove(path, before)?;
+                proof = self.remove(path, before)?;
             }
             Action::Give => proof = self.give(&operation, before)?,
             Action::Move(from, stat) => {
@@ -192,14 +199,8 @@ impl Run<'_> {
         const OTHER: Refusal = Refusal::PutOff("something else is there by now");
         let stage = &self.set.stage;
         let directory = is_kind(before, FileType::Directory);
-        if directory
-            && !dir
-                .child(name)
-                .and_then(|d| d.names())
-                .at("read", path)?
-                .is_empty()
-        {
-            return Err(Refusal::PutOff("there is something in it"));
+        if directory && let Some(held) = self.empty(path, dir, name)? {
+            return Err(Refusal::Held(held.path()));
         }
         match stage.rename(temp.name(), dir, name, RenameFlags::EXCHANGE) {
             Err(e) if is(&e, Errno::NOENT) => return Err(OTHER),
@@ -234,18 +235,14 @@ impl Run<'_> {
         }
     }
 
-    fn remove(&self, path: &Path, before: Option<Stat>) -> Result<(), Refusal> {
+    /// Returns by what to know a directory again that stays.
+    fn remove(&mut self, path: &Path, before: Option<Stat>) -> Result<Option<Proof>, Refusal> {
         let Some(before) = before else {
-            return Ok(()); // it was moved
+            return Ok(None); // it was moved
         };
         let (dir, name) = self.place(path)?;
         if is_kind(&before, FileType::Directory) {
-            return match dir.remove_directory(name) {
-                Err(e) if is(&e, Errno::NOTEMPTY) => {
-                    Err(Refusal::PutOff("there is something in it"))
-                }
-                other => Ok(other.at("remove", path)?),
-            };
+            return self.remove_directory(path, &dir, name, before);
         }
         let (stage, temp) = (&self.set.stage, Temp::new().at("remove", path)?);
         dir.rename(name, stage, temp.name(), RenameFlags::empty())
@@ -255,14 +252,66 @@ impl Run<'_> {
             into_nothing(stage, temp.name(), &dir, name).at_path("put back", path)?;
             return Err(Refusal::PutOff("something else is there by now"));
         }
-        Ok(stage.unlink(temp.name()).at("remove", path)?)
+        stage.unlink(temp.name()).at("remove", path)?;
+        Ok(None)
+    }
+
+    /// What is left out of the set stays, and its directory for it.
+    fn remove_directory(
+        &mut self,
+        path: &Path,
+        dir: &Dir,
+        name: Name,
+        stat: Stat,
+    ) -> Result<Option<Proof>, Refusal> {
+        match dir.remove_directory(name) {
+            Err(e) if is(&e, Errno::NOTEMPTY) => {}
+            other => {
+                other.at("remove", path)?;
+                return Ok(None);
+            }
+        }
+        match self.empty(path, dir, name)? {
+            Some(Held::Here(held)) => Err(Refusal::Held(held)),
+            Some(Held::Left(held)) => {
+                let why = format!("{held} is left out");
+                self.applied.left.add(path, why);
+                self.left.insert(path.clone());
+                let (at, lent) = (signed(self.now), false);
+                Ok(Some(Proof { stat, at, lent }))
+            }
+            None => match dir.remove_directory(name) {
+                Err(e) if is(&e, Errno::NOTEMPTY) => {
+                    Err(Refusal::PutOff("something came into it meanwhile"))
+                }
+                other => {
+                    other.at("remove", path)?;
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    /// Removes what is in a directory and goes with it, if nothing else holds that; or what does.
+    fn empty(&self, path: &Path, dir: &Dir, name: Name) -> Result<Option<Held>, Refusal> {
+        let directory = dir.child(name).at("open", path)?;
+        let leftovers = Leftovers {
+            set: self.set,
+            index: &self.reader,
+            new: &self.left,
+        };
+        let held = leftovers.holder(path, &directory)?;
+        if held.is_none() {
+            leftovers.clear(path, &directory)?;
+        }
+        Ok(held)
     }
 
     /// What stays gets what it is to have; what a cut leaves half done, the next look finishes.
     fn give(&self, operation: &Operation, before: Option<Stat>) -> Result<Option<Proof>, Refusal> {
         let path = &operation.path;
         let was = operation.was.as_ref().and_then(|w| w.node.as_ref());
-        let (Some(node), Some(was), Some(before)) = (&operation.entry.node, was, before) else {
+        let (Some(node), Some(before)) = (&operation.entry.node, before) else {
             return Err(Refusal::PutOff("nothing is there"));
         };
         let (dir, name) = self.place(path)?;
@@ -273,7 +322,7 @@ impl Run<'_> {
         }
         attributes::give(&there, node, dir.calls())
             .inspect_err(|_| {
-                let _ = attributes::give(&there, was, dir.calls());
+                let _ = was.map(|was| attributes::give(&there, was, dir.calls()));
             })
             .at("change", path)?;
         if node.is_directory() || now != before {

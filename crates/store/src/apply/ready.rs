@@ -117,7 +117,9 @@ impl Run<'_> {
                 Action::Link(to.clone())
             }
             Some(node) if was.is_some_and(|was| stays(was, node)) => Action::Give,
-            Some(node) => match self.movable(&operation, node)? {
+            // It was left over.
+            Some(node) if node.is_directory() && was.is_none() && before.is_some() => Action::Give,
+            Some(node) => match self.movable(&operation, node, before)? {
                 Some((from, stat)) => Action::Move(from, stat),
                 None => {
                     if operation.goes_on() {
@@ -234,11 +236,16 @@ impl Run<'_> {
     }
 
     /// Where a file can be moved from as it is: no contents, no metadata, no other name changes.
-    fn movable(&self, operation: &Operation, node: &Node) -> Result<Option<(Path, Stat)>, Refusal> {
+    fn movable(
+        &self,
+        operation: &Operation,
+        node: &Node,
+        before: Option<Stat>,
+    ) -> Result<Option<(Path, Stat)>, Refusal> {
         let Source::Move(from) = &operation.source else {
             return Ok(None);
         };
-        if operation.was.as_ref().is_some_and(|w| w.node.is_some()) {
+        if before.is_some() || operation.was.as_ref().is_some_and(|w| w.node.is_some()) {
             return Ok(None);
         }
         let row = self.reader.row(from)?;

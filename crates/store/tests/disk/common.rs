@@ -80,6 +80,8 @@ pub struct Open {
     pub together: usize,
     /// Entries planned at once.
     pub page: usize,
+    /// What would be lost is not removed.
+    pub strict: bool,
 }
 
 impl Store {
@@ -140,6 +142,7 @@ impl Store {
             index,
             together: 4096,
             page: 7,
+            strict: false,
         })
     }
 
@@ -209,6 +212,7 @@ impl Open {
             held: false,
             unit: 100_000_000,
             uncertain: false,
+            forgotten: None,
         })
     }
 
@@ -232,7 +236,18 @@ impl Open {
         let from = other.index.state()?;
         let (from, last) = (from.replica, from.sequence);
         let taken = self.index.taken()?.map(|taken| taken.told(&from));
-        let told = told.min(taken.unwrap_or(told));
+        let mut told = told.min(taken.unwrap_or(told));
+        let known = other.index.knowledge()?;
+        planner.known = self.index.knowledge()?;
+        if !known.told_all(told) {
+            told = 0;
+            for row in self.index.rows()? {
+                let (path, row) = row?;
+                if other.index.row(&path)?.is_none() && row.entry.node.is_some() {
+                    planner.unnamed(path, row.entry, &known, &state.replica.server);
+                }
+            }
+        }
         let mut offers = other
             .index
             .since(told)?
@@ -247,14 +262,27 @@ impl Open {
             pulled.add(self, operations, &mut contents)?;
         }
         let reader = self.index.reader()?;
+        if self.strict {
+            let came = self.index.rows()?.filter_map(|item| match item {
+                Ok((path, row)) => (row.sequence > state.sequence).then_some(Ok((path, row.entry))),
+                Err(e) => Some(Err(e)),
+            });
+            let lost = planner.lost(&reader, came)?;
+            pulled.refused = lost.len();
+            if !lost.is_empty() {
+                planner.refuse(&lost);
+            }
+        }
         planner.orphans(&reader, &mut self.author()?, later());
         pulled.add(self, planner.groups(&reader), &mut contents)?;
         pulled.add(self, planner.removals(), &mut contents)?;
         let reader = self.index.reader()?;
         let operations = planner.directories(&reader, &mut self.author()?, later());
         pulled.add(self, operations, &mut contents)?;
+        let resolved = planner.is_resolved();
         pulled.conflicts = planner.conflicts;
-        if pulled.applied.iter().all(Applied::is_complete) {
+        if pulled.is_complete() && resolved {
+            self.index.write(|batch| batch.knows(&known))?;
             let mut ledger = other.index.ledger()?;
             ledger.acknowledged(&state.replica, last, later());
             other.index.write(|batch| batch.ledger(&ledger))?;
@@ -273,6 +301,8 @@ pub struct Pulled {
     pub operations: usize,
     pub conflicts: Vec<Conflict>,
     pub applied: Vec<Applied>,
+    /// So many removals.
+    pub refused: usize,
 }
 
 impl Pulled {
@@ -294,7 +324,7 @@ impl Pulled {
     }
 
     pub fn is_complete(&self) -> bool {
-        self.applied.iter().all(Applied::is_complete)
+        self.refused == 0 && self.applied.iter().all(Applied::is_complete)
     }
 }
 

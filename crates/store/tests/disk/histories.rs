@@ -184,6 +184,14 @@ impl World {
         Ok(ran)
     }
 
+    /// A run in which nothing that would be lost is removed: what is left is nobody's edit.
+    fn strict(&mut self, i: usize) -> Result<Ran, String> {
+        self.opens.iter_mut().for_each(|open| open.strict = true);
+        let ran = self.run(i, false);
+        self.opens.iter_mut().for_each(|open| open.strict = false);
+        ran
+    }
+
     /// Runs until nobody has anything to do.
     fn settle(&mut self, first: usize) -> Result<(), String> {
         let n = self.opens.len();
@@ -262,6 +270,17 @@ impl World {
         let first = self.users.random.below(n as u64) as usize;
         let apart = self.users.round.is_apart();
         let mut conflicts = Vec::new();
+        if self.users.random.below(3) == 0 {
+            conflicts.extend(self.strict(first)?.conflicts);
+            for (i, open) in self.opens.iter().enumerate() {
+                let again = see(open, self.fast[i])?;
+                if again.changed + again.removed > 0 && apart {
+                    return Err(format!(
+                        "what is refused counts as an edit on {i}: {again:?}"
+                    ));
+                }
+            }
+        }
         for k in 0..n {
             let ran = self.run((first + k) % n, false)?;
             conflicts.extend(ran.conflicts);

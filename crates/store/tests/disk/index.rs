@@ -51,6 +51,7 @@ fn author(count: u64) -> Author {
         held: false,
         unit: 1,
         uncertain: false,
+        forgotten: None,
     }
 }
 
@@ -314,7 +315,8 @@ fn tombstones_go_when_all_have_them_and_no_backup_is_older() {
             batch.note(&path("untold"), &entry(None, 4), None, old)
         })
         .unwrap();
-    assert_eq!(index.forget(&others, now, day).unwrap(), 0);
+    let before = now - 2 * u64::try_from(day.as_nanos()).unwrap();
+    assert_eq!(index.forget(&others, before, day).unwrap(), 0);
     let mut ledger = Ledger::default();
     let beta = Replica {
         server: "beta".parse().unwrap(),
