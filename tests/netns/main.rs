@@ -25,9 +25,9 @@ mod slow;
 use scene::Outcome;
 use std::{
     env, fs,
-    io::Write,
     os::unix::process::ExitStatusExt,
     process::{Command, ExitCode, Stdio, exit},
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -148,6 +148,23 @@ tests! {
         an_ordinary_user_can_run_a_lab;
 }
 
+/// So many run at once: nearly all of the time each of them waits.
+const AT_ONCE: usize = 3;
+
+/// These load the machine, or look at what happens within milliseconds.
+const ALONE: [&str; 10] = [
+    "handovers_lose_no_request",
+    "handovers_lose_no_request_over_ipv6",
+    "floods_of_garbage_hide_no_beat",
+    "hogs_and_memory_pressure_disturb_nothing",
+    "the_lease_changes_while_running",
+    "a_thousand_addresses_move",
+    "two_hundred_virtual_servers_move",
+    "a_killed_electd_is_gone_and_back_at_once",
+    "chaos_for_a_while",
+    "chaos_of_files_for_a_while",
+];
+
 /// These take half a minute or more each, and repeat what shorter ones do until something gives.
 const NIGHTLY: [&str; 18] = [
     "replayed_and_reordered_beats_change_nothing",
@@ -190,7 +207,7 @@ fn main() -> ExitCode {
     }
     let (options, parts): (Vec<_>, Vec<_>) = args.into_iter().partition(|a| a.starts_with("--"));
     let unknown = |name: &&&str| !TESTS.iter().any(|test| test.name == **name);
-    if let Some(name) = NIGHTLY.iter().find(unknown) {
+    if let Some(name) = NIGHTLY.iter().chain(&ALONE).find(unknown) {
         println!("no scenario is named {name}");
         return ExitCode::FAILURE;
     }
@@ -206,39 +223,77 @@ fn main() -> ExitCode {
             .for_each(|t| println!("{}: test", t.name));
         return ExitCode::SUCCESS;
     }
-    let strict = env::var_os("STANDIN_TESTS_SKIP_NOTHING").is_some();
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for test in TESTS.iter().filter(wanted) {
-        print!("test {} ... ", test.name);
-        let _ = std::io::stdout().flush();
-        let start = Instant::now();
-        match spawn(test) {
-            (Some(0), _) => {
-                passed += 1;
-                println!("ok ({:.0} s)", start.elapsed().as_secs_f64());
-            }
-            (Some(SKIPPED), output) if !strict => {
-                skipped += 1;
-                println!(
-                    "skipped ({})",
-                    output.trim().lines().last().unwrap_or("no reason given")
-                );
-            }
-            (code, output) => {
-                failed += 1;
-                let how = code.map_or("ended by a Unix signal".to_owned(), |c| {
-                    format!("exit code {c}")
-                });
-                println!("FAILED ({how})\n{}", output.trim_end());
-            }
+    let (alone, together): (Vec<_>, Vec<_>) = TESTS
+        .iter()
+        .filter(wanted)
+        .partition(|test| ALONE.contains(&test.name));
+    let ends = [run_all(together, AT_ONCE), run_all(alone, 1)].concat();
+    let count = |wanted| ends.iter().filter(|end| **end == wanted).count();
+    let failed = count(End::Failed);
+    println!(
+        "\n{} passed, {failed} failed, {} skipped",
+        count(End::Passed),
+        count(End::Skipped)
+    );
+    match failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// Runs scenarios, so many at once.
+fn run_all(tests: Vec<&Test>, at_once: usize) -> Vec<End> {
+    let (left, ends) = (Mutex::new(tests.into_iter()), Mutex::new(Vec::new()));
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some(test) = next() {
+            let end = run(test);
+            ends.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(end);
         }
-    }
-    println!("\n{passed} passed, {failed} failed, {skipped} skipped");
-    if failed > 0 {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    };
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(work);
+        }
+    });
+    ends.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs one and tells how it went.
+fn run(test: &Test) -> End {
+    let strict = env::var_os("STANDIN_TESTS_SKIP_NOTHING").is_some();
+    let start = Instant::now();
+    let (code, output) = spawn(test);
+    let (end, told) = match code {
+        Some(0) => (
+            End::Passed,
+            format!("ok ({:.0} s)", start.elapsed().as_secs_f64()),
+        ),
+        Some(SKIPPED) if !strict => {
+            let why = output.trim().lines().last().unwrap_or("no reason given");
+            (End::Skipped, format!("skipped ({why})"))
+        }
+        _ => {
+            let how = code.map_or("ended by a Unix signal".to_owned(), |c| {
+                format!("exit code {c}")
+            });
+            (
+                End::Failed,
+                format!("FAILED ({how})\n{}", output.trim_end()),
+            )
+        }
+    };
+    println!("test {} ... {told}", test.name);
+    end
 }
 
 /// Runs a scenario as a process of its own; its exit code and what it printed.
