@@ -381,7 +381,7 @@ impl Planner {
             }
             gone.insert(path.clone());
             match operation.joins() {
-                Some(file) if self.after.contains_key(file) => {
+                Some(file) if self.after.contains_key(file) || replaced.contains(file) => {
                     self.after.insert(path, operation);
                 }
                 _ => operations.push(self.place(tree, operation)),

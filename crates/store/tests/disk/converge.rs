@@ -197,3 +197,28 @@ fn edits_deep_in_a_directory_that_becomes_a_file_are_kept_aside_in_one_run() {
     kept.sort();
     assert_eq!(kept, edited);
 }
+
+#[test]
+fn two_directories_become_a_file_and_a_further_name_of_it_in_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = (
+        Store::new(dir.path(), "alpha"),
+        Store::new(dir.path(), "beta"),
+    );
+    for name in ["a", "b"] {
+        fs::create_dir(alpha.at(name)).unwrap();
+    }
+    alpha.write("b/in", "it goes");
+    alpha.look();
+    beta.look();
+    beta.open().pull(&alpha.open()).unwrap();
+    fs::remove_dir(alpha.at("a")).unwrap();
+    fs::remove_dir_all(alpha.at("b")).unwrap();
+    alpha.write("a", "of two names");
+    fs::hard_link(alpha.at("a"), alpha.at("b")).unwrap();
+    alpha.look();
+    beta.look();
+    let pulled = beta.open().pull(&alpha.open()).unwrap();
+    assert!(pulled.is_complete());
+    assert_eq!(tree(&beta.root), tree(&alpha.root));
+}

@@ -191,7 +191,10 @@ impl Round {
                 if seen.mode & KIND != FILE || value.is_empty() || mine.contains(value) {
                     continue;
                 }
-                let names = |t: &BTreeSet<PathBuf>| seen.names.iter().any(|name| t.contains(name));
+                // A copy may have been touched, and stay.
+                let same =
+                    |name: &PathBuf| self.base.get(name).is_some_and(|s| s.contents == *value);
+                let names = |t: &BTreeSet<PathBuf>| t.iter().any(same);
                 if !self.others(i).any(|(_, t)| names(t)) && there.contains(value) {
                     return Err(format!(
                         "{i} removed {path:?}, nobody else touched it, and it is there"
