@@ -55,12 +55,6 @@ impl Report {
             && !self.conflicts.iter().any(open)
     }
 
-    /// See [`Planner::is_resolved`].
-    fn is_resolved(&self) -> bool {
-        let stayed = |c: &Conflict| c.outcome == Outcome::Stayed;
-        !self.conflicts.iter().any(stayed)
-    }
-
     /// As it is told to the other.
     pub fn farewell(&self) -> Farewell {
         Farewell {
@@ -174,7 +168,7 @@ pub fn pull<S: Read + Write>(
         unkept.join(local.keep().map_err(failed)?);
         if report.is_complete() {
             let known = local.index.knowledge().map_err(failed)?;
-            let resolved = report.is_resolved();
+            let resolved = !report.conflicts.iter().any(Conflict::stayed);
             if last > after && resolved {
                 puller.took(last)?;
                 let noted = has_all(local, greeting, standing, resolved);

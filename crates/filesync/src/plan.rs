@@ -143,6 +143,14 @@ pub struct Conflict {
     pub outcome: Outcome,
 }
 
+impl Conflict {
+    /// The other's version lost to the one here. The other has still to keep it aside, and until then it counts as neither
+    /// taken nor known: nothing may be built on its having given way.
+    pub fn stayed(&self) -> bool {
+        self.outcome == Outcome::Stayed
+    }
+}
+
 /// What a run makes of what the other replica offers.
 #[derive(Debug, Default)]
 pub struct Planner {
@@ -306,13 +314,6 @@ impl Planner {
         ordered
             .map(|operation| self.place(tree, operation))
             .collect()
-    }
-
-    /// Nothing of the other lost to what is here. Else it has still to keep that aside, and until then it counts as neither
-    /// taken nor known: nothing may be built on its having given way.
-    pub fn is_resolved(&self) -> bool {
-        let stayed = |c: &Conflict| c.outcome == Outcome::Stayed;
-        !self.conflicts.iter().any(stayed)
     }
 
     /// The files and directories that the run would remove.

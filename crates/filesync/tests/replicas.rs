@@ -435,7 +435,7 @@ impl Machine {
             "{:?}",
             planner.conflicts
         );
-        pulled.resolved = planner.is_resolved();
+        pulled.resolved = !planner.conflicts.iter().any(filesync::Conflict::stayed);
         if planner.yields && pulled.complete {
             for (path, (entry, _)) in other.index.iter().filter(|(p, _)| conflicts.contains(*p)) {
                 let node = self.index.get(path).and_then(|(e, _)| e.node.as_ref());

@@ -279,7 +279,7 @@ impl Open {
         let reader = self.index.reader()?;
         let operations = planner.directories(&reader, &mut self.author()?, later());
         pulled.add(self, operations, &mut contents)?;
-        let resolved = planner.is_resolved();
+        let resolved = !planner.conflicts.iter().any(filesync::Conflict::stayed);
         pulled.conflicts = planner.conflicts;
         if pulled.is_complete() && resolved {
             self.index.write(|batch| batch.knows(&known))?;
