@@ -244,21 +244,7 @@ impl Shell {
                     self.report(report);
                 }
             }
-            Event::Ctl {
-                conn,
-                request: CtlRequest::SyncNow { sets, peers },
-            } => {
-                let reply = self.wanted(&sets, &peers);
-                self.events.reply(conn, &reply);
-                if let CtlReply::Done(_) = reply {
-                    self.events.hold(conn);
-                    self.waiting.push(Waiting { conn, sets, peers });
-                }
-            }
-            Event::Ctl { conn, request } => {
-                let reply = self.answer(request);
-                self.events.reply(conn, &reply);
-            }
+            Event::Ctl { conn, request } => self.answer(conn, request),
             Event::Terminate => self.stopped = true,
             Event::Reload => self.reload(),
             Event::Message { .. }
@@ -435,15 +421,9 @@ impl Shell {
 
     // ---- the operator --------------------------------------------------------------------------------
 
-    fn answer(&mut self, request: CtlRequest) -> CtlReply {
-        match request {
-            CtlRequest::Status => {
-                let detail = Detail::Syncd(Box::new(self.status()));
-                let counters = self.events.counters();
-                let clock = Some(self.steer.in_words()).filter(|words| !words.is_empty());
-                let notes = self.notes.values().cloned().chain(clock).collect();
-                CtlReply::Status(Box::new(self.boot.status(counters, notes, detail)))
-            }
+    fn answer(&mut self, conn: ConnId, request: CtlRequest) {
+        let reply = match request {
+            CtlRequest::Status => self.told_status(),
             CtlRequest::SyncTook { set, changes } => {
                 if changes > 0 {
                     self.plan.brought(&set, now());
@@ -451,7 +431,15 @@ impl Shell {
                 self.follow.now();
                 CtlReply::Done(String::new())
             }
-            CtlRequest::SyncNow { sets, peers } => self.wanted(&sets, &peers),
+            CtlRequest::SyncNow { sets, peers } => {
+                let reply = self.wanted(&sets, &peers);
+                self.events.reply(conn, &reply);
+                if let CtlReply::Done(_) = reply {
+                    self.events.hold(conn);
+                    self.waiting.push(Waiting { conn, sets, peers });
+                }
+                return;
+            }
             CtlRequest::Promote { .. }
             | CtlRequest::Resign
             | CtlRequest::Maintenance(_)
@@ -459,7 +447,16 @@ impl Shell {
             | CtlRequest::ServerRemove(_) => {
                 CtlReply::No("that is electd's to do, not syncd's".into())
             }
-        }
+        };
+        self.events.reply(conn, &reply);
+    }
+
+    fn told_status(&self) -> CtlReply {
+        let detail = Detail::Syncd(Box::new(self.status()));
+        let counters = self.events.counters();
+        let clock = Some(self.steer.in_words()).filter(|words| !words.is_empty());
+        let notes = self.notes.values().cloned().chain(clock).collect();
+        CtlReply::Status(Box::new(self.boot.status(counters, notes, detail)))
     }
 
     /// Whoever waits for what was tried by now hears how it went.
@@ -470,7 +467,7 @@ impl Shell {
         if done.is_empty() {
             return;
         }
-        let reply = self.answer(CtlRequest::Status);
+        let reply = self.told_status();
         for Waiting { conn, .. } in done {
             self.events.reply(conn, &reply);
         }
