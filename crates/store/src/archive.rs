@@ -21,7 +21,7 @@
 //! those of the other servers. A clock that is behind makes no version older than it is.
 
 use crate::{
-    contents::{BUFFER, ZEROS},
+    contents::zeros,
     dir::own_directory,
     error::{At, Error, Listing},
     index::Index,
@@ -341,12 +341,10 @@ impl Archive {
             return Ok(false);
         };
         for name in recipe.value().get(8..).unwrap_or_default().chunks(32) {
-            if let Some(mut length) = hole_of(name) {
-                while length > 0 {
-                    let some = usize::try_from(length).unwrap_or(BUFFER).min(BUFFER);
-                    piece(&ZEROS[..some]).at("read", "what is kept")?;
-                    length -= some as u64;
-                }
+            if let Some(length) = hole_of(name) {
+                zeros(length)
+                    .try_for_each(&mut piece)
+                    .at("read", "what is kept")?;
                 continue;
             }
             let chunk = chunks

@@ -18,6 +18,15 @@ pub(crate) const BUFFER: usize = 128 * 1024;
 pub(crate) const PAGE: usize = 4096;
 pub(crate) static ZEROS: [u8; BUFFER] = [0; BUFFER];
 
+/// So many zeros, piece by piece.
+pub(crate) fn zeros(mut count: u64) -> impl Iterator<Item = &'static [u8]> {
+    std::iter::from_fn(move || {
+        let some = usize::try_from(count).unwrap_or(BUFFER).min(BUFFER);
+        count -= some as u64;
+        Some(&ZEROS[..some]).filter(|piece| !piece.is_empty())
+    })
+}
+
 /// Length of a file that is like this, and whether it has no holes.
 pub(crate) fn extents(stat: &Stat) -> (u64, bool) {
     let size = u64::try_from(stat.st_size).unwrap_or(0);

@@ -159,11 +159,9 @@ fn is_zeros(bytes: &[u8]) -> bool {
         .all(|some| some == &ZEROS[..some.len()])
 }
 
-fn add_zeros(hasher: &mut Hasher, mut count: u64) {
-    while count > 0 {
-        let some = usize::try_from(count).unwrap_or(BUFFER).min(BUFFER);
-        hasher.update(&ZEROS[..some]);
-        count -= some as u64;
+fn add_zeros(hasher: &mut Hasher, count: u64) {
+    for piece in contents::zeros(count) {
+        hasher.update(piece);
     }
 }
 
