@@ -104,7 +104,7 @@ impl Knowledge {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         entry::Author,
@@ -112,7 +112,7 @@ mod tests {
         version::{Relation, Replica},
     };
 
-    fn author(name: &str) -> Author {
+    pub(crate) fn author(name: &str) -> Author {
         Author {
             replica: Replica {
                 server: name.parse().unwrap(),

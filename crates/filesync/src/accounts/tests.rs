@@ -1,5 +1,5 @@
 use super::*;
-use crate::version::Replica;
+use crate::knowledge::tests::author;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -68,17 +68,6 @@ fn settled(
     here: &Texts,
     there: &Texts,
 ) -> Result<(Texts, Vec<Note>), Unsettled> {
-    let author = |server: &str| Author {
-        replica: Replica {
-            server: server.parse().unwrap(),
-            incarnation: 1,
-        },
-        count: 0,
-        held: false,
-        unit: 1,
-        uncertain: false,
-        forgotten: None,
-    };
     let [mut first, mut here_by, mut there_by] = ["a", "b", "c"].map(author);
     let mut versions = Vec::new();
     for (file, text) in base {

@@ -130,8 +130,8 @@ mod tests {
     use super::*;
     use crate::{
         entry::{Author, Digest, Node},
+        knowledge::tests::author,
         observe::tests::file,
-        version::Replica,
     };
     use std::convert::Infallible;
 
@@ -181,18 +181,7 @@ mod tests {
 
     impl Server {
         fn of(name: &str, paths: &[(&str, &str)]) -> Self {
-            let author = Author {
-                replica: Replica {
-                    server: name.parse().unwrap(),
-                    incarnation: 1,
-                },
-                count: 0,
-                held: false,
-                unit: 1,
-                uncertain: false,
-                forgotten: None,
-            };
-            let mut server = Self(BTreeMap::new(), author);
+            let mut server = Self(BTreeMap::new(), author(name));
             paths
                 .iter()
                 .for_each(|(path, what)| server.set(path, Some(what)));
