@@ -44,7 +44,8 @@ fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .args(Args::definitions())
         .after_help(
-            "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration.",
+            "Exit codes: 0 all is alike, 1 something is not, 2 wrong usage or configuration, \
+             3 nothing is wrong but sockets (run) or a server that does not answer (reach).",
         )
         .subcommands([run::command(), serve::command(), conflicts::command()])
         .subcommands([restore::command(), why::command()])

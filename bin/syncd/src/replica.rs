@@ -34,7 +34,7 @@ const ANSWER: Duration = Duration::from_millis(500);
 const HORIZON: Duration = Duration::from_secs(30 * 86_400);
 
 /// So many files are verified together.
-pub const VERIFIED: usize = 256;
+const VERIFIED: usize = 256;
 
 /// See the module.
 pub struct Local {

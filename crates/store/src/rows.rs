@@ -7,7 +7,7 @@
 //! | `digests` | digest, path of a file that has it | |
 //! | `links` | path of a file, path of a further name | |
 //! | `intents` | path | what is about to be there |
-//! | `state` | `state`, `writer`, `ledger`, `taken`, `standing`, `identity`, `changed`, `file`, `uncertain`, `owner`, `given-up`, `times` | [`State`], [`Writer`], [`filesync::Ledger`] of the others and of this replica, [`filesync::Standing`], [`filesync::guard::Identity`], [`protocol::owner::Owner`], [`crate::Times`] |
+//! | `state` | `state`, `writer`, `ledger`, `taken`, `standing`, `identity`, `changed`, `file`, `uncertain`, `owner`, `given-up`, `times`, `known`, `swept` | [`State`], [`Writer`], [`filesync::Ledger`] of the others and of this replica, [`filesync::Standing`], [`filesync::guard::Identity`], [`protocol::owner::Owner`], [`crate::Times`], [`filesync::Knowledge`], when |
 //!
 //! A path is written with NUL for its slashes: so the order of bytes is the order of paths, and no path is the beginning
 //! of another one followed by two NULs. Each record begins with the version of its form.
